@@ -1,0 +1,46 @@
+"""Language-queried sound separation in JAX.
+
+    import audiosep_jax as asj
+    separator = asj.load('checkpoint/directory')
+    out = separator.separate(audio, ['a dog barking'], sample_rate=44100)
+
+Names are imported on first use, so that `import audiosep_jax` costs nothing and pulls in no framework.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = '0.1.0'
+
+_HOME = {
+    'load': 'separate',
+    'Separator': 'separate',
+    'Separation': 'separate',
+    'stft': 'stft',
+    'istft': 'stft',
+    'ResUNet30': 'resunet',
+    'AudioSep': 'model',
+    'ModelConfig': 'model',
+    'SegmentMixer': 'mixing',
+    'load_encoder': 'encoders',
+    'AudioSepError': 'errors',
+}
+__all__ = [*_HOME, 'metrics']
+
+if TYPE_CHECKING:
+    from audiosep_jax import metrics
+    from audiosep_jax.encoders import load_encoder
+    from audiosep_jax.errors import AudioSepError
+    from audiosep_jax.mixing import SegmentMixer
+    from audiosep_jax.model import AudioSep, ModelConfig
+    from audiosep_jax.resunet import ResUNet30
+    from audiosep_jax.separate import Separation, Separator, load
+    from audiosep_jax.stft import istft, stft
+
+
+def __getattr__(name: str):
+    if name == 'metrics':
+        return importlib.import_module('audiosep_jax.metrics')
+    if name in _HOME:
+        return getattr(importlib.import_module(f'audiosep_jax.{_HOME[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
