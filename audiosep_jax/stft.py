@@ -1,0 +1,148 @@
+"""Short-time Fourier transform and its inverse: pure functions of arrays, any window length and hop, jit-able.
+
+The conventions are the original's (torchlibrosa, librosa): periodic Hann window, frames centred on multiples of the hop
+through reflect padding of half a window on either side, no scaling. T samples give N = 1 + T // hop frames.
+
+Frames are cut as slices of the signal reshaped into blocks of one hop, and transformed by `rfft`: on the CPU that is
+several times faster than a gather of indices or a DFT as a matrix product.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A sample where the summed squared windows are below this is divided by this: as in torchlibrosa, it stays finite.
+_WINDOW_SUM_FLOOR = 1e-11
+
+
+def hann_window(window_size: int) -> np.ndarray:
+    """The periodic Hann window, float32 [window_size]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_size) / window_size)).astype(np.float32)
+
+
+def num_frames(num_samples: int, hop_size: int) -> int:
+    """N, the number of centred frames of a signal of `num_samples` samples."""
+    return 1 + num_samples // hop_size
+
+
+def reflect_pad(waveform, window_size: int):
+    """Half a window of reflection on either side: [..., T] -> [..., T + 2 * (window_size // 2)].
+
+    A signal shorter than half a window is reflected back and forth as often as it takes, and a single sample is
+    repeated (`numpy.pad`'s definition; the original raises an error there). Takes numpy or jax arrays and returns the
+    same kind.
+
+    Raises:
+        ValueError: T is 0.
+    """
+    if waveform.shape[-1] == 0:
+        raise ValueError('cannot pad a signal of no samples')
+    half = window_size // 2
+    widths = [(0, 0)] * (waveform.ndim - 1) + [(half, half)]
+    pad = np.pad if isinstance(waveform, np.ndarray) else jnp.pad
+    return pad(waveform, widths, mode='reflect' if waveform.shape[-1] > 1 else 'edge')
+
+
+def stft(waveform: jax.Array, window_size: int, hop_size: int, *, center: bool = True) -> jax.Array:
+    """float [..., T] -> complex64 [..., N, F], with F = window_size // 2 + 1 and N = 1 + T // hop_size.
+
+    Args:
+        waveform: any float type; computed in float32.
+        window_size: samples of the Hann window, which is also the length of the transform.
+        hop_size: samples between frames; need not divide the window.
+        center: reflect-pad by half a window first. False: the caller has padded (N = 1 + (T - window) // hop).
+
+    Raises:
+        ValueError: sizes that are not positive, a hop beyond the window, or a signal with no whole frame.
+    """
+    _check_sizes(window_size, hop_size)
+    x = jnp.asarray(waveform, jnp.float32)
+    if center:
+        x = reflect_pad(x, window_size)
+    if x.shape[-1] < window_size:
+        raise ValueError(f'{x.shape[-1]} samples hold no frame of {window_size}')
+    frames = _frame(x, window_size, hop_size) * hann_window(window_size)
+    return jnp.fft.rfft(frames, axis=-1)
+
+
+def istft(
+    spectrum: jax.Array,
+    window_size: int,
+    hop_size: int,
+    *,
+    length: int,
+    frame_count: jax.Array | None = None,
+) -> jax.Array:
+    """complex [..., N, F] -> float32 [..., length], the least-squares inverse of `stft` (exact on its range).
+
+    Args:
+        spectrum: N frames of window_size // 2 + 1 bins.
+        length: T of the signal; samples past the reach of the last frame are zero.
+        frame_count: int [...] or a scalar: how many leading frames are real. Those after it are left out of the
+            overlap-add *and* of its normalisation, so that one compiled shape serves many lengths.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+    _check_sizes(window_size, hop_size)
+    n, f = spectrum.shape[-2:]
+    if f != window_size // 2 + 1:
+        raise ValueError(f'{f} bins do not belong to a window of {window_size} (it has {window_size // 2 + 1})')
+    window = hann_window(window_size)
+    # The window also goes into the normalisation; both are one overlap-add of the same frames.
+    frames = jnp.fft.irfft(spectrum.astype(jnp.complex64), n=window_size, axis=-1) * window
+    if frame_count is None:
+        # Known at trace time: numpy folds the sum of windows into a constant.
+        weight = _overlap_add_numpy(np.broadcast_to(window**2, (n, window_size)), hop_size)
+    else:
+        valid = jnp.arange(n) < jnp.asarray(frame_count)[..., None]
+        frames = jnp.where(valid[..., None], frames, 0)
+        weight = _overlap_add(valid[..., None] * (window**2), hop_size)
+    signal = _overlap_add(frames, hop_size) / jnp.maximum(weight, _WINDOW_SUM_FLOOR)
+    half = window_size // 2
+    signal = signal[..., half : half + length]
+    missing = length - signal.shape[-1]
+    if missing > 0:
+        signal = jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, missing)])
+    return signal
+
+
+def _check_sizes(window_size: int, hop_size: int) -> None:
+    if window_size < 2 or window_size % 2 or not 0 < hop_size <= window_size:
+        raise ValueError(f'window {window_size} must be even and hop {hop_size} between 1 and the window')
+
+
+def _frame(x: jax.Array, window_size: int, hop_size: int) -> jax.Array:
+    """[..., T] -> [..., N, window_size]: overlapping frames, as slices of a view in blocks of one hop."""
+    n = 1 + (x.shape[-1] - window_size) // hop_size
+    pieces = math.ceil(window_size / hop_size)
+    need = (n + pieces - 1) * hop_size
+    if x.shape[-1] < need:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, need - x.shape[-1])])
+    blocks = x[..., :need].reshape(*x.shape[:-1], n + pieces - 1, hop_size)
+    frames = [blocks[..., i : i + n, : window_size - i * hop_size] for i in range(pieces)]
+    return jnp.concatenate(frames, axis=-1)
+
+
+def _overlap_add(frames: jax.Array, hop_size: int) -> jax.Array:
+    """[..., N, window] -> [..., (N - 1) * hop + window], as shifted sums of hop-wide pieces."""
+    n, window_size = frames.shape[-2:]
+    pieces = math.ceil(window_size / hop_size)
+    lead = [(0, 0)] * (frames.ndim - 2)
+    total = 0
+    for i in range(pieces):
+        piece = frames[..., i * hop_size : (i + 1) * hop_size]
+        short = hop_size - piece.shape[-1]
+        total = total + jnp.pad(piece, [*lead, (i, pieces - 1 - i), (0, short)])
+    signal = total.reshape(*frames.shape[:-2], (n + pieces - 1) * hop_size)
+    return signal[..., : (n - 1) * hop_size + window_size]
+
+
+def _overlap_add_numpy(frames: np.ndarray, hop_size: int) -> np.ndarray:
+    n, window_size = frames.shape
+    signal = np.zeros((n - 1) * hop_size + window_size, np.float32)
+    for i, frame in enumerate(frames):
+        signal[i * hop_size : i * hop_size + window_size] += frame
+    return signal
