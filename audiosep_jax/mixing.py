@@ -1,0 +1,182 @@
+"""Mixtures made on the device: each clip of a batch is a target, its neighbours in the batch are the noise.
+
+Source: `SegmentMixer` and `dynamic_loudnorm` of the original (data/waveform_mixers.py); "Separate Anything You Describe"
+(arXiv 2308.05037). Given the same draws the mixtures are the original's. The draws differ: gains are by default uniform
+in dB where the original takes whole decibels, and partners may be kept to groups of consecutive clips.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from audiosep_jax.errors import ConfigError
+
+# The original's constants: the least energy (mean square) of a reference, the range of the amplitude ratio between two
+# clips, and the peak to which a mixture beyond full scale is brought.
+_ENERGY_FLOOR = 1e-10
+_RATIO_RANGE = (0.02, 50.0)
+_DECLIPPED_PEAK = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentMixer:
+    """Mixes clip n with clips n + 1, n + 2, … of its group, modulo the group.
+
+    Each further clip is brought to the target's energy and then to a random gain; so is their sum, the noise. A
+    mixture beyond ±1 is scaled to a peak of 0.9, its target with it. Silent clips are no special case: a silent
+    partner adds nothing, and against a silent target the noise keeps at least a fiftieth of its amplitude.
+
+    A pure function of key and batch, for use under `jax.jit`; hashable. Nothing crosses a group, so a batch whose
+    devices each hold whole groups is mixed without communication.
+
+    Attributes:
+        max_mix_num: most sources in a mixture, the target included; the number is uniform in 2 … max_mix_num.
+        lower_db: least gain of a source, and of the noise, over the target, in dB.
+        upper_db: greatest such gain, in dB.
+        mix_group: consecutive clips that mix with each other; 0 is the whole batch.
+        integer_gains: draw whole decibels, bounds included, as the original does.
+
+    Raises:
+        ConfigError: a value out of range, or a group too small for max_mix_num.
+    """
+
+    max_mix_num: int = 2
+    lower_db: float = -10.0
+    upper_db: float = 10.0
+    mix_group: int = 0
+    integer_gains: bool = False
+
+    def __post_init__(self):
+        if self.max_mix_num < 2:
+            raise ConfigError(f'max_mix_num must be at least 2 (a target and one more), got {self.max_mix_num}')
+        if not (math.isfinite(self.lower_db) and math.isfinite(self.upper_db) and self.lower_db <= self.upper_db):
+            raise ConfigError(f'lower_db {self.lower_db} must not exceed upper_db {self.upper_db}; both must be finite')
+        if self.integer_gains and not (float(self.lower_db).is_integer() and float(self.upper_db).is_integer()):
+            raise ConfigError(f'integer_gains needs whole decibels, got {self.lower_db} to {self.upper_db}')
+        if self.mix_group < 0:
+            raise ConfigError(f'mix_group must be 0 (the whole batch) or a number of clips, got {self.mix_group}')
+        if self.mix_group:
+            self._check_group(self.mix_group)
+
+    def __call__(self, key: jax.Array, waveforms: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """float [B, T] in ±1 -> (mixtures, targets), both float32 [B, T]. No gradient passes.
+
+        Args:
+            key: a `jax.random` key. The draws of a row depend on it and on the row's index in the batch alone, not on
+                B and not on how the batch lies on devices.
+            waveforms: the clips; under `jax.jit` of a sharded array B is the global batch.
+
+        Raises:
+            ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
+            ValueError: waveforms that are not floating point [B, T].
+        """
+        return self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]))
+
+    def draw(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(num_sources int32 [B], source_gains_db float32 [B, max_mix_num - 1], noise_gain_db float32 [B])."""
+
+        def draw_row(row):
+            number_key, sources_key, noise_key = jax.random.split(jax.random.fold_in(key, row), 3)
+            number = jax.random.randint(number_key, (), 2, self.max_mix_num + 1)
+            return number, self._gains(sources_key, (self.max_mix_num - 1,)), self._gains(noise_key, ())
+
+        # Folding the row in, instead of one draw of shape [B], keeps a row's draws when the batch grows.
+        return jax.vmap(draw_row)(jnp.arange(batch_size))
+
+    def mix_with_draws(
+        self, waveforms: jax.Array, num_sources: jax.Array, source_gains_db: jax.Array, noise_gain_db: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T]. No gradient passes.
+
+        Args:
+            waveforms: float [B, T] in ±1.
+            num_sources: int [B], sources in each mixture, 2 … max_mix_num.
+            source_gains_db: float [B, max_mix_num - 1], the gain of the clips n + 1, n + 2, … over clip n, in dB;
+                those past num_sources are not used.
+            noise_gain_db: float [B], the gain of the noise, their sum, over clip n, in dB.
+
+        Raises:
+            ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
+            ValueError: waveforms that are not floating point [B, T], or draws of other shapes than these.
+        """
+        if waveforms.ndim != 2 or not jnp.issubdtype(waveforms.dtype, jnp.floating):
+            raise ValueError(
+                f'waveforms must be floating point [B, T] in ±1, got {waveforms.dtype} {list(waveforms.shape)}'
+            )
+        batch_size, num_samples = waveforms.shape
+        draws = (num_sources, source_gains_db, noise_gain_db)
+        for name, value, shape in zip(
+            ('num_sources', 'source_gains_db', 'noise_gain_db'),
+            draws,
+            ((batch_size,), (batch_size, self.max_mix_num - 1), (batch_size,)),
+            strict=True,
+        ):
+            if jnp.shape(value) != shape:
+                raise ValueError(f'{name} must have the shape {list(shape)}, got {list(jnp.shape(value))}')
+        group = self.group_size(batch_size)
+        # [G, g, T]: the leading axis carries the batch's sharding, the roll below stays inside a device.
+        targets = jax.lax.stop_gradient(waveforms.astype(jnp.float32)).reshape(-1, group, num_samples)
+        num_sources, source_gains_db, noise_gain_db = (
+            jnp.asarray(value).reshape(-1, group, *jnp.shape(value)[1:]) for value in draws
+        )
+        energies = _energy(targets)
+        noise = jnp.zeros_like(targets)
+        for i in range(1, self.max_mix_num):
+            partners, partner_energies = jnp.roll(targets, -i, axis=1), jnp.roll(energies, -i, axis=1)
+            gains = _matching_gain(partner_energies, energies, source_gains_db[..., i - 1])
+            noise += partners * jnp.where(i < num_sources, gains, 0)[..., None]
+        noise *= _matching_gain(_energy(noise), energies, noise_gain_db)[..., None]
+
+        mixtures = targets + noise
+        peaks = jnp.max(jnp.abs(mixtures), axis=-1, keepdims=True)
+        # The maximum keeps the unused quotient of a silent mixture finite.
+        scales = jnp.where(peaks > 1, _DECLIPPED_PEAK / jnp.maximum(peaks, 1), 1)
+        shape = (batch_size, num_samples)
+        return tuple(jax.lax.stop_gradient(x * scales).reshape(shape) for x in (mixtures, targets))
+
+    def group_size(self, batch_size: int, num_shards: int = 1) -> int:
+        """The clips that mix with each other in a batch of `batch_size` clips.
+
+        Args:
+            batch_size: B, the global batch.
+            num_shards: the equal parts that it lies in, one per device; above 1 each must hold whole groups, unless
+                mix_group is 0 (the whole batch, which then costs communication).
+
+        Raises:
+            ConfigError: the groups do not fill the batch or its parts, or hold too few clips for max_mix_num.
+        """
+        group = self.mix_group or batch_size
+        if batch_size < 1 or batch_size % group:
+            raise ConfigError(f'mix_group {group} does not divide the batch of {batch_size} clips')
+        if self.mix_group and batch_size % (group * num_shards):
+            raise ConfigError(
+                f'mix_group {group} does not divide the share of each of {num_shards} devices '
+                f'in a batch of {batch_size} clips'
+            )
+        self._check_group(group)
+        return group
+
+    def _check_group(self, group: int) -> None:
+        if self.max_mix_num > group:
+            raise ConfigError(
+                f'max_mix_num {self.max_mix_num} needs as many clips to mix, but the batch or mix_group has {group}'
+            )
+
+    def _gains(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """float32 `shape`, in dB, uniform between the bounds."""
+        if self.integer_gains:
+            return jax.random.randint(key, shape, int(self.lower_db), int(self.upper_db) + 1).astype(jnp.float32)
+        return jax.random.uniform(key, shape, jnp.float32, self.lower_db, self.upper_db)
+
+
+def _energy(waveforms: jax.Array) -> jax.Array:
+    """float32 [..., T] -> [...]: the mean square."""
+    return jnp.mean(jnp.square(waveforms), axis=-1)
+
+
+def _matching_gain(energy: jax.Array, reference_energy: jax.Array, gain_db: jax.Array) -> jax.Array:
+    """The factor that brings a clip to `gain_db` over the reference; the original's `dynamic_loudnorm`."""
+    ratio = jnp.clip(jnp.sqrt(energy / jnp.maximum(reference_energy, _ENERGY_FLOOR)), *_RATIO_RANGE)
+    return 10 ** (gain_db.astype(jnp.float32) / 20) / ratio
