@@ -1,0 +1,283 @@
+"""Audio files and sample rates: what happens at the edge, on the host, in numpy.
+
+Arrays are float32 `[channels, T]` at full scale 1.0. Reading takes whatever libsndfile decodes (WAV, FLAC, OGG, MP3,
+AIFF, ...); writing gives WAV, FLAC or OGG by suffix and never leaves half a file under the name asked for.
+"""
+
+import contextlib
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+
+from audiosep_jax.errors import AudioFileError, ConfigError
+
+Subtype = Literal['PCM_16', 'PCM_24', 'FLOAT']
+SUFFIXES = ('.wav', '.flac', '.ogg')
+
+# libsndfile overflows its stack when a long block goes to the Vorbis encoder at once; smaller blocks also keep the
+# quantised copy small.
+_BLOCK = 65536
+# A plain WAV counts its bytes in 32 bits; beyond that the RF64 header (EBU Tech 3306) takes over, suffix unchanged.
+_WAV_BYTES = 2**32 - 2**16
+# Programs that write to a pipe cannot know the length and leave something like 0x7FFFF000 or 0xFFFFFFFF in the header.
+_UNKNOWN_LENGTH = 0x7FFF0000
+# Careless writers count their own header into the length; a file cut short lacks more than that.
+_HEADER_BYTES = 64
+# Where libsndfile's log tells how many bytes the header promised, by container.
+_LENGTH_FIELD = {
+    'WAV': 'data',
+    'WAVEX': 'data',
+    'RF64': 'Riff size',
+    'W64': 'riff',
+    'AIFF': 'SSND',
+    'AU': 'Data Size',
+}
+
+
+def read_audio(
+    path: str | os.PathLike, *, sample_rate: int | None = None, mono: bool = False
+) -> tuple[np.ndarray, int]:
+    """Reads a whole file, as float32 `[channels, T]`, with the rate of what is returned.
+
+    Args:
+        path: anything that libsndfile decodes.
+        sample_rate: resample to this rate, in Hz; None keeps the file's own.
+        mono: average the channels (then channels = 1).
+
+    Returns:
+        The samples and their sample rate in Hz.
+
+    Raises:
+        AudioFileError: missing, a folder, not audio, damaged or cut short, empty, or with NaN or infinite samples.
+    """
+    path = Path(path)
+    _check_readable(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            promised = file.frames
+            cut = _cut_short(path, file)
+            # In one call: between two, soundfile seeks, which MP3 does only roughly.
+            audio = file.read(dtype='float32', always_2d=True)
+    except TypeError as error:  # soundfile goes by the suffix .raw before it looks inside
+        raise AudioFileError(f'{path}: headerless audio; convert it to WAV or FLAC first') from error
+    except (MemoryError, ValueError, OverflowError) as error:  # no length in the header becomes 2^63 samples
+        raise AudioFileError(
+            f'{path}: its header gives no usable length ({promised} samples); write the file again, to disk'
+        ) from error
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix('Error : ').rstrip('.')
+        if not reason or reason.startswith('File does not exist'):  # what it says of an MP3 without a frame
+            reason = 'nothing in it can be decoded'
+        raise AudioFileError(f'{path}: damaged, cut short or not an audio file ({reason})') from error
+    if promised == 0:
+        raise AudioFileError(f'{path}: the file holds no samples')
+    if cut or (len(audio) < promised and not _length_is_a_guess(path, file.format)):
+        raise AudioFileError(f'{path}: damaged or cut short, its header promises more audio than it holds; get it anew')
+    if not np.isfinite(audio).all():
+        count = int(np.count_nonzero(~np.isfinite(audio)))
+        raise AudioFileError(f'{path}: {count} samples are NaN or infinite; repair or export the file again')
+    audio = audio.T
+    if mono:
+        audio = audio.mean(axis=0, keepdims=True)
+    if sample_rate is not None:
+        audio, rate = resample(audio, rate, sample_rate), sample_rate
+    return np.ascontiguousarray(audio, np.float32), rate
+
+
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resamples float `[..., T]` to float32 `[..., T']` with T' = round(T * to_rate / from_rate), soxr's HQ recipe.
+
+    Rates are in Hz. The same recipe as librosa's default, with which the original evaluation reads its files.
+    """
+    audio = np.asarray(audio, np.float32)
+    if from_rate == to_rate:
+        return audio
+    length = round(audio.shape[-1] * to_rate / from_rate)
+    flat = audio.reshape(-1, audio.shape[-1])
+    out = np.zeros((len(flat), length), np.float32)
+    if flat.size:
+        frames = soxr.resample(np.ascontiguousarray(flat.T), from_rate, to_rate, quality='HQ').T
+        kept = min(length, frames.shape[-1])  # soxr rounds T' its own way: one sample more or less
+        out[:, :kept] = frames[:, :kept]
+    return out.reshape(*audio.shape[:-1], length)
+
+
+def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *, subtype: Subtype = 'PCM_16') -> float:
+    """Writes float `[channels, T]` as WAV, FLAC or OGG (Vorbis) by the suffix of `path`; replaces an existing file.
+
+    The file appears under its name only when it is complete. Except in a float WAV, samples beyond full scale would
+    wrap or clip: the whole file is attenuated instead, see `overshoot_gain`.
+
+    Args:
+        path: ends in .wav, .flac or .ogg.
+        audio: float `[channels, T]`.
+        sample_rate: in Hz, a whole number.
+        subtype: PCM_16, PCM_24 or FLOAT; FLAC has no FLOAT, OGG is always Vorbis.
+
+    Returns:
+        The gain that was applied to keep within full scale; 1.0 if none.
+
+    Raises:
+        ConfigError: a suffix, subtype, rate or channel count that the format does not have.
+        AudioFileError: non-finite samples, or the file cannot be written there.
+    """
+    path, audio = Path(path), np.asarray(audio, np.float32)
+    if audio.ndim != 2:
+        raise ValueError(f'audio must be [channels, T], got shape {audio.shape}')
+    check_format(path, subtype, channels=len(audio), sample_rate=sample_rate)
+    if not np.isfinite(audio).all():
+        raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
+    gain = overshoot_gain(audio, path=path, subtype=subtype)
+    kind = path.suffix.lower()[1:].upper()
+    if kind == 'WAV' and audio.size * {'PCM_16': 2, 'PCM_24': 3, 'FLOAT': 4}[subtype] > _WAV_BYTES:
+        kind = 'RF64'
+    encoding = 'VORBIS' if kind == 'OGG' else subtype
+    try:
+        with (
+            replacing(path) as temporary,
+            soundfile.SoundFile(temporary, 'w', sample_rate, len(audio), encoding, format=kind) as file,
+        ):
+            for start in range(0, audio.shape[-1], _BLOCK):
+                block = audio[:, start : start + _BLOCK].T * np.float32(gain)
+                file.write(np.ascontiguousarray(_quantise(block, encoding)))
+    except OSError as error:
+        raise AudioFileError(f'{path}: cannot be written: {error.strerror or error}') from error
+    except soundfile.LibsndfileError as error:
+        raise AudioFileError(f'{path}: cannot be written: {error.error_string.rstrip(".")}') from error
+    return gain
+
+
+def overshoot_gain(*arrays: np.ndarray, path: str | os.PathLike, subtype: Subtype) -> float:
+    """The one gain (at most 1.0) that keeps all of these float `[..., T]` within full scale when written to `path`.
+
+    1.0 for float WAV, which has no full scale. Give everything that was separated from one mixture at once: with one
+    gain, the targets and the residual still add up to the (attenuated) mixture.
+    """
+    if Path(path).suffix.lower() == '.wav' and subtype == 'FLOAT':
+        return 1.0
+    peak = max((float(np.abs(a).max(initial=0.0)) for a in arrays), default=0.0)
+    # The largest positive 16-bit value is one step below full scale.
+    return 1.0 if peak <= 1.0 else (1.0 - 2.0**-15) / peak
+
+
+def check_format(path: str | os.PathLike, subtype: Subtype, *, channels: int = 1, sample_rate: int = 44100) -> None:
+    """Raises ConfigError where no file of this suffix can hold this subtype, channel count and rate (in Hz)."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ConfigError(f'{path}: cannot write {suffix or "a file without suffix"}; use .wav, .flac or .ogg')
+    if subtype not in ('PCM_16', 'PCM_24', 'FLOAT'):
+        raise ConfigError(f'{path}: unknown subtype {subtype!r}; use PCM_16, PCM_24 or FLOAT')
+    if suffix == '.flac' and subtype == 'FLOAT':
+        raise ConfigError(f'{path}: FLAC holds 16 or 24 bits, not float; use .wav for float')
+    # Asked beyond its limits, libsndfile ends the process (Vorbis) or gives an empty message.
+    most_channels, highest_rate = {'.wav': (1024, 2**31 - 1), '.flac': (8, 655350), '.ogg': (255, 200000)}[suffix]
+    if not 1 <= channels <= most_channels:
+        raise ConfigError(f'{path}: {suffix} holds 1 to {most_channels} channels, not {channels}; use .wav')
+    if not 1 <= sample_rate <= highest_rate:
+        raise ConfigError(f'{path}: {suffix} holds rates up to {highest_rate} Hz, not {sample_rate}; use .wav')
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, renamed to it at the end; on any exception it is removed.
+
+    So whatever interrupts the writing, `path` is either untouched or complete.
+
+    Raises:
+        OSError: the folder is missing or not writable, or `path` is a folder.
+    """
+    path = Path(path)
+    # Not made from path.name: a long name plus a suffix of ours might be too long for the file system.
+    temporary = path.parent / f'.audiosep-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp'
+    try:
+        temporary.touch(exist_ok=False)  # an OSError with a reason, where libsndfile says 'System error'
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        # The folder may be what is wrong: then there is nothing to remove either.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _quantise(block: np.ndarray, encoding: str) -> np.ndarray:
+    """Float `[T, channels]` rounded to what `encoding` stores: left-aligned int32, of which libsndfile keeps the top.
+
+    Its own conversion from float truncates in WAV (half a step of DC) and rounds in FLAC.
+    """
+    if encoding not in ('PCM_16', 'PCM_24'):
+        return block
+    bits = int(encoding[-2:])
+    full = np.float32(2 ** (bits - 1))
+    return np.clip(np.rint(block * full), -full, full - 1).astype(np.int32) << (32 - bits)
+
+
+def _check_readable(path: Path) -> None:
+    """The reasons that libsndfile reports as 'System error', or waits for (a pipe)."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise AudioFileError(f'{path}: is a folder; name the audio files in it')
+        if not stat.S_ISREG(mode):
+            raise AudioFileError(f'{path}: not a regular file; save the audio to a file first')
+        with path.open('rb') as file:
+            empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise AudioFileError(f'{path}: no such file; check the name') from error
+    except OSError as error:
+        raise AudioFileError(f'{path}: cannot be read: {error.strerror}') from error
+    except ValueError as error:  # a NUL byte in the name
+        raise AudioFileError(f'{str(path)!r}: not a file name') from error
+    if empty:
+        raise AudioFileError(f'{path}: the file is empty (0 bytes)')
+
+
+def _cut_short(path: Path, file: soundfile.SoundFile) -> bool:
+    """Whether the container promises more bytes than there are; libsndfile plays what is left and only logs it."""
+    if file.format == 'OGG':
+        return _last_ogg_page_cut(path)
+    field = _LENGTH_FIELD.get(file.format)
+    if field is None:
+        return False
+    found = re.search(rf'{field}\s*:\s*(\d+) \(should be (\d+)\)', file.extra_info)
+    if found is None:
+        return False
+    promised, present = map(int, found.groups())
+    return promised - present > _HEADER_BYTES and promised < _UNKNOWN_LENGTH
+
+
+def _last_ogg_page_cut(path: Path) -> bool:
+    """Whether the last Ogg page ends beyond the file (RFC 3533, section 6: 27 bytes, segment table, segments)."""
+    with path.open('rb') as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * 65536))  # a page is at most 65,307 bytes
+        tail = file.read()
+    page = tail[tail.rfind(b'OggS') :]
+    if len(page) < 27:
+        return True
+    segments = page[26]
+    return len(page) < 27 + segments + sum(page[27 : 27 + segments])
+
+
+def _length_is_a_guess(path: Path, container: str) -> bool:
+    """True for an MP3 without a Xing, Info or VBRI header: its length is estimated from the first frame's bit rate."""
+    if container != 'MP3':
+        return False
+    with path.open('rb') as file:
+        head = file.read(10)
+        if head[:3] == b'ID3':  # the tag's size is in four bytes of seven bits each
+            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
+        else:
+            file.seek(0)
+        frame = file.read(256)
+    return not any(tag in frame for tag in (b'Xing', b'Info', b'VBRI'))
