@@ -1,0 +1,113 @@
+"""`words`: sentences to embeddings with no download and no training, a hashed bag of words.
+
+Every word stem has a fixed random direction, drawn from a hash of its letters; an embedding is the sum over the
+sentence's different stems, stop words damped, scaled to length 1. So 'a siren', 'sirens' and 'the sound of a siren'
+nearly coincide, 'a dog barking' shares a direction with 'a dog', and unrelated words are close to orthogonal.
+
+Good for a closed vocabulary: a model learns what the words in its training captions sound like. It is not a language
+model: a synonym it never saw ('hound') means nothing to it, and word order is lost ('man bites dog'). CLAP is for that.
+"""
+
+import hashlib
+import re
+import unicodedata
+
+import numpy as np
+
+from audiosep_jax.encoders import check_texts
+from audiosep_jax.errors import ConfigError
+
+# Function words, and what captions say about any sound at all ('a recording of …', '… in the foreground').
+_STOP_WORDS = frozenset(
+    'a an and are as at be been being by can could do does for from has have having he hear heard her his i in into is '
+    'it its of off on onto or over she some somebody someone something that the their them then there these they this '
+    'those to up was we were while who with you your '
+    'audio background clip foreground hearing listen loud loudly nearby noise perform performed performing play played '
+    'playing plays quiet quietly recorded recording recordings record solo sound sounding sounds'.split()
+)
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_VOWEL = re.compile('[aeiouy]')
+
+
+class WordsEncoder:
+    """Hashed bag of words. The same vectors on every machine and Python: integers from SHAKE-256 decide the signs.
+
+    Args:
+        embedding_size: E, a multiple of 8. Unrelated words have a cosine of about 1 / sqrt(E).
+        stop_weight: how much a stop word weighs beside a content word's 1, in (0, 1]. Not 0: a query of stop words
+            alone ('it is on') then still has an embedding.
+
+    Raises:
+        ConfigError: a size or weight out of range.
+    """
+
+    name = 'words'
+    version = 1
+
+    def __init__(self, embedding_size: int = 512, stop_weight: float = 0.1):
+        if embedding_size < 8 or embedding_size % 8:
+            raise ConfigError(f'encoder words: embedding_size {embedding_size} must be a positive multiple of 8')
+        if not 0 < stop_weight <= 1:
+            raise ConfigError(f'encoder words: stop_weight {stop_weight} must be in (0, 1]')
+        self.embedding_size = embedding_size
+        self.stop_weight = float(stop_weight)
+
+    def identity(self) -> dict:
+        """What caches and checkpoints record."""
+        return {
+            'name': self.name,
+            'version': self.version,
+            'embedding_size': self.embedding_size,
+            'stop_weight': self.stop_weight,
+        }
+
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        """float32 [Q, E], each row of length 1. Raises QueryError for an empty sentence."""
+        check_texts(texts)
+        return np.stack([self._encode(text) for text in texts]) if texts else np.zeros((0, self.embedding_size), 'f4')
+
+    def _encode(self, text: str) -> np.ndarray:
+        weights = {}
+        for word in words_of(text):
+            weight = self.stop_weight if word in _STOP_WORDS else 1.0
+            weights[stem(word)] = max(weight, weights.get(stem(word), 0.0))
+        # Sorted: float addition is not associative, and the order of the words must not matter, even in the last bit.
+        total = sum(weights[s] * _direction(s, self.embedding_size) for s in sorted(weights))
+        norm = np.linalg.norm(total)
+        if norm == 0:  # two stop words of exactly opposite directions: as good as impossible, but then no NaN
+            total, norm = _direction(text, self.embedding_size), np.sqrt(self.embedding_size)
+        return (total / norm).astype(np.float32)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a sentence in small letters; a text of signs alone ('?!') is one word."""
+    text = unicodedata.normalize('NFKC', text).casefold().replace('’', "'").strip()
+    words = [word.removesuffix("'s") for word in _WORD.findall(text.replace('_', ' '))]
+    return words or [text]
+
+
+def stem(word: str) -> str:
+    """A word without the English endings that captions vary: 'barks', 'barking', 'barked' -> 'bark'.
+
+    It need not be a word ('driving', 'drives' -> 'driv'), only the same for all forms; wrong merges are rare and mild.
+    """
+    if word.endswith('ies') and len(word) > 4:
+        word = word[:-3] + 'y'
+    elif re.search('(ss|x|z|ch|sh)es$', word):
+        word = word[:-2]
+    elif word.endswith('s') and not re.search('(ss|us|is)$', word) and len(word) > 3:
+        word = word[:-1]
+    for ending in ('ing', 'ed'):
+        root = word[: -len(ending)]
+        if word.endswith(ending) and len(root) >= 3 and _VOWEL.search(root) and not word.endswith('eed'):
+            # running -> run, but calling -> call: Porter's rule 1b.
+            doubled = root[-1] == root[-2] and root[-1] not in 'lszaeiou'
+            word = root[:-1] if doubled else root
+            break
+    return word[:-1] if word.endswith('e') and len(word) > 4 else word
+
+
+def _direction(token: str, size: int) -> np.ndarray:
+    """float64 [E] of ±1, a function of the letters alone."""
+    digest = hashlib.shake_256(b'audiosep_jax words 1:' + token.encode()).digest(size // 8)
+    return np.unpackbits(np.frombuffer(digest, np.uint8)).astype(np.float64) * 2 - 1

@@ -1,0 +1,319 @@
+"""What a clip is on disk: the record schema, its audio codecs, and random access to the shards of a split.
+
+A dataset directory holds (`data_prep build` writes it, `data_prep verify` checks it):
+
+    features.json, dataset_info.json              the TFDS description: `tfds.builder_from_directory(DIR)` reads it
+    NAME-SPLIT.array_record-00000-of-00128        ArrayRecord shards of serialized `tf.train.Example`s
+    splits/SPLIT.json                             `SplitInfo`: all that training has to know
+    splits/SPLIT-00000-of-00128.json              what went into each shard, and which clips could not be read
+    splits/SPLIT-skipped.csv                      those clips, in one list
+    embeddings/ENCODER/…                          see embedding_cache.py
+
+Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
+"""
+
+import bisect
+import collections
+import dataclasses
+import io
+import itertools
+import json
+import os
+import pathlib
+import threading
+from concurrent import futures
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+
+from audiosep_jax.config import from_dict, to_dict
+from audiosep_jax.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
+Codec = Literal['flac', 'pcm16']
+
+# An AudioSet of 1,000 shards would exceed the usual limit of 1,024 open files.
+_MAX_OPEN_SHARDS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One clip. `audio` is a whole mono FLAC file, or little-endian 16-bit samples, as `codec` says."""
+
+    id: str
+    audio: bytes
+    codec: Codec
+    sample_rate: int  # Hz
+    num_samples: int
+    captions: tuple[str, ...]  # at least one; training draws one of them per example
+    labels: tuple[str, ...] = ()
+    source: str = ''  # where the clip came from: a file, a corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    """`splits/SPLIT.json`. Written with `complete=False` when a build begins: then it is the plan that a resumed build
+    must agree with; the counts are filled in when the last shard is there."""
+
+    name: str  # of the dataset, in TFDS's sense
+    split: str
+    sample_rate: int  # Hz
+    codec: Codec
+    clips_per_shard: int  # input clips; unreadable ones are left out, so a shard may hold fewer
+    num_inputs: int
+    fingerprint: str  # of the inputs and settings that decide the shards' bytes
+    complete: bool = False
+    shard_lengths: tuple[int, ...] = ()
+    num_captions: int = 0
+    num_samples: int = 0
+    num_skipped: int = 0
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_inputs // self.clips_per_shard)
+
+    @property
+    def num_clips(self) -> int:
+        return sum(self.shard_lengths)
+
+
+def features():
+    """The TFDS features of a record. Audio is plain bytes: `tfds.features.Audio` would need TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text
+    return tfds.features.FeaturesDict(
+        {
+            'id': text(),
+            'audio': tfds.features.Tensor(shape=(), dtype=np.object_),
+            'codec': text(),
+            'sample_rate': tfds.features.Scalar(dtype=np.int64),
+            'num_samples': tfds.features.Scalar(dtype=np.int64),
+            'captions': tfds.features.Sequence(text()),
+            'labels': tfds.features.Sequence(text()),
+            'source': text(),
+        }
+    )
+
+
+def record_to_bytes(record: Record) -> bytes:
+    """The record as a serialized `tf.train.Example`, the same bytes every time."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        feature = example.features.feature[field.name]
+        if isinstance(value, int):
+            feature.int64_list.value.append(value)
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            feature.bytes_list.value.extend(v if isinstance(v, bytes) else v.encode() for v in values)
+            feature.bytes_list.SetInParent()  # an empty list is still a list of bytes
+    # Without this, protobuf orders the map by a hash that is salted per process: equal inputs, different shards.
+    return example.SerializeToString(deterministic=True)
+
+
+def record_from_bytes(data: bytes) -> Record:
+    """The inverse of `record_to_bytes`. Raises DataError for bytes that are no record of ours."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        found = tf_example_pb2.Example.FromString(data).features.feature
+        many = {k: tuple(v.decode() for v in found[k].bytes_list.value) for k in ('captions', 'labels')}
+        one = {k: found[k].bytes_list.value[0].decode() for k in ('id', 'codec', 'source')}
+        numbers = {k: found[k].int64_list.value[0] for k in ('sample_rate', 'num_samples')}
+        return Record(audio=found['audio'].bytes_list.value[0], **one, **many, **numbers)
+    except (DecodeError, IndexError, UnicodeDecodeError) as error:
+        raise DataError(f'not a record of this format: {error}') from error
+
+
+def encode_audio(waveform: np.ndarray, sample_rate: int, codec: Codec) -> bytes:
+    """16-bit audio bytes of a float waveform [T] in [-1, 1]; a louder one is attenuated as a whole, never wrapped."""
+    peak = np.abs(waveform).max(initial=0.0)
+    scaled = waveform * (INT16_SCALE / max(peak, 1.0))
+    samples = np.clip(np.rint(scaled), -INT16_SCALE, INT16_SCALE - 1).astype('<i2')
+    if codec == 'pcm16':
+        return samples.tobytes()
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sample_rate, format='FLAC', subtype='PCM_16')
+    return buffer.getvalue()
+
+
+def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np.ndarray:
+    """int16 [count]: `count` samples from `start` on (all, by default), decoding little more than those.
+
+    Raises:
+        DataError: audio that does not decode, or is not as long as the record says.
+    """
+    count = record.num_samples - start if count is None else count
+    if start < 0 or count < 0 or start + count > record.num_samples:
+        raise ValueError(f'samples {start} to {start + count} of a clip of {record.num_samples}')
+    if record.codec == 'pcm16':
+        if len(record.audio) != 2 * record.num_samples:
+            raise DataError(f'clip {record.id!r}: {len(record.audio)} bytes for {record.num_samples} 16-bit samples')
+        return np.frombuffer(record.audio, '<i2', count, 2 * start).astype(np.int16)
+    if record.codec != 'flac':
+        raise DataError(f'clip {record.id!r}: unknown codec {record.codec!r}')
+    try:
+        with soundfile.SoundFile(io.BytesIO(record.audio)) as file:
+            if (file.frames, file.channels) != (record.num_samples, 1):
+                raise DataError(
+                    f'clip {record.id!r}: its FLAC holds {file.frames} samples of {file.channels} channels, '
+                    f'its record says {record.num_samples} of 1'
+                )
+            file.seek(start)
+            samples = file.read(count, dtype='int16')
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise DataError(f'clip {record.id!r}: its FLAC does not decode: {error}') from error
+    if len(samples) != count:
+        raise DataError(f'clip {record.id!r}: its FLAC ends after {start + len(samples)} samples')
+    return samples
+
+
+def shard_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
+    """TFDS's name for a shard file."""
+    file = f'{info.name}-{info.split}.array_record-{shard:05d}-of-{info.num_shards:05d}'
+    return pathlib.Path(directory) / file
+
+
+def split_info_path(directory: str | os.PathLike, split: str) -> pathlib.Path:
+    return pathlib.Path(directory) / 'splits' / f'{split}.json'
+
+
+def split_names(directory: str | os.PathLike) -> list[str]:
+    """The splits that a dataset directory has, complete or not."""
+    found = (pathlib.Path(directory) / 'splits').glob('*.json')
+    return sorted(p.stem for p in found if '-of-' not in p.stem)
+
+
+def read_split_info(directory: str | os.PathLike, split: str) -> SplitInfo:
+    """Raises DataError: no such dataset or split, or one written by a later version of this project."""
+    path = split_info_path(directory, split)
+    if not path.is_file():
+        if not pathlib.Path(directory).is_dir():
+            raise DataError(f'{directory}: no such dataset directory (make one with `python -m data_prep build`)')
+        names = split_names(directory)
+        has = f'it has the splits {", ".join(names)}' if names else 'it was not made by `python -m data_prep build`'
+        raise DataError(f'{directory}: no split {split!r} here: {has}')
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get('format_version') != FORMAT_VERSION:
+        raise DataError(f'{path}: not a split description of format {FORMAT_VERSION}: use the version that built it')
+    try:
+        return from_dict(SplitInfo, values)
+    except ConfigError as error:
+        raise DataError(f'{path}: damaged split description: {error}') from error
+
+
+def write_split_info(directory: str | os.PathLike, info: SplitInfo) -> None:
+    write_json(split_info_path(directory, info.split), to_dict(info))
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Raises DataError for a file that is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise DataError(f'{path}: cannot be read as JSON: {error}') from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Atomically: a reader, or a build killed here, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    os.replace(temporary, path)
+
+
+class Shards:
+    """Random access to the clips of one complete split; `len()` is their number. Threads may share one; in another
+    process it opens its files anew.
+
+    Raises:
+        DataError: no such split, an unfinished build, a shard that is missing, cut short or of another build.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str = 'train'):
+        self.directory = pathlib.Path(directory)
+        self.info = read_split_info(directory, split)
+        if not self.info.complete:
+            raise DataError(f'{directory}: split {split!r} is not complete: run the same `data_prep build` again')
+        self._ends = list(itertools.accumulate(self.info.shard_lengths))
+        self._reset()
+        self._check_shards()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = collections.OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ('_lock', '_readers')}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        return self.info.num_clips
+
+    def path(self, shard: int) -> pathlib.Path:
+        return shard_path(self.directory, self.info, shard)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Clip `index` of the split as (shard, position in it)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f'clip {index} of {len(self)}')
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard] - self.info.shard_lengths[shard])
+
+    def read(self, index: int) -> Record:
+        """Raises DataError for a record whose bytes were damaged after they were written (ArrayRecord checksums them)
+        or are not a record."""
+        shard, position = self.locate(index)
+        try:
+            return record_from_bytes(self._reader(shard).read([position])[0])
+        except (RuntimeError, IndexError, DataError) as error:
+            reason = ' '.join(str(error).split())
+            raise DataError(f'{self.path(shard)}: record {position} cannot be read: {reason}') from error
+
+    def _reader(self, shard: int):
+        with self._lock:
+            if shard in self._readers:
+                self._readers.move_to_end(shard)
+                return self._readers[shard]
+            while len(self._readers) >= _MAX_OPEN_SHARDS:
+                # Not closed by hand: another thread may be reading from it. The last reference closes it.
+                self._readers.popitem(last=False)
+            self._readers[shard] = _open_shard(self.path(shard))
+            return self._readers[shard]
+
+    def _check_shards(self) -> None:
+        """ArrayRecord opens a shard that is missing, cut short or garbage as one of 0 records, without a word."""
+
+        def check(shard: int) -> None:
+            path, expected = self.path(shard), self.info.shard_lengths[shard]
+            again = 'run the same `data_prep build` again: it makes only the missing shards'
+            if not path.is_file():
+                raise DataError(f'{path}: shard is missing: {again}')
+            reader = _open_shard(path)
+            found = reader.num_records()
+            reader.close()
+            if found != expected:
+                raise DataError(
+                    f'{path}: shard is damaged or cut short ({found} records found, {expected} expected): '
+                    f'delete it and {again}'
+                )
+
+        with futures.ThreadPoolExecutor(16) as pool:  # on a network mount an open takes tens of milliseconds
+            list(pool.map(check, range(len(self.info.shard_lengths))))
+
+
+def _open_shard(path: pathlib.Path):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    # Grain's own settings for random access: reading ahead would fetch the neighbours, which nobody asked for.
+    return ArrayRecordReader(str(path), 'readahead_buffer_size:0', file_reader_buffer_size=32768)
