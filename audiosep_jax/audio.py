@@ -5,6 +5,7 @@ AIFF, ...); writing gives WAV, FLAC or OGG by suffix and never leaves half a fil
 """
 
 import contextlib
+import math
 import os
 import re
 import stat
@@ -102,7 +103,7 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     if from_rate == to_rate:
         return audio
     length = round(audio.shape[-1] * to_rate / from_rate)
-    flat = audio.reshape(-1, audio.shape[-1])
+    flat = audio.reshape(math.prod(audio.shape[:-1]), audio.shape[-1])  # -1 is undefined where T = 0
     out = np.zeros((len(flat), length), np.float32)
     if flat.size:
         frames = soxr.resample(np.ascontiguousarray(flat.T), from_rate, to_rate, quality='HQ').T
