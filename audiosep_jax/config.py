@@ -49,7 +49,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotation `hint` wants it, or ConfigError: JSON has no tuples, and a str must not pass for one."""
+    """`value` as the annotation `hint` wants it, or ConfigError (JSON has no tuples; a str must not pass for one)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)

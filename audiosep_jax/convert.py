@@ -46,7 +46,7 @@ def tensor_table(widths: tuple[int, ...]) -> Iterator[tuple[str, tuple[str, ...]
         yield from _conv_block(f'base.{block}.conv_block1', (*root, block, 'conv_block'), into != out)
         into = out
     yield from _conv_block('base.conv_block7a.conv_block1', (*root, 'bottleneck'), False)
-    for i, out in enumerate(reversed(widths), 1):
+    for i in range(1, len(widths) + 1):
         block = f'decoder_block{i}'
         yield from _norm(f'base.{block}.bn1', (*root, block, 'norm_up', 'norm'))
         yield f'base.{block}.conv1.weight', ('params', *root, block, 'upsample'), _TRANSPOSED_CONV

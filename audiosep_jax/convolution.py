@@ -1,4 +1,4 @@
-"""The convolutions of the ResUNet on NHWC arrays [B, N, F, C]: 3×3, 1×1, and the transposed one with kernel = stride."""
+"""The convolutions of the ResUNet on NHWC arrays [B, N, F, C]: 3×3, 1×1, and the transposed one (kernel = stride)."""
 
 import jax
 import jax.numpy as jnp

@@ -4,6 +4,10 @@ The message is one line and says what to do. Only the command line turns them in
 configurations and queries, 1 for files and data.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 
 class AudioSepError(Exception):
     """Base of all errors raised on purpose by this library. `exit_code` is what the shell returns."""
@@ -41,3 +45,16 @@ class CheckpointError(AudioSepError):
 
 class TrainingDivergedError(AudioSepError):
     """Too many non-finite steps in a row."""
+
+
+@contextlib.contextmanager
+def reported(program: str) -> Iterator[None]:
+    """For the shell alone: an AudioSepError becomes one line on stderr and its exit code, Ctrl-C becomes 130."""
+    try:
+        yield
+    except AudioSepError as error:
+        print(f'{program}: error: {error}', file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print(f'{program}: interrupted', file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,231 @@
+"""Checkpoints: an Orbax directory per step that holds all of a run, and needs nothing else to be loaded.
+
+    WORKDIR/checkpoints/STEP/params, batch_stats, ema   what inference reads
+                             /optimizer                 what only training reads
+                             /data                      where the input pipeline stands (JSON)
+                             /config                    format version, configuration, query encoder (JSON)
+
+A step is written under a temporary name and renamed when it is complete: a run killed at any moment leaves whole
+checkpoints, or a remnant that is never taken for one.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from audiosep_jax import config as configs
+from audiosep_jax.errors import CheckpointError, ConfigError
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.state import TrainState
+
+FORMAT_VERSION = 1
+
+
+def _options(**changes) -> ocp.CheckpointManagerOptions:
+    return ocp.CheckpointManagerOptions(save_root_metadata=False, **changes)
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run, asynchronously, keeping the newest `keep` and the best one.
+
+    Use as a context manager: leaving it waits for the last write.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2):
+        self.directory = Path(directory).absolute()
+        kept = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(get_metric_fn=lambda m: m['score'], n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=_options(preservation_policy=kept, cleanup_tmp_directories=True)
+            )
+        except OSError as error:
+            raise CheckpointError(f'cannot write checkpoints to {directory}: {error.strerror or error}') from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, *, data: dict, record: dict, score: float) -> None:
+        """Starts writing the state at its step; returns once the arrays are copied off the devices.
+
+        Args:
+            data: the input pipeline's position, JSON-able.
+            record: what `describe` made: configuration and encoder.
+            score: higher is better; the best one is kept.
+        """
+        step = int(state.step)
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()}
+        args = ocp.args.Composite(
+            **arrays, data=ocp.args.JsonSave(data), config=ocp.args.JsonSave({**record, 'step': step})
+        )
+        try:
+            self._manager.save(step, args=args, metrics={'score': float(score)})
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f'the checkpoint of step {step} could not be written: {_first_line(error)}'
+            ) from error
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk.
+
+        Raises:
+            CheckpointError: the write failed (a full disk, say); earlier checkpoints are intact.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax hands on whatever its background thread met
+            raise CheckpointError(f'a checkpoint could not be written: {_first_line(error)}') from error
+
+    def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, dict, dict]:
+        """(state, data position, record) of `step`, by default the newest, laid out over devices as `like` is.
+
+        Args:
+            like: a state of the same configuration, arrays or `jax.ShapeDtypeStruct`s with shardings.
+        """
+        step = self._manager.latest_step() if step is None else step
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _split(like))
+        args = ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()},
+            data=ocp.args.JsonRestore(),
+            config=ocp.args.JsonRestore(),
+        )
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
+            raise CheckpointError(f'{self.directory / str(step)} cannot be restored: {_first_line(error)}') from error
+        return _join(like, restored), restored['data'], restored['config']
+
+    def record(self, step: int | None = None) -> dict:
+        """The configuration and encoder stored with a step, by default the newest."""
+        step = self._manager.latest_step() if step is None else step
+        return _read_record(self._manager, self.directory, step)
+
+
+def describe(config: Any, encoder: dict) -> dict:
+    """The JSON record that makes a checkpoint self-contained: the run's configuration and its encoder's identity."""
+    return {'format_version': FORMAT_VERSION, 'config': configs.to_dict(config), 'encoder': encoder}
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceCheckpoint:
+    """What separating needs: the model, its weights (the moving average where there is one) and its encoder."""
+
+    model: ModelConfig
+    variables: dict
+    encoder: dict
+    step: int
+    record: dict
+    path: Path
+
+
+def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool = False) -> InferenceCheckpoint:
+    """Reads a run's weights, and nothing of its optimizer.
+
+    Args:
+        path: a run's workdir, its `checkpoints` folder, or one step's folder in it.
+        step: which one, by default the newest.
+        raw: the weights themselves rather than their moving average.
+
+    Raises:
+        CheckpointError: the path is not a checkpoint, or it is damaged.
+    """
+    directory, step = _locate(Path(path), step)
+    with ocp.CheckpointManager(directory, options=_options(read_only=True)) as manager:
+        record = _read_record(manager, directory, step)
+        try:
+            model = configs.from_dict(ModelConfig, record['config']['model'])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise CheckpointError(f'{directory / str(step)}: its configuration is not usable: {error}') from error
+        items = ['params', 'batch_stats'] if raw or not (directory / str(step) / 'ema').exists() else ['ema']
+        # On this process's first device, whatever devices the run was trained on.
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        try:
+            metadata = manager.item_metadata(step)
+            abstract = {
+                name: jax.tree.map(
+                    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata[name].tree
+                )
+                for name in items
+            }
+            restored = manager.restore(
+                step, args=ocp.args.Composite(**{n: ocp.args.StandardRestore(tree) for n, tree in abstract.items()})
+            )
+        except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
+            raise CheckpointError(f'{directory / str(step)} cannot be read: {_first_line(error)}') from error
+    variables = dict(restored['ema']) if items == ['ema'] else {name: restored[name] for name in items}
+    return InferenceCheckpoint(model, variables, record['encoder'], step, record, directory / str(step))
+
+
+def _split(state: TrainState) -> dict[str, Any]:
+    optimizer = {
+        'state': state.opt_state,
+        'step': state.step,
+        'skipped': state.skipped,
+        'skipped_in_row': state.skipped_in_row,
+    }
+    items = {'params': state.params, 'batch_stats': state.batch_stats, 'optimizer': optimizer}
+    return items if state.ema is None else {**items, 'ema': state.ema}
+
+
+def _join(like: TrainState, items: Any) -> TrainState:
+    optimizer = items['optimizer']
+    return like.replace(
+        step=optimizer['step'],
+        params=items['params'],
+        batch_stats=items['batch_stats'],
+        opt_state=optimizer['state'],
+        ema=None if like.ema is None else items['ema'],
+        skipped=optimizer['skipped'],
+        skipped_in_row=optimizer['skipped_in_row'],
+    )
+
+
+def _locate(path: Path, step: int | None) -> tuple[Path, int]:
+    """The folder of checkpoints and the step that a user's path means."""
+    path = path.absolute()
+    if not path.exists():
+        raise CheckpointError(f'no such checkpoint: {path}')
+    if path.name.isdigit() and (path / 'config').is_dir():
+        return path.parent, int(path.name)
+    for directory in (path / 'checkpoints', path):
+        if not directory.is_dir():
+            continue
+        steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / 'config').is_dir())
+        if steps and step is None:
+            return directory, steps[-1]
+        if step in steps:
+            return directory, step
+        if steps:
+            raise CheckpointError(f'{directory} has no step {step}; it has {", ".join(map(str, steps))}')
+    raise CheckpointError(f"{path} is not a checkpoint: give a run's workdir, or the folder of one of its steps")
+
+
+def _read_record(manager: ocp.CheckpointManager, directory: Path, step: int) -> dict:
+    try:
+        record = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+        version = record['format_version']
+    except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
+        raise CheckpointError(f'{directory / str(step)} cannot be read: {_first_line(error)}') from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f'{directory / str(step)} has format {version}; this version reads {FORMAT_VERSION}')
+    return record
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,56 @@
+"""The live line of a training run: step, loss, clips/s, time left."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class TrainingProgress:
+    """A bar that redraws itself on a terminal; elsewhere one printed line per update, for logs of batch systems."""
+
+    def __init__(self, step: int, steps: int):
+        self._first, self._steps, self._started = step, steps, time.perf_counter()
+        self._live = sys.stderr.isatty()
+        self._progress = Progress(
+            TextColumn('step {task.completed}/{task.total}'),
+            BarColumn(),
+            TextColumn('{task.description}'),
+            console=Console(stderr=True),
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task('compiling …', total=steps, completed=step)
+
+    def __enter__(self):
+        self._progress.start()
+        if not self._live:
+            print(f'step {self._first}/{self._steps}  compiling …', file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, *exception):
+        self._progress.stop()
+
+    def update(self, step: int, loss: float, clips_per_second: float, skipped: int = 0) -> None:
+        """Shows the state after `step` steps; the time left is extrapolated from this run's own pace."""
+        pace = (time.perf_counter() - self._started) / max(step - self._first, 1)
+        text = f'loss {loss:.5f}  {clips_per_second:.1f} clips/s  {_clock(pace * (self._steps - step))} left'
+        if skipped:
+            text += f'  {skipped} skipped'
+        if self._live:
+            self._progress.update(self._task, completed=step, description=text)
+        else:
+            print(f'step {step}/{self._steps}  {text}', file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen."""
+        if self._live:
+            self._progress.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -1,0 +1,276 @@
+"""Separating: audio of any rate, length and number of channels, and queries in words or as embeddings.
+
+Up to `max_whole_seconds` the network sees the whole recording at once. Longer ones go through it in overlapping windows
+that are cross-faded. Windows begin on the network's grid (32 frames), where its pooling sees what it would see in the
+whole recording: off that grid the result is another one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from audiosep_jax.audio import resample
+from audiosep_jax.checkpoint import load_for_inference
+from audiosep_jax.encoders import QueryEncoder, load_encoder
+from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError, QueryError
+from audiosep_jax.model import AudioSep, ModelConfig
+from audiosep_jax.resunet import TIME_DOWNSAMPLING
+from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
+
+_OVERLAP_SECONDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Separation:
+    """What was asked for, and what is left.
+
+    Attributes:
+        targets: float32 [Q, channels, T], one per query, at the rate and length of the input.
+        residual: float32 [channels, T], the mixture less the sum of the targets.
+    """
+
+    targets: np.ndarray
+    residual: np.ndarray
+
+
+class Separator:
+    """A trained model, ready to be asked. `load` makes one of a checkpoint.
+
+    Attributes:
+        config: of the model.
+        encoder: turns text into embeddings; None: only embeddings are understood.
+        info: what is known of the checkpoint: `step`, `encoder`, `config`, `path`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        variables: dict,
+        encoder: QueryEncoder | None = None,
+        *,
+        info: dict | None = None,
+        max_whole_seconds: float = 30.0,
+    ):
+        """
+        Args:
+            config: of the model.
+            variables: its `params` and `batch_stats`.
+            encoder: the query encoder that it was trained with.
+            info: see the class.
+            max_whole_seconds: longer input is separated in windows of this length; at least 5.
+
+        Raises:
+            EncoderMismatchError: the encoder's embeddings are not of the model's size.
+            ConfigError: windows too short to overlap.
+        """
+        if encoder is not None and encoder.embedding_size != config.condition_size:
+            raise EncoderMismatchError(
+                f'the encoder {encoder.name!r} gives {encoder.embedding_size} numbers, '
+                f'the model takes {config.condition_size}'
+            )
+        grid = TIME_DOWNSAMPLING * config.hop_size
+        self._window = int(max_whole_seconds * config.sample_rate) // grid * grid
+        self._overlap = -(-int(_OVERLAP_SECONDS * config.sample_rate) // grid) * grid
+        if self._window < 2 * self._overlap:
+            raise ConfigError(
+                f'max_whole_seconds {max_whole_seconds} is too short: '
+                f'use at least {2 * self._overlap / config.sample_rate:g}'
+            )
+        self.config = config
+        self.encoder = encoder
+        self.info = info or {}
+        self._variables = jax.device_put({name: variables[name] for name in ('params', 'batch_stats')})
+
+    def embed(self, queries: str | Sequence[str] | np.ndarray) -> np.ndarray:
+        """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
+
+        Raises:
+            QueryError: no query, empty text, text without an encoder, or an array of the wrong size or not finite.
+        """
+        if isinstance(queries, str):
+            queries = [queries]
+        if isinstance(queries, np.ndarray | jax.Array):
+            embeddings = np.atleast_2d(np.asarray(queries, np.float32))
+            if embeddings.ndim != 2 or embeddings.shape[1] != self.config.condition_size or not len(embeddings):
+                raise QueryError(
+                    f'an embedding has the shape [{self.config.condition_size}] or [Q, {self.config.condition_size}], '
+                    f'got {list(np.shape(queries))}'
+                )
+        else:
+            if not queries or not all(isinstance(q, str) and q.strip() for q in queries):
+                raise QueryError('the query is empty: say in words what to extract, for example "a dog barking"')
+            if self.encoder is None:
+                raise QueryError('this separator has no encoder for text: give embeddings')
+            embeddings = np.asarray(self.encoder.encode_text(list(queries)), np.float32)
+        if not np.isfinite(embeddings).all():
+            raise QueryError('the query embedding holds NaN or infinite numbers')
+        return embeddings
+
+    def separate(
+        self,
+        audio: np.ndarray,
+        queries: str | Sequence[str] | np.ndarray,
+        *,
+        sample_rate: int,
+        per_channel: bool = False,
+    ) -> Separation:
+        """The sound that each query describes.
+
+        The network hears the mean of the channels; its mask is then applied to each channel, so that the stereo image
+        stays. Content above half the model's rate cannot be in a target: it stays in the residual.
+
+        Args:
+            audio: float [T] or [channels, T], ±1, any T above 0.
+            queries: text, several texts, or embeddings [E] or [Q, E].
+            sample_rate: of the audio, Hz.
+            per_channel: run the network on each channel instead, as if they were recordings of their own.
+
+        Raises:
+            QueryError: see `embed`.
+            AudioFileError: audio that is empty, not float, of another shape, or not finite.
+        """
+        audio = _checked(audio, sample_rate)
+        embeddings = self.embed(queries)
+        channels, length = audio.shape
+        mixture = resample(audio, sample_rate, self.config.sample_rate)
+        targets = np.empty((len(embeddings), channels, length), np.float32)
+        for target, embedding in zip(targets, embeddings, strict=True):
+            if per_channel:
+                parts = [self._separate_one(mixture[c : c + 1], embedding) for c in range(channels)]
+                separated = np.concatenate(parts)
+            else:
+                separated = self._separate_one(mixture, embedding)
+            target[:] = _fit(resample(separated, self.config.sample_rate, sample_rate), length)
+        return Separation(targets, audio - targets.sum(0))
+
+    def separate_batch(
+        self, mixtures: Sequence[np.ndarray], embeddings: np.ndarray, *, batch_size: int = 8
+    ) -> list[np.ndarray]:
+        """Many mono mixtures at the model's rate, each with a query of its own: what evaluation needs.
+
+        Args:
+            mixtures: float [T_i], of any lengths; those of about the same length share a batch.
+            embeddings: [B, E], one for each mixture.
+            batch_size: mixtures at a time.
+
+        Returns:
+            float32 [T_i], in the order of the mixtures.
+        """
+        mixtures = [_checked(mixture, self.config.sample_rate) for mixture in mixtures]
+        results: list[np.ndarray | None] = [None] * len(mixtures)
+        by_shape: dict[int, list[int]] = {}
+        for i, mixture in enumerate(mixtures):
+            if mixture.shape[-1] > self._window:
+                results[i] = self._separate_one(mixture, embeddings[i])[0]
+            else:
+                by_shape.setdefault(_padded_frames(mixture.shape[-1], self.config), []).append(i)
+        for rows in by_shape.values():
+            size = min(batch_size, len(rows))
+            for first in range(0, len(rows), size):
+                batch = rows[first : first + size]
+                # A short last batch is filled up, rather than compiled for.
+                filled = batch + batch[:1] * (size - len(batch))
+                outputs = self._run([mixtures[i] for i in filled], np.stack([embeddings[i] for i in filled]))
+                for i, output in zip(batch, outputs, strict=False):
+                    results[i] = output[0]
+        return results
+
+    def _separate_one(self, mixture: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        """float32 [channels, T] at the model's rate -> the target, [channels, T]; whole, or in windows."""
+        length = mixture.shape[-1]
+        if length <= self._window:
+            return self._run([mixture], embedding[None])[0]
+        target = np.zeros_like(mixture)
+        stride = self._window - self._overlap
+        # Inside an overlap the later window fades in as the earlier one fades out: the two ramps sum to one.
+        fade_in = ((np.arange(self._overlap) + 0.5) / self._overlap).astype(np.float32)
+        # The last window begins where a rest of more than the overlap remains.
+        for start in range(0, length - self._overlap, stride):
+            piece = self._run([mixture[:, start : start + self._window]], embedding[None], frames_for=self._window)[0]
+            if start > 0:
+                piece[:, : self._overlap] *= fade_in
+            if start + self._window < length:
+                piece[:, -self._overlap :] *= fade_in[::-1]
+            target[:, start : start + self._window] += piece
+        return target
+
+    def _run(
+        self, mixtures: list[np.ndarray], embeddings: np.ndarray, *, frames_for: int | None = None
+    ) -> list[np.ndarray]:
+        """Mixtures [channels, T_i] of one padded shape (that of `frames_for` samples, if given) -> their targets."""
+        window, hop = self.config.window_size, self.config.hop_size
+        frames = _padded_frames(frames_for or mixtures[0].shape[-1], self.config)
+        samples = (frames - 1) * hop + window
+        padded = np.zeros((len(mixtures), mixtures[0].shape[0], samples), np.float32)
+        counts = np.empty(len(mixtures), np.int32)
+        for row, mixture in enumerate(mixtures):
+            # Only as far as the last frame reaches: samples past it belong to no frame.
+            reflected = reflect_pad(mixture, window)[:, :samples]
+            padded[row, :, : reflected.shape[-1]] = reflected
+            counts[row] = num_frames(mixture.shape[-1], hop)
+        outputs = np.asarray(_separate_padded(self.config, self._variables, padded, counts, embeddings))
+        return [output[:, : mixture.shape[-1]].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
+
+
+def load(path: str | Path, *, step: int | None = None, max_whole_seconds: float = 30.0) -> Separator:
+    """A Separator from a checkpoint: a run's workdir, its `checkpoints` folder, or one step's folder.
+
+    Args:
+        path: where it is.
+        step: which one, by default the newest.
+        max_whole_seconds: see `Separator`.
+
+    Raises:
+        CheckpointError: the path is not a checkpoint, or it is damaged.
+    """
+    checkpoint = load_for_inference(path, step=step)
+    info = {
+        'step': checkpoint.step,
+        'encoder': checkpoint.encoder,
+        'config': checkpoint.record['config'],
+        'path': str(checkpoint.path),
+    }
+    encoder = load_encoder(checkpoint.encoder)
+    return Separator(checkpoint.model, checkpoint.variables, encoder, info=info, max_whole_seconds=max_whole_seconds)
+
+
+def _padded_frames(num_samples: int, config: ModelConfig) -> int:
+    """The compiled number of frames that serves a signal of this length: a multiple of the pooling grid."""
+    return -(-num_frames(num_samples, config.hop_size) // TIME_DOWNSAMPLING) * TIME_DOWNSAMPLING
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _separate_padded(
+    config: ModelConfig, variables: dict, padded: jax.Array, frame_count: jax.Array, embedding: jax.Array
+) -> jax.Array:
+    """Reflect-padded mixtures [B, channels, S] of `frame_count` [B] frames, [B, E] -> targets [B, channels, N * hop]."""
+    window, hop = config.window_size, config.hop_size
+    spectra = stft(padded, window, hop, center=False)  # [B, channels, N, F]
+    # The STFT is linear: the mean of the channels' spectra is the downmix's.
+    mask = AudioSep(config).apply(variables, spectra.mean(1), embedding, frame_count, method='mask')
+    length = spectra.shape[-2] * hop
+    return istft(spectra * mask[:, None], window, hop, length=length, frame_count=frame_count[:, None])
+
+
+def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Audio [T] or [channels, T] as float32 [channels, T], or an AudioFileError that says what is wrong with it."""
+    audio = np.asarray(audio)
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise AudioFileError(f'audio must be float in ±1, got {audio.dtype}: divide int16 samples by 32768')
+    if audio.ndim not in (1, 2) or 0 in audio.shape:
+        raise AudioFileError(f'audio must have the shape [T] or [channels, T] with T > 0, got {list(audio.shape)}')
+    if not sample_rate > 0:
+        raise AudioFileError(f'the sample rate must be above 0 Hz, got {sample_rate}')
+    if not np.isfinite(audio).all():
+        raise AudioFileError('the audio holds NaN or infinite samples')
+    return np.atleast_2d(audio).astype(np.float32)
+
+
+def _fit(audio: np.ndarray, length: int) -> np.ndarray:
+    """Cut, or filled with zeros, to the length: a resampler's rounding may differ by a sample on the way back."""
+    audio = audio[..., :length]
+    return np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, length - audio.shape[-1])])

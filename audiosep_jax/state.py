@@ -1,0 +1,116 @@
+"""What training carries from step to step, and one step of it as a pure function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from audiosep_jax.losses import l1_waveform
+from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.model import AudioSep, ModelConfig, init_variables
+
+_INT16_SCALE = 1 / 32768
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree of everything that a step reads and writes.
+
+    Attributes:
+        step: int32, steps taken, skipped ones included: the clock of the data and of the random keys.
+        params, batch_stats: the model's variables.
+        opt_state: optax's.
+        ema: exponential moving average of {'params', 'batch_stats'}, or None.
+        skipped: int32, steps whose loss or gradient was not finite; they changed nothing but `step` and these counts.
+        skipped_in_row: int32, how many of them were the latest ones.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+
+def init_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool
+) -> TrainState:
+    """A state at step 0 with fresh weights drawn from `key`."""
+    variables = init_variables(config, key)
+    return state_from_variables(variables, optimizer, ema=ema)
+
+
+def state_from_variables(variables: dict, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """A state at step 0 that starts from given `params` and `batch_stats`."""
+    params, batch_stats = variables['params'], variables['batch_stats']
+    zero = jnp.zeros((), jnp.int32)
+    # A copy of its own: a donated state must not hold one buffer twice.
+    average = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}) if ema else None
+    return TrainState(zero, params, batch_stats, optimizer.init(params), average, zero, zero)
+
+
+def make_train_step(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mixer: SegmentMixer,
+    *,
+    seed: int,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """The function (state, batch) -> (state, metrics) of one optimizer step; pure, to be jitted by the caller.
+
+    The batch holds `waveforms` int16 [B, T] and `embeddings` float [B, E]. It is mixed on the device (clip i with its
+    neighbours), separated, and compared with the clips by L1. The key is a function of the seed and the step, so that
+    a resumed run draws what the uninterrupted one would have drawn.
+
+    Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
+    """
+    model = AudioSep(config)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        mixtures, targets = mixer(key, waveforms)
+
+        def loss_fn(params):
+            variables = {'params': params, 'batch_stats': state.batch_stats}
+            estimates, updated = model.apply(
+                variables, mixtures, batch['embeddings'], train=True, mutable=['batch_stats']
+            )
+            return l1_waveform(estimates, targets), updated['batch_stats']
+
+        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            # Young averages follow quickly: otherwise the first 1 / (1 - decay) steps would be mostly initial weights.
+            taken = state.step - state.skipped
+            decay = jnp.minimum(ema_decay, (1 + taken) / (10 + taken))
+            new = {'params': params, 'batch_stats': batch_stats}
+            ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, new)
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        skipped = state.skipped + ~finite
+        skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
+        metrics = {'loss': loss, 'grad_norm': grad_norm, 'skipped': skipped, 'skipped_in_row': skipped_in_row}
+        return state.replace(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            batch_stats=keep(batch_stats, state.batch_stats),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            skipped=skipped,
+            skipped_in_row=skipped_in_row,
+        ), metrics
+
+    return train_step
