@@ -1,0 +1,81 @@
+"""The spectrogram picture: it is drawn, it is honest about levels, and it leaves matplotlib alone."""
+
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from audiosep_jax.errors import DataError
+from audiosep_jax.plots import spectrogram_panels
+
+RATE = 8000
+
+
+def tone(hz, level=0.5, seconds=0.5):
+    return (level * np.sin(2 * np.pi * hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def drawn(path):
+    return matplotlib.image.imread(path)[..., :3]
+
+
+def loud_pixels(picture):
+    """Pixels of the colour map's top, a pale yellow, left of the colour bar."""
+    red, _, blue = np.moveaxis(picture[:, : int(0.8 * picture.shape[1])], -1, 0)
+    return int(np.sum((red > 0.95) & (blue < 0.85)))
+
+
+def test_three_panels(tmp_path):
+    path = tmp_path / 'x.png'
+    spectrogram_panels(
+        path, {'mixture': tone(500) + tone(3000), 'target': tone(500), 'separated': tone(500)}, RATE, 't'
+    )
+    picture = drawn(path)
+    assert picture.shape[0] > 500
+    assert picture.shape[1] > 500
+    assert picture.std() > 0.1
+    assert [p.name for p in tmp_path.iterdir()] == ['x.png']
+
+
+def test_panels_share_one_scale(tmp_path):
+    """A quiet estimate must look quiet: each panel normalised by itself would hide a wrong level."""
+    spectrogram_panels(tmp_path / 'same.png', {'a': tone(500), 'b': tone(500)}, RATE)
+    spectrogram_panels(tmp_path / 'quiet.png', {'a': tone(500), 'b': tone(500, level=0.005)}, RATE)
+    same, quiet = drawn(tmp_path / 'same.png'), drawn(tmp_path / 'quiet.png')
+    half = len(same) // 2
+    assert loud_pixels(quiet[:half]) == loud_pixels(same[:half]) > 0
+    assert loud_pixels(same[half:]) > 0
+    assert loud_pixels(quiet[half:]) == 0
+
+
+@pytest.mark.parametrize(
+    'sound',
+    [np.zeros(4000, np.float32), np.zeros(1, np.float32), np.zeros((3, 400), np.float32), tone(100, seconds=120)],
+    ids=['silence', 'one sample', 'three channels', 'two minutes'],
+)
+def test_any_sound_can_be_drawn(tmp_path, sound):
+    spectrogram_panels(tmp_path / 'x.png', {'sound': sound}, RATE)
+    assert drawn(tmp_path / 'x.png').size
+
+
+def test_titles_are_literal(tmp_path):
+    spectrogram_panels(tmp_path / 'x.png', {'a $\\frac{ panel': tone(500)}, RATE, 'for $5, a 🐶 barks_^{ \\ now')
+    assert drawn(tmp_path / 'x.png').size
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r'missing/x\.png: the picture cannot be written'):
+        spectrogram_panels(tmp_path / 'missing' / 'x.png', {'a': tone(500)}, RATE)
+
+
+def test_importing_loads_no_matplotlib_and_drawing_loads_no_pyplot(tmp_path):
+    code = f"""
+import sys, numpy
+from audiosep_jax.plots import spectrogram_panels
+assert 'matplotlib' not in sys.modules
+spectrogram_panels({str(tmp_path / 'x.png')!r}, {{'a': numpy.zeros(800)}}, 8000)
+assert 'matplotlib.pyplot' not in sys.modules
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
