@@ -1,4 +1,4 @@
-"""Separation metrics in dB, over the last axis: float [..., T] -> float32 [...]. For use under `jax.jit` and `jax.vmap`.
+"""Separation metrics in dB, over the last axis: float [..., T] -> float32 [...]. Pure; for `jax.jit` and `jax.vmap`.
 
 Source: `calculate_sdr` and `calculate_sisdr` of the original (utils.py), silence included: every metric of silent
 signals is finite. No mean is removed. Inputs are computed in float32.

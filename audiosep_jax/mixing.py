@@ -1,8 +1,8 @@
 """Mixtures made on the device: each clip of a batch is a target, its neighbours in the batch are the noise.
 
-Source: `SegmentMixer` and `dynamic_loudnorm` of the original (data/waveform_mixers.py); "Separate Anything You Describe"
-(arXiv 2308.05037). Given the same draws the mixtures are the original's. The draws differ: gains are by default uniform
-in dB where the original takes whole decibels, and partners may be kept to groups of consecutive clips.
+Source: `SegmentMixer` and `dynamic_loudnorm` of the original (data/waveform_mixers.py); "Separate Anything You
+Describe" (arXiv 2308.05037). Given the same draws the mixtures are the original's. The draws differ: gains are by
+default uniform in dB where the original takes whole decibels, and partners may be kept to groups of consecutive clips.
 """
 
 import dataclasses

@@ -124,8 +124,8 @@ class AmsgradState(NamedTuple):
 def scale_by_amsgrad(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """AMSGrad as PyTorch computes it: the maximum is taken of the raw second moment, and corrected for bias afterwards.
 
-    optax's own takes the maximum of the corrected moment, which is largest in the first steps and then rules for long:
-    its steps are up to 18 % smaller. Source: `torch.optim.AdamW(amsgrad=True)`.
+    optax's own takes the maximum of the corrected moment, which is greatest in the first steps and then rules for long:
+    on the ten gradients of tests/data/amsgrad_reference.npz it moves 18 % less. Source: `torch.optim.AdamW`.
     """
 
     def init(params):
