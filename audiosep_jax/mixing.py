@@ -61,7 +61,7 @@ class SegmentMixer:
             self._check_group(self.mix_group)
 
     def __call__(self, key: jax.Array, waveforms: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float [B, T] in ±1 -> (mixtures, targets), both float32 [B, T]. No gradient passes.
+        """float [B, T] in ±1 -> (mixtures, targets), both float32 [B, T]. No gradient reaches the clips.
 
         Args:
             key: a `jax.random` key. The draws of a row depend on it and on the row's index in the batch alone, not on
@@ -88,7 +88,7 @@ class SegmentMixer:
     def mix_with_draws(
         self, waveforms: jax.Array, num_sources: jax.Array, source_gains_db: jax.Array, noise_gain_db: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T]. No gradient passes.
+        """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T]. No gradient reaches the clips.
 
         Args:
             waveforms: float [B, T] in ±1.
@@ -134,7 +134,7 @@ class SegmentMixer:
         # The maximum keeps the unused quotient of a silent mixture finite.
         scales = jnp.where(peaks > 1, _DECLIPPED_PEAK / jnp.maximum(peaks, 1), 1)
         shape = (batch_size, num_samples)
-        return tuple(jax.lax.stop_gradient(x * scales).reshape(shape) for x in (mixtures, targets))
+        return (mixtures * scales).reshape(shape), (targets * scales).reshape(shape)
 
     def group_size(self, batch_size: int, num_shards: int = 1) -> int:
         """The clips that mix with each other in a batch of `batch_size` clips.

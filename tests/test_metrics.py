@@ -92,6 +92,17 @@ def test_integer_samples_are_computed_as_floats():
     np.testing.assert_allclose(metrics.sdr(ref, est), 10 * np.log10(50), atol=1e-4)
 
 
+@pytest.mark.parametrize('level', [1e-5, 3e-4, 1e-3])
+def test_si_sdr_of_near_silence_has_the_originals_epsilon(level):
+    # Orthogonal signals whose energies, level ** 2, lie about the epsilon: all four places that add it show.
+    ref, est = level * np.eye(2, dtype=np.float64)
+    eps = np.finfo(np.float32).eps
+    projection = (eps + ref @ est) / (ref @ ref + eps) * ref
+    residual = est - projection
+    expected = 10 * np.log10((eps + projection @ projection) / (eps + residual @ residual))
+    np.testing.assert_allclose(metrics.si_sdr(ref, est), expected, rtol=0, atol=1e-4)
+
+
 @few
 @given(seed=st.integers(0, 2**32), scale=st.floats(0.05, 50), sign=st.sampled_from([-1, 1]))
 def test_si_sdr_does_not_see_the_scale_of_either_signal(seed, scale, sign):
