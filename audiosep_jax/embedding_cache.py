@@ -42,18 +42,17 @@ def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> di
     return identity
 
 
-def check_same_encoder(directory: str | os.PathLike, found: dict[str, Any], expected: dict[str, Any], of: str) -> None:
-    """Raises EncoderMismatchError when the cache in `directory` was made with another encoder than `of` expects."""
+def check_same_encoder(
+    where: str | os.PathLike, found: dict[str, Any], expected: dict[str, Any], of: str, remedy: str = 'embed again'
+) -> None:
+    """Raises EncoderMismatchError when the embeddings in `where` were made with another encoder than `of` has."""
     if found != expected:
         differences = ', '.join(
             f'{k} {found.get(k)!r} instead of {expected.get(k)!r}'
             for k in sorted({*found, *expected})
             if found.get(k) != expected.get(k)
         )
-        raise EncoderMismatchError(
-            f'{directory}: its embeddings were made with another encoder than {of} ({differences}): '
-            'embed again with the same encoder'
-        )
+        raise EncoderMismatchError(f'{where}: embeddings of another encoder than {of} ({differences}): {remedy}')
 
 
 class EmbeddingCache:
@@ -81,8 +80,10 @@ class EmbeddingCache:
         done = folder / f'{info.split}.json'
         if not done.is_file():
             raise DataError(f'{folder}: no complete embeddings of split {info.split!r}: run {embed}')
-        if read_json(done).get('fingerprint') != info.fingerprint:
-            raise DataError(f'{folder}: embeddings of another build of split {info.split!r}: delete them and run {embed}')
+        if read_json(done) != {'content': info.content, 'complete': True}:
+            raise DataError(
+                f'{folder}: unfinished, or embeddings of another build of split {info.split!r}: run {embed}'
+            )
         for shard, length in enumerate(info.shard_lengths):
             rows, offsets = self._open(shard)
             if rows.ndim != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:

@@ -5,7 +5,7 @@ A dataset directory holds (`data_prep build` writes it, `data_prep verify` check
     features.json, dataset_info.json              the TFDS description: `tfds.builder_from_directory(DIR)` reads it
     NAME-SPLIT.array_record-00000-of-00128        ArrayRecord shards of serialized `tf.train.Example`s
     splits/SPLIT.json                             `SplitInfo`: all that training has to know
-    splits/SPLIT-00000-of-00128.json              what went into each shard, and which clips could not be read
+    splits/SPLIT-00000-of-00128.json              of each shard: its clips' captions, and the clips left out
     splits/SPLIT-skipped.csv                      those clips, in one list
     embeddings/ENCODER/…                          see embedding_cache.py
 
@@ -69,6 +69,7 @@ class SplitInfo:
     num_captions: int = 0
     num_samples: int = 0
     num_skipped: int = 0
+    content: str = ''  # of the finished split: the fingerprint, and which clips were left out
     format_version: int = FORMAT_VERSION
 
     @property
@@ -181,6 +182,20 @@ def shard_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pat
     return pathlib.Path(directory) / file
 
 
+def summary_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
+    """JSON: `captions` (a list per clip, so that embedding need not read the audio), `skipped`, `num_samples`."""
+    return pathlib.Path(directory) / 'splits' / f'{info.split}-{shard:05d}-of-{info.num_shards:05d}.json'
+
+
+def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> dict[str, Any]:
+    """Raises DataError for a summary that is missing, damaged or of another build."""
+    path = summary_path(directory, info, shard)
+    summary = read_json(path)
+    if not isinstance(summary, dict) or summary.get('fingerprint') != info.fingerprint or 'captions' not in summary:
+        raise DataError(f'{path}: not a summary of this build: delete it and run the same `data_prep build` again')
+    return summary
+
+
 def split_info_path(directory: str | os.PathLike, split: str) -> pathlib.Path:
     return pathlib.Path(directory) / 'splits' / f'{split}.json'
 
@@ -231,20 +246,21 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 class Shards:
     """Random access to the clips of one complete split; `len()` is their number. Threads may share one; in another
-    process it opens its files anew.
+    process it opens its files anew. `check=False` leaves it to the caller to look for `problem`s.
 
     Raises:
         DataError: no such split, an unfinished build, a shard that is missing, cut short or of another build.
     """
 
-    def __init__(self, directory: str | os.PathLike, split: str = 'train'):
+    def __init__(self, directory: str | os.PathLike, split: str = 'train', *, check: bool = True):
         self.directory = pathlib.Path(directory)
         self.info = read_split_info(directory, split)
         if not self.info.complete:
             raise DataError(f'{directory}: split {split!r} is not complete: run the same `data_prep build` again')
         self._ends = list(itertools.accumulate(self.info.shard_lengths))
         self._reset()
-        self._check_shards()
+        if check:
+            self._check_shards()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -291,25 +307,25 @@ class Shards:
             self._readers[shard] = _open_shard(self.path(shard))
             return self._readers[shard]
 
+    def problem(self, shard: int) -> str | None:
+        """What is wrong with a shard file as a whole, and what to do. ArrayRecord itself opens one that is missing, cut
+        short or garbage as one of 0 records, without a word."""
+        path, expected = self.path(shard), self.info.shard_lengths[shard]
+        again = 'run the same `data_prep build` again: it makes only the missing shards'
+        if not path.is_file():
+            return f'{path}: shard is missing: {again}'
+        reader = _open_shard(path)
+        found = reader.num_records()
+        reader.close()
+        if found != expected:
+            return f'{path}: shard is damaged or cut short ({found} of {expected} records found): delete it and {again}'
+        return None
+
     def _check_shards(self) -> None:
-        """ArrayRecord opens a shard that is missing, cut short or garbage as one of 0 records, without a word."""
-
-        def check(shard: int) -> None:
-            path, expected = self.path(shard), self.info.shard_lengths[shard]
-            again = 'run the same `data_prep build` again: it makes only the missing shards'
-            if not path.is_file():
-                raise DataError(f'{path}: shard is missing: {again}')
-            reader = _open_shard(path)
-            found = reader.num_records()
-            reader.close()
-            if found != expected:
-                raise DataError(
-                    f'{path}: shard is damaged or cut short ({found} records found, {expected} expected): '
-                    f'delete it and {again}'
-                )
-
         with futures.ThreadPoolExecutor(16) as pool:  # on a network mount an open takes tens of milliseconds
-            list(pool.map(check, range(len(self.info.shard_lengths))))
+            for problem in pool.map(self.problem, range(len(self.info.shard_lengths))):
+                if problem:
+                    raise DataError(problem)
 
 
 def _open_shard(path: pathlib.Path):

@@ -18,13 +18,14 @@ from audiosep_jax.encoders import check_texts
 from audiosep_jax.errors import ConfigError
 
 # Function words, and what captions say about any sound at all ('a recording of …', '… in the foreground').
-_STOP_WORDS = frozenset(
+_STOP_TEXT = (
     'a an and are as at be been being by can could do does for from has have having he hear heard her his i in into is '
     'it its of off on onto or over she some somebody someone something that the their them then there these they this '
     'those to up was we were while who with you your '
     'audio background clip foreground hearing listen loud loudly nearby noise perform performed performing play played '
-    'playing plays quiet quietly recorded recording recordings record solo sound sounding sounds'.split()
+    'playing plays quiet quietly recorded recording recordings record solo sound sounding sounds'
 )
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _VOWEL = re.compile('[aeiouy]')
 

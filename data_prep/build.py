@@ -1,0 +1,325 @@
+"""Builds the shards of a split: audio files in, a TFDS dataset of ArrayRecord shards out. Resumable at any moment.
+
+A shard is a function of its inputs alone: clips k·n to (k+1)·n - 1 of the list, less the unreadable ones. It is written
+under a temporary name and renamed, so a file under a shard's name is whole; a build that was killed continues with the
+shards that are missing. The layout is described in `audiosep_jax/records.py`.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError
+from audiosep_jax.records import (
+    FORMAT_VERSION,
+    Record,
+    SplitInfo,
+    encode_audio,
+    features,
+    read_split_info,
+    read_summary,
+    record_to_bytes,
+    shard_path,
+    split_info_path,
+    split_names,
+    summary_path,
+    write_json,
+    write_split_info,
+)
+from data_prep.datasets import ClipsInMemory, ClipSource
+from data_prep.workers import run_in_processes
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A clip that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildResult:
+    info: SplitInfo
+    skipped: tuple[Skipped, ...]
+    num_shards_made: int  # the others were there already
+
+
+def build_shards(
+    clips: ClipSource | Iterable[Any],
+    out: str | os.PathLike,
+    *,
+    sample_rate: int,
+    name: str | None = None,
+    split: str = 'train',
+    clips_per_shard: int = 2000,
+    codec: str = 'flac',
+    jobs: int = 1,
+    retry_skipped: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Builds one split in the directory `out`, or what is missing of it.
+
+    Args:
+        clips: a `ClipSource`, or clips (`id`, `audio` float [T], `captions`, `labels`) at `sample_rate` in memory.
+        sample_rate: of the shards, Hz.
+        name: of the dataset, in TFDS's sense; by default made from `out`'s last part.
+        codec: 'flac', or 'pcm16' for hosts short of cores (1.6 times the size, no decoding).
+        jobs: processes; each makes whole shards.
+        retry_skipped: make the shards that lack unreadable clips again (after the files were mended).
+        progress: called with (clips done, clips in all), from this process.
+
+    Raises:
+        ConfigError: a setting out of range.
+        DataError: `out` holds something else, or other inputs' shards; no clip is readable; it cannot be written.
+    """
+    source = clips if hasattr(clips, 'clip_id') else ClipsInMemory(clips)
+    out = pathlib.Path(out)
+    plan = _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs)
+    _claim(out, plan)
+    done = [k for k in range(plan.num_shards) if _is_done(out, plan, k, retry_skipped)]
+    if len(done) < plan.num_shards:
+        # From here on the split is unfinished, also where it was complete before.
+        write_split_info(out, plan)
+    todo = [k for k in range(plan.num_shards) if k not in set(done)]
+    tasks = [(source.part(*_bounds(plan, k)), out, plan, k) for k in todo]
+    already = plan.num_inputs - sum(len(task[0]) for task in tasks)
+    report = (lambda n: progress(already + n, plan.num_inputs)) if progress else (lambda n: None)
+    report(0)
+    run_in_processes(_write_shard, tasks, jobs, report)
+    return _finish(out, plan, len(todo))
+
+
+def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -> SplitInfo:
+    name = name or re.sub(r'\W+', '_', out.resolve().name.lower()).strip('_')
+    for what, text in (('name', name), ('split', split)):
+        if not re.fullmatch('[a-z][a-z0-9_]*', text):
+            raise ConfigError(f'--{what} {text!r}: give small letters, digits and _, beginning with a letter')
+    if codec not in ('flac', 'pcm16'):
+        raise ConfigError(f'--codec {codec!r}: flac or pcm16')
+    for what, number in (('sample-rate', sample_rate), ('clips-per-shard', clips_per_shard), ('jobs', jobs)):
+        if number < 1:
+            raise ConfigError(f'--{what} {number}: must be at least 1')
+    if len(source) == 0:
+        raise DataError('there are no clips to build shards from')
+    settings = dict(sample_rate=sample_rate, codec=codec, clips_per_shard=clips_per_shard)
+    inputs = json.dumps([FORMAT_VERSION, settings, source.description()], sort_keys=True)
+    fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
+    return SplitInfo(name=name, split=split, num_inputs=len(source), fingerprint=fingerprint, **settings)
+
+
+def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
+    """Makes `out` the place of this build, or raises DataError where it is something else's."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise DataError(f'{out}: is a file: give a directory')
+        splits = split_names(out)
+        if not splits and out.is_dir() and any(out.iterdir()):
+            raise DataError(f'{out}: is not empty and not a dataset: give another directory')
+        for split in splits:
+            found = read_split_info(out, split)
+            if found.name != plan.name:
+                raise DataError(f'{out}: holds the dataset {found.name!r}: give --name {found.name} or another --out')
+            if split == plan.split and found.fingerprint != plan.fingerprint:
+                keys = ('sample_rate', 'codec', 'clips_per_shard', 'num_inputs')
+                what = ', '.join(
+                    f'{k} {getattr(found, k)} there, {getattr(plan, k)} now'
+                    for k in keys
+                    if getattr(found, k) != getattr(plan, k)
+                )
+                raise DataError(
+                    f'{out}: holds split {split!r} of other inputs or settings '
+                    f'({what or "the list of clips differs"}): give another --out, or delete it to build anew'
+                )
+        if plan.split not in splits:
+            write_split_info(out, plan)
+    except OSError as error:
+        raise DataError(f'{out}: cannot be written: {error}') from error
+
+
+def _bounds(plan: SplitInfo, shard: int) -> tuple[int, int]:
+    start = shard * plan.clips_per_shard
+    return start, min(start + plan.clips_per_shard, plan.num_inputs)
+
+
+def _is_done(out: pathlib.Path, plan: SplitInfo, shard: int, retry_skipped: bool) -> bool:
+    """Whether the shard is there and whole; one that was cut short later is made again."""
+    path = shard_path(out, plan, shard)
+    if not path.is_file():
+        return False
+    try:
+        summary = read_summary(out, plan, shard)
+    except DataError:
+        return False
+    if retry_skipped and summary['skipped']:
+        return False
+    return _count_records(path) == len(summary['captions'])
+
+
+def _count_records(path: pathlib.Path) -> int:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    count = reader.num_records()
+    reader.close()
+    return count
+
+
+def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: int, tick: Callable[[], None]) -> None:
+    """Writes one shard and the summary of what is in it. Runs in a worker."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = shard_path(out, plan, shard)
+    temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
+    summary = dict(fingerprint=plan.fingerprint, captions=[], num_samples=0, skipped=[])
+    try:
+        # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink any further, and trying costs.
+        writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
+        for index in range(len(source)):
+            try:
+                record = _record(source, index, plan)
+            except AudioSepError as error:
+                summary['skipped'].append({'id': source.clip_id(index), 'reason': str(error)})
+            else:
+                writer.write(record_to_bytes(record))
+                summary['captions'].append(record.captions)
+                summary['num_samples'] += record.num_samples
+            tick()
+        writer.close()
+        if _count_records(temporary) != len(summary['captions']):
+            raise DataError(f'{path}: could not be written completely: is the disk full?')
+        # The summary first: where the shard is, there is its summary.
+        write_json(summary_path(out, plan, shard), summary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _record(source: ClipSource, index: int, plan: SplitInfo) -> Record:
+    """One clip as a record. Raises AudioSepError for one that is to be left out."""
+    clip = source.read(index, plan.sample_rate)
+    captions = tuple(caption for caption in clip.captions if caption.strip())
+    if not captions:
+        raise DataError(f'{clip.id}: no caption')
+    if clip.audio.ndim != 1 or not clip.audio.size:
+        raise AudioFileError(f'{clip.id}: no audio: expected [T] samples, got {list(clip.audio.shape)}')
+    if not np.isfinite(clip.audio).all():
+        raise AudioFileError(f'{clip.id}: has non-finite samples')
+    return Record(
+        id=clip.id,
+        audio=encode_audio(clip.audio, plan.sample_rate, plan.codec),
+        codec=plan.codec,
+        sample_rate=plan.sample_rate,
+        num_samples=clip.audio.size,
+        captions=captions,
+        labels=tuple(clip.labels),
+        source=getattr(clip, 'source', ''),
+    )
+
+
+def _finish(out: pathlib.Path, plan: SplitInfo, num_made: int) -> BuildResult:
+    summaries = [read_summary(out, plan, k) for k in range(plan.num_shards)]
+    skipped = tuple(Skipped(**entry) for summary in summaries for entry in summary['skipped'])
+    info = dataclasses.replace(
+        plan,
+        complete=True,
+        shard_lengths=tuple(len(s['captions']) for s in summaries),
+        num_captions=sum(len(c) for s in summaries for c in s['captions']),
+        num_samples=sum(s['num_samples'] for s in summaries),
+        num_skipped=len(skipped),
+        content=_content(plan, skipped),
+    )
+    if info.num_clips == 0:
+        # Nothing is worth keeping, and a second attempt must not find these shards done.
+        _remove_split(out, plan)
+        raise DataError(f'none of the {plan.num_inputs} clips could be used; the first: {skipped[0].reason}')
+    _write_skipped(out, plan, skipped)
+    for leftover in out.glob(f'.{plan.name}-{plan.split}.array_record-*.tmp-*'):  # of builds that were killed
+        leftover.unlink(missing_ok=True)
+    _write_tfds_metadata(out, info)
+    write_split_info(out, info)
+    return BuildResult(info, skipped, num_made)
+
+
+def _content(plan: SplitInfo, skipped: tuple[Skipped, ...]) -> str:
+    left_out = json.dumps([plan.fingerprint, [s.id for s in skipped]])
+    return hashlib.sha256(left_out.encode()).hexdigest()
+
+
+def _write_skipped(out: pathlib.Path, plan: SplitInfo, skipped: tuple[Skipped, ...]) -> None:
+    path = skipped_path(out, plan.split)
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['id', 'reason'])
+        writer.writerows((s.id, s.reason) for s in skipped)
+
+
+def skipped_path(out: str | os.PathLike, split: str) -> pathlib.Path:
+    """The CSV list (`id,reason`) of the clips that a build left out; absent where there are none."""
+    return pathlib.Path(out) / 'splits' / f'{split}-skipped.csv'
+
+
+def _remove_split(out: pathlib.Path, plan: SplitInfo) -> None:
+    for shard in range(plan.num_shards):
+        shard_path(out, plan, shard).unlink(missing_ok=True)
+        summary_path(out, plan, shard).unlink(missing_ok=True)
+    split_info_path(out, plan.split).unlink(missing_ok=True)
+    for folder in (out / 'splits', out):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
+    """`features.json` and `dataset_info.json` over all the complete splits in `out`.
+
+    TFDS looks at file names to find the splits and writes in place. In a scratch directory with the names alone it sees
+    no unfinished split, and the results are renamed into place.
+    """
+    import tensorflow_datasets as tfds
+
+    others = [read_split_info(out, s) for s in split_names(out) if s != info.split]
+    splits = [info, *(other for other in others if other.complete)]
+    with tempfile.TemporaryDirectory(prefix='.tfds-', dir=out) as scratch:
+        split_infos = []
+        for split in splits:
+            paths = [shard_path(out, split, k) for k in range(split.num_shards)]
+            for path in paths:
+                (pathlib.Path(scratch) / path.name).touch()
+            template = tfds.core.ShardedFileTemplate(
+                data_dir=scratch, dataset_name=split.name, split=split.split, filetype_suffix='array_record'
+            )
+            split_infos.append(
+                tfds.core.SplitInfo(
+                    name=split.split,
+                    shard_lengths=list(split.shard_lengths),
+                    num_bytes=sum(path.stat().st_size for path in paths),
+                    filename_template=template,
+                )
+            )
+        tfds.folder_dataset.write_metadata(
+            data_dir=scratch,
+            features=features(),
+            split_infos=split_infos,
+            version='1.0.0',
+            check_data=False,  # the check alone needs TensorFlow
+            description='Captioned sounds for language-queried separation.',
+        )
+        for file in ('features.json', 'dataset_info.json'):
+            shutil.move(pathlib.Path(scratch) / file, out / file)

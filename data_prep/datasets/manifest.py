@@ -1,0 +1,173 @@
+"""Clips listed in a JSON or CSV file, with their captions.
+
+JSON is AudioSep's own datafile format, `{"data": [{"wav": "clips/a.flac", "caption": "a dog barking"}, ...]}`, or the
+bare list; CSV has a header line. Keys, and CSV columns:
+
+    wav                 the audio file, absolute or relative to the manifest's folder; any that libsndfile reads
+    caption, captions   a sentence, or (JSON) a list of them
+    label, labels       optional: class names, a list in JSON, separated by ';' in CSV
+    id                  optional: the clip's name in the dataset; by default the `wav` as written
+
+Entries with the same file (and id) are one clip with several captions, of which training draws one at a time.
+"""
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from audiosep_jax.audio import read_audio
+from audiosep_jax.errors import DataError
+from data_prep.datasets import Clip
+
+_KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One clip of a manifest, not read yet."""
+
+    id: str
+    wav: str
+    captions: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class Manifest:
+    """The clips of a list of entries, whose relative paths start at `folder`."""
+
+    def __init__(self, entries: Sequence[Entry], folder: pathlib.Path):
+        self.entries = list(entries)
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def clip_id(self, index: int) -> str:
+        return self.entries[index].id
+
+    def read(self, index: int, sample_rate: int) -> Clip:
+        """Raises AudioFileError for a bad file, DataError for an entry without a caption."""
+        entry = self.entries[index]
+        if not entry.captions:
+            raise DataError(f'{entry.wav}: no caption')
+        audio, _ = read_audio(self.folder / entry.wav, sample_rate=sample_rate, mono=True)
+        return Clip(entry.id, audio[0], entry.captions, entry.labels, entry.wav)
+
+    def part(self, start: int, stop: int) -> 'Manifest':
+        return Manifest(self.entries[start:stop], self.folder)
+
+    def description(self) -> Any:
+        # Not the folder: a corpus and its manifest may be moved together, and the rest of the build goes on.
+        text = json.dumps([dataclasses.astuple(e) for e in self.entries], ensure_ascii=False)
+        return {'kind': 'manifest', 'sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_manifest(path: str | pathlib.Path) -> Manifest:
+    """All entries of a manifest, checked; no audio is read yet.
+
+    Raises:
+        DataError: missing, neither JSON nor CSV, no entries, an unknown or missing key, a value of the wrong kind, one
+            id for two files.
+    """
+    path = pathlib.Path(path)
+    try:
+        text = path.read_text(encoding='utf-8-sig')  # spreadsheets begin a CSV with a byte order mark
+    except FileNotFoundError as error:
+        raise DataError(f'{path}: no such manifest') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f'{path}: cannot be read as UTF-8 text: {error}') from error
+    if path.suffix.lower() == '.csv':
+        rows, unit = _csv_rows(path, text)
+    else:
+        rows, unit = _json_rows(path, text), 'entry'
+    merged: dict[str, Entry] = {}
+    for number, row in rows:
+        where = f'{path}: {unit} {number}'
+        entry = _entry(where, row)
+        known = merged.get(entry.id)
+        if known is None:
+            merged[entry.id] = entry
+        elif known.wav == entry.wav:
+            merged[entry.id] = Entry(
+                entry.id, entry.wav, _union(known.captions, entry.captions), _union(known.labels, entry.labels)
+            )
+        else:
+            raise DataError(f'{where}: the id {entry.id!r} is taken by another file, {known.wav}: ids must differ')
+    if not merged:
+        raise DataError(f'{path}: lists no clips')
+    return Manifest(list(merged.values()), path.parent)
+
+
+def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise DataError(f'{path}: not valid JSON ({error}); a CSV manifest must be named .csv') from error
+    if isinstance(values, dict) and 'data' in values:
+        values = values['data']
+    if not isinstance(values, list):
+        raise DataError(f'{path}: expected {{"data": [{{"wav": …, "caption": …}}, …]}}')
+    return list(enumerate(values, start=1))
+
+
+def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], str]:
+    reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
+    rows = []
+    try:
+        _check_keys(f'{path}: header', reader.fieldnames or ())
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f'{path}: line {reader.line_num}: {"more" if None in row else "fewer"} fields than the header '
+                    'has; put quotes around a caption with a comma'
+                )
+            for key in ('label', 'labels'):
+                if key in row:
+                    row[key] = [label for label in row[key].split(';') if label.strip()]
+            rows.append((reader.line_num, {k: v for k, v in row.items() if v != '' or k == 'wav'}))
+    except csv.Error as error:
+        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    return rows, 'line'
+
+
+def _check_keys(where: str, keys) -> None:
+    for key in keys:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(_KEYS)}'
+            raise DataError(f'{where}: unknown key {key!r}: {hint}')
+    if 'wav' not in keys:
+        raise DataError(f"{where}: no key 'wav', the audio file")
+
+
+def _entry(where: str, row: Any) -> Entry:
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: expected {{"wav": …, "caption": …}}, got {row!r}')
+    _check_keys(where, row)
+    wav, clip_id = row['wav'], row.get('id', row['wav'])
+    if not isinstance(wav, str) or not wav.strip():
+        raise DataError(f"{where}: 'wav' must name an audio file, got {wav!r}")
+    if not isinstance(clip_id, str) or not clip_id.strip():
+        raise DataError(f"{where}: 'id' must be a text, got {clip_id!r}")
+    captions = _texts(where, row, 'caption') + _texts(where, row, 'captions')
+    labels = _texts(where, row, 'label') + _texts(where, row, 'labels')
+    return Entry(clip_id.strip(), wav.strip(), _union(captions), _union(labels))
+
+
+def _texts(where: str, row: dict, key: str) -> list[str]:
+    """The visible texts under a key: one, a list, or none."""
+    value = row.get(key)
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise DataError(f'{where}: {key!r} must be a text or a list of texts, got {value!r}')
+    return [v.strip() for v in values if v.strip()]
+
+
+def _union(*texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for some in texts for text in some))

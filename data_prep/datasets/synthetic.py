@@ -1,0 +1,49 @@
+"""The procedural corpus of `data_prep.synthetic` as a dataset: nothing to download, rendered while building."""
+
+import dataclasses
+from typing import Any
+
+from audiosep_jax.errors import ConfigError
+from data_prep import synthetic
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticClips:
+    """Clips first to first + num_clips - 1 of the corpus `seed`, each `seconds` long.
+
+    Raises:
+        ConfigError: a number of clips below 1, a negative seed.
+    """
+
+    num_clips: int
+    seed: int
+    seconds: float
+    classes: tuple[str, ...] = synthetic.CLASSES
+    first: int = 0
+
+    def __post_init__(self):
+        if self.num_clips < 1 or self.seed < 0 or self.first < 0:
+            raise ConfigError(f'synthetic: at least one clip and no negative seed, got {self.num_clips}, {self.seed}')
+        unknown = [name for name in self.classes if name not in synthetic.CLASSES]
+        if unknown or not self.classes:
+            raise ConfigError(
+                f'synthetic: unknown class {"".join(unknown[:1])!r}; known: {", ".join(synthetic.CLASSES)}'
+            )
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def clip_id(self, index: int) -> str:
+        n = self.first + index
+        return f'{self.classes[n % len(self.classes)]}-{n:06d}'
+
+    def read(self, index: int, sample_rate: int) -> synthetic.Clip:
+        return synthetic.clip(
+            self.first + index, self.seed, sample_rate=sample_rate, seconds=self.seconds, classes=self.classes
+        )
+
+    def part(self, start: int, stop: int) -> 'SyntheticClips':
+        return dataclasses.replace(self, first=self.first + start, num_clips=stop - start)
+
+    def description(self) -> Any:
+        return {'kind': 'synthetic', **dataclasses.asdict(self), 'classes': list(self.classes)}

@@ -1,0 +1,175 @@
+"""Checks a dataset from end to end: every record decodes, and the counts of shards, metadata and caches agree."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from concurrent import futures
+
+import numpy as np
+
+from audiosep_jax.embedding_cache import EmbeddingCache
+from audiosep_jax.encoders import load_encoder
+from audiosep_jax.errors import AudioSepError, DataError
+from audiosep_jax.records import Shards, decode_audio, read_json, read_summary, split_names
+
+# Rows are float16: relative 2^-11, and encoders on an accelerator differ in the last digits.
+_SAME_COSINE = 0.99
+_TEXTS_COMPARED = 32
+
+
+@dataclasses.dataclass
+class Verification:
+    """What was found. `problems` are one line each, with what to do about them; empty is good."""
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    num_clips: int = 0
+    num_captions: int = 0
+    seconds: float = 0.0
+    num_silent: int = 0
+    encoders: list[str] = dataclasses.field(default_factory=list)
+
+
+def verify_dataset(
+    directory: str | os.PathLike, *, jobs: int = 1, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Reads and decodes all of it, in `jobs` threads; `progress` is called with (clips done, clips in all).
+
+    Raises:
+        DataError: there is no dataset to look at. All else is reported, not raised.
+    """
+    directory = pathlib.Path(directory)
+    names = split_names(directory)
+    if not names:
+        raise DataError(f'{directory}: no dataset here: make one with `python -m data_prep build`')
+    result = Verification()
+    splits = []
+    for name in names:
+        try:
+            splits.append(Shards(directory, name, check=False))
+        except DataError as error:
+            result.problems.append(str(error))
+    total = sum(map(len, splits))
+    done = 0
+
+    def tick():
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    ids = {}
+    for shards in splits:
+        with futures.ThreadPoolExecutor(jobs) as pool:
+            _verify_records(shards, pool, result, ids, tick)
+        for folder in sorted(directory.glob('embeddings/*/')):
+            _verify_cache(shards, folder.name, result)
+    _verify_tfds_metadata(directory, splits, result)
+    return result
+
+
+def _verify_records(shards: Shards, pool: futures.Executor, result: Verification, ids: dict, tick) -> None:
+    first = 0
+    for shard, length in enumerate(shards.info.shard_lengths):
+        indices = range(first, first + length)
+        first += length
+        problem = shards.problem(shard)
+        if problem:
+            result.problems.append(problem)
+            continue
+        try:
+            captions = read_summary(shards.directory, shards.info, shard)['captions']
+        except DataError as error:
+            result.problems.append(str(error))
+            captions = None
+        if captions is not None and len(captions) != length:
+            result.problems.append(f'{shards.path(shard)}: {length} clips, but captions of {len(captions)}')
+            captions = None
+        for index, found in zip(indices, pool.map(lambda i: _read(shards, i), indices), strict=True):
+            tick()
+            if isinstance(found, str):
+                result.problems.append(found)
+                continue
+            record, silent = found
+            where = f'{shards.path(shard)}: record {index - indices[0]} ({record.id!r})'
+            if (record.sample_rate, record.codec) != (shards.info.sample_rate, shards.info.codec):
+                result.problems.append(f'{where}: {record.codec} at {record.sample_rate} Hz, unlike its split')
+            if captions is not None and list(record.captions) != captions[index - indices[0]]:
+                result.problems.append(f'{where}: its captions are not those that embeddings are made from')
+            if (shards.info.split, record.id) in ids:
+                result.problems.append(f'{where}: the id occurs twice, also in {ids[shards.info.split, record.id]}')
+            ids[shards.info.split, record.id] = shards.path(shard).name
+            result.num_clips += 1
+            result.num_captions += len(record.captions)
+            result.seconds += record.num_samples / record.sample_rate
+            result.num_silent += silent
+
+
+def _read(shards: Shards, index: int):
+    """(record, whether it is silent), or what is wrong with it."""
+    try:
+        record = shards.read(index)
+        return record, not decode_audio(record).any()
+    except DataError as error:
+        shard, position = shards.locate(index)
+        text = str(error)
+        return text if str(shards.path(shard)) in text else f'{shards.path(shard)}: record {position}: {text}'
+
+
+def _verify_cache(shards: Shards, encoder_name: str, result: Verification) -> None:
+    try:
+        cache = EmbeddingCache(shards, encoder_name)
+    except DataError as error:
+        result.problems.append(str(error))
+        return
+    if encoder_name not in result.encoders:
+        result.encoders.append(encoder_name)
+    for index in range(len(shards)):
+        rows = cache.rows(index).astype(np.float32)
+        if not len(rows) or not np.isfinite(rows).all() or not np.linalg.norm(rows, axis=-1).all():
+            result.problems.append(
+                f'{shards.directory}: embeddings {encoder_name!r} of clip {index} of {shards.info.split!r} are '
+                f'damaged: delete embeddings/{encoder_name} and embed again'
+            )
+            return
+    _compare_with_encoder(shards, cache, encoder_name, result)
+
+
+def _compare_with_encoder(shards: Shards, cache: EmbeddingCache, encoder_name: str, result: Verification) -> None:
+    """The rows of some clips, spread over the split, against the encoder itself."""
+    try:
+        encoder = load_encoder(cache.identity)
+    except AudioSepError as error:
+        result.notes.append(f'embeddings {encoder_name!r} were not compared with the encoder itself: {error}')
+        return
+    for index in np.unique(np.linspace(0, len(shards) - 1, min(_TEXTS_COMPARED, len(shards))).astype(int)):
+        try:
+            texts = list(shards.read(int(index)).captions)
+        except DataError:
+            continue  # reported with the records
+        rows, fresh = cache.rows(int(index)).astype(np.float32), encoder.encode_text(texts)
+        cosine = (rows * fresh).sum(-1) / (np.linalg.norm(rows, axis=-1) * np.linalg.norm(fresh, axis=-1))
+        if not (cosine > _SAME_COSINE).all():
+            result.problems.append(
+                f'{shards.directory}: embeddings {encoder_name!r} of clip {index} of {shards.info.split!r} are not '
+                f'those of its captions: delete embeddings/{encoder_name} and embed again'
+            )
+            return
+
+
+def _verify_tfds_metadata(directory: pathlib.Path, splits: list[Shards], result: Verification) -> None:
+    again = 'run the same `data_prep build` again'
+    if not (directory / 'features.json').is_file():
+        result.problems.append(f'{directory}/features.json: missing: {again}')
+    try:
+        listed = read_json(directory / 'dataset_info.json')['splits']
+        lengths = {split['name']: [int(n) for n in split['shardLengths']] for split in listed}
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        result.problems.append(f'{directory}/dataset_info.json: cannot be read ({error}): {again}')
+        return
+    for shards in splits:
+        if lengths.get(shards.info.split) != list(shards.info.shard_lengths):
+            result.problems.append(
+                f'{directory}/dataset_info.json: other counts than split {shards.info.split!r}: {again}'
+            )
