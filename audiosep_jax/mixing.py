@@ -88,7 +88,9 @@ class SegmentMixer:
     def mix_with_draws(
         self, waveforms: jax.Array, num_sources: jax.Array, source_gains_db: jax.Array, noise_gain_db: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T]. No gradient reaches the clips.
+        """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T].
+
+        No gradient reaches the clips.
 
         Args:
             waveforms: float [B, T] in ±1.
