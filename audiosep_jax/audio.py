@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -116,7 +116,7 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *,
     """Writes float `[channels, T]` as WAV, FLAC or OGG (Vorbis) by the suffix of `path`; replaces an existing file.
 
     The file appears under its name only when it is complete. Except in a float WAV, samples beyond full scale would
-    wrap or clip: the whole file is attenuated instead, see `overshoot_gain`.
+    wrap or clip: the whole file is attenuated instead.
 
     Args:
         path: ends in .wav, .flac or .ogg.
@@ -131,43 +131,37 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *,
         ConfigError: a suffix, subtype, rate or channel count that the format does not have.
         AudioFileError: non-finite samples, or the file cannot be written there.
     """
-    path, audio = Path(path), np.asarray(audio, np.float32)
-    if audio.ndim != 2:
-        raise ValueError(f'audio must be [channels, T], got shape {audio.shape}')
-    check_format(path, subtype, channels=len(audio), sample_rate=sample_rate)
-    if not np.isfinite(audio).all():
-        raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
-    gain = overshoot_gain(audio, path=path, subtype=subtype)
-    kind = path.suffix.lower()[1:].upper()
-    if kind == 'WAV' and audio.size * {'PCM_16': 2, 'PCM_24': 3, 'FLOAT': 4}[subtype] > _WAV_BYTES:
-        kind = 'RF64'
-    encoding = 'VORBIS' if kind == 'OGG' else subtype
-    try:
-        with (
-            replacing(path) as temporary,
-            soundfile.SoundFile(temporary, 'w', sample_rate, len(audio), encoding, format=kind) as file,
-        ):
-            for start in range(0, audio.shape[-1], _BLOCK):
-                block = audio[:, start : start + _BLOCK].T * np.float32(gain)
-                file.write(np.ascontiguousarray(_quantise(block, encoding)))
-    except OSError as error:
-        raise AudioFileError(f'{path}: cannot be written: {error.strerror or error}') from error
-    except soundfile.LibsndfileError as error:
-        raise AudioFileError(f'{path}: cannot be written: {error.error_string.rstrip(".")}') from error
-    return gain
+    return write_together({path: audio}, sample_rate, subtype=subtype)
 
 
-def overshoot_gain(*arrays: np.ndarray, path: str | os.PathLike, subtype: Subtype) -> float:
-    """The one gain (at most 1.0) that keeps all of these float `[..., T]` within full scale when written to `path`.
+def write_together(
+    sounds: Mapping[str | os.PathLike, np.ndarray], sample_rate: int, *, subtype: Subtype = 'PCM_16'
+) -> float:
+    """As `write_audio`, several files as one: all of them are written or none is, with one gain for all.
 
-    1.0 for float WAV, which has no full scale. Give everything that was separated from one mixture at once: with one
-    gain, the targets and the residual still add up to the (attenuated) mixture.
+    For what was separated from one mixture: with one gain, targets and residual still add up to the (attenuated)
+    mixture.
     """
-    if Path(path).suffix.lower() == '.wav' and subtype == 'FLOAT':
-        return 1.0
-    peak = max((float(np.abs(a).max(initial=0.0)) for a in arrays), default=0.0)
-    # The largest positive 16-bit value is one step below full scale.
-    return 1.0 if peak <= 1.0 else (1.0 - 2.0**-15) / peak
+    sounds = {Path(path): np.asarray(audio, np.float32) for path, audio in sounds.items()}
+    for path, audio in sounds.items():
+        if audio.ndim != 2:
+            raise ValueError(f'audio must be [channels, T], got shape {audio.shape}')
+        check_format(path, subtype, channels=len(audio), sample_rate=sample_rate)
+        if path.is_dir():
+            raise AudioFileError(f'{path}: cannot be written: a folder has that name')
+        if not np.isfinite(audio).all():
+            raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
+    gain = min((_overshoot_gain(path, audio, subtype) for path, audio in sounds.items()), default=1.0)
+    with contextlib.ExitStack() as renames:  # not before the last one is written
+        for path, audio in sounds.items():
+            try:
+                temporary = renames.enter_context(replacing(path))
+                _encode(temporary, path.suffix.lower(), audio, gain, sample_rate, subtype)
+            except OSError as error:
+                raise AudioFileError(f'{path}: cannot be written: {error.strerror or error}') from error
+            except soundfile.LibsndfileError as error:
+                raise AudioFileError(f'{path}: cannot be written: {error.error_string.rstrip(".")}') from error
+    return gain
 
 
 def check_format(path: str | os.PathLike, subtype: Subtype, *, channels: int = 1, sample_rate: int = 44100) -> None:
@@ -209,6 +203,26 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _overshoot_gain(path: Path, audio: np.ndarray, subtype: Subtype) -> float:
+    """What keeps float [channels, T] within full scale; 1.0 for float WAV, which has none."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    if peak <= 1.0 or (path.suffix.lower() == '.wav' and subtype == 'FLOAT'):
+        return 1.0
+    # The largest positive 16-bit value is one step below full scale.
+    return (1.0 - 2.0**-15) / peak
+
+
+def _encode(temporary: Path, suffix: str, audio: np.ndarray, gain: float, sample_rate: int, subtype: Subtype) -> None:
+    kind = suffix[1:].upper()
+    if kind == 'WAV' and audio.size * {'PCM_16': 2, 'PCM_24': 3, 'FLOAT': 4}[subtype] > _WAV_BYTES:
+        kind = 'RF64'
+    encoding = 'VORBIS' if kind == 'OGG' else subtype
+    with soundfile.SoundFile(temporary, 'w', sample_rate, len(audio), encoding, format=kind) as file:
+        for start in range(0, audio.shape[-1], _BLOCK):
+            block = audio[:, start : start + _BLOCK].T * np.float32(gain)
+            file.write(np.ascontiguousarray(_quantise(block, encoding)))
 
 
 def _quantise(block: np.ndarray, encoding: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiosep_jax import audio
-from audiosep_jax.audio import overshoot_gain, read_audio, replacing, resample, write_audio
+from audiosep_jax.audio import read_audio, replacing, resample, write_audio, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError
 
 
@@ -79,13 +79,34 @@ def test_float_wav_keeps_an_overshoot(tmp_path):
     np.testing.assert_array_equal(read_audio(tmp_path / 'x.wav')[0], sound)
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize('name', ['{}.wav', '{}.flac'])
+def test_files_written_together_share_a_gain_and_still_add_up(tmp_path, name):
+    target, residual = tone(level=1.5), tone(level=0.7, hz=300)
+    sounds = {tmp_path / name.format('target'): target, tmp_path / name.format('residual'): residual}
+    gain = write_together(sounds, 16000)
+    assert gain < 1
+    total = sum(read_audio(path)[0] for path in sounds)
+    np.testing.assert_allclose(total, gain * (target + residual), atol=1.1 / 2**15)
+
+
+def test_files_written_together_all_appear_or_none(tmp_path):
+    """The second cannot be written: the first is not there either."""
+    (tmp_path / 'second.wav').mkdir()
+    for second in ('second.wav', 'missing/second.wav'):
+        with pytest.raises(AudioFileError, match=r'second\.wav: cannot be written'):
+            write_together({tmp_path / 'first.wav': tone(), tmp_path / second: tone()}, 16000)
+    assert [p.name for p in tmp_path.iterdir()] == ['second.wav']
+
+
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=6), st.sampled_from(['a.wav', 'a.flac', 'a.ogg']))
-def test_one_gain_keeps_every_array_within_full_scale(values, path):
-    arrays = [np.array([v], np.float32) for v in values]
-    gain = overshoot_gain(*arrays, path=path, subtype='PCM_16')
-    assert all(np.abs(gain * a).max() <= 1 for a in arrays)
+def test_no_sample_passes_full_scale(tmp_path_factory, values, name):
+    path = tmp_path_factory.mktemp('scale') / name
+    gain = write_audio(path, np.array([values]), 16000)
+    assert gain * max(map(abs, values)) <= 1
     assert (gain == 1.0) == (max(map(abs, values)) <= 1.0)
+    if name != 'a.ogg':
+        np.testing.assert_allclose(read_audio(path)[0][0], gain * np.array(values), atol=1.1 / 2**15)
 
 
 def test_mono_is_the_mean_of_the_channels(tmp_path):
