@@ -79,7 +79,7 @@ def cricket(rng: np.random.Generator, t: np.ndarray, rate: int) -> np.ndarray:
     pitch = rng.uniform(2400, min(4600, 0.45 * rate))
     speed, pulses = rng.uniform(24, 40), rng.integers(3, 7)
     period = pulses / speed + rng.uniform(0.08, 0.25)
-    position = (t + rng.random() * pulses / speed) % period
+    position = (t + rng.random() * 0.5 * pulses / speed) % period
     envelope = np.sin(np.pi * ((position * speed) % 1)) ** 2 * gate(position, 0, pulses / speed)
     return envelope * harmonic_tone(pitch * (1 + 0.004 * wander(rng, t, 20)), [1, 0.1], rate)
 

@@ -56,13 +56,13 @@ def train(rng: np.random.Generator, t: np.ndarray, rate: int) -> np.ndarray:
 
 def clock(rng: np.random.Generator, t: np.ndarray, rate: int) -> np.ndarray:
     """Tick, tock: two kinds of tiny metallic clatter in turn, perfectly regular."""
-    period = rng.uniform(0.2, 0.5)
+    period = rng.uniform(0.2, 0.4)
     sides = []
     for pitch in rng.uniform(0.85, 1.15, 2):
         modes = pitch * rng.uniform([900, 1500, 2300, 3000], [1400, 2200, 2900, 3700])
-        hit = strike(modes, rng.uniform(0.4, 1, 4), rng.uniform(0.003, 0.009, 4), rate, len(t))
+        hit = strike(modes, rng.uniform(0.4, 1, 4), rng.uniform(0.006, 0.016, 4), rate, len(t))
         side = np.zeros(int(0.12 * rate))
-        for delay, loudness in ((0, 0.6), (rng.uniform(0.01, 0.02), 1.0), (rng.uniform(0.03, 0.045), 0.4)):
+        for delay, loudness in ((0, 0.6), (rng.uniform(0.01, 0.02), 1.0), (rng.uniform(0.03, 0.045), 0.6)):
             place(side, hit * loudness, delay, rate)
         sides.append(side)
     signal = np.zeros(len(t))

@@ -30,7 +30,7 @@ def alarm(rng: np.random.Generator, t: np.ndarray, rate: int) -> np.ndarray:
     group = rng.choice([1, 3, 4])
     pause = gap if group == 1 else rng.uniform(0.2, 0.4)
     period = group * (beep + gap) - gap + pause
-    position = (t + rng.random() * period * 0.5) % period
+    position = (t + rng.random() * ((group - 1) * (beep + gap) + 0.5 * beep)) % period  # never starts with the pause
     sounding = sum(gate(position, i * (beep + gap), i * (beep + gap) + beep, 0.003) for i in range(group))
     odd = np.zeros(9)
     odd[::2] = np.arange(1, 10, 2) ** -rng.uniform(0.6, 1.2)
