@@ -365,8 +365,10 @@ def _indented(config: dict) -> Iterator[str]:
 
 
 def _load(path: Path) -> 'Separator':
+    from audiosep_jax.compilation import enable_compilation_cache
     from audiosep_jax.separate import load
 
+    enable_compilation_cache()
     return load(path)
 
 
