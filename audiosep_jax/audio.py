@@ -62,7 +62,7 @@ def read_audio(
     path = Path(path)
     _check_readable(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: names need not be valid UTF-8
             rate = file.samplerate
             promised = file.frames
             cut = _cut_short(path, file)
@@ -219,7 +219,7 @@ def _encode(temporary: Path, suffix: str, audio: np.ndarray, gain: float, sample
     if kind == 'WAV' and audio.size * {'PCM_16': 2, 'PCM_24': 3, 'FLOAT': 4}[subtype] > _WAV_BYTES:
         kind = 'RF64'
     encoding = 'VORBIS' if kind == 'OGG' else subtype
-    with soundfile.SoundFile(temporary, 'w', sample_rate, len(audio), encoding, format=kind) as file:
+    with soundfile.SoundFile(os.fsencode(temporary), 'w', sample_rate, len(audio), encoding, format=kind) as file:
         for start in range(0, audio.shape[-1], _BLOCK):
             block = audio[:, start : start + _BLOCK].T * np.float32(gain)
             file.write(np.ascontiguousarray(_quantise(block, encoding)))

@@ -427,3 +427,7 @@ def _say(text: str, file=None) -> None:
     text = ''.join(c if c.isprintable() or c == ' ' else c.encode('unicode_escape').decode() for c in text)
     encoding = file.encoding or 'utf-8'
     print(text.encode(encoding, 'backslashreplace').decode(encoding), file=file, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,478 @@
+"""The command line: every output and exit code, and that bad input costs one line and nothing else."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiosep_jax import audio, cli
+from audiosep_jax.audio import read_audio, write_audio
+from audiosep_jax.cli import main
+from audiosep_jax.encoders.words import WordsEncoder
+from audiosep_jax.errors import AudioSepError
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.separate import Separation
+
+RATE = 16000
+
+
+class QuarterSeparator:
+    """Every query gets a quarter of the mixture: what is written can be checked without a network."""
+
+    config = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=16)
+    encoder = WordsEncoder(16)
+    info = {'path': 'somewhere', 'step': 1, 'encoder': encoder.identity(), 'config': {}}  # noqa: RUF012
+    gain = 0.25
+
+    def embed(self, queries):
+        return self.encoder.encode_text(queries)
+
+    def separate(self, mixture, embeddings, *, sample_rate, per_channel=False):
+        assert sample_rate == RATE
+        targets = np.stack([self.gain * mixture] * len(embeddings))
+        return Separation(targets, mixture - targets.sum(0))
+
+    def separate_batch(self, mixtures, embeddings, *, batch_size):
+        return [self.gain * m for m in mixtures]
+
+
+@pytest.fixture
+def separator(monkeypatch):
+    fake = QuarterSeparator()
+    monkeypatch.setattr(cli, '_load', lambda path: fake)
+    return fake
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sound(channels=2, samples=800, level=0.4, seed=0):
+    return np.random.default_rng(seed).uniform(-level, level, (channels, samples)).astype(np.float32)
+
+
+def write(name, **options):
+    write_audio(name, sound(**options), RATE, subtype='FLOAT' if name.endswith('.wav') else 'PCM_16')
+    return name
+
+
+def separate(*arguments):
+    return main(['separate', *map(str, arguments), '--checkpoint', 'anything'])
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
+
+
+def one_error(capsys):
+    """The only line on stderr, which is an error."""
+    captured = capsys.readouterr().err
+    lines = captured.splitlines()
+    assert len(lines) == 1, captured
+    assert lines[0].startswith('audiosep-jax: error: ')
+    assert 'Traceback' not in captured
+    return lines[0]
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('suffix', ['.wav', '.flac', '.ogg'])
+def test_one_input_and_one_query_make_a_file(folder, separator, capsys, suffix):
+    write('in.wav')
+    assert separate('in.wav', '--query', 'a dog', '-o', f'dog{suffix}') == 0
+    out, rate = read_audio(f'dog{suffix}')
+    assert rate == RATE
+    assert out.shape == (2, 800)
+    assert np.abs(out - sound() / 4).max() < (0.1 if suffix == '.ogg' else 1e-4)
+    assert capsys.readouterr().out == f'dog{suffix}\n'
+    assert files(folder) == [f'dog{suffix}', 'in.wav']
+
+
+def test_the_residual_of_a_file_lies_beside_it(folder, separator):
+    write('in.wav')
+    assert separate('in.wav', '--query', 'a dog', '-o', 'dog.wav', '--residual', '--bits', 'float') == 0
+    np.testing.assert_allclose(read_audio('dog__residual.wav')[0], 0.75 * sound(), atol=1e-6)
+
+
+def test_several_inputs_and_queries_make_a_folder(folder, separator, capsys):
+    write('a.wav')
+    write('b.flac', channels=3)
+    queries = ['--query', 'a dog barking', '--query', 'Rain?']
+    assert separate('a.wav', 'b.flac', *queries, '-o', 'stems', '--residual') == 0
+    expected = [f'stems/{s}__{q}.wav' for s in 'ab' for q in ('Rain', 'a_dog_barking', 'residual')]
+    assert files(folder) == ['a.wav', 'b.flac', *expected]
+    assert sorted(capsys.readouterr().out.splitlines()) == expected
+    assert read_audio('stems/b__Rain.wav')[0].shape == (3, 800)
+
+
+@pytest.mark.parametrize(('bits', 'subtype'), [('16', 'PCM_16'), ('24', 'PCM_24'), ('float', 'FLOAT')])
+def test_bits(folder, separator, bits, subtype):
+    write('in.wav')
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--bits', bits) == 0
+    assert soundfile.info('x.wav').subtype == subtype
+
+
+def test_silence_in_silence_out(folder, separator):
+    write_audio('in.wav', np.zeros((1, 500)), RATE)
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--residual') == 0
+    for name in ('x.wav', 'x__residual.wav'):
+        np.testing.assert_array_equal(read_audio(name)[0], np.zeros((1, 500)))
+
+
+def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folder, separator, capsys):
+    separator.gain = 4.0
+    write('in.wav', level=0.9)
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--residual', '--bits', '24') == 0
+    assert 'in.wav: attenuated by 11.1 dB' in capsys.readouterr().err
+    target, residual = read_audio('x.wav')[0], read_audio('x__residual.wav')[0]
+    gain = (1 - 2**-15) / np.abs(4 * sound(level=0.9)).max()
+    np.testing.assert_allclose(target + residual, gain * sound(level=0.9), atol=1e-6)
+
+    assert separate('in.wav', '--query', 'a dog', '-o', 'y.wav', '--bits', 'float') == 0
+    assert capsys.readouterr().err == ''
+    np.testing.assert_allclose(read_audio('y.wav')[0], 4 * sound(level=0.9), rtol=1e-6)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=['Cs']), max_size=120), min_size=1, max_size=4, unique=True))
+def test_any_query_is_a_safe_and_unique_name(queries):
+    names = cli._query_names(queries)
+    assert len({name.casefold() for name in names} | {'residual'}) == len(queries) + 1
+    for name in names:
+        assert 0 < len(name.encode()) < 100
+        assert not set(name) & set('/\\:*?"<>|\0\n\t .$`\'')
+        assert all(c in '\u200c\u200d' or unicodedata.category(c)[0] != 'C' for c in name)
+    assert names == cli._query_names(queries)
+
+
+def test_readable_names():
+    names = cli._query_names(['a dog barking!', 'A dog barking', '犬が吠える', '🐶 / 🐱', '???', '...', 'residual'])
+    assert names == ['a_dog_barking', 'A_dog_barking-2', '犬が吠える', '🐶_🐱', 'query', 'query-2', 'residual-2']
+
+
+def test_long_names_are_cut_and_stay_different(folder, separator):
+    stem = 'é' * 120
+    write(f'{stem}.wav')
+    queries = ['ö' * 400 + 'x', 'ö' * 400 + 'y']
+    assert separate(f'{stem}.wav', '--query', queries[0], '--query', queries[1], '-o', 'out') == 0
+    names = os.listdir('out')
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 240 for name in names)
+
+
+def test_names_that_are_no_utf8(folder, separator, capsys):
+    name = os.fsdecode(b'caf\xe9.wav')
+    try:
+        write(name)
+    except AudioSepError:
+        pytest.skip('this file system wants UTF-8')
+    assert separate(name, '--query', 'a dog', '-o', 'out') == 0
+    assert os.listdir(b'out') == [b'caf\xe9__a_dog.wav']
+    assert capsys.readouterr().out == 'out/caf\\udce9__a_dog.wav\n'
+
+
+def test_names_and_queries_on_an_ascii_terminal(folder):
+    """The message cannot be encoded there; it is escaped."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'audiosep_jax.cli',
+            'separate',
+            '🐶\n.wav',
+            '--query',
+            'x',
+            '--checkpoint',
+            'no',
+            '-o',
+            '🐱',
+        ],
+        capture_output=True,
+        env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert run.stderr.count(b'\n') == 1
+
+
+# ---- refusals, before anything is read -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'says'),
+    [
+        (['a.wav', '-o', 'x.wav'], 2, 'no query'),
+        (['a.wav', '--query', '', '-o', 'x.wav'], 2, 'a query is empty'),
+        (['a.wav', '--query', ' \t', '--query', 'dog', '-o', 'x'], 2, 'a query is empty'),
+        (['a.wav', '--query', 'dog', '--query', 'dog ', '-o', 'x'], 2, 'given twice'),
+        (['a.wav', '--query', os.fsdecode(b'd\xf6g'), '-o', 'x'], 2, 'not valid text'),
+        (['--query', 'dog', '-o', 'x'], 2, 'no input'),
+        (['a.wav', 'b.wav', '--query', 'dog', '-o', 'x.wav'], 2, '-o is a folder'),
+        (['a.wav', '--query', 'dog', '--query', 'rain', '-o', 'x.flac'], 2, '-o is a folder'),
+        (['a.wav', '--query', 'dog', '-o', 'x.mp3'], 2, 'use .wav, .flac or .ogg'),
+        (['a.wav', '--query', 'dog', '-o', 'x.flac', '--bits', 'float'], 2, 'use .wav for float'),
+        (['a.wav', 'a.wav', '--query', 'dog', '-o', 'x'], 2, 'given twice'),
+        (['a.wav', 'sub/a.wav', '--query', 'dog', '-o', 'x'], 2, 'would both be written to x/a__dog.wav'),
+        (['a.wav', 'A.flac', '--query', 'dog', '-o', 'x'], 2, 'would both be written'),
+        (['a.wav', '--query', 'dog', '-o', 'a.wav', '--force'], 2, 'is an input and would be overwritten'),
+        (['a.wav', 'x/a__dog.wav', '--query', 'dog', '-o', 'x', '--force'], 2, 'is an input and would be overwritten'),
+        (['a.wav', '--query', 'dog', '-o', 'missing/x.wav'], 1, 'does not exist; make it first'),
+        (['a.wav', '--query', 'dog', '-o', 'missing/stems'], 1, 'does not exist; make it first'),
+        (['a.wav', '--query', 'dog', '-o', 'b.wav/x'], 1, 'does not exist'),
+        (['a.wav', '--query', 'dog', '-o', 'text'], 1, 'is a file, but a folder is needed'),
+    ],
+)
+def test_flags_that_cannot_be_meant(folder, separator, capsys, arguments, code, says):
+    (folder / 'text').write_text('not a folder')
+    for name in ('a.wav', 'b.wav'):
+        write(name)
+    before = files(folder)
+    assert separate(*arguments) == code
+    assert says in one_error(capsys)
+    assert files(folder) == before
+    assert not (folder / 'x').exists()
+
+
+def test_a_folder_without_write_permission(folder, separator, capsys, monkeypatch):
+    """Asked of os.access, which is replaced because root may write anywhere."""
+    write('a.wav')
+    (folder / 'locked').mkdir()
+    monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).endswith('locked'))
+    for out in ('locked', 'locked/x.wav', 'locked/stems'):
+        assert separate('a.wav', '--query', 'dog', '-o', out) == 1
+        assert 'no permission to write' in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['seperate'],
+        ['separate', 'a.wav', '--qery', 'x', '-o', 'x'],
+        ['separate', 'a.wav', '--bits', '8'],
+        ['inspect'],
+    ],
+)
+def test_unknown_flags_are_explained(capsys, arguments):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert 'Traceback' not in captured.err
+    assert captured.err
+
+
+@pytest.mark.parametrize('command', [[], ['separate'], ['evaluate'], ['inspect']])
+def test_help(capsys, command):
+    assert main([*command, '--help']) == 0
+    assert 'audiosep-jax' in capsys.readouterr().out
+
+
+# ---- bad files -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_inputs_are_reported_and_the_rest_is_done(folder, separator, capsys):
+    write('good.wav')
+    (folder / 'text.wav').write_text('not a sound')
+    (folder / 'empty.wav').touch()
+    (folder / 'dir.wav').mkdir()
+    soundfile.write('zero.wav', np.zeros((0, 1)), RATE)
+    soundfile.write('nan.wav', np.full(10, np.nan, np.float32), RATE, subtype='FLOAT')
+    write('cut.wav')
+    (folder / 'cut.wav').write_bytes((folder / 'cut.wav').read_bytes()[:3000])
+    bad = ['missing.wav', 'text.wav', 'empty.wav', 'dir.wav', 'zero.wav', 'nan.wav', 'cut.wav']
+    assert separate(*bad, 'good.wav', '--query', 'a dog', '-o', 'out') == 1
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == len(bad) + 1
+    for name, line in zip(bad, lines, strict=False):
+        assert line.startswith(f'audiosep-jax: error: {name}: ')
+    assert lines[-1].endswith('7 of 8 inputs failed')
+    assert captured.out == 'out/good__a_dog.wav\n'
+    assert os.listdir('out') == ['good__a_dog.wav']
+
+
+def test_a_bad_input_alone_leaves_nothing(folder, separator, capsys):
+    assert separate('missing.wav', '--query', 'a dog', '-o', 'out') == 1
+    assert 'missing.wav: no such file' in one_error(capsys)
+    assert list(folder.iterdir()) == []
+
+
+def test_existing_outputs_are_kept_without_force(folder, separator, capsys):
+    write('a.wav')
+    write('b.wav')
+    (folder / 'out').mkdir()
+    (folder / 'out' / 'a__residual.wav').write_text('precious')
+    arguments = ['a.wav', 'b.wav', '--query', 'a dog', '-o', 'out', '--residual']
+    assert separate(*arguments) == 1
+    assert 'a.wav: out/a__residual.wav exists; use --force' in capsys.readouterr().err
+    assert files(folder / 'out') == ['a__residual.wav', 'b__a_dog.wav', 'b__residual.wav']
+    assert (folder / 'out' / 'a__residual.wav').read_text() == 'precious'
+    assert separate(*arguments, '--force') == 0
+    assert read_audio('out/a__residual.wav')[0].shape == (2, 800)
+
+
+def test_too_many_channels_for_flac(folder, separator, capsys):
+    write('in.wav', channels=9)
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.flac') == 1
+    assert 'in.wav: x.flac: .flac holds 1 to 8 channels, not 9; use .wav' in one_error(capsys)
+
+
+@pytest.mark.parametrize('stopped_by', [KeyboardInterrupt, OSError(28, 'No space left on device')])
+def test_interrupted_between_outputs_nothing_is_left(folder, separator, capsys, monkeypatch, stopped_by):
+    write('in.wav')
+    calls = []
+    encode = audio._encode
+
+    def second_fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise stopped_by
+        encode(*arguments)
+
+    monkeypatch.setattr(audio, '_encode', second_fails)
+    code = separate('in.wav', '--query', 'a dog', '--query', 'rain', '-o', 'out')
+    assert code == (130 if stopped_by is KeyboardInterrupt else 1)
+    one_error(capsys)
+    assert files(folder) == ['in.wav']
+
+
+def test_sigterm_is_an_interruption(folder, separator, monkeypatch):
+    write('in.wav')
+
+    def encode(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(audio, '_encode', encode)
+    before = signal.getsignal(signal.SIGTERM)
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 130
+    assert files(folder) == ['in.wav']
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_out_of_device_memory_is_one_line(folder, separator, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmany lines')
+
+    monkeypatch.setattr(separator, 'separate', fail, raising=False)
+    write('in.wav')
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 1
+    assert 'out of memory' in one_error(capsys)
+
+
+# ---- evaluate and inspect --------------------------------------------------------------------------------------------
+
+
+def make_benchmark(folder):
+    folder.mkdir()
+    lines = ['idx,caption,src_wav,noise_wav']
+    for i, caption in enumerate(['violin', 'cello']):
+        lines.append(f'{i},{caption},x,y')
+        write(str(folder / f'segment-{i}.wav'), seed=i)
+        write(str(folder / f'mixture-{i}.wav'), seed=i + 5)
+    (folder / 'music_eval.csv').write_text('\n'.join(lines))
+
+
+def evaluate(*arguments):
+    return main(['evaluate', '--benchmark', 'music', '--data', 'bench', '--checkpoint', 'c', *arguments])
+
+
+def test_evaluate(folder, separator, capsys):
+    import json
+
+    make_benchmark(folder / 'bench')
+    assert evaluate('--json', 'r.json') == 0
+    captured = capsys.readouterr()
+    assert 'separated' in captured.out
+    assert 'shuffled query' in captured.out
+    assert captured.err == ''
+    record = json.loads((folder / 'r.json').read_text())
+    assert record['benchmark'] == 'music'
+    assert len(record['items']) == 2
+
+
+def test_evaluate_with_a_missing_file(folder, separator, capsys):
+    make_benchmark(folder / 'bench')
+    (folder / 'bench' / 'mixture-1.wav').unlink()
+    assert evaluate('--json', 'r.json') == 1
+    captured = capsys.readouterr()
+    assert 'left out: bench/mixture-1.wav: no such file' in captured.err
+    assert 'numbers are of the other 1' in captured.err
+    assert (folder / 'r.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'says'),
+    [
+        (['--json', 'missing/r.json'], 2, 'does not exist'),
+        (['--json', '.'], 2, 'is a folder'),
+        (['--batch-size', '0'], 2, 'at least 1'),
+        (['--seed', '-1'], 2, 'not be negative'),
+        (['--data', 'nowhere'], 1, 'nowhere/music_eval.csv: No such file'),
+    ],
+)
+def test_evaluate_flags(folder, separator, capsys, arguments, code, says):
+    make_benchmark(folder / 'bench')
+    assert evaluate(*arguments) == code
+    assert says in one_error(capsys)
+
+
+@pytest.mark.parametrize('content', ['nothing', 'empty folder', 'other folder', 'file'])
+@pytest.mark.parametrize('command', ['separate', 'evaluate', 'inspect'])
+def test_what_is_no_checkpoint(folder, capsys, command, content):
+    if content == 'file':
+        (folder / 'c').write_text('not a checkpoint')
+    elif content != 'nothing':
+        (folder / 'c').mkdir()
+    if content == 'other folder':
+        (folder / 'c' / '100').mkdir()
+    write('a.wav')
+    make_benchmark(folder / 'bench')
+    arguments = {
+        'separate': ['a.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'x.wav'],
+        'evaluate': ['--data', 'bench', '--checkpoint', 'c'],
+        'inspect': ['c'],
+    }[command]
+    assert main([command, *arguments]) == 1
+    assert str(folder / 'c') in one_error(capsys)
+    assert not (folder / 'x.wav').exists()
+
+
+# ---- the process -----------------------------------------------------------------------------------------------------
+
+
+def test_help_needs_no_framework():
+    code = """
+import sys
+from audiosep_jax.cli import main
+main(['separate', '--help'])
+loaded = {'jax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, timeout=120)
+
+
+def test_a_closed_pipe_ends_quietly(folder, separator, capsys, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    write('in.wav')
+    monkeypatch.setattr(cli, '_say', closed)
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open(os.devnull, 'w'))
+        monkeypatch.setattr(sys, 'stdout', out)
+        assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 1
