@@ -339,6 +339,7 @@ def _inspect(command: Inspect) -> int:
 
     from audiosep_jax.checkpoint import load_for_inference
 
+    _quieten()
     checkpoint = load_for_inference(command.checkpoint)
     params = checkpoint.variables['params']
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
@@ -368,8 +369,16 @@ def _load(path: Path) -> 'Separator':
     from audiosep_jax.compilation import enable_compilation_cache
     from audiosep_jax.separate import load
 
+    _quieten()
     enable_compilation_cache()
     return load(path)
+
+
+def _quieten() -> None:
+    """Orbax tells of its internals in warnings through absl, which nobody at a command line can act on."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
 
 
 @contextlib.contextmanager

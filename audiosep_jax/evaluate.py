@@ -61,6 +61,11 @@ class ItemScore:
     wrong_si_sdr: float | None
     silent_target: bool
 
+    def to_dict(self) -> dict:
+        """Ready for JSON, the scores under the names that the summary has."""
+        values = dataclasses.asdict(self)
+        return {key.replace('si_sdr', 'SI-SDR').replace('sdri', 'SDRi'): value for key, value in values.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -132,7 +137,7 @@ class Results:
             'SI-SDR': self.si_sdr,
             'rows': {row.name: row.to_dict() for row in self.rows},
             'labels': labels,
-            'items': [dataclasses.asdict(item) for item in self.items],
+            'items': [item.to_dict() for item in self.items],
             'aggregation': self.aggregation,
             'left_out': list(self.left_out),
             'silent_targets': list(self.silent_targets),

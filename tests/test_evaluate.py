@@ -211,6 +211,8 @@ def test_results_as_json(tmp_path):
     assert record['checkpoint'] == {'path': 'somewhere', 'step': 3, 'encoder': BandSeparator.encoder.identity()}
     assert record['config'] == {'steps': 3}
     assert [item['name'] for item in record['items']] == ['0', '1', '2', '3']
+    assert record['items'][0]['SDRi'] == results.items[0].sdri
+    assert {'SI-SDR', 'mixture_SI-SDR', 'wrong_SDRi', 'wrong_SI-SDR', 'wrong_caption'} <= set(record['items'][0])
     assert record['labels']['low hum']['n'] == 2
     low, high = record['rows']['separated']['SDRi_interval']
     assert low <= record['SDRi'] <= high
