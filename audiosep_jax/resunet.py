@@ -42,20 +42,20 @@ def film_layout(widths: tuple[int, ...]) -> dict[str, int]:
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as PyTorch's: the running variance is the unbiased one.
 
-    The batch statistics are those of the whole (global) batch, in float32. Returns the affine form (scale, offset),
-    both float32 [C], so that the caller can fuse a shift and an activation into one pass over the array.
+    The batch statistics are those of the whole (global) batch. [..., C] of any float type -> float32 [..., C]; XLA
+    fuses that with what follows it, so a caller that ends in bfloat16 moves no float32 through memory.
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
+        x = x.astype(jnp.float32)
         if train:
             axes = tuple(range(x.ndim - 1))
-            x = x.astype(jnp.float32)
             mean = jnp.mean(x, axes)
             # Two passes: E[x²] − E[x]² loses digits where the mean is large, as it is for spectrogram bins.
             var = jnp.mean(jnp.square(x - mean), axes)
@@ -66,8 +66,9 @@ class BatchNorm(nn.Module):
                 running_var.value = _NORM_MOMENTUM * running_var.value + (1 - _NORM_MOMENTUM) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
-        scale = scale * jax.lax.rsqrt(var + _NORM_EPSILON)
-        return scale, bias - mean * scale
+        # Centred before it is scaled: as x * a + (bias - mean * a) the gradients of scale and mean are differences of
+        # large sums, and ten training steps drift 5 % from the original's instead of 1 %.
+        return (x - mean) * (scale * jax.lax.rsqrt(var + _NORM_EPSILON)) + bias
 
 
 class NormShiftActivate(nn.Module):
@@ -77,9 +78,8 @@ class NormShiftActivate(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, shift: jax.Array, *, train: bool) -> jax.Array:
-        scale, offset = BatchNorm(name='norm')(x, train=train)
-        offset = (offset + shift)[:, None, None, :]
-        return nn.leaky_relu(x * scale.astype(self.dtype) + offset.astype(self.dtype), _LEAKY_SLOPE)
+        x = BatchNorm(name='norm')(x, train=train) + shift[:, None, None, :]
+        return nn.leaky_relu(x, _LEAKY_SLOPE).astype(self.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -204,8 +204,7 @@ class ResUNet30(nn.Module):
             decoder_block = nn.remat(DecoderBlock, static_argnums=())
         shifts = FiLM(self.widths, name='film')(embedding)
 
-        scale, offset = BatchNorm(name='norm0')(magnitude, train=train)
-        x = magnitude * scale + offset
+        x = BatchNorm(name='norm0')(magnitude, train=train)
         valid = None
         if frame_count is not None:
             valid = (jnp.arange(n) < frame_count[:, None])[..., None]

@@ -1,0 +1,36 @@
+"""Eight CPU devices for every test, one compilation cache for all of them and for the programs that they start."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax is imported: it reads these once.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+_CACHE = Path(tempfile.gettempdir()) / f'audiosep_jax_tests_{os.getuid()}'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import pytest  # noqa: E402
+
+DATA = Path(__file__).parent / 'data'
+
+
+@pytest.fixture(scope='session')
+def reference():
+    """Outputs of the original PyTorch separator (tests/data/README.md)."""
+    import numpy as np
+
+    with np.load(DATA / 'resunet30_reference.npz') as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope='session')
+def reference_state(reference):
+    """The state dict behind those outputs, rebuilt from names and shapes; without the fixed STFT matrices."""
+    import json
+
+    from reference_weights import separator_tensor
+
+    entries = zip(reference['state_names'], reference['state_shapes'], reference['analytic'], strict=True)
+    return {str(n): separator_tensor(str(n), tuple(json.loads(str(s)))) for n, s, analytic in entries if not analytic}

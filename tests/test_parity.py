@@ -1,0 +1,155 @@
+"""Equal to the original PyTorch separator, at its full size and with identical weights.
+
+The golden values are described in tests/data/README.md. Their own reproducibility (threads, float64) sets the tolerances:
+2e-7 in eval output, up to 2e-3 of the maximum in gradients, 1 % in the ten-step trajectory.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from audiosep_jax.convert import film_names, tensor_table, variables_from_torch
+from audiosep_jax.errors import CheckpointError
+from audiosep_jax.losses import l1_waveform
+from audiosep_jax.model import AudioSep, ModelConfig, init_variables
+from audiosep_jax.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.resunet import film_layout
+from audiosep_jax.separate import Separator
+
+CONFIG = ModelConfig()
+
+
+@pytest.fixture(scope='module')
+def variables(reference_state):
+    return variables_from_torch(reference_state)
+
+
+def relative_error(ours, theirs):
+    """The greatest difference, as a share of the reference's greatest value."""
+    assert np.shape(ours) == np.shape(theirs)
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def value_and_grad(variables, reference):
+    def loss_fn(params):
+        out, updated = AudioSep(CONFIG).apply(
+            {'params': params, 'batch_stats': variables['batch_stats']},
+            reference['train_wave'],
+            reference['train_cond'],
+            train=True,
+            mutable=['batch_stats'],
+        )
+        return l1_waveform(out, reference['train_target']), (out, updated['batch_stats'])
+
+    return jax.value_and_grad(loss_fn, has_aux=True)
+
+
+@pytest.fixture(scope='module')
+def train_step_outputs(variables, reference):
+    return jax.jit(value_and_grad(variables, reference))(variables['params'])
+
+
+def in_original_layout(tree, name):
+    """The array that the original calls `name` (a parameter's or its gradient's), laid out as there."""
+    if name.startswith('film.'):
+        layer, kind = name.rsplit('.', 1)
+        index = film_names(CONFIG.widths).index(layer)
+        sizes = list(film_layout(CONFIG.widths).values())
+        first = sum(sizes[:index])
+        fused = tree['resunet', 'film', 'kernel' if kind == 'weight' else 'bias']
+        return np.asarray(fused)[..., first : first + sizes[index]].T
+    path, layout = {n: (p, layout) for n, p, layout in tensor_table(CONFIG.widths)}[name]
+    array = np.asarray(tree[path[1:]])
+    if layout == 'pointwise':
+        return array.T[:, :, None, None]
+    return array.transpose(np.argsort(layout)) if layout else array
+
+
+def test_weights_have_the_model_s_structure(variables):
+    expected = jax.eval_shape(lambda key: init_variables(CONFIG, key), jax.random.key(0))
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, expected)
+    assert sum(x.size for x in jax.tree.leaves(variables['params'])) == 25_623_941
+
+
+@pytest.mark.parametrize('which', ['a', 'b'])
+def test_eval_output(variables, reference, which):
+    wave, condition = reference[f'wave_{which}'][None], reference[f'cond_{which}']
+    out = jax.jit(AudioSep(CONFIG).apply)(variables, wave, condition)
+    assert relative_error(out[0], reference[f'out_{which}']) < 1e-5
+
+
+def test_separator_s_padded_shapes_change_nothing(variables, reference):
+    """Two lengths in one compiled shape, with masked frames: still the original's output."""
+    separator = Separator(CONFIG, variables)
+    out = separator.separate(reference['wave_a'], reference['cond_a'], sample_rate=CONFIG.sample_rate)
+    assert relative_error(out.targets[0, 0], reference['out_a']) < 1e-5
+    np.testing.assert_allclose(out.residual[0], reference['wave_a'] - out.targets[0, 0], atol=1e-7)
+
+
+def test_train_loss_and_output(train_step_outputs, reference):
+    (loss, (out, _)), _ = train_step_outputs
+    np.testing.assert_allclose(loss, reference['train_loss'], rtol=1e-5)
+    assert relative_error(out, reference['train_out']) < 1e-4
+
+
+def test_running_statistics(train_step_outputs, reference):
+    (_, (_, batch_stats)), _ = train_step_outputs
+    flat = flatten_dict(batch_stats)
+    names = [key.split(':')[1] for key in reference if key.startswith('train_stat:')]
+    assert len(names) == 8
+    for name in names:
+        assert relative_error(in_original_layout(flat, name), reference[f'train_stat:{name}']) < 1e-6, name
+
+
+def test_gradients(train_step_outputs, reference):
+    flat = flatten_dict(train_step_outputs[1])
+    names = [key.split(':')[1] for key in reference if key.startswith('train_grad:')]
+    assert len(names) == 7
+    for name in names:
+        assert relative_error(in_original_layout(flat, name), reference[f'train_grad:{name}']) < 5e-3, name
+
+
+def test_every_gradient_norm(train_step_outputs, reference):
+    flat = flatten_dict(train_step_outputs[1])
+    checked = 0
+    for name, norm in zip(reference['train_gradnorm_names'], reference['train_gradnorms'], strict=True):
+        if norm < 1e-7:  # the gradients that are zero but for rounding
+            continue
+        assert np.linalg.norm(in_original_layout(flat, str(name))) == pytest.approx(norm, rel=5e-3), name
+        checked += 1
+    assert checked == 177
+
+
+@pytest.mark.slow
+def test_ten_step_trajectory(variables, reference):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, schedule='constant'), total_steps=10)
+
+    @jax.jit
+    def step(params, batch_stats, opt_state):
+        current = {'params': params, 'batch_stats': batch_stats}
+        (loss, (_, batch_stats)), grads = value_and_grad(current, reference)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
+
+    params, batch_stats = variables['params'], variables['batch_stats']
+    opt_state = optimizer.init(params)
+    losses = []
+    for _ in range(10):
+        params, batch_stats, opt_state, loss = step(params, batch_stats, opt_state)
+        losses.append(float(loss))
+    np.testing.assert_allclose(losses, reference['trajectory_losses'], rtol=0.02)
+
+
+def test_missing_tensor_is_named(reference_state):
+    state = {name: tensor for name, tensor in reference_state.items() if name != 'base.after_conv.bias'}
+    with pytest.raises(CheckpointError, match=r'base\.after_conv\.bias'):
+        variables_from_torch(state)
+
+
+def test_prefix_of_the_lightning_checkpoint(reference_state, variables):
+    prefixed = {f'ss_model.{name}': tensor for name, tensor in reference_state.items()}
+    again = variables_from_torch(prefixed, prefix='ss_model.')
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, again, variables)))
