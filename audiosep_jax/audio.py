@@ -160,7 +160,8 @@ def write_together(
             except OSError as error:
                 raise AudioFileError(f'{path}: cannot be written: {error.strerror or error}') from error
             except soundfile.LibsndfileError as error:
-                raise AudioFileError(f'{path}: cannot be written: {error.error_string.rstrip(".")}') from error
+                reason = error.error_string.rstrip('.').replace('System error', 'the disk is full or failing')
+                raise AudioFileError(f'{path}: cannot be written: {reason}') from error
     return gain
 
 

@@ -159,8 +159,8 @@ def _separate_file(
         audio.check_format(path, subtype, channels=len(mixture), sample_rate=rate)
     separation = separator.separate(mixture, embeddings, sample_rate=rate, per_channel=command.per_channel)
     sounds = [*separation.targets, *([separation.residual] if command.residual else [])]
-    outputs[0].parent.mkdir(exist_ok=True)
-    gain = audio.write_together(dict(zip(outputs, sounds, strict=True)), rate, subtype=subtype)
+    with _made(outputs[0].parent):
+        gain = audio.write_together(dict(zip(outputs, sounds, strict=True)), rate, subtype=subtype)
     if gain < 1:
         _say(
             f'{source}: attenuated by {-20 * np.log10(gain):.1f} dB, all outputs alike, to keep within full scale '
@@ -169,6 +169,20 @@ def _separate_file(
         )
     for path in outputs:
         _say(str(path))
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder exists inside; if it did not before and something fails, it goes again."""
+    new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # somebody else's file in it: then it stays
+                folder.rmdir()
+        raise
 
 
 def _checked_queries(queries: Sequence[str]) -> tuple[str, ...]:

@@ -347,7 +347,27 @@ def test_interrupted_between_outputs_nothing_is_left(folder, separator, capsys, 
     code = separate('in.wav', '--query', 'a dog', '--query', 'rain', '-o', 'out')
     assert code == (130 if stopped_by is KeyboardInterrupt else 1)
     one_error(capsys)
-    assert files(folder) == ['in.wav']
+    assert [p.name for p in folder.iterdir()] == ['in.wav']
+
+
+def test_a_full_disk_in_a_real_process(folder):
+    """A limit on the size of files is the nearest thing to a full disk that a test may make."""
+    code = f"""
+import resource, sys, numpy, signal
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_cli import QuarterSeparator
+from audiosep_jax import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+cli._load = lambda path: QuarterSeparator()
+sys.exit(cli.main(['separate', 'in.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'out']))
+"""
+    write('in.wav', samples=200_000)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert run.stderr.splitlines() == [
+        'audiosep-jax: error: in.wav: out/in__dog.wav: cannot be written: the disk is full or failing'
+    ]
+    assert [p.name for p in folder.iterdir()] == ['in.wav']
 
 
 def test_sigterm_is_an_interruption(folder, separator, monkeypatch):
