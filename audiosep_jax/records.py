@@ -133,13 +133,17 @@ def record_from_bytes(data: bytes) -> Record:
         raise DataError(f'not a record of this format: {error}') from error
 
 
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """int16 [T] of a float waveform [T] in [-1, 1]; a louder one is attenuated as a whole, never wrapped or clipped."""
+    scale = INT16_SCALE / max(float(np.abs(waveform).max(initial=0.0)), 1.0)
+    return np.clip(np.rint(waveform * scale), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
+
+
 def encode_audio(waveform: np.ndarray, sample_rate: int, codec: Codec) -> bytes:
-    """16-bit audio bytes of a float waveform [T] in [-1, 1]; a louder one is attenuated as a whole, never wrapped."""
-    peak = np.abs(waveform).max(initial=0.0)
-    scaled = waveform * (INT16_SCALE / max(peak, 1.0))
-    samples = np.clip(np.rint(scaled), -INT16_SCALE, INT16_SCALE - 1).astype('<i2')
+    """The audio bytes of a record from a float waveform [T]; see `to_int16`."""
+    samples = to_int16(waveform)
     if codec == 'pcm16':
-        return samples.tobytes()
+        return samples.astype('<i2').tobytes()
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, sample_rate, format='FLAC', subtype='PCM_16')
     return buffer.getvalue()
@@ -295,6 +299,10 @@ class Shards:
         except (RuntimeError, IndexError, DataError) as error:
             reason = ' '.join(str(error).split())
             raise DataError(f'{self.path(shard)}: record {position} cannot be read: {reason}') from error
+
+    def waveform(self, index: int) -> np.ndarray:
+        """float32 [T] in [-1, 1): the whole clip, at the split's sample rate. Raises DataError as `read`."""
+        return decode_audio(self.read(index)).astype(np.float32) / INT16_SCALE
 
     def _reader(self, shard: int):
         with self._lock:

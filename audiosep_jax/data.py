@@ -1,0 +1,336 @@
+"""Shards and embedding caches to training batches: a Grain pipeline with an exact, host-independent position.
+
+    range(clips) ─shuffle─▶ repeat ─┐
+    range(clips) ─shuffle─▶ repeat ─┴─mix─▶ global stream of clips ─load─▶ random crops ─batch─▶ every H-th for host h
+
+Until `load`, everything is arithmetic on indices: position p of the global stream, and the random draws there, are a
+function of (seed, p) alone. So a run resumes from one number, on any number of hosts and workers. Letters: B clips in
+the global batch, B_local those of this host, T samples, E embedding size.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import WindowShuffleMapDataset
+
+from audiosep_jax.audio import resample
+from audiosep_jax.embedding_cache import EmbeddingCache, check_same_encoder, read_encoder_identity
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
+from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, to_int16
+
+_log = logging.getLogger(__name__)
+
+# Grain interleaves datasets in a fixed pattern; shuffled within windows of this many, who meets whom in a batch is
+# random, while the proportions hold over every window.
+_MIX_WINDOW = 1000
+# Consecutive unreadable records that are stepped over before the dataset is given up.
+_MAX_NEIGHBOURS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    Attributes:
+        data: dataset directories, made by `python -m data_prep build` and `embed`.
+        weights: how often each is drawn from, in proportion; empty: by their numbers of clips.
+        split: of each dataset.
+        segment_seconds: length of the crops. Of a longer clip a random part is taken; a shorter one is put at a random
+            place among zeros.
+        encoder: name of the query encoder, whose embeddings must be there.
+        workers: processes that decode; 0 decodes in threads of this one.
+        threads: per process, each fills one batch at a time.
+        read_ahead: batches kept ready, per process.
+
+    Raises:
+        ConfigError: a value out of range, or weights that do not match the datasets.
+    """
+
+    data: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    split: str = 'train'
+    segment_seconds: float = 5.0
+    encoder: str = 'words'
+    workers: int = 0
+    threads: int = 4
+    read_ahead: int = 4
+
+    def __post_init__(self):
+        if self.weights and len(self.weights) != len(self.data):
+            raise ConfigError(f'{len(self.weights)} weights for {len(self.data)} datasets: give one for each, or none')
+        if not all(math.isfinite(w) and w > 0 for w in self.weights):
+            raise ConfigError(f'weights {self.weights}: must be above 0; leave out a dataset that is not to be used')
+        if not (math.isfinite(self.segment_seconds) and self.segment_seconds > 0):
+            raise ConfigError(f'segment_seconds {self.segment_seconds}: must be above 0')
+        for name, least in (('workers', 0), ('threads', 1), ('read_ahead', 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f'{name} {getattr(self, name)}: must be at least {least}')
+
+
+def encoder_identity(config: DataConfig) -> dict[str, Any]:
+    """The identity of the query encoder that all the datasets' embeddings were made with.
+
+    Raises:
+        ConfigError: no dataset is given.
+        DataError: a dataset without embeddings of `config.encoder`.
+        EncoderMismatchError: embeddings of another encoder, or of two versions of it.
+    """
+    _check_given(config)
+    identities = [read_encoder_identity(directory, config.encoder) for directory in config.data]
+    for directory, identity in zip(config.data, identities, strict=True):
+        if identity['name'] != config.encoder:
+            raise EncoderMismatchError(
+                f'{directory}: its embeddings {config.encoder!r} were made by encoder {identity["name"]!r}: embed again'
+            )
+        check_same_encoder(directory, identity, identities[0], of=config.data[0])
+    return identities[0]
+
+
+def make_batches(
+    config: DataConfig,
+    *,
+    sample_rate: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> 'Batches':
+    """An endless iterator of this host's part of the global batches.
+
+    Args:
+        sample_rate: of the crops, Hz; T = round(segment_seconds * sample_rate).
+        batch_size: B. Host h of H gets rows h·B/H to (h+1)·B/H - 1 of every batch.
+        seed: of order, crops and captions.
+
+    Raises:
+        ConfigError: sizes that do not fit.
+        DataError: shards or embeddings that are missing, damaged or do not fit together.
+        EncoderMismatchError: as `encoder_identity`.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ConfigError(f'batch_size {batch_size} must be a positive multiple of the {process_count} hosts')
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f'process_index {process_index} is not one of {process_count}')
+    if seed < 0:
+        raise ConfigError(f'seed {seed}: must not be negative')
+    num_samples = round(config.segment_seconds * sample_rate)
+    if num_samples < 1:
+        raise ConfigError(f'segment_seconds {config.segment_seconds} is less than one sample at {sample_rate} Hz')
+    encoder_identity(config)
+    shards = [Shards(directory, config.split) for directory in config.data]
+    caches = [EmbeddingCache(s, config.encoder) for s in shards]
+    weights = config.weights or tuple(float(len(s)) for s in shards)
+    load = _LoadSegment(shards, caches, num_samples, sample_rate)
+    order_seed, crop_seed = _seeds(seed, 2)
+    stream = _clip_stream([len(s) for s in shards], weights, order_seed).random_map(load, seed=crop_seed)
+    told_apart_by = [[s.info.content for s in shards], weights, seed, num_samples, sample_rate]
+    return Batches(
+        stream,
+        shards,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        fingerprint=hashlib.sha256(json.dumps(told_apart_by).encode()).hexdigest()[:16],
+        config=config,
+    )
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Yields `{'waveforms': int16 [B_local, T], 'embeddings': float32 [B_local, E]}` for ever.
+
+    float audio is waveforms / 32768. A record that cannot be read is replaced by the next one that can, and counted in
+    `corrupt_records`. Made by `make_batches`.
+    """
+
+    def __init__(
+        self,
+        stream: grain.MapDataset,
+        shards: Sequence[Shards],
+        *,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        fingerprint: str,
+        config: DataConfig,
+    ):
+        self._stream = stream
+        self._shards = shards
+        self._batch_size = batch_size
+        self._process_index = process_index
+        self._process_count = process_count
+        self._fingerprint = fingerprint
+        self._config = config
+        self._position = 0
+        self._iterator = None
+        self._corrupt: set[tuple[int, int]] = set()
+
+    @property
+    def corrupt_records(self) -> int:
+        """How many different unreadable records this process has met since it started."""
+        return len(self._corrupt)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Raises DataError where too many records in a row are unreadable."""
+        if self._iterator is None:
+            self._iterator = iter(self._pipeline())
+        try:
+            batch = next(self._iterator)
+        except AudioSepError:
+            raise
+        except Exception as error:
+            # A worker process sends its exception as text.
+            raise DataError(f'reading {", ".join(self._config.data)} failed: {" ".join(str(error).split())}') from error
+        self._position += self._batch_size
+        for dataset, clip in batch.pop('corrupt'):
+            if clip >= 0 and (dataset, clip) not in self._corrupt:
+                self._corrupt.add((int(dataset), int(clip)))
+                shard, record = self._shards[dataset].locate(int(clip))
+                _log.warning(
+                    '%s: record %d cannot be read, its neighbour stands in for it; see `python -m data_prep verify %s`',
+                    self._shards[dataset].path(shard),
+                    record,
+                    self._shards[dataset].directory,
+                )
+        return batch
+
+    def _pipeline(self) -> grain.IterDataset:
+        # Batches of B_local from the global stream, of which host h takes h, h+H, h+2H …: contiguous rows of each
+        # global batch. (Grain's ElasticIterator takes single rows in turn, and the rows' order would depend on H.)
+        # `filter` would break this: short and damaged clips are dealt with in building and loading.
+        parts = self._stream[self._position :].batch(self._batch_size // self._process_count, drop_remainder=True)
+        mine = parts[self._process_index :: self._process_count]
+        # One element is a whole batch here; Grain's default of 500 elements ahead would fill the memory.
+        options = grain.ReadOptions(num_threads=self._config.threads, prefetch_buffer_size=self._config.read_ahead)
+        dataset = mine.to_iter_dataset(options)
+        if self._config.workers:
+            # Grain's worker processes read absl flags, which only absl's own programs parse: the defaults are meant.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._config.workers))
+        return dataset
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next batch begins, JSON-ready: the same on every host, whatever their number."""
+        return {'position': self._position, 'stream': self._fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues exactly after the batch that `get_state` followed, also with another number of hosts or workers.
+
+        Raises:
+            DataError: a state of other data, weights, crops or seed: its position means nothing here.
+        """
+        if state.get('stream') != self._fingerprint or not isinstance(state.get('position'), int):
+            raise DataError(
+                f'the saved data position {state} is not of this stream: continue with the same data, weights, '
+                'segment length, sample rate and seed, or begin a new run'
+            )
+        self.close()
+        self._position = state['position']
+
+    def close(self) -> None:
+        """Ends threads and worker processes; `next` starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> 'Batches':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def _check_given(config: DataConfig) -> None:
+    if not config.data:
+        raise ConfigError('no data: give --data DIR, a dataset made by `python -m data_prep build`')
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    """Independent 32-bit seeds. Grain numbers epochs and windows by adding to a seed: runs 1 and 2 would overlap."""
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
+
+
+def _clip_stream(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """The endless global stream of (dataset, clip), each dataset reshuffled in every epoch of its own."""
+    seeds = _seeds(seed, len(sizes) + 1)
+    streams = [
+        # repeat before mix: the mixture would end with the smallest dataset.
+        grain.MapDataset.range(size).shuffle(seed=seeds[number]).repeat().map(_WithDataset(number))
+        for number, size in enumerate(sizes)
+    ]
+    if len(streams) == 1:
+        return streams[0]
+    mixed = grain.MapDataset.mix(streams, [w / sum(weights) for w in weights])
+    return WindowShuffleMapDataset(mixed, window_size=_MIX_WINDOW, seed=seeds[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithDataset(grain.transforms.Map):
+    number: int
+
+    def map(self, clip: int) -> tuple[int, int]:
+        return self.number, clip
+
+
+class _LoadSegment(grain.transforms.RandomMap):
+    """(dataset, clip) to one row of a batch. Pickled into worker processes: shards and caches open their files anew."""
+
+    def __init__(self, shards: Sequence[Shards], caches: Sequence[EmbeddingCache], num_samples: int, sample_rate: int):
+        self.shards, self.caches = shards, caches
+        self.num_samples, self.sample_rate = num_samples, sample_rate
+
+    def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        dataset, clip = element
+        # Drawn at once and as fractions: what stands in for a corrupt record does not shift later draws.
+        where, caption = rng.random(2)
+        corrupt = (-1, -1)
+        shards = self.shards[dataset]
+        for _ in range(min(len(shards), _MAX_NEIGHBOURS)):
+            try:
+                segment = random_segment(shards, clip, where, self.num_samples, self.sample_rate)
+                break
+            except DataError:
+                if corrupt[0] < 0:
+                    corrupt = (dataset, clip)
+                clip = (clip + 1) % len(shards)
+        else:
+            raise DataError(
+                f'{shards.directory}: too many unreadable records in a row: run `python -m data_prep verify '
+                f'{shards.directory}`'
+            )
+        rows = self.caches[dataset].rows(clip)
+        embedding = rows[int(caption * len(rows))].astype(np.float32)
+        return {'waveforms': segment, 'embeddings': embedding, 'corrupt': np.array(corrupt, np.int64)}
+
+
+def random_segment(shards: Shards, clip: int, where: float, num_samples: int, sample_rate: int) -> np.ndarray:
+    """int16 [num_samples] of a clip at `sample_rate` Hz; `where` in [0, 1) decides which part of it.
+
+    Of a clip longer than the segment a part is decoded; a shorter one lies among zeros. Of the clips of another sample
+    rate the part is resampled, and attenuated as a whole where that overshoots full scale.
+
+    Raises:
+        DataError: a record that cannot be read.
+    """
+    record = shards.read(clip)
+    same_rate = record.sample_rate == sample_rate
+    needed = num_samples if same_rate else math.ceil(num_samples * record.sample_rate / sample_rate)
+    start = int(where * (max(record.num_samples - needed, 0) + 1))
+    samples = decode_audio(record, start, min(needed, record.num_samples))
+    if not same_rate:
+        samples = to_int16(resample(samples.astype(np.float32) / INT16_SCALE, record.sample_rate, sample_rate))
+    samples = samples[:num_samples]
+    if len(samples) == num_samples:
+        return samples
+    segment = np.zeros(num_samples, np.int16)
+    offset = int(where * (num_samples - len(samples) + 1))
+    segment[offset : offset + len(samples)] = samples
+    return segment
