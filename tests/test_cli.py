@@ -1,6 +1,7 @@
 """The command line: every output and exit code, and that bad input costs one line and nothing else."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 import unicodedata
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -16,11 +18,14 @@ from hypothesis import strategies as st
 
 from audiosep_jax import audio, cli
 from audiosep_jax.audio import read_audio, write_audio
+from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.cli import main
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import AudioSepError
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.model import ModelConfig, init_variables
+from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import Separation
+from audiosep_jax.state import init_state
 
 RATE = 16000
 
@@ -472,12 +477,61 @@ def test_what_is_no_checkpoint(folder, capsys, command, content):
     assert not (folder / 'x.wav').exists()
 
 
+# ---- a real checkpoint -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """As much of a training configuration as a checkpoint needs."""
+
+    steps: int = 5
+    model: ModelConfig = QuarterSeparator.config
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A workdir as training leaves it, of an untrained network."""
+    workdir = tmp_path_factory.mktemp('run')
+    optimizer = make_optimizer(OptimizerConfig(), 5)
+    state = jax.jit(lambda key: init_state(Run.model, optimizer, key, ema=False))(jax.random.key(0))
+    with Checkpointer(workdir / 'checkpoints') as checkpointer:
+        record = describe(Run(), QuarterSeparator.encoder.identity())
+        checkpointer.save(state.replace(step=state.step + 5), data={}, record=record, score=0.0)
+    return workdir
+
+
+def test_inspect(checkpoint, capsys):
+    assert main(['inspect', str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    params = jax.eval_shape(lambda: init_variables(Run.model, jax.random.key(0)))['params']
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for part in (str(checkpoint), 'step        5', 'name words', f'{count:,}', 'steps = 5', 'window_size = 128'):
+        assert part in out
+
+
+@pytest.mark.slow
+def test_separate_and_evaluate_with_a_real_checkpoint(folder, checkpoint, capsys):
+    write('in.wav', channels=3)
+    queries = ['--query', 'a dog barking', '--query', 'rain']
+    flags = ['--checkpoint', str(checkpoint), '-o', 'out', '--residual', '--bits', 'float']
+    assert main(['separate', 'in.wav', *queries, *flags]) == 0
+    parts = {path.name: read_audio(path)[0] for path in (folder / 'out').iterdir()}
+    assert sorted(parts) == ['in__a_dog_barking.wav', 'in__rain.wav', 'in__residual.wav']
+    np.testing.assert_allclose(sum(parts.values()), sound(channels=3), atol=1e-5)
+
+    make_benchmark(folder / 'bench')
+    assert main(['evaluate', '--data', 'bench', '--checkpoint', str(checkpoint), '--json', 'r.json']) == 0
+    assert '"step": 5' in (folder / 'r.json').read_text()
+    assert capsys.readouterr().err == ''
+
+
 # ---- the process -----------------------------------------------------------------------------------------------------
 
 
 def test_help_needs_no_framework():
     code = """
 import sys
+from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.cli import main
 main(['separate', '--help'])
 loaded = {'jax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)
