@@ -199,7 +199,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                     record,
                     self._shards[dataset].directory,
                 )
-        return batch
+        # From worker processes come arrays in shared memory, which live and end as Grain likes: a copy is a plain array.
+        return {name: np.array(array) for name, array in batch.items()} if self._config.workers else batch
 
     def _pipeline(self) -> grain.IterDataset:
         # Batches of B_local from the global stream, of which host h takes h, h+H, h+2H …: contiguous rows of each

@@ -26,6 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 import soundfile
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError, DataError
@@ -36,6 +38,50 @@ Codec = Literal['flac', 'pcm16']
 
 # An AudioSet of 1,000 shards would exceed the usual limit of 1,024 open files.
 _MAX_OPEN_SHARDS = 256
+
+
+def _example_message():
+    """The message class of `tf.train.Example`, whose wire format is fixed (tensorflow/core/example/feature.proto).
+
+    TFDS has it too, but loads its modules lazily under locks: two threads that decode their first records at the same
+    moment can wait for each other for ever (seen with TFDS 4.9.10), and each worker process would spend 0.3 s.
+    """
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name='audiosep_example.proto', package='audiosep', syntax='proto3')
+
+    def message(name: str, *fields: tuple, into=file.message_type):
+        added = into.add(name=name)
+        for number, (field_name, kind, repeated) in enumerate(fields, start=1):
+            label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+            if isinstance(kind, str):
+                added.field.add(name=field_name, number=number, label=label, type=field.TYPE_MESSAGE, type_name=kind)
+            else:
+                added.field.add(name=field_name, number=number, label=label, type=kind)
+        return added
+
+    message('BytesList', ('value', field.TYPE_BYTES, True))
+    message('FloatList', ('value', field.TYPE_FLOAT, True))
+    message('Int64List', ('value', field.TYPE_INT64, True))
+    lists = [(f'{kind.lower()}_list', f'.audiosep.{kind}List', False) for kind in ('Bytes', 'Float', 'Int64')]
+    feature = message('Feature', *lists)
+    feature.oneof_decl.add(name='kind')
+    for one in feature.field:
+        one.oneof_index = 0
+    features = message('Features', ('feature', '.audiosep.Features.FeatureEntry', True))
+    entry = message(
+        'FeatureEntry',
+        ('key', field.TYPE_STRING, False),
+        ('value', '.audiosep.Feature', False),
+        into=features.nested_type,
+    )
+    entry.options.map_entry = True
+    message('Example', ('features', '.audiosep.Features', False))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName('audiosep.Example'))
+
+
+_Example = _example_message()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +148,7 @@ def features():
 
 def record_to_bytes(record: Record) -> bytes:
     """The record as a serialized `tf.train.Example`, the same bytes every time."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
+    example = _Example()
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         feature = example.features.feature[field.name]
@@ -120,11 +164,8 @@ def record_to_bytes(record: Record) -> bytes:
 
 def record_from_bytes(data: bytes) -> Record:
     """The inverse of `record_to_bytes`. Raises DataError for bytes that are no record of ours."""
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
-        found = tf_example_pb2.Example.FromString(data).features.feature
+        found = _Example.FromString(data).features.feature
         many = {k: tuple(v.decode() for v in found[k].bytes_list.value) for k in ('captions', 'labels')}
         one = {k: found[k].bytes_list.value[0].decode() for k in ('id', 'codec', 'source')}
         numbers = {k: found[k].int64_list.value[0] for k in ('sample_rate', 'num_samples')}
