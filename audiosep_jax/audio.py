@@ -49,7 +49,8 @@ def read_audio(
     """Reads a whole file, as float32 `[channels, T]`, with the rate of what is returned.
 
     Args:
-        path: anything that libsndfile decodes.
+        path: anything that libsndfile decodes. (Of an MP3 with a variable bit rate and no Xing header, which few
+            encoders write, it decodes only as much as it estimates from the first frame.)
         sample_rate: resample to this rate, in Hz; None keeps the file's own.
         mono: average the channels (then channels = 1).
 

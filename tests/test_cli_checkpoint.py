@@ -1,0 +1,154 @@
+"""The command line: what is done to a checkpoint rather than to files, and a real checkpoint."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from quarter_separator import QuarterSeparator, one_error, sound, write
+
+from audiosep_jax import cli
+from audiosep_jax.audio import read_audio
+from audiosep_jax.checkpoint import Checkpointer, describe
+from audiosep_jax.cli import main
+from audiosep_jax.model import ModelConfig, init_variables
+from audiosep_jax.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.state import init_state
+
+
+@pytest.fixture
+def separator(monkeypatch):
+    fake = QuarterSeparator()
+    monkeypatch.setattr(cli, '_load', lambda path: fake)
+    return fake
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---- evaluate and inspect --------------------------------------------------------------------------------------------
+
+
+def make_benchmark(folder):
+    folder.mkdir()
+    lines = ['idx,caption,src_wav,noise_wav']
+    for i, caption in enumerate(['violin', 'cello']):
+        lines.append(f'{i},{caption},x,y')
+        write(str(folder / f'segment-{i}.wav'), seed=i)
+        write(str(folder / f'mixture-{i}.wav'), seed=i + 5)
+    (folder / 'music_eval.csv').write_text('\n'.join(lines))
+
+
+def evaluate(*arguments):
+    return main(['evaluate', '--benchmark', 'music', '--data', 'bench', '--checkpoint', 'c', *arguments])
+
+
+def test_evaluate(folder, separator, capsys):
+    make_benchmark(folder / 'bench')
+    assert evaluate('--json', 'r.json') == 0
+    captured = capsys.readouterr()
+    assert 'separated' in captured.out
+    assert 'shuffled query' in captured.out
+    assert captured.err == ''
+    record = json.loads((folder / 'r.json').read_text())
+    assert record['benchmark'] == 'music'
+    assert len(record['items']) == 2
+
+
+def test_evaluate_with_a_missing_file(folder, separator, capsys):
+    make_benchmark(folder / 'bench')
+    (folder / 'bench' / 'mixture-1.wav').unlink()
+    assert evaluate('--json', 'r.json') == 1
+    captured = capsys.readouterr()
+    assert 'left out: bench/mixture-1.wav: no such file' in captured.err
+    assert 'numbers are of the other 1' in captured.err
+    assert (folder / 'r.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'says'),
+    [
+        (['--json', 'missing/r.json'], 2, 'does not exist'),
+        (['--json', '.'], 2, 'is a folder'),
+        (['--batch-size', '0'], 2, 'at least 1'),
+        (['--seed', '-1'], 2, 'not be negative'),
+        (['--data', 'nowhere'], 1, 'nowhere/music_eval.csv: No such file'),
+    ],
+)
+def test_evaluate_flags(folder, separator, capsys, arguments, code, says):
+    make_benchmark(folder / 'bench')
+    assert evaluate(*arguments) == code
+    assert says in one_error(capsys)
+
+
+@pytest.mark.parametrize('content', ['nothing', 'empty folder', 'other folder', 'file'])
+@pytest.mark.parametrize('command', ['separate', 'evaluate', 'inspect'])
+def test_what_is_no_checkpoint(folder, capsys, command, content):
+    if content == 'file':
+        (folder / 'c').write_text('not a checkpoint')
+    elif content != 'nothing':
+        (folder / 'c').mkdir()
+    if content == 'other folder':
+        (folder / 'c' / '100').mkdir()
+    write('a.wav')
+    make_benchmark(folder / 'bench')
+    arguments = {
+        'separate': ['a.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'x.wav'],
+        'evaluate': ['--data', 'bench', '--checkpoint', 'c'],
+        'inspect': ['c'],
+    }[command]
+    assert main([command, *arguments]) == 1
+    assert str(folder / 'c') in one_error(capsys)
+    assert not (folder / 'x.wav').exists()
+
+
+# ---- a real checkpoint -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """As much of a training configuration as a checkpoint needs."""
+
+    steps: int = 5
+    model: ModelConfig = QuarterSeparator.config
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A workdir as training leaves it, of an untrained network."""
+    workdir = tmp_path_factory.mktemp('run')
+    optimizer = make_optimizer(OptimizerConfig(), 5)
+    state = jax.jit(lambda key: init_state(Run.model, optimizer, key, ema=False))(jax.random.key(0))
+    with Checkpointer(workdir / 'checkpoints') as checkpointer:
+        record = describe(Run(), QuarterSeparator.encoder.identity())
+        checkpointer.save(state.replace(step=state.step + 5), data={}, record=record, score=0.0)
+    return workdir
+
+
+def test_inspect(checkpoint, capsys):
+    assert main(['inspect', str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    params = jax.eval_shape(lambda: init_variables(Run.model, jax.random.key(0)))['params']
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for part in (str(checkpoint), 'step        5', 'name words', f'{count:,}', 'steps = 5', 'window_size = 128'):
+        assert part in out
+
+
+@pytest.mark.slow
+def test_separate_and_evaluate_with_a_real_checkpoint(folder, checkpoint, capsys):
+    write('in.wav', channels=3)
+    queries = ['--query', 'a dog barking', '--query', 'rain']
+    flags = ['--checkpoint', str(checkpoint), '-o', 'out', '--residual', '--bits', 'float']
+    assert main(['separate', 'in.wav', *queries, *flags]) == 0
+    parts = {path.name: read_audio(path)[0] for path in (folder / 'out').iterdir()}
+    assert sorted(parts) == ['in__a_dog_barking.wav', 'in__rain.wav', 'in__residual.wav']
+    np.testing.assert_allclose(sum(parts.values()), sound(channels=3), atol=1e-5)
+
+    make_benchmark(folder / 'bench')
+    assert main(['evaluate', '--data', 'bench', '--checkpoint', str(checkpoint), '--json', 'r.json']) == 0
+    assert '"step": 5' in (folder / 'r.json').read_text()
+    assert capsys.readouterr().err == ''
