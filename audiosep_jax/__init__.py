@@ -25,7 +25,20 @@ _HOME = {
     'load_encoder': 'encoders',
     'AudioSepError': 'errors',
 }
-__all__ = [*_HOME, 'metrics']
+__all__ = [
+    'AudioSep',
+    'AudioSepError',
+    'ModelConfig',
+    'ResUNet30',
+    'SegmentMixer',
+    'Separation',
+    'Separator',
+    'istft',
+    'load',
+    'load_encoder',
+    'metrics',
+    'stft',
+]
 
 if TYPE_CHECKING:
     from audiosep_jax import metrics

@@ -25,8 +25,12 @@ from audiosep_jax.state import TrainState
 FORMAT_VERSION = 1
 
 
-def _options(**changes) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(save_root_metadata=False, **changes)
+def _manager(directory: Path, **options) -> ocp.CheckpointManager:
+    # Handlers are named: a manager that has not saved anything itself would not know how to read an item.
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ('params', 'batch_stats', 'ema', 'optimizer')}
+    handlers |= {name: ocp.JsonCheckpointHandler() for name in ('data', 'config')}
+    options = ocp.CheckpointManagerOptions(save_root_metadata=False, **options)
+    return ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
 
 
 class Checkpointer:
@@ -44,9 +48,7 @@ class Checkpointer:
             ]
         )
         try:
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=_options(preservation_policy=kept, cleanup_tmp_directories=True)
-            )
+            self._manager = _manager(self.directory, preservation_policy=kept, cleanup_tmp_directories=True)
         except OSError as error:
             raise CheckpointError(f'cannot write checkpoints to {directory}: {error.strerror or error}') from error
 
@@ -145,7 +147,7 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
         CheckpointError: the path is not a checkpoint, or it is damaged.
     """
     directory, step = _locate(Path(path), step)
-    with ocp.CheckpointManager(directory, options=_options(read_only=True)) as manager:
+    with _manager(directory, read_only=True, create=False, save_interval_steps=0) as manager:
         record = _read_record(manager, directory, step)
         try:
             model = configs.from_dict(ModelConfig, record['config']['model'])

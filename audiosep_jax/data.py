@@ -199,7 +199,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                     record,
                     self._shards[dataset].directory,
                 )
-        # From worker processes come arrays in shared memory, which live and end as Grain likes: a copy is a plain array.
+        # Worker processes send arrays in shared memory, which Grain frees when it likes: copies are plain arrays.
         return {name: np.array(array) for name, array in batch.items()} if self._config.workers else batch
 
     def _pipeline(self) -> grain.IterDataset:

@@ -87,6 +87,7 @@ class AudioSep(nn.Module):
 
 def init_variables(config: ModelConfig, key: jax.Array) -> dict:
     """Fresh `params` and `batch_stats` of an AudioSep of this configuration."""
-    # Parameter shapes depend on neither B nor T; one hop is the cheapest input.
+    # Parameter shapes depend on neither B nor T; one hop is the cheapest input. Under jit the network itself, whose
+    # output nobody asks for, is not even run.
     mixture, embedding = jnp.zeros((1, config.hop_size)), jnp.zeros((1, config.condition_size))
-    return AudioSep(config).init(key, mixture, embedding)
+    return jax.jit(AudioSep(config).init)(key, mixture, embedding)

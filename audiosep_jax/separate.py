@@ -182,6 +182,8 @@ class Separator:
     def _separate_one(self, mixture: np.ndarray, embedding: np.ndarray) -> np.ndarray:
         """float32 [channels, T] at the model's rate -> the target, [channels, T]; whole, or in windows."""
         length = mixture.shape[-1]
+        if length == 0:  # less than one sample at the model's rate
+            return mixture
         if length <= self._window:
             return self._run([mixture], embedding[None])[0]
         target = np.zeros_like(mixture)
@@ -247,7 +249,7 @@ def _padded_frames(num_samples: int, config: ModelConfig) -> int:
 def _separate_padded(
     config: ModelConfig, variables: dict, padded: jax.Array, frame_count: jax.Array, embedding: jax.Array
 ) -> jax.Array:
-    """Reflect-padded mixtures [B, channels, S] of `frame_count` [B] frames, [B, E] -> targets [B, channels, N * hop]."""
+    """Padded mixtures [B, channels, S] of `frame_count` [B] frames, and [B, E] -> targets [B, channels, N * hop]."""
     window, hop = config.window_size, config.hop_size
     spectra = stft(padded, window, hop, center=False)  # [B, channels, N, F]
     # The STFT is linear: the mean of the channels' spectra is the downmix's.

@@ -48,10 +48,10 @@ def init_state(
 def state_from_variables(variables: dict, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
     """A state at step 0 that starts from given `params` and `batch_stats`."""
     params, batch_stats = variables['params'], variables['batch_stats']
-    zero = jnp.zeros((), jnp.int32)
-    # A copy of its own: a donated state must not hold one buffer twice.
+    # Arrays of their own, copies and zeros: a donated state must not hold one buffer twice.
     average = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}) if ema else None
-    return TrainState(zero, params, batch_stats, optimizer.init(params), average, zero, zero)
+    step, skipped, skipped_in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, batch_stats, optimizer.init(params), average, skipped, skipped_in_row)
 
 
 def make_train_step(
