@@ -357,15 +357,12 @@ class Shards:
             return self._readers[shard]
 
     def problem(self, shard: int) -> str | None:
-        """What is wrong with a shard file as a whole, and what to do. ArrayRecord itself opens one that is missing, cut
-        short or garbage as one of 0 records, without a word."""
+        """What is wrong with a shard file as a whole, and what to do about it; None if nothing is."""
         path, expected = self.path(shard), self.info.shard_lengths[shard]
         again = 'run the same `data_prep build` again: it makes only the missing shards'
         if not path.is_file():
             return f'{path}: shard is missing: {again}'
-        reader = _open_shard(path)
-        found = reader.num_records()
-        reader.close()
+        found = count_records(path)
         if found != expected:
             return f'{path}: shard is damaged or cut short ({found} of {expected} records found): delete it and {again}'
         return None
@@ -375,6 +372,18 @@ class Shards:
             for problem in pool.map(self.problem, range(len(self.info.shard_lengths))):
                 if problem:
                     raise DataError(problem)
+
+
+def count_records(path: pathlib.Path) -> int:
+    """The records of a shard file; 0 where it is missing, cut short or garbage: ArrayRecord opens such a file without a
+    word, as one of 0 records, and complains when it is closed."""
+    reader = _open_shard(path)
+    count = reader.num_records()
+    try:
+        reader.close()
+    except RuntimeError:
+        return 0
+    return count
 
 
 def _open_shard(path: pathlib.Path):

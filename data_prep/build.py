@@ -24,6 +24,7 @@ from audiosep_jax.records import (
     FORMAT_VERSION,
     Record,
     SplitInfo,
+    count_records,
     encode_audio,
     features,
     read_split_info,
@@ -165,16 +166,7 @@ def _is_done(out: pathlib.Path, plan: SplitInfo, shard: int, retry_skipped: bool
         return False
     if retry_skipped and summary['skipped']:
         return False
-    return _count_records(path) == len(summary['captions'])
-
-
-def _count_records(path: pathlib.Path) -> int:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(str(path))
-    count = reader.num_records()
-    reader.close()
-    return count
+    return count_records(path) == len(summary['captions'])
 
 
 def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: int, tick: Callable[[], None]) -> None:
@@ -198,7 +190,7 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
                 summary['num_samples'] += record.num_samples
             tick()
         writer.close()
-        if _count_records(temporary) != len(summary['captions']):
+        if count_records(temporary) != len(summary['captions']):
             raise DataError(f'{path}: could not be written completely: is the disk full?')
         # The summary first: where the shard is, there is its summary.
         write_json(summary_path(out, plan, shard), summary)
