@@ -1,0 +1,77 @@
+import pickle
+
+import numpy as np
+import pytest
+from small_dataset import build_small, small_clips
+
+from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths, read_encoder_identity
+from audiosep_jax.encoders import load_encoder
+from audiosep_jax.errors import DataError
+from audiosep_jax.records import Shards
+
+
+def test_rows_are_the_embeddings_of_the_captions(tmp_path):
+    build_small(tmp_path, 10, captions=3)
+    encoder = load_encoder('words')
+    cache = EmbeddingCache(Shards(tmp_path), 'words')
+    assert cache.identity == encoder.identity()
+    for index, clip in enumerate(small_clips(10, captions=3)):
+        rows = cache.rows(index)
+        assert (rows.shape, rows.dtype) == ((index % 3 + 1, 512), np.float16)
+        np.testing.assert_array_equal(rows, encoder.encode_text(list(clip.captions)).astype(np.float16))
+
+
+def test_pickle_carries_paths_not_rows(tmp_path):
+    build_small(tmp_path, 10)
+    cache = EmbeddingCache(Shards(tmp_path), 'words')
+    row = cache.rows(7)
+    data = pickle.dumps(cache)
+    assert len(data) < 4000
+    np.testing.assert_array_equal(pickle.loads(data).rows(7), row)
+
+
+@pytest.mark.parametrize('file', [0, 1])
+@pytest.mark.parametrize('damage', ['missing', 'empty', 'short', 'garbage'])
+def test_damaged_files_are_found_at_opening(tmp_path, file, damage):
+    build_small(tmp_path, 10)
+    shards = Shards(tmp_path)
+    path = cache_paths(tmp_path, 'words', shards.info, 1)[file]
+    data = path.read_bytes()
+    if damage == 'missing':
+        path.unlink()
+    else:
+        path.write_bytes({'empty': b'', 'short': data[: len(data) - 8], 'garbage': b'x' * len(data)}[damage])
+    with pytest.raises(DataError, match=r'missing or damaged.*data_prep embed'):
+        EmbeddingCache(shards, 'words')
+
+
+@pytest.mark.parametrize('array', [np.zeros((4, 64), np.float16), np.zeros((4, 512)), np.zeros((3, 512), np.float16)])
+def test_rows_of_another_shape_are_refused(tmp_path, array):
+    build_small(tmp_path, 10)
+    shards = Shards(tmp_path)
+    np.save(cache_paths(tmp_path, 'words', shards.info, 1)[0], array)
+    with pytest.raises(DataError, match='shard 1'):
+        EmbeddingCache(shards, 'words')
+
+
+def test_unfinished_cache_is_refused(tmp_path):
+    build_small(tmp_path, 4)
+    (cache_directory(tmp_path, 'words') / 'train.json').unlink()
+    with pytest.raises(DataError, match=r'no complete embeddings .* run `python -m data_prep embed'):
+        EmbeddingCache(Shards(tmp_path), 'words')
+
+
+def test_cache_of_another_build_is_refused(tmp_path):
+    build_small(tmp_path / 'a', 4)
+    build_small(tmp_path / 'b', 4, num_samples=1000, embed=False)
+    (tmp_path / 'a' / 'embeddings').rename(tmp_path / 'b' / 'embeddings')
+    with pytest.raises(DataError, match='another build'):
+        EmbeddingCache(Shards(tmp_path / 'b'), 'words')
+
+
+@pytest.mark.parametrize('text', ['', '3', '{"name": "words"}', '\0\0'])
+def test_damaged_identity_is_an_error(tmp_path, text):
+    build_small(tmp_path, 2)
+    (cache_directory(tmp_path, 'words') / 'encoder.json').write_text(text)
+    with pytest.raises(DataError, match=r'encoder\.json'):
+        read_encoder_identity(tmp_path, 'words')
