@@ -1,0 +1,152 @@
+"""First light: a small separator from nothing, in minutes, with no download and no accelerator.
+
+    python experiments/quickstart.py --workdir quickstart
+
+Renders a captioned corpus of eight procedural sounds at 8 kHz, builds its shards and embeddings, trains, checkpoints,
+scores mixtures of two unseen clips each, and separates one of them to WAV files and a picture.
+
+Cost: about 5 minutes on two CPU cores. Expected: SDRi 8 dB, where a fixed equaliser per class reaches 4.3 and asking
+for a wrong sound gives 0 or less. Started again with the same workdir it continues where it was.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from audiosep_jax.audio import write_audio
+from audiosep_jax.baselines import SpectralMask
+from audiosep_jax.compilation import enable_compilation_cache
+from audiosep_jax.data import DataConfig
+from audiosep_jax.encoders import load_encoder
+from audiosep_jax.errors import reported
+from audiosep_jax.evaluate import Results, evaluate_arrays, score_estimates, write_json
+from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.optim import OptimizerConfig
+from audiosep_jax.plots import spectrogram_panels
+from audiosep_jax.separate import Separator, load
+from audiosep_jax.train import TrainConfig, train
+from data_prep import synthetic
+from data_prep.build import build_shards
+from data_prep.datasets.synthetic import SyntheticClips
+from data_prep.embed import embed_captions
+
+# They overlap in frequency and differ in time structure: what an equaliser cannot tell apart.
+CLASSES = ('siren', 'dog', 'guitar', 'rain', 'clock', 'telephone', 'knocking', 'cat')
+CLIP_SECONDS = 1.5
+TRAINING_CLIPS = 640
+TEST_CLIPS = 160
+
+
+def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
+    """The article's network and recipe, made small: 1.3 M parameters, most of them for the query."""
+    return TrainConfig(
+        workdir=str(workdir),
+        input=DataConfig(data=(str(workdir / 'dataset'),), segment_seconds=CLIP_SECONDS),
+        steps=steps,
+        batch_size=max(8, 4 * jax.device_count()),  # at least one group of four to mix per device
+        seed=seed,
+        model=ModelConfig(sample_rate=8000, window_size=256, hop_size=128, widths=(8, 16, 32, 32, 64, 64)),
+        mixing=SegmentMixer(max_mix_num=3, mix_group=4, lower_db=-5, upper_db=5),
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule='cosine', warmup_steps=steps // 20, amsgrad=False),
+        ema_decay=0.99,
+        log_every=20,
+        checkpoint_every=250,
+    )
+
+
+def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1200) -> None:
+    """Builds a corpus, trains on it, evaluates, separates.
+
+    Args:
+        workdir: folder for everything that is made; a run found there is continued.
+        seed: of the sounds, the weights and the mixtures.
+        steps: optimizer steps.
+    """
+    enable_compilation_cache()
+    config = get_config(workdir, seed, steps)
+    rate = config.model.sample_rate
+
+    print(f'1/4  corpus: {TRAINING_CLIPS} clips of {", ".join(CLASSES)}', flush=True)
+    sounds = SyntheticClips(TRAINING_CLIPS, seed, CLIP_SECONDS, CLASSES)
+    build_shards(sounds, workdir / 'dataset', sample_rate=rate, name='quickstart', clips_per_shard=160)
+    embed_captions(workdir / 'dataset', load_encoder(config.input.encoder))
+
+    print(f'2/4  training: {steps} steps of {config.batch_size} clips', flush=True)
+    result = train(config)
+    if result.stopped:
+        print(f'stopped after step {result.step}: the same command continues')
+        return
+
+    print(f'3/4  evaluation: {TEST_CLIPS} mixtures of two unseen clips, equally loud', flush=True)
+    separator = load(workdir)
+    # The clips that come after the training set's are of the same kinds, but were never heard.
+    test = SyntheticClips(TEST_CLIPS, seed, CLIP_SECONDS, CLASSES, first=TRAINING_CLIPS)
+    unseen = [test.read(i, rate) for i in range(TEST_CLIPS)]
+    mixtures, targets = mix_pairs(unseen, seed)
+    results = evaluate(separator, sounds, unseen, mixtures, targets)
+    write_json(workdir / 'results.json', results.to_dict())
+
+    print('4/4  separation of one mixture', flush=True)
+    chosen = int(np.random.default_rng(seed).integers(TEST_CLIPS))
+    query = unseen[chosen].captions[0]
+    separated = separator.separate(mixtures[chosen], query, sample_rate=rate).targets[0, 0]
+    panels = {'mixture': mixtures[chosen], 'target': targets[chosen], 'separated': separated}
+    spectrogram_panels(workdir / 'separation.png', panels, rate, title=f'query: {query}')
+    for name, sound in panels.items():
+        write_audio(workdir / f'{name}.wav', sound[None], rate)
+
+    Console().print(results.table())
+    print(f'query         {query}')
+    print(f'sounds        {", ".join(str(workdir / f"{name}.wav") for name in panels)}')
+    print(f'spectrograms  {workdir / "separation.png"}')
+    print(f'checkpoint    {results.info["path"]}')
+    print(f'all scores    {workdir / "results.json"}')
+    print(f'SDRi {results.sdri:.2f} dB on {TEST_CLIPS} mixtures of unseen clips')
+
+
+def mix_pairs(clips: list[synthetic.Clip], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each clip with a random one of another class at the same energy -> mixtures, targets, both float32 [n, T]."""
+    rng = np.random.default_rng(seed)
+    mixtures, targets = [], []
+    for clip in clips:
+        others = [other for other in clips if other.labels != clip.labels]
+        noise = others[rng.integers(len(others))].audio
+        mixture = clip.audio + noise * np.sqrt(np.mean(clip.audio**2) / np.mean(noise**2))
+        gain = min(1, 0.9 / np.max(np.abs(mixture)))
+        mixtures.append(gain * mixture)
+        targets.append(gain * clip.audio)
+    return np.stack(mixtures), np.stack(targets)
+
+
+def evaluate(
+    separator: Separator,
+    training: SyntheticClips,
+    unseen: list[synthetic.Clip],
+    mixtures: np.ndarray,
+    targets: np.ndarray,
+) -> Results:
+    """The usual rows, and that of a fixed spectral mask per class fitted on the training clips."""
+    labels = [clip.labels[0] for clip in unseen]
+    captions = [clip.captions[0] for clip in unseen]
+    results = evaluate_arrays(separator, mixtures, targets, captions, labels=labels)
+    audio = {name: [] for name in training.classes}
+    for i in range(len(training)):
+        clip = training.read(i, separator.config.sample_rate)
+        audio[clip.labels[0]].append(clip.audio)
+    mask = SpectralMask.fit(
+        {name: np.stack(sounds) for name, sounds in audio.items()},
+        window_size=separator.config.window_size,
+        hop_size=separator.config.hop_size,
+    )
+    row = score_estimates('fixed spectral mask', mask.separate(mixtures, labels), targets, mixtures)
+    return dataclasses.replace(results, rows=(*results.rows[:1], row, *results.rows[1:]))
+
+
+if __name__ == '__main__':
+    with reported('quickstart'):
+        tyro.cli(main)
