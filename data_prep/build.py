@@ -127,7 +127,7 @@ def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
         if out.exists() and not out.is_dir():
             raise DataError(f'{out}: is a file: give a directory')
         splits = split_names(out)
-        if not splits and out.is_dir() and any(out.iterdir()):
+        if not splits and out.is_dir() and any(entry.name != 'splits' for entry in out.iterdir()):
             raise DataError(f'{out}: is not empty and not a dataset: give another directory')
         for split in splits:
             found = read_split_info(out, split)
@@ -240,11 +240,19 @@ def _finish(out: pathlib.Path, plan: SplitInfo, num_made: int) -> BuildResult:
         _remove_split(out, plan)
         raise DataError(f'none of the {plan.num_inputs} clips could be used; the first: {skipped[0].reason}')
     _write_skipped(out, plan, skipped)
-    for leftover in out.glob(f'.{plan.name}-{plan.split}.array_record-*.tmp-*'):  # of builds that were killed
-        leftover.unlink(missing_ok=True)
+    _sweep(out, plan)
     _write_tfds_metadata(out, info)
     write_split_info(out, info)
     return BuildResult(info, skipped, num_made)
+
+
+def _sweep(out: pathlib.Path, plan: SplitInfo) -> None:
+    """Removes what builds that were killed left under temporary names."""
+    for pattern in (f'.{plan.name}-{plan.split}.array_record-*.tmp-*', f'splits/{plan.split}[.-]*.tmp-*'):
+        for leftover in out.glob(pattern):
+            leftover.unlink(missing_ok=True)
+    for scratch in out.glob('.tfds-*'):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _content(plan: SplitInfo, skipped: tuple[Skipped, ...]) -> str:

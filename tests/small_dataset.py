@@ -37,7 +37,7 @@ def build_small(directory: pathlib.Path, count: int = 10, *, num_samples=2000, c
 
 
 def shard_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(directory.glob('*.array_record-*'))
+    return sorted(path for path in directory.glob('*.array_record-*') if not path.name.startswith('.'))
 
 
 def overwrite(path: pathlib.Path, offset: int, data: bytes) -> None:
