@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.records import (
     FORMAT_VERSION,
     Record,
@@ -115,6 +115,7 @@ def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -
             raise ConfigError(f'--{what} {number}: must be at least 1')
     if len(source) == 0:
         raise DataError('there are no clips to build shards from')
+    source.check(sample_rate)
     settings = dict(sample_rate=sample_rate, codec=codec, clips_per_shard=clips_per_shard)
     inputs = json.dumps([FORMAT_VERSION, settings, source.description()], sort_keys=True)
     fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
@@ -182,7 +183,7 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
         for index in range(len(source)):
             try:
                 record = _record(source, index, plan)
-            except AudioSepError as error:
+            except (AudioFileError, DataError) as error:
                 summary['skipped'].append({'id': source.clip_id(index), 'reason': str(error)})
             else:
                 writer.write(record_to_bytes(record))
@@ -202,7 +203,7 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
 
 
 def _record(source: ClipSource, index: int, plan: SplitInfo) -> Record:
-    """One clip as a record. Raises AudioSepError for one that is to be left out."""
+    """One clip as a record. Raises AudioFileError or DataError for one that is to be left out."""
     clip = source.read(index, plan.sample_rate)
     captions = tuple(caption for caption in clip.captions if caption.strip())
     if not captions:

@@ -236,6 +236,13 @@ def test_clips_that_cannot_be_trained_on_are_left_out(tmp_path, clip, reason):
     assert result.info.num_clips == 1
 
 
+@pytest.mark.parametrize(('seconds', 'sample_rate'), [(0.1, 8000), (1.0, 4000)])
+def test_sounds_that_cannot_be_rendered_are_refused_before_anything_is_written(tmp_path, seconds, sample_rate):
+    with pytest.raises(ConfigError, match='synthetic sounds need'):
+        build_shards(SyntheticClips(3, 0, seconds), tmp_path / 'd', sample_rate=sample_rate)
+    assert not (tmp_path / 'd').exists()
+
+
 def test_no_clips_and_equal_ids_are_refused(tmp_path):
     with pytest.raises(DataError, match='no clips'):
         build_shards([], tmp_path / 'd', sample_rate=SAMPLE_RATE)
@@ -254,6 +261,9 @@ def test_progress_ends_at_all_clips(tmp_path):
 
 
 class KillsItsWorker(SyntheticClips):
+    def check(self, sample_rate):
+        pass
+
     def read(self, index, sample_rate):
         os.kill(os.getpid(), signal.SIGKILL)
 

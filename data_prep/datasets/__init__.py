@@ -29,13 +29,17 @@ class ClipSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def check(self, sample_rate: int) -> None:
+        """Raises ConfigError where no clip can be had at this rate (Hz); asked before anything is written."""
+        ...
+
     def clip_id(self, index: int) -> str:
         """Unique in the dataset; known without reading the clip."""
         ...
 
     def read(self, index: int, sample_rate: int) -> Any:
-        """The clip, its audio at `sample_rate` Hz. Raises AudioSepError for one to leave out: the build reports it
-        and goes on."""
+        """The clip, its audio at `sample_rate` Hz. Raises AudioFileError or DataError for one to leave out: the build
+        reports it and goes on."""
         ...
 
     def part(self, start: int, stop: int) -> 'ClipSource':
@@ -60,6 +64,9 @@ class ClipsInMemory:
 
     def __len__(self) -> int:
         return len(self._clips)
+
+    def check(self, sample_rate: int) -> None:
+        """Their rate is the caller's word."""
 
     def clip_id(self, index: int) -> str:
         return self._clips[index].id

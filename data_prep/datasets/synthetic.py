@@ -33,6 +33,10 @@ class SyntheticClips:
     def __len__(self) -> int:
         return self.num_clips
 
+    def check(self, sample_rate: int) -> None:
+        """Raises ConfigError for a rate or length too small to render the sounds."""
+        self.read(0, sample_rate)
+
     def clip_id(self, index: int) -> str:
         n = self.first + index
         return f'{self.classes[n % len(self.classes)]}-{n:06d}'
