@@ -109,7 +109,7 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, shifts: dict[str, jax.Array], *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, shifts: dict[str, jax.Array], train: bool) -> tuple[jax.Array, jax.Array]:
         x = ConvBlock(self.features, self.dtype, name='conv_block')(x, shifts, train=train)
         return average_pool(x, self.downsampling), x
 
@@ -125,7 +125,7 @@ class DecoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, skip: jax.Array, shifts: dict[str, jax.Array], *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, skip: jax.Array, shifts: dict[str, jax.Array], train: bool) -> jax.Array:
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=3)
         kernel = self.param('upsample', init, (x.shape[-1], *self.upsampling, self.features)).astype(self.dtype)
         x = upsample(NormShiftActivate(self.dtype, name='norm_up')(x, shifts['norm_up'], train=train), kernel)
@@ -200,8 +200,9 @@ class ResUNet30(nn.Module):
             raise ValueError(f'{f} bins: one less must be a multiple of {FREQUENCY_DOWNSAMPLING}')
         encoder_block, decoder_block = EncoderBlock, DecoderBlock
         if self.remat:
-            encoder_block = nn.remat(EncoderBlock, static_argnums=())
-            decoder_block = nn.remat(DecoderBlock, static_argnums=())
+            # `train` is static; the count of arguments includes self.
+            encoder_block = nn.remat(EncoderBlock, static_argnums=3)
+            decoder_block = nn.remat(DecoderBlock, static_argnums=4)
         shifts = FiLM(self.widths, name='film')(embedding)
 
         x = BatchNorm(name='norm0')(magnitude, train=train)
@@ -215,13 +216,13 @@ class ResUNet30(nn.Module):
         skips = []
         for i, (width, downsampling) in enumerate(zip(self.widths, DOWNSAMPLING, strict=True), 1):
             name = f'encoder_block{i}'
-            x, skip = encoder_block(width, downsampling, self.dtype, name=name)(x, shifts[name], train=train)
+            x, skip = encoder_block(width, downsampling, self.dtype, name=name)(x, shifts[name], train)
             skips.append(skip)
         x = ConvBlock(self.widths[-1], self.dtype, name='bottleneck')(x, shifts['bottleneck'], train=train)
         mirrored = zip(reversed(self.widths), reversed(DOWNSAMPLING), reversed(skips), strict=True)
         for i, (width, upsampling, skip) in enumerate(mirrored, 1):
             name = f'decoder_block{i}'
-            x = decoder_block(width, upsampling, self.dtype, name=name)(x, skip, shifts[name], train=train)
+            x = decoder_block(width, upsampling, self.dtype, name=name)(x, skip, shifts[name], train)
 
         maps = _Linear(3, self.dtype, name='after_conv')(x).astype(jnp.float32)[:, :n]
         mask = _complex_mask(maps)

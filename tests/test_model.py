@@ -1,0 +1,177 @@
+"""The network: shapes, the properties that its users rely on, and its configuration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from audiosep_jax.convolution import average_pool, conv3x3, upsample
+from audiosep_jax.errors import ConfigError
+from audiosep_jax.model import AudioSep, ModelConfig, init_variables
+from audiosep_jax.resunet import BatchNorm, ResUNet30, film_layout
+
+CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(4, 4, 6, 6, 8, 8), condition_size=16)
+
+
+@pytest.fixture(scope='module')
+def variables():
+    """Fresh ones, but with statistics and biases that are not the identity."""
+    fresh = init_variables(CONFIG, jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 500))
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), fresh['params'])
+    return {'params': params, 'batch_stats': jax.tree.map(lambda a: a + 0.3, fresh['batch_stats'])}
+
+
+def mixture(*shape, seed=0):
+    return 0.1 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('length', [1, 31, 500, 1056])
+def test_any_length_gives_that_length(variables, length):
+    out = AudioSep(CONFIG).apply(variables, mixture(2, length), mixture(2, 16))
+    assert out.shape == (2, length)
+    assert out.dtype == jnp.float32
+    assert np.isfinite(out).all()
+
+
+def test_mask_never_amplifies_and_top_bin_is_silent(variables):
+    spectrum = jnp.asarray(mixture(2, 40, 65) + 1j * mixture(2, 40, 65, seed=1), jnp.complex64)
+    mask = AudioSep(CONFIG).apply(variables, spectrum, mixture(2, 16), method='mask')
+    assert mask.shape == spectrum.shape
+    assert np.abs(mask).max() <= 1 + 1e-6
+    assert np.abs(mask[..., :-1]).min() > 0
+    assert not np.any(mask[..., -1])
+
+
+def test_query_changes_the_output(variables):
+    x = np.repeat(mixture(1, 800), 2, axis=0)
+    one, other = AudioSep(CONFIG).apply(variables, x, mixture(2, 16) * 30)
+    assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
+
+
+def test_rows_of_a_batch_do_not_touch_each_other_in_eval_mode(variables):
+    x, e = mixture(3, 700), mixture(3, 16)
+    together = AudioSep(CONFIG).apply(variables, x, e)
+    alone = AudioSep(CONFIG).apply(variables, x[1:2], e[1:2])
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
+
+
+def test_frames_beyond_the_end_change_nothing(variables):
+    magnitude, embedding = np.abs(mixture(1, 50, 65)), mixture(1, 16)
+    network = ResUNet30(CONFIG.widths)
+    weights = {name: tree['resunet'] for name, tree in variables.items()}
+    whole = network.apply(weights, magnitude, embedding)
+    rest = np.concatenate([magnitude, 9 + np.abs(mixture(1, 14, 65))], axis=1)
+    masked = network.apply(weights, rest, embedding, jnp.array([50]))
+    np.testing.assert_allclose(masked[:, :50], whole, atol=1e-6)
+    assert not np.any(masked[:, 50:])
+
+
+@pytest.mark.parametrize('silent', ['mixture', 'weights'])
+def test_gradients_are_finite_where_angles_are_undefined(variables, silent):
+    params = jax.tree.map(jnp.zeros_like, variables['params']) if silent == 'weights' else variables['params']
+    x = np.zeros((2, 400), np.float32) if silent == 'mixture' else mixture(2, 400)
+
+    def loss(params):
+        out, _ = AudioSep(CONFIG).apply(
+            {**variables, 'params': params}, x, mixture(2, 16), train=True, mutable=['batch_stats']
+        )
+        return jnp.sum(out**2)
+
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+
+
+def test_training_updates_every_statistic_and_evaluation_none(variables):
+    x, e = mixture(2, 900), mixture(2, 16)
+    _, updated = AudioSep(CONFIG).apply(variables, x, e, train=True, mutable=['batch_stats'])
+    before, after = flatten_dict(variables['batch_stats']), flatten_dict(updated['batch_stats'])
+    assert before.keys() == after.keys()
+    assert all(np.any(before[path] != after[path]) for path in before)
+    _, unchanged = AudioSep(CONFIG).apply(variables, x, e, mutable=['batch_stats'])
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), unchanged['batch_stats'], before_tree(before)))
+
+
+def before_tree(flat):
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(flat)
+
+
+def test_batch_norm_keeps_the_unbiased_variance():
+    x = mixture(5, 3)
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=True)
+    out, updated = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(updated['batch_stats']['var'], 0.99 + 0.01 * x.var(0, ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(updated['batch_stats']['mean'], 0.01 * x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(out, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), atol=1e-5)
+
+
+def test_remat_changes_memory_and_nothing_else(variables):
+    x, e = mixture(2, 600), mixture(2, 16)
+
+    def gradient(config):
+        def loss(params):
+            out, _ = AudioSep(config).apply({**variables, 'params': params}, x, e, train=True, mutable=['batch_stats'])
+            return jnp.sum(out**2)
+
+        return jax.jit(jax.grad(loss))(variables['params'])
+
+    plain, remat = gradient(CONFIG), gradient(ModelConfig(**{**CONFIG.__dict__, 'remat': True}))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(a).max(), 1e-6))
+
+
+def test_bfloat16_is_close_and_keeps_float32_where_it_matters(variables):
+    config = ModelConfig(**{**CONFIG.__dict__, 'dtype': 'bfloat16'})
+    assert {a.dtype for a in jax.tree.leaves(init_variables(config, jax.random.key(0)))} == {jnp.dtype('float32')}
+    x, e = mixture(2, 800), mixture(2, 16)
+    full, half = (AudioSep(c).apply(variables, x, e) for c in (CONFIG, config))
+    assert half.dtype == jnp.float32
+    error = np.linalg.norm(full - half) / np.linalg.norm(full)
+    assert 0 < error < 0.05
+
+
+def test_upsample_is_a_transposed_convolution():
+    x, kernel = mixture(2, 3, 4, 5), mixture(5, 2, 2, 6, seed=1)
+    expected = np.zeros((2, 6, 8, 6), np.float32)
+    for n in range(3):
+        for f in range(4):
+            for i in range(2):
+                for j in range(2):
+                    expected[:, 2 * n + i, 2 * f + j] = x[:, n, f] @ kernel[:, i, j]
+    np.testing.assert_allclose(upsample(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-6)
+
+
+def test_conv3x3_and_average_pool_by_hand():
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[0, 1] = 1  # the frame before
+    assert np.asarray(conv3x3(jnp.asarray(x), jnp.asarray(kernel)))[0, :, 0, 0].tolist() == [0, 0, 4, 8]
+    assert np.asarray(average_pool(jnp.asarray(x), (1, 2)))[0, 0, :, 0].tolist() == [0.5, 2.5]
+
+
+def test_film_layout_counts_every_shifted_norm():
+    layout = film_layout((32, 64, 128, 256, 384, 384))
+    assert len(layout) == 6 * 2 + 2 + 6 * 3
+    assert sum(layout.values()) == 8256
+    assert layout['decoder_block6/norm1'] == 64
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'window_size': 1000},
+        {'window_size': 0},
+        {'hop_size': 0},
+        {'hop_size': 1025},
+        {'widths': (1, 2, 3)},
+        {'widths': (0, 1, 1, 1, 1, 1)},
+        {'sample_rate': 0},
+        {'dtype': 'float16'},
+    ],
+)
+def test_impossible_configurations_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ModelConfig(**settings)
