@@ -13,6 +13,10 @@ import hashlib
 import json
 import logging
 import math
+import multiprocessing
+import os
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -127,7 +131,7 @@ def make_batches(
     encoder_identity(config)
     shards = [Shards(directory, config.split) for directory in config.data]
     caches = [EmbeddingCache(s, config.encoder) for s in shards]
-    weights = config.weights or tuple(float(len(s)) for s in shards)
+    weights = [float(w) for w in config.weights or map(len, shards)]
     load = _LoadSegment(shards, caches, num_samples, sample_rate)
     order_seed, crop_seed = _seeds(seed, 2)
     stream = _clip_stream([len(s) for s in shards], weights, order_seed).random_map(load, seed=crop_seed)
@@ -169,7 +173,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._fingerprint = fingerprint
         self._config = config
         self._position = 0
-        self._iterator = None
+        # Closed at the latest when the interpreter ends: after that, Grain's own clean-up fails, loudly.
+        self._open: list[grain.DatasetIterator] = []
+        weakref.finalize(self, _close_all, self._open)
         self._corrupt: set[tuple[int, int]] = set()
 
     @property
@@ -179,10 +185,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Raises DataError where too many records in a row are unreadable."""
-        if self._iterator is None:
-            self._iterator = iter(self._pipeline())
+        if not self._open:
+            self._open.append(iter(self._pipeline()))
         try:
-            batch = next(self._iterator)
+            batch = next(self._open[0])
         except AudioSepError:
             raise
         except Exception as error:
@@ -215,7 +221,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             # Grain's worker processes read absl flags, which only absl's own programs parse: the defaults are meant.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._config.workers))
+            options = grain.MultiprocessingOptions(num_workers=self._config.workers)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
         return dataset
 
     def get_state(self) -> dict[str, Any]:
@@ -238,15 +245,28 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def close(self) -> None:
         """Ends threads and worker processes; `next` starts them again."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
+        _close_all(self._open)
 
     def __enter__(self) -> 'Batches':
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+def _begin_worker(worker: int, num_workers: int) -> None:
+    """A worker of Grain's waits for ever for a parent that was killed: let it end with the parent."""
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _check_given(config: DataConfig) -> None:

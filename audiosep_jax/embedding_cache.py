@@ -8,14 +8,18 @@
 A new encoder never rewrites audio. Letters: E embedding size.
 """
 
+import functools
 import os
 import pathlib
+import uuid
 from typing import Any
 
 import numpy as np
 
 from audiosep_jax.errors import DataError, EncoderMismatchError
 from audiosep_jax.records import Shards, SplitInfo, read_json
+
+_MAX_OPEN_MAPS = 256  # of all datasets together: each holds a file open, of which 1,024 is the usual limit
 
 
 def cache_directory(directory: str | os.PathLike, encoder_name: str) -> pathlib.Path:
@@ -66,12 +70,8 @@ class EmbeddingCache:
         self._shards = shards
         self._name = encoder_name
         self.identity = read_encoder_identity(shards.directory, encoder_name)
+        self._owner = uuid.uuid4().hex  # as in Shards
         self._check()
-        self._maps = {}
-
-    def __getstate__(self) -> dict:
-        # A pickled memmap copies the whole file: other processes map it again, by its path.
-        return {**self.__dict__, '_maps': {}}
 
     def _check(self) -> None:
         directory, info = self._shards.directory, self._shards.info
@@ -88,24 +88,29 @@ class EmbeddingCache:
             rows, offsets = self._open(shard)
             if rows.ndim != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
                 raise DataError(f'{folder}: shard {shard} is {rows.dtype} {rows.shape}: delete it and run {embed}')
-            if len(offsets) != length + 1 or offsets[-1] != len(rows):
+            # Every clip has a caption, so every clip has a row.
+            if len(offsets) != length + 1 or offsets[0] or offsets[-1] != len(rows) or (np.diff(offsets) < 1).any():
                 raise DataError(f'{folder}: shard {shard} does not fit its clips: delete it and run {embed}')
 
     def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        paths = cache_paths(self._shards.directory, self._name, self._shards.info, shard)
+        rows, offsets = cache_paths(self._shards.directory, self._name, self._shards.info, shard)
         try:
-            # offsets are small (16 kB a shard) and looked up for every clip: read, not mapped.
-            return np.load(paths[0], mmap_mode='r'), np.load(paths[1])
+            return _shared_map(str(rows), str(offsets), self._owner)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f'{paths[0]}: embeddings are missing or damaged ({error}): delete {paths[0].parent} and run '
+                f'{rows}: embeddings are missing or damaged ({error}): delete {rows.parent} and run '
                 f'`python -m data_prep embed {self._shards.directory} --encoder {self._name}`'
             ) from error
 
     def rows(self, index: int) -> np.ndarray:
         """float16 [captions of clip `index`, E], a view of the file."""
         shard, position = self._shards.locate(index)
-        if shard not in self._maps:  # two threads may both open it: harmless
-            self._maps[shard] = self._open(shard)
-        rows, offsets = self._maps[shard]
+        rows, offsets = self._open(shard)
         return rows[offsets[position] : offsets[position + 1]]
+
+
+@functools.lru_cache(_MAX_OPEN_MAPS)
+def _shared_map(rows: str, offsets: str, owner: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kept by path, not in the object: a pickled memmap copies the whole file into the other process."""
+    # offsets are small (16 kB a shard) and looked up for every clip: read, not mapped.
+    return np.load(rows, mmap_mode='r'), np.load(offsets)

@@ -13,14 +13,14 @@ Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
 """
 
 import bisect
-import collections
 import dataclasses
+import functools
 import io
 import itertools
 import json
 import os
 import pathlib
-import threading
+import uuid
 from concurrent import futures
 from typing import Any, Literal
 
@@ -36,8 +36,8 @@ FORMAT_VERSION = 1
 INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
 Codec = Literal['flac', 'pcm16']
 
-# An AudioSet of 1,000 shards would exceed the usual limit of 1,024 open files.
-_MAX_OPEN_SHARDS = 256
+# Of all datasets together: an AudioSet alone has 1,000 shards, and the usual limit is 1,024 open files.
+_MAX_OPEN_SHARDS = 512
 
 
 def _example_message():
@@ -290,8 +290,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 class Shards:
-    """Random access to the clips of one complete split; `len()` is their number. Threads may share one; in another
-    process it opens its files anew. `check=False` leaves it to the caller to look for `problem`s.
+    """Random access to the clips of one complete split; `len()` is their number. Threads may share one, and a pickled
+    one opens its files anew. `check=False` leaves it to the caller to look for `problem`s.
 
     Raises:
         DataError: no such split, an unfinished build, a shard that is missing, cut short or of another build.
@@ -303,20 +303,10 @@ class Shards:
         if not self.info.complete:
             raise DataError(f'{directory}: split {split!r} is not complete: run the same `data_prep build` again')
         self._ends = list(itertools.accumulate(self.info.shard_lengths))
-        self._reset()
+        # Keeps the readers of files that were made anew since apart from those of this object.
+        self._owner = uuid.uuid4().hex
         if check:
             self._check_shards()
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = collections.OrderedDict()
-
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ('_lock', '_readers')}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
     def __len__(self) -> int:
         return self.info.num_clips
@@ -336,7 +326,7 @@ class Shards:
         or are not a record."""
         shard, position = self.locate(index)
         try:
-            return record_from_bytes(self._reader(shard).read([position])[0])
+            return record_from_bytes(_shared_reader(str(self.path(shard)), self._owner).read([position])[0])
         except (RuntimeError, IndexError, DataError) as error:
             reason = ' '.join(str(error).split())
             raise DataError(f'{self.path(shard)}: record {position} cannot be read: {reason}') from error
@@ -344,17 +334,6 @@ class Shards:
     def waveform(self, index: int) -> np.ndarray:
         """float32 [T] in [-1, 1): the whole clip, at the split's sample rate. Raises DataError as `read`."""
         return decode_audio(self.read(index)).astype(np.float32) / INT16_SCALE
-
-    def _reader(self, shard: int):
-        with self._lock:
-            if shard in self._readers:
-                self._readers.move_to_end(shard)
-                return self._readers[shard]
-            while len(self._readers) >= _MAX_OPEN_SHARDS:
-                # Not closed by hand: another thread may be reading from it. The last reference closes it.
-                self._readers.popitem(last=False)
-            self._readers[shard] = _open_shard(self.path(shard))
-            return self._readers[shard]
 
     def problem(self, shard: int) -> str | None:
         """What is wrong with a shard file as a whole, and what to do about it; None if nothing is."""
@@ -377,7 +356,7 @@ class Shards:
 def count_records(path: pathlib.Path) -> int:
     """The records of a shard file; 0 where it is missing, cut short or garbage: ArrayRecord opens such a file without a
     word, as one of 0 records, and complains when it is closed."""
-    reader = _open_shard(path)
+    reader = _new_reader(str(path))
     count = reader.num_records()
     try:
         reader.close()
@@ -386,8 +365,14 @@ def count_records(path: pathlib.Path) -> int:
     return count
 
 
-def _open_shard(path: pathlib.Path):
+def _new_reader(path: str):
     from array_record.python.array_record_module import ArrayRecordReader
 
     # Grain's own settings for random access: reading ahead would fetch the neighbours, which nobody asked for.
-    return ArrayRecordReader(str(path), 'readahead_buffer_size:0', file_reader_buffer_size=32768)
+    return ArrayRecordReader(path, 'readahead_buffer_size:0', file_reader_buffer_size=32768)
+
+
+@functools.lru_cache(_MAX_OPEN_SHARDS)
+def _shared_reader(path: str, owner: str):
+    """One that threads share. Dropped from here, it closes when the last of them is done with it."""
+    return _new_reader(path)

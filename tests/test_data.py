@@ -1,6 +1,11 @@
 import dataclasses
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -150,6 +155,46 @@ def test_worker_processes_give_the_same_stream(dataset, workers):
     first = take(batches, 4)
     assert type(first[0]['waveforms']) is np.ndarray
     assert_same(first + take(batches, 3), whole)
+
+
+SCRIPT = """
+import multiprocessing, os, signal, sys
+from audiosep_jax.data import DataConfig, make_batches
+
+if __name__ == '__main__':
+    config = DataConfig(data=(sys.argv[1],), segment_seconds=0.05, workers=2)
+    batches = make_batches(config, sample_rate=8000, batch_size=4, seed=0)
+    for _ in range(3):
+        next(batches)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    if sys.argv[2] == 'killed':
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('end', ['killed', 'returned'])
+def test_worker_processes_end_with_the_run(dataset, tmp_path, end):
+    script = tmp_path / 'script.py'
+    script.write_text(SCRIPT)
+    command = [sys.executable, '-W', 'error', script, dataset, end]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == (-signal.SIGKILL if end == 'killed' else 0)
+    assert end == 'killed' or run.stderr == ''  # and without a word, though nothing was closed
+    workers = [int(pid) for pid in run.stdout.split()]
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in workers if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_weights_are_proportions_in_random_order(dataset, tmp_path):

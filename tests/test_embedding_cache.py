@@ -54,6 +54,15 @@ def test_rows_of_another_shape_are_refused(tmp_path, array):
         EmbeddingCache(shards, 'words')
 
 
+@pytest.mark.parametrize('offsets', [[0, 1, 1, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4, 4], [0, 1, 2, 3, 5]])
+def test_offsets_that_do_not_fit_are_refused(tmp_path, offsets):
+    build_small(tmp_path, 10)
+    shards = Shards(tmp_path)
+    np.save(cache_paths(tmp_path, 'words', shards.info, 1)[1], np.array(offsets))
+    with pytest.raises(DataError, match='shard 1 does not fit its clips'):
+        EmbeddingCache(shards, 'words')
+
+
 def test_unfinished_cache_is_refused(tmp_path):
     build_small(tmp_path, 4)
     (cache_directory(tmp_path, 'words') / 'train.json').unlink()

@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent import futures
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
+from audiosep_jax import records
 from audiosep_jax.errors import DataError
 from audiosep_jax.records import (
     Record,
@@ -121,12 +124,24 @@ def test_shards_read_in_any_order(tmp_path):
 
 
 def test_shards_travel_to_other_processes_and_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr('audiosep_jax.records._MAX_OPEN_SHARDS', 2)  # of 5: readers are dropped while others read
+    # Room for 2 of 5: readers are dropped while other threads read from them.
+    monkeypatch.setattr(
+        records, '_shared_reader', functools.lru_cache(2)(lambda path, owner: records._new_reader(path))
+    )
     build_small(tmp_path, 10, clips_per_shard=2)
     shards = pickle.loads(pickle.dumps(Shards(tmp_path)))
     with futures.ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda i: shards.read(i % 10).id, range(200)))
     assert ids == [f'clip-{i % 10}' for i in range(200)]
+
+
+def test_shards_made_anew_are_read_anew(tmp_path):
+    build_small(tmp_path, 2)
+    before = Shards(tmp_path)
+    assert before.read(0).num_samples == 2000
+    shutil.rmtree(tmp_path)
+    build_small(tmp_path, 2, num_samples=1000)
+    assert Shards(tmp_path).read(0).num_samples == 1000
 
 
 def test_tfds_reads_the_dataset(tmp_path):
