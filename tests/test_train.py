@@ -1,0 +1,289 @@
+"""Training: what a run leaves behind, and that nothing stops it from being continued exactly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_dataset import SAMPLE_RATE, build_small
+
+import audiosep_jax.train as train_module
+from audiosep_jax.data import DataConfig
+from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
+from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.separate import load
+from audiosep_jax.sharding import check_batch_size, make_mesh, put_batch, replicated
+from audiosep_jax.state import init_state, make_train_step
+from audiosep_jax.train import TrainConfig, train
+
+MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, widths=(2, 2, 2, 2, 2, 2))
+OPTIMIZER = OptimizerConfig(schedule='constant')
+MIXER = SegmentMixer(mix_group=2)
+BATCH_SIZE = 16  # 8 devices, groups of 2
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('dataset')
+    build_small(directory, 24)
+    return directory
+
+
+def config_of(dataset, workdir, **settings) -> TrainConfig:
+    settings = {'steps': 6, 'checkpoint_every': 2, 'log_every': 1, 'ema_decay': 0.9, **settings}
+    return TrainConfig(
+        workdir=str(workdir),
+        input=DataConfig(data=(str(dataset),), segment_seconds=0.05, threads=2, read_ahead=2),
+        batch_size=BATCH_SIZE,
+        model=settings.pop('model', MODEL),
+        mixing=MIXER,
+        optimizer=settings.pop('optimizer', OPTIMIZER),
+        **settings,
+    )
+
+
+def losses_in(workdir) -> dict[int, float]:
+    lines = [json.loads(line) for line in (Path(workdir) / 'log.jsonl').read_text().splitlines()]
+    steps = [line['step'] for line in lines]
+    assert steps == sorted(set(steps)), 'each step is logged once'
+    return {line['step']: line['loss'] for line in lines}
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(dataset, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('uninterrupted')
+    result = train(config_of(dataset, workdir))
+    assert (result.step, result.stopped) == (6, False)
+    return workdir
+
+
+def variables_of(workdir):
+    separator = load(workdir)
+    assert separator.info['step'] == 6
+    return separator._variables
+
+
+def assert_same_run(workdir, uninterrupted):
+    assert losses_in(workdir) == losses_in(uninterrupted)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), variables_of(workdir), variables_of(uninterrupted))
+    assert jax.tree.all(same)
+
+
+def test_run_leaves_a_log_a_config_and_checkpoints(uninterrupted):
+    losses = losses_in(uninterrupted)
+    assert list(losses) == [1, 2, 3, 4, 5, 6]
+    assert all(0 < loss < 1 for loss in losses.values())
+    assert json.loads((uninterrupted / 'config.json').read_text())['config']['batch_size'] == BATCH_SIZE
+    kept = sorted(int(p.name) for p in (uninterrupted / 'checkpoints').iterdir())
+    assert kept[-2:] == [4, 6]
+    assert len(kept) <= 3
+
+
+def test_continued_run_is_the_uninterrupted_one_bit_for_bit(dataset, tmp_path, uninterrupted):
+    assert train(config_of(dataset, tmp_path, steps=4)).step == 4
+    # A run that died after its checkpoint had logged more, and was cut off in the middle of a line.
+    with (tmp_path / 'log.jsonl').open('a') as log:
+        log.write('{"step": 5, "loss": 0.123}\n{"step": 6, "lo')
+    train(config_of(dataset, tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_sigterm_ends_with_a_checkpoint_and_the_run_continues(dataset, tmp_path, uninterrupted, monkeypatch):
+    update = train_module.TrainingProgress.update
+
+    def stop_at_3(self, step, *args):
+        update(self, step, *args)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train_module.TrainingProgress, 'update', stop_at_3)
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(config_of(dataset, tmp_path))
+    assert (result.step, result.stopped) == (3, True)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / 'checkpoints' / '3').is_dir()
+    monkeypatch.undo()
+    train(config_of(dataset, tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_run_continues_bit_for_bit(dataset, tmp_path, uninterrupted):
+    """The real program, ended by SIGKILL after its first checkpoint, at whatever it was doing."""
+    script = Path(__file__).parents[1] / 'experiments' / 'audiosep_clap.py'
+    flags = {
+        '--data': [dataset],
+        '--workdir': [tmp_path],
+        '--steps': [6],
+        '--batch-size': [BATCH_SIZE],
+        '--segment-seconds': [0.05],
+        '--threads': [2],
+        '--read-ahead': [2],
+        '--ema-decay': [0.9],
+        '--log-every': [1],
+        '--checkpoint-every': [2],
+        '--mixing.mix-group': [2],
+        '--model.sample-rate': [SAMPLE_RATE],
+        '--model.window-size': [128],
+        '--model.hop-size': [64],
+        '--model.widths': [2] * 6,
+        '--optimizer.schedule': ['constant'],
+    }
+    command = [sys.executable, str(script), *(str(x) for flag, values in flags.items() for x in (flag, *values))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / 'checkpoints' / '2').is_dir():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_eight_devices_give_the_losses_of_one():
+    optimizer = make_optimizer(OPTIMIZER, 3)
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            'waveforms': rng.integers(-9000, 9000, (BATCH_SIZE, 400)).astype(np.int16),
+            'embeddings': rng.standard_normal((BATCH_SIZE, MODEL.condition_size)).astype(np.float32) / 20,
+        }
+        for _ in range(3)
+    ]
+
+    def losses(num_devices):
+        mesh = make_mesh(jax.devices()[:num_devices])
+        state = jax.jit(lambda k: init_state(MODEL, optimizer, k, ema=False), out_shardings=replicated(mesh))(
+            jax.random.key(0)
+        )
+        step = jax.jit(make_train_step(MODEL, optimizer, MIXER, seed=0), donate_argnums=0)
+        found = []
+        for batch in batches:
+            state, metrics = step(state, put_batch(batch, mesh))
+            found.append(float(metrics['loss']))
+        return found
+
+    one, eight = losses(1), losses(8)
+    assert one[0] != one[1]
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def single_step():
+    """A compiled step on one device, and a state to give it."""
+    optimizer = make_optimizer(OPTIMIZER, 10)
+    state = init_state(MODEL, optimizer, jax.random.key(0), ema=True)
+    return jax.jit(make_train_step(MODEL, optimizer, MIXER, seed=0, ema_decay=0.9)), state
+
+
+def make_batch(embedding=0.05):
+    waveforms = np.random.default_rng(0).integers(-9000, 9000, (2, 400)).astype(np.int16)
+    return {'waveforms': waveforms, 'embeddings': np.full((2, MODEL.condition_size), embedding, np.float32)}
+
+
+def test_non_finite_step_changes_nothing_but_the_counts(single_step):
+    step, state = single_step
+    after, metrics = step(state, make_batch(np.nan))
+    assert not np.isfinite(metrics['loss'])
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_row)) == (1, 1, 1)
+    for part in ('params', 'batch_stats', 'opt_state', 'ema'):
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), getattr(after, part), getattr(state, part))
+        assert jax.tree.all(same), part
+    again, _ = step(after, make_batch(np.nan))
+    assert (int(again.skipped), int(again.skipped_in_row)) == (2, 2)
+    healthy, metrics = step(again, make_batch())
+    assert np.isfinite(metrics['loss'])
+    assert (int(healthy.step), int(healthy.skipped), int(healthy.skipped_in_row)) == (3, 2, 0)
+    assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), healthy.params, state.params))
+
+
+def test_silence_is_finite(single_step):
+    step, state = single_step
+    batch = make_batch()
+    batch['waveforms'][:] = 0
+    _, metrics = step(state, batch)
+    assert float(metrics['loss']) == 0
+    assert int(metrics['skipped']) == 0
+
+
+def test_moving_average_lies_between_old_and_new_weights(single_step):
+    step, state = single_step
+    after, _ = step(state, make_batch())
+    old, new = state.params['resunet']['after_conv']['bias'], after.params['resunet']['after_conv']['bias']
+    average = after.ema['params']['resunet']['after_conv']['bias']
+    np.testing.assert_allclose(average, 0.1 * old + 0.9 * new, rtol=1e-5)  # young: (1 + 0) / (10 + 0) of the old
+
+
+def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
+    make_batches = train_module.make_batches
+
+    class Poisoned:
+        corrupt_records = 0
+
+        def __init__(self, batches):
+            self.batches, self.count = batches, 0
+            self.get_state, self.set_state = batches.get_state, batches.set_state
+
+        def __next__(self):
+            self.count += 1
+            batch = next(self.batches)
+            if self.count > 2:
+                batch['embeddings'][:] = np.nan
+            return batch
+
+    monkeypatch.setattr(train_module, 'make_batches', lambda *a, **k: Poisoned(make_batches(*a, **k)))
+    with pytest.raises(TrainingDivergedError, match='not finite for 3 steps in a row'):
+        train(config_of(dataset, tmp_path, steps=50, max_skipped_in_row=3))
+    assert load(tmp_path).info['step'] == 4  # still there, and with the weights of step 2
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [line['loss'] is None for line in lines] == [False, False, True, True, True]
+
+
+def test_another_configuration_in_the_same_workdir_is_refused(dataset, uninterrupted):
+    other = ModelConfig(**{**MODEL.__dict__, 'hop_size': 32})
+    with pytest.raises(CheckpointError, match=r'model\.hop_size was 64, is 32'):
+        train(config_of(dataset, uninterrupted, model=other))
+    with pytest.raises(CheckpointError, match=r'optimizer\.amsgrad was True, is False'):
+        train(config_of(dataset, uninterrupted, optimizer=OptimizerConfig(schedule='constant', amsgrad=False)))
+    with pytest.raises(CheckpointError, match='ema_decay'):
+        train(config_of(dataset, uninterrupted, ema_decay=0.0))
+    assert load(uninterrupted).info['step'] == 6
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'workdir': ''}, '--workdir'),
+        ({'batch_size': 20}, 'use 16 or 32'),
+        ({'batch_size': 2}, 'use 16'),
+        ({'model': ModelConfig(condition_size=7)}, '--model.condition-size 512'),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(dataset, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        train(TrainConfig(**{**config_of(dataset, tmp_path).__dict__, **settings}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_workdir_that_cannot_be_one(dataset, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(CheckpointError, match='cannot write to the workdir'):
+        train(config_of(dataset, tmp_path / 'file' / 'run'))
+
+
+def test_batch_size_of_whole_groups_per_device():
+    mesh = make_mesh()
+    check_batch_size(64, 4, mesh)
+    check_batch_size(8, 0, mesh)
+    with pytest.raises(ConfigError, match='use 32 or 64'):
+        check_batch_size(40, 4, mesh)
