@@ -58,7 +58,7 @@ class BuildOptions:
 
     def run(self) -> int:
         clips = self.clips()
-        with _progress('clips') as progress:
+        with _ProgressBar('clips') as progress:
             result = build_shards(
                 clips,
                 self.out,
@@ -136,7 +136,7 @@ def embed(
         split: Only these splits (default: all complete ones).
     """
     loaded = load_encoder(encoder)
-    with _progress('clips') as progress:
+    with _ProgressBar('clips') as progress:
         rows = embed_captions(shards, loaded, splits=split, progress=progress)
     print(f'{shards}: {rows} captions embedded now with {encoder!r} (E = {loaded.embedding_size}); complete')
     return 0
@@ -149,7 +149,7 @@ def verify(shards: tyro.conf.Positional[pathlib.Path], /, jobs: int = _num_cores
         shards: Directory of the dataset.
         jobs: Threads that decode.
     """
-    with _progress('clips') as progress:
+    with _ProgressBar('clips') as progress:
         found = verify_dataset(shards, jobs=jobs, progress=progress)
     encoders = ', '.join(found.encoders) or 'none'
     print(
@@ -166,7 +166,7 @@ def verify(shards: tyro.conf.Positional[pathlib.Path], /, jobs: int = _num_cores
     return 1 if found.problems else 0
 
 
-class _progress:
+class _ProgressBar:
     """A progress bar on stderr, as a context whose value is the callback (done, total); silent when not a terminal."""
 
     def __init__(self, unit: str):

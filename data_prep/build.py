@@ -89,18 +89,20 @@ def build_shards(
     source = clips if hasattr(clips, 'clip_id') else ClipsInMemory(clips)
     out = pathlib.Path(out)
     plan = _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs)
-    _claim(out, plan)
-    done = [k for k in range(plan.num_shards) if _is_done(out, plan, k, retry_skipped)]
-    if len(done) < plan.num_shards:
-        # From here on the split is unfinished, also where it was complete before.
-        write_split_info(out, plan)
-    todo = [k for k in range(plan.num_shards) if k not in set(done)]
-    tasks = [(source.part(*_bounds(plan, k)), out, plan, k) for k in todo]
-    already = plan.num_inputs - sum(len(task[0]) for task in tasks)
-    report = (lambda n: progress(already + n, plan.num_inputs)) if progress else (lambda n: None)
-    report(0)
-    run_in_processes(_write_shard, tasks, jobs, report)
-    return _finish(out, plan, len(todo))
+    try:
+        _claim(out, plan)
+        todo = [k for k in range(plan.num_shards) if not _is_done(out, plan, k, retry_skipped)]
+        if todo:
+            # From here on the split is unfinished, also where it was complete before.
+            write_split_info(out, plan)
+        tasks = [(source.part(*_bounds(plan, k)), out, plan, k) for k in todo]
+        already = plan.num_inputs - sum(len(task[0]) for task in tasks)
+        report = (lambda n: progress(already + n, plan.num_inputs)) if progress else (lambda n: None)
+        report(0)
+        run_in_processes(_write_shard, tasks, jobs, report)
+        return _finish(out, plan, len(todo))
+    except OSError as error:
+        raise DataError(f'{out}: cannot be written: {error}') from error
 
 
 def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -> SplitInfo:
@@ -124,31 +126,28 @@ def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -
 
 def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
     """Makes `out` the place of this build, or raises DataError where it is something else's."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise DataError(f'{out}: is a file: give a directory')
-        splits = split_names(out)
-        if not splits and out.is_dir() and any(entry.name != 'splits' for entry in out.iterdir()):
-            raise DataError(f'{out}: is not empty and not a dataset: give another directory')
-        for split in splits:
-            found = read_split_info(out, split)
-            if found.name != plan.name:
-                raise DataError(f'{out}: holds the dataset {found.name!r}: give --name {found.name} or another --out')
-            if split == plan.split and found.fingerprint != plan.fingerprint:
-                keys = ('sample_rate', 'codec', 'clips_per_shard', 'num_inputs')
-                what = ', '.join(
-                    f'{k} {getattr(found, k)} there, {getattr(plan, k)} now'
-                    for k in keys
-                    if getattr(found, k) != getattr(plan, k)
-                )
-                raise DataError(
-                    f'{out}: holds split {split!r} of other inputs or settings '
-                    f'({what or "the list of clips differs"}): give another --out, or delete it to build anew'
-                )
-        if plan.split not in splits:
-            write_split_info(out, plan)
-    except OSError as error:
-        raise DataError(f'{out}: cannot be written: {error}') from error
+    if out.exists() and not out.is_dir():
+        raise DataError(f'{out}: is a file: give a directory')
+    splits = split_names(out)
+    if not splits and out.is_dir() and any(entry.name != 'splits' for entry in out.iterdir()):
+        raise DataError(f'{out}: is not empty and not a dataset: give another directory')
+    for split in splits:
+        found = read_split_info(out, split)
+        if found.name != plan.name:
+            raise DataError(f'{out}: holds the dataset {found.name!r}: give --name {found.name} or another --out')
+        if split == plan.split and found.fingerprint != plan.fingerprint:
+            keys = ('sample_rate', 'codec', 'clips_per_shard', 'num_inputs')
+            what = ', '.join(
+                f'{k} {getattr(found, k)} there, {getattr(plan, k)} now'
+                for k in keys
+                if getattr(found, k) != getattr(plan, k)
+            )
+            raise DataError(
+                f'{out}: holds split {split!r} of other inputs or settings '
+                f'({what or "the list of clips differs"}): give another --out, or delete it to build anew'
+            )
+    if plan.split not in splits:
+        write_split_info(out, plan)
 
 
 def _bounds(plan: SplitInfo, shard: int) -> tuple[int, int]:

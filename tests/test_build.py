@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -275,13 +276,19 @@ def test_a_worker_that_is_killed_is_an_error_not_a_wait(tmp_path):
         build_shards(source, tmp_path, sample_rate=SAMPLE_RATE, name='toy', clips_per_shard=12, jobs=2)
 
 
-def test_read_only_place_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize('step', ['write_split_info', 'write_json', '_write_skipped', '_write_tfds_metadata'])
+def test_a_full_disk_at_any_step_is_an_error_to_resume_from(tmp_path, monkeypatch, step):
     def refuse(*args, **kwargs):
-        raise PermissionError(13, 'Permission denied')
+        raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr('data_prep.build.write_split_info', refuse)
-    with pytest.raises(DataError, match='cannot be written'):
-        build_small(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(f'data_prep.build.{step}', refuse)
+        with pytest.raises(DataError, match=r'cannot be written: .*No space left'):
+            build_small(tmp_path)
+    with pytest.raises(DataError):
+        Shards(tmp_path)
+    build_small(tmp_path)
+    assert len(Shards(tmp_path)) == 10
 
 
 @pytest.mark.parametrize('settings', [dict(num_clips=0), dict(seed=-1), dict(classes=('sirene',)), dict(classes=())])
