@@ -114,7 +114,8 @@ def _read(shards: Shards, index: int):
     except DataError as error:
         shard, position = shards.locate(index)
         text = str(error)
-        return text if str(shards.path(shard)) in text else f'{shards.path(shard)}: record {position}: {text}'
+        where = '' if str(shards.path(shard)) in text else f'{shards.path(shard)}: record {position}: '
+        return f'{where}{text}; delete the shard and run the same `data_prep build` again'
 
 
 def _verify_cache(shards: Shards, encoder_name: str, result: Verification) -> None:

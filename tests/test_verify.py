@@ -48,6 +48,7 @@ def test_all_damaged_shards_and_records_are_listed(tmp_path):
     assert paths[0].name in problems[0]
     assert 'cut short' in problems[0]
     assert f'{paths[1].name}: record 2 cannot be read' in problems[1]
+    assert all('delete' in problem for problem in problems)
 
 
 def test_audio_that_does_not_decode_is_found(tmp_path, monkeypatch):
