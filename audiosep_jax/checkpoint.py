@@ -25,12 +25,10 @@ from audiosep_jax.state import TrainState
 FORMAT_VERSION = 1
 
 
-def _manager(directory: Path, **options) -> ocp.CheckpointManager:
-    # Handlers are named: a manager that has not saved anything itself would not know how to read an item.
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """How each item of a checkpoint is written. Named: whoever has not saved an item would not know how to read it."""
     handlers = {name: ocp.StandardCheckpointHandler() for name in ('params', 'batch_stats', 'ema', 'optimizer')}
-    handlers |= {name: ocp.JsonCheckpointHandler() for name in ('data', 'config')}
-    options = ocp.CheckpointManagerOptions(save_root_metadata=False, **options)
-    return ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+    return handlers | {name: ocp.JsonCheckpointHandler() for name in ('data', 'config')}
 
 
 class Checkpointer:
@@ -48,7 +46,13 @@ class Checkpointer:
             ]
         )
         try:
-            self._manager = _manager(self.directory, preservation_policy=kept, cleanup_tmp_directories=True)
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_handlers=_handlers(),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=kept, cleanup_tmp_directories=True, save_root_metadata=False
+                ),
+            )
         except OSError as error:
             raise CheckpointError(f'cannot write checkpoints to {directory}: {error.strerror or error}') from error
 
@@ -115,7 +119,7 @@ class Checkpointer:
     def record(self, step: int | None = None) -> dict:
         """The configuration and encoder stored with a step, by default the newest."""
         step = self._manager.latest_step() if step is None else step
-        return _read_record(self._manager, self.directory, step)
+        return _read_record(self.directory / str(step))
 
 
 def describe(config: Any, encoder: dict) -> dict:
@@ -146,32 +150,29 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
     Raises:
         CheckpointError: the path is not a checkpoint, or it is damaged.
     """
-    directory, step = _locate(Path(path), step)
-    with _manager(directory, read_only=True, create=False, save_interval_steps=0) as manager:
-        record = _read_record(manager, directory, step)
-        try:
-            model = configs.from_dict(ModelConfig, record['config']['model'])
-        except (KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(f'{directory / str(step)}: its configuration is not usable: {error}') from error
-        items = ['params', 'batch_stats'] if raw or not (directory / str(step) / 'ema').exists() else ['ema']
-        # On this process's first device, whatever devices the run was trained on.
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    folder = _locate(Path(path), step)
+    record = _read_record(folder)
+    try:
+        model = configs.from_dict(ModelConfig, record['config']['model'])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f'{folder}: its configuration is not usable: {error}') from error
+    items = ['params', 'batch_stats'] if raw or not (folder / 'ema').exists() else ['ema']
+    # On this process's first device, whatever devices the run was trained on.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
+    def on_device(array):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
+
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
         try:
-            metadata = manager.item_metadata(step)
-            abstract = {
-                name: jax.tree.map(
-                    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata[name].tree
-                )
-                for name in items
-            }
-            restored = manager.restore(
-                step, args=ocp.args.Composite(**{n: ocp.args.StandardRestore(tree) for n, tree in abstract.items()})
-            )
+            metadata = reader.metadata(folder).item_metadata
+            wanted = {name: jax.tree.map(on_device, metadata[name].tree) for name in items}
+            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
+            restored = reader.restore(folder, args=args)
         except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
-            raise CheckpointError(f'{directory / str(step)} cannot be read: {_first_line(error)}') from error
+            raise CheckpointError(f'{folder} cannot be read: {_first_line(error)}') from error
     variables = dict(restored['ema']) if items == ['ema'] else {name: restored[name] for name in items}
-    return InferenceCheckpoint(model, variables, record['encoder'], step, record, directory / str(step))
+    return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder)
 
 
 def _split(state: TrainState) -> dict[str, Any]:
@@ -198,34 +199,36 @@ def _join(like: TrainState, items: Any) -> TrainState:
     )
 
 
-def _locate(path: Path, step: int | None) -> tuple[Path, int]:
-    """The folder of checkpoints and the step that a user's path means."""
+def _locate(path: Path, step: int | None) -> Path:
+    """The folder of the step that a user's path means."""
     path = path.absolute()
     if not path.exists():
         raise CheckpointError(f'no such checkpoint: {path}')
     if path.name.isdigit() and (path / 'config').is_dir():
-        return path.parent, int(path.name)
+        return path
     for directory in (path / 'checkpoints', path):
         if not directory.is_dir():
             continue
         steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / 'config').is_dir())
         if steps and step is None:
-            return directory, steps[-1]
+            return directory / str(steps[-1])
         if step in steps:
-            return directory, step
+            return directory / str(step)
         if steps:
             raise CheckpointError(f'{directory} has no step {step}; it has {", ".join(map(str, steps))}')
     raise CheckpointError(f"{path} is not a checkpoint: give a run's workdir, or the folder of one of its steps")
 
 
-def _read_record(manager: ocp.CheckpointManager, directory: Path, step: int) -> dict:
-    try:
-        record = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
-        version = record['format_version']
-    except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
-        raise CheckpointError(f'{directory / str(step)} cannot be read: {_first_line(error)}') from error
+def _read_record(folder: Path) -> dict:
+    """What `describe` made, and the step, of one step's folder."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+        try:
+            record = reader.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+            version = record['format_version']
+        except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
+            raise CheckpointError(f'{folder} cannot be read: {_first_line(error)}') from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f'{directory / str(step)} has format {version}; this version reads {FORMAT_VERSION}')
+        raise CheckpointError(f'{folder} has format {version}; this version reads {FORMAT_VERSION}')
     return record
 
 

@@ -129,7 +129,11 @@ def train(config: TrainConfig) -> TrainResult:
     step_fn = make_train_step(config.model, optimizer, config.mixing, seed=config.seed, ema_decay=config.ema_decay)
     train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=on_all)
 
-    with Checkpointer(workdir / 'checkpoints', keep=config.keep) as checkpointer, _stop_signals() as stop_requested:
+    with (
+        batches,
+        Checkpointer(workdir / 'checkpoints', keep=config.keep) as checkpointer,
+        _stop_signals() as stop_requested,
+    ):
         # ---- Start, or continue ----
         state = init(jax.random.key(config.seed))
         step = 0

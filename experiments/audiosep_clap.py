@@ -5,7 +5,7 @@
     python experiments/audiosep_clap.py --workdir runs/base --data shards
 
 Five-second segments at 32 kHz, batch 96, two sources a mixture at ±10 dB, AdamW with amsgrad at 1e-3 after a staircase
-warm-up, 1,000,000 steps. Every setting is a flag (`--help`). A run that was interrupted continues with the same command.
+warm-up, 1,000,000 steps. Every setting is a flag (`--help`). An interrupted run continues with the same command.
 """
 
 import tyro

@@ -234,6 +234,12 @@ def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
             self.batches, self.count = batches, 0
             self.get_state, self.set_state = batches.get_state, batches.set_state
 
+        def __enter__(self):
+            return self.batches.__enter__()
+
+        def __exit__(self, *exception):
+            self.batches.__exit__(*exception)
+
         def __next__(self):
             self.count += 1
             batch = next(self.batches)

@@ -1,0 +1,47 @@
+"""`import audiosep_jax` is light, also where heavy packages are installed."""
+
+import subprocess
+import sys
+
+import pytest
+
+import audiosep_jax as asj
+
+FORBIDDEN = ('torch', 'tensorflow', 'matplotlib', 'gradio')
+
+
+@pytest.fixture
+def booby_trapped(tmp_path):
+    """A folder for the path in which each of the forbidden packages is installed, and ends whoever imports it."""
+    for name in FORBIDDEN:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text(f'raise SystemExit("{name} was imported")')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import audiosep_jax',
+        'import audiosep_jax as asj; [getattr(asj, name) for name in asj.__all__]',
+        'import audiosep_jax.train, audiosep_jax.evaluate, audiosep_jax.plots, audiosep_jax.cli, audiosep_jax.convert',
+        'import data_prep.__main__',
+    ],
+)
+def test_no_import_reaches_for_another_framework(booby_trapped, code):
+    program = f'import sys; sys.path.insert(0, {str(booby_trapped)!r}); {code}'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_the_trap_works(booby_trapped):
+    program = f'import sys; sys.path.insert(0, {str(booby_trapped)!r}); import torch'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+    assert 'torch was imported' in done.stderr
+
+
+def test_public_names():
+    for name in asj.__all__:
+        assert getattr(asj, name) is not None
+    with pytest.raises(AttributeError, match='nonsense'):
+        _ = asj.nonsense
