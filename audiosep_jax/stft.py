@@ -3,8 +3,8 @@
 The conventions are the original's (torchlibrosa, librosa): periodic Hann window, frames centred on multiples of the hop
 through reflect padding of half a window on either side, no scaling. T samples give N = 1 + T // hop frames.
 
-Frames are cut as slices of the signal reshaped into blocks of one hop, and transformed by `rfft`: on the CPU that is
-several times faster than a gather of indices or a DFT as a matrix product.
+Frames are cut as slices of the signal reshaped into blocks of one hop, and transformed by `rfft`. On a CPU that is
+level with a gather of indices and many times faster than the DFT as a matrix product (`benchmarks/stft.py`).
 """
 
 import math

@@ -209,7 +209,7 @@ def _check_finite(metrics: list[dict[str, np.ndarray]], limit: int, step: int) -
 def _validate(config: TrainConfig, state: TrainState, encoder: dict) -> float:
     variables = state.ema or {'params': state.params, 'batch_stats': state.batch_stats}
     separator = Separator(config.model, variables, load_encoder(encoder))
-    return evaluate_music(separator, config.validation, progress=False).sdri
+    return evaluate_music(separator, config.validation).sdri
 
 
 def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
@@ -228,6 +228,8 @@ def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
 
 
 def _write_config(workdir: Path, record: dict) -> None:
+    if jax.process_index() != 0:
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = workdir / 'config.json.tmp'
@@ -242,14 +244,15 @@ class _Log:
 
     def __init__(self, path: Path, *, after_step: int):
         self._path = path
-        if path.exists():
+        self._is_writer = jax.process_index() == 0
+        if self._is_writer and path.exists():
             lines = [line for line in path.read_text().splitlines() if _logged_step(line) <= after_step]
             temporary = path.with_suffix('.tmp')
             temporary.write_text(''.join(f'{line}\n' for line in lines))
             os.replace(temporary, path)
 
     def write(self, line: dict) -> None:
-        if jax.process_index() == 0:
+        if self._is_writer:
             with self._path.open('a') as file:
                 file.write(json.dumps(line) + '\n')
 

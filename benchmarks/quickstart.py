@@ -1,0 +1,52 @@
+"""The quickstart's scores and time, for several seeds, one after the other.
+
+    python benchmarks/quickstart.py --seeds 0 1 2
+
+Prints a table and writes it as JSON. The time is that of the whole program, from start to the last line.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+SCRIPT = Path(__file__).parents[1] / 'experiments' / 'quickstart.py'
+ROWS = ('separated', 'fixed spectral mask', 'shuffled query')
+
+
+def measure(seed: int) -> dict:
+    """Runs the quickstart in a folder of its own; -> seed, seconds, and the SDRi of each row in dB."""
+    with tempfile.TemporaryDirectory() as workdir:
+        started = time.perf_counter()
+        command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - started
+        rows = json.loads((Path(workdir) / 'results.json').read_text())['rows']
+    printed = float(re.match(r'SDRi (\S+) dB', done.stdout.splitlines()[-1])[1])
+    assert abs(printed - rows['separated']['SDRi']) < 0.01
+    return {'seed': seed, 'seconds': seconds, **{name: rows[name]['SDRi'] for name in ROWS}}
+
+
+def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None) -> None:
+    """Args:
+    seeds: one run each.
+    json_file: where to write the figures as well.
+    """
+    runs = [measure(seed) for seed in seeds]
+    table = Table('seed', 'minutes', *(f'{name}, SDRi dB' for name in ROWS))
+    for run in runs:
+        table.add_row(str(run['seed']), f'{run["seconds"] / 60:.1f}', *(f'{run[name]:.2f}' for name in ROWS))
+    Console().print(table)
+    if json_file:
+        json_file.write_text(json.dumps(runs, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    tyro.cli(main)
