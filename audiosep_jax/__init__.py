@@ -8,6 +8,8 @@ Names are imported on first use, so that `import audiosep_jax` costs nothing and
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING
 
 __version__ = '0.1.0'
@@ -57,3 +59,19 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(importlib.import_module(f'audiosep_jax.{_HOME[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(types.ModuleType):
+    """Python binds submodules to their names in the package; `stft` is a module and a function, which is meant."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == 'stft' and isinstance(value, types.ModuleType):
+            value = value.stft
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
