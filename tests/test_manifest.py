@@ -67,6 +67,8 @@ def test_ids_name_clips(tmp_path):
         ('m.csv', 'wav,caption\n', 'lists no clips'),
         ('m.csv', '', "no key 'wav'"),
         ('m.json', ['a.wav'], 'entry 1: expected'),
+        ('m.json', [{'wav': 'a.wav', 'caption': 'half a \ud83d'}], "'caption' must be a text"),
+        ('m.json', [{'wav': 'half a \ud83d', 'caption': 'x'}], "'wav' must name an audio file"),
         ('m.json', [TWO[0], {'wav': 'b.wav', 'capton': 'x'}], "entry 2: unknown key 'capton': did you mean 'caption'"),
         ('m.json', [{'wav': 'b.wav', 'zzz': 'x'}], "entry 1: unknown key 'zzz': known: wav, caption"),
         ('m.json', [{'caption': 'x'}], "entry 1: no key 'wav'"),

@@ -154,9 +154,9 @@ def _entry(where: str, row: Any) -> Entry:
         raise DataError(f'{where}: expected {{"wav": …, "caption": …}}, got {row!r}')
     _check_keys(where, row)
     wav, clip_id = row['wav'], row.get('id', row['wav'])
-    if not isinstance(wav, str) or not wav.strip():
+    if not _is_text(wav) or not wav.strip():
         raise DataError(f"{where}: 'wav' must name an audio file, got {wav!r}")
-    if not isinstance(clip_id, str) or not clip_id.strip():
+    if not _is_text(clip_id) or not clip_id.strip():
         raise DataError(f"{where}: 'id' must be a text, got {clip_id!r}")
     captions = _texts(where, row, 'caption') + _texts(where, row, 'captions')
     labels = _texts(where, row, 'label') + _texts(where, row, 'labels')
@@ -167,9 +167,14 @@ def _texts(where: str, row: dict, key: str) -> list[str]:
     """The visible texts under a key: one, a list, or none."""
     value = row.get(key)
     values = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+    if not isinstance(values, list) or not all(map(_is_text, values)):
         raise DataError(f'{where}: {key!r} must be a text or a list of texts, got {value!r}')
     return [v.strip() for v in values if v.strip()]
+
+
+def _is_text(value: Any) -> bool:
+    """A string, and one that can be stored: JSON's escapes can spell half of a surrogate pair, which UTF-8 cannot."""
+    return isinstance(value, str) and not any('\ud800' <= character <= '\udfff' for character in value)
 
 
 def _union(*texts: Sequence[str]) -> tuple[str, ...]:
