@@ -10,7 +10,7 @@ import numpy as np
 
 from audiosep_jax.embedding_cache import EmbeddingCache
 from audiosep_jax.encoders import load_encoder
-from audiosep_jax.errors import AudioSepError, DataError
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.records import Shards, decode_audio, read_json, read_summary, split_names
 
 # Rows are float16: relative 2^-11, and encoders on an accelerator differ in the last digits.
@@ -37,8 +37,11 @@ def verify_dataset(
     """Reads and decodes all of it, in `jobs` threads; `progress` is called with (clips done, clips in all).
 
     Raises:
+        ConfigError: fewer than one thread.
         DataError: there is no dataset to look at. All else is reported, not raised.
     """
+    if jobs < 1:
+        raise ConfigError(f'--jobs {jobs}: must be at least 1')
     directory = pathlib.Path(directory)
     names = split_names(directory)
     if not names:

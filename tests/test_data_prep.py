@@ -116,6 +116,7 @@ def test_wrong_flags_exit_with_2(arguments, capsys, tmp_path, monkeypatch):
         (('embed', 'nope'), 1, 'nope: no dataset'),
         (('embed', 'nope', '--encoder', 'wrods'), 2, "did you mean 'words'"),
         (('verify', 'nope'), 1, 'nope: no dataset here'),
+        (('verify', 'nope', '--jobs', '0'), 2, '--jobs 0: must be at least 1'),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(arguments, code, message, capsys, tmp_path, monkeypatch):
