@@ -58,8 +58,7 @@ def embed_captions(
         total, done, made = sum(info.num_clips for info in infos), 0, 0
         for info in infos:
             state_path = folder / f'{info.split}.json'
-            state = read_json(state_path) if state_path.is_file() else {}
-            resume = state.get('content') == info.content
+            resume = _content(state_path) == info.content
             write_json(state_path, {'content': info.content, 'complete': False})
             for shard in range(info.num_shards):
                 captions = read_summary(directory, info, shard)['captions']
@@ -73,6 +72,14 @@ def embed_captions(
     except OSError as error:
         raise DataError(f'{folder}: cannot be written: {error}') from error
     return made
+
+
+def _content(state_path: pathlib.Path) -> str | None:
+    """Which build of the split the rows that are there were made from; None: nobody knows, they are made again."""
+    try:
+        return read_json(state_path)['content']
+    except (DataError, KeyError, TypeError):
+        return None
 
 
 def _is_done(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, captions: list) -> bool:

@@ -65,6 +65,14 @@ def test_a_damaged_shard_alone_is_embedded_again(tmp_path, file):
     assert path.read_bytes() == data
 
 
+@pytest.mark.parametrize('text', ['', '[]', '{}', '3'])
+def test_a_damaged_note_of_what_is_done_costs_a_second_run_alone(tmp_path, text):
+    build_small(tmp_path, 4)
+    (cache_directory(tmp_path, 'words') / 'train.json').write_text(text)
+    assert embed_captions(tmp_path, load_encoder('words')) == 4
+    assert len(EmbeddingCache(Shards(tmp_path), 'words').rows(3)) == 1
+
+
 def test_a_shard_without_clips_has_an_empty_cache(tmp_path):
     silent = Clip('bad', np.zeros(0, np.float32), ('x',))
     build_shards([*small_clips(2), silent], tmp_path, sample_rate=SAMPLE_RATE, name='small', clips_per_shard=2)
