@@ -22,6 +22,7 @@ from audiosep_jax.errors import AudioFileError, ConfigError
 
 Subtype = Literal['PCM_16', 'PCM_24', 'FLOAT']
 SUFFIXES = ('.wav', '.flac', '.ogg')
+MAX_FLAC_RATE = 655350  # Hz
 
 # libsndfile overflows its stack when a long block goes to the Vorbis encoder at once; smaller blocks also keep the
 # quantised copy small.
@@ -177,7 +178,9 @@ def check_format(path: str | os.PathLike, subtype: Subtype, *, channels: int = 1
     if suffix == '.flac' and subtype == 'FLOAT':
         raise ConfigError(f'{path}: FLAC holds 16 or 24 bits, not float; use .wav for float')
     # Asked beyond its limits, libsndfile ends the process (Vorbis) or gives an empty message.
-    most_channels, highest_rate = {'.wav': (1024, 2**31 - 1), '.flac': (8, 655350), '.ogg': (255, 200000)}[suffix]
+    most_channels, highest_rate = {'.wav': (1024, 2**31 - 1), '.flac': (8, MAX_FLAC_RATE), '.ogg': (255, 200000)}[
+        suffix
+    ]
     if not 1 <= channels <= most_channels:
         raise ConfigError(f'{path}: {suffix} holds 1 to {most_channels} channels, not {channels}; use .wav')
     if not 1 <= sample_rate <= highest_rate:

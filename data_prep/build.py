@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from audiosep_jax.audio import MAX_FLAC_RATE
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.records import (
     FORMAT_VERSION,
@@ -115,6 +116,8 @@ def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -
     for what, number in (('sample-rate', sample_rate), ('clips-per-shard', clips_per_shard), ('jobs', jobs)):
         if number < 1:
             raise ConfigError(f'--{what} {number}: must be at least 1')
+    if codec == 'flac' and sample_rate > MAX_FLAC_RATE:
+        raise ConfigError(f'--sample-rate {sample_rate}: FLAC holds rates up to {MAX_FLAC_RATE} Hz; use --codec pcm16')
     if len(source) == 0:
         raise DataError('there are no clips to build shards from')
     source.check(sample_rate)

@@ -201,6 +201,7 @@ def test_name_is_made_from_the_directory(tmp_path):
         (dict(split='a-b'), '--split'),
         (dict(codec='mp3'), '--codec'),
         (dict(sample_rate=0), '--sample-rate'),
+        (dict(sample_rate=700_000), '--codec pcm16'),
         (dict(clips_per_shard=0), '--clips-per-shard'),
         (dict(jobs=0), '--jobs'),
     ],

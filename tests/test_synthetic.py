@@ -107,6 +107,7 @@ def test_a_clip_has_different_captions_of_its_own_class():
         ({'sample_rate': 4000}, 'at least 8000 Hz'),
         ({'seconds': 0.1}, 'at least 0.25 s'),
         ({'seconds': float('nan')}, 'at least 0.25 s'),
+        ({'seconds': float('inf')}, 'at most 3600'),
         ({'seed': -1}, 'negative'),
     ],
 )

@@ -21,7 +21,7 @@ from data_prep.synthetic import animals, machines, music, nature, signalling
 from data_prep.synthetic.signals import seconds as sample_times
 
 MIN_SAMPLE_RATE = 8000
-MIN_SECONDS = 0.25
+MIN_SECONDS, MAX_SECONDS = 0.25, 3600.0  # an hour of 32 kHz is rendered in 5 GB
 
 # Each class: its renderer and what people say when they hear it.
 _SOUNDS = {
@@ -78,7 +78,7 @@ def render(class_name: str, rng: np.random.Generator, *, sample_rate: int, secon
     The RMS is between 0.06 and 0.12, less where the peak would pass 0.9: an L1 loss then weighs classes about equally.
 
     Raises:
-        ConfigError: an unknown class, a sample rate below 8000 Hz, or less than a quarter of a second.
+        ConfigError: an unknown class, a sample rate below 8000 Hz, a length not between 0.25 s and an hour.
     """
     _check((class_name,), sample_rate, seconds)
     t = sample_times(round(sample_rate * seconds), sample_rate)
@@ -131,5 +131,5 @@ def _check(classes: Sequence[str], sample_rate: int = MIN_SAMPLE_RATE, seconds: 
             raise ConfigError(f'unknown synthetic class {name!r}: {hint}')
     if sample_rate < MIN_SAMPLE_RATE:
         raise ConfigError(f'synthetic sounds need a sample rate of at least {MIN_SAMPLE_RATE} Hz, got {sample_rate}')
-    if not seconds >= MIN_SECONDS:
-        raise ConfigError(f'synthetic sounds need at least {MIN_SECONDS} s, got {seconds}')
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise ConfigError(f'synthetic sounds need at least {MIN_SECONDS} s and at most {MAX_SECONDS:g}, got {seconds}')
