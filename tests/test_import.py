@@ -42,6 +42,15 @@ def test_the_trap_works(booby_trapped):
 
 def test_public_names():
     for name in asj.__all__:
-        assert getattr(asj, name) is not None
+        assert getattr(asj, name).__name__.endswith(name)
+        assert name in dir(asj)
     with pytest.raises(AttributeError, match='nonsense'):
         _ = asj.nonsense
+
+
+@pytest.mark.parametrize('first', ['asj.stft', 'asj.load', 'importlib.import_module("audiosep_jax.stft")'])
+def test_stft_is_the_function_whatever_was_imported_before(first):
+    """Importing the submodule `stft` would bind it to the package under the same name."""
+    program = f'import importlib, audiosep_jax as asj; {first}; asj.stft.__call__; print(asj.stft.__module__)'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ('audiosep_jax.stft\n', '')
