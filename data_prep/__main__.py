@@ -1,6 +1,7 @@
 """`python -m data_prep build|embed|verify`: from sound files to what training reads. Exit codes as in `audiosep-jax`:
 2 for flags, 1 for files and data, 0 otherwise."""
 
+import abc
 import dataclasses
 import os
 import pathlib
@@ -31,8 +32,8 @@ def _num_cores() -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What every dataset's build takes."""
+class BuildOptions(abc.ABC):
+    """What every dataset's build takes; a subclass adds what its own clips are made from."""
 
     out: pathlib.Path
     """Directory of the dataset. A build that was killed continues there; another split of it may be added."""
@@ -53,8 +54,9 @@ class BuildOptions:
     strict: bool = False
     """End with exit code 1 if any clip had to be left out."""
 
+    @abc.abstractmethod
     def clips(self) -> ClipSource:
-        raise NotImplementedError
+        """The dataset. Raises DataError or ConfigError where its settings name none."""
 
     def run(self) -> int:
         clips = self.clips()
