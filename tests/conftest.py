@@ -11,7 +11,12 @@ _CACHE = Path(tempfile.gettempdir()) / f'audiosep_jax_tests_{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# No deadline: the first example imports or compiles, and machines that run tests are busy.
+hypothesis.settings.register_profile('suite', deadline=None)
+hypothesis.settings.load_profile('suite')
 
 DATA = Path(__file__).parent / 'data'
 

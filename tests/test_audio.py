@@ -98,7 +98,7 @@ def test_files_written_together_all_appear_or_none(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['second.wav']
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=6), st.sampled_from(['a.wav', 'a.flac', 'a.ogg']))
 def test_no_sample_passes_full_scale(tmp_path_factory, values, name):
     path = tmp_path_factory.mktemp('scale') / name
@@ -118,7 +118,7 @@ def test_mono_is_the_mean_of_the_channels(tmp_path):
     np.testing.assert_allclose(mono, resample(sound, 16000, 8000).mean(axis=0, keepdims=True), atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 300),
     st.sampled_from([8000, 11025, 16000, 22050, 32000, 44100, 48000]),

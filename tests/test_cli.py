@@ -101,7 +101,7 @@ def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folde
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(st.characters(exclude_categories=['Cs']), max_size=120), min_size=1, max_size=4, unique=True))
 def test_any_query_is_a_safe_and_unique_name(queries):
     names = cli._query_names(queries)

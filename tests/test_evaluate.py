@@ -143,7 +143,7 @@ def test_captions_are_phrasings_and_wrong_ones_come_from_another_label():
     assert all(label_of[item.wrong_caption] != item.label for item in results.items)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from('abcd'), min_size=1, max_size=30), st.integers(0, 3))
 def test_wrong_queries_are_wrong_and_as_frequent_as_the_right_ones(labels, seed):
     partner = wrong_queries(labels, seed)

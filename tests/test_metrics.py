@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from audiosep_jax import metrics
 
 REFERENCE = Path(__file__).parent / 'data' / 'metrics_reference.npz'
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 
 
 @pytest.fixture(scope='module')

@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 
 REFERENCE = Path(__file__).parent / 'data' / 'mixer_reference.npz'
 COLLECTIVE = re.compile(r'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter')
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def clips(seed, batch_size=8, num_samples=64, peak=0.1):
@@ -239,3 +239,45 @@ def test_waveforms_and_draws_of_a_wrong_kind_are_refused():
 def test_configuration_survives_the_way_through_json():
     mixer = SegmentMixer(3, mix_group=4, integer_gains=True)
     assert from_dict(SegmentMixer, to_dict(mixer)) == mixer
+
+
+# ---- Queries for what is not there ----
+
+
+def test_absent_queries_are_another_clip_s_and_their_targets_silent():
+    mixer = SegmentMixer(max_mix_num=2, mix_group=4)
+    embeddings, targets = jnp.eye(8), jnp.ones((8, 5))
+    asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), mixer, embeddings, targets)
+    # Clip n is mixed with n + 1 of its group of four; n + 2 is the first that is not in the mixture.
+    np.testing.assert_array_equal(asked, np.eye(8)[[2, 3, 0, 1, 6, 7, 4, 5]])
+    assert not np.any(silenced)
+
+
+def test_share_of_absent_queries():
+    mixer = SegmentMixer(mix_group=4)
+    embeddings, targets = jnp.eye(400), jnp.ones((400, 1))
+    asked, silenced = AbsentQueries(share=0.2)(jax.random.key(1), mixer, embeddings, targets)
+    replaced = np.asarray(jnp.any(asked != embeddings, axis=1))
+    assert 50 < replaced.sum() < 110
+    np.testing.assert_array_equal(np.asarray(silenced[:, 0]) == 0, replaced)
+    untouched = AbsentQueries()(jax.random.key(1), mixer, embeddings, targets)
+    assert untouched[0] is embeddings
+    assert untouched[1] is targets
+
+
+@pytest.mark.parametrize('resembles', [0, 1])
+def test_query_that_resembles_a_clip_in_the_mixture_is_not_absent(resembles):
+    """Clip 2 sounds like clip 0 (the target) or clip 1 (its partner): the mixture of 0 and 1 is not asked for it."""
+    mixer = SegmentMixer(max_mix_num=2, mix_group=4)
+    embeddings = jnp.eye(4).at[2].set(0.6 * jnp.eye(4)[resembles] + 0.8 * jnp.eye(4)[2])
+    asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), mixer, embeddings, jnp.ones((4, 3)))
+    np.testing.assert_array_equal(asked[0], embeddings[0])
+    assert np.all(silenced[0] == 1)
+    np.testing.assert_array_equal(asked[3], embeddings[1])  # 3 is mixed with 0; 1 is absent
+
+
+def test_absent_queries_need_an_absent_clip():
+    with pytest.raises(ConfigError, match='mix_group above max_mix_num 2, got 2'):
+        AbsentQueries(share=0.1)(jax.random.key(0), SegmentMixer(mix_group=2), jnp.eye(2), jnp.ones((2, 3)))
+    with pytest.raises(ConfigError, match=r'absent\.share'):
+        AbsentQueries(share=1.5)

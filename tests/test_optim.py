@@ -15,7 +15,7 @@ from audiosep_jax.errors import ConfigError
 from audiosep_jax.optim import OptimizerConfig, make_optimizer, make_schedule, scale_by_amsgrad
 
 REFERENCE = Path(__file__).parent / 'data' / 'amsgrad_reference.npz'
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=10)
 
 
 def run(config, gradients, start=0.0, total_steps=100):
