@@ -173,6 +173,67 @@ class SegmentMixer:
         return jax.random.uniform(key, shape, jnp.float32, self.lower_db, self.upper_db)
 
 
+@dataclasses.dataclass(frozen=True)
+class AbsentQueries:
+    """Asks some mixtures for a sound that is not in them; the target of those is silence.
+
+    The original never does: every query that it trains on is answered by something, and asked for an absent sound it
+    gives whatever is nearest. Off by default.
+
+    Attributes:
+        share: of the mixtures that are asked so, 0 (none) to 1. The query is that of the next clip of the group that
+            is not in the mixture, so mix_group must exceed max_mix_num.
+        similarity: a mixture keeps its own query if the other one has at least this cosine with the query of any clip
+            in the mixture: it may describe the same sound in other words.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    share: float = 0.0
+    similarity: float = 0.3
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f'absent.share must be between 0 and 1, got {self.share}')
+        if not -1 <= self.similarity <= 1:
+            raise ConfigError(f'absent.similarity is a cosine, between -1 and 1, got {self.similarity}')
+
+    def __call__(
+        self, key: jax.Array, mixer: SegmentMixer, embeddings: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embeddings [B, E] and targets [B, T] -> the same, with the queries of some rows replaced and their targets 0.
+
+        As the mixer's, a row's draw depends on the key and the row alone, and nothing crosses a group.
+
+        Raises:
+            ConfigError: no clip of a group is absent from its mixtures.
+        """
+        if not self.share:
+            return embeddings, targets
+        batch_size, size = embeddings.shape
+        group = mixer.group_size(batch_size)
+        if group <= mixer.max_mix_num:
+            raise ConfigError(f'absent.share needs a mix_group above max_mix_num {mixer.max_mix_num}, got {group}')
+        grouped = embeddings.reshape(-1, group, size)
+        other = jnp.roll(grouped, -mixer.max_mix_num, axis=1)
+        cosines = [_cosine(other, jnp.roll(grouped, -i, axis=1)) for i in range(mixer.max_mix_num)]
+        differs = (jnp.max(jnp.stack(cosines), axis=0) < self.similarity).reshape(batch_size)
+
+        def drawn(row):
+            return jax.random.uniform(jax.random.fold_in(key, row)) < self.share
+
+        asked = (differs & jax.vmap(drawn)(jnp.arange(batch_size)))[:, None]
+        other = other.reshape(batch_size, size)
+        return jnp.where(asked, other, embeddings), jnp.where(asked, 0, targets)
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """float [..., E] twice -> [...]: of the angle between them; 0 where one is zero."""
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-12)
+
+
 def _energy(waveforms: jax.Array) -> jax.Array:
     """float32 [..., T] -> [...]: the mean square."""
     return jnp.mean(jnp.square(waveforms), axis=-1)

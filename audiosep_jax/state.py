@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from audiosep_jax.losses import l1_waveform
-from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import AudioSep, ModelConfig, init_variables
 
 _INT16_SCALE = 1 / 32768
+_ALL_PRESENT = AbsentQueries()
 
 
 @flax.struct.dataclass
@@ -61,11 +62,12 @@ def make_train_step(
     *,
     seed: int,
     ema_decay: float = 0.0,
+    absent: AbsentQueries = _ALL_PRESENT,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics) of one optimizer step; pure, to be jitted by the caller.
 
     The batch holds `waveforms` int16 [B, T] and `embeddings` float [B, E]. It is mixed on the device (clip i with its
-    neighbours), separated, and compared with the clips by L1. The key is a function of the seed and the step, so that
+    neighbours), separated, and compared with the clips by L1; of the mixtures that `absent` picks, with silence. The key is a function of the seed and the step, so that
     a resumed run draws what the uninterrupted one would have drawn.
 
     Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
@@ -74,14 +76,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        mixtures, targets = mixer(key, waveforms)
+        mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        mixtures, targets = mixer(mix_key, waveforms)
+        embeddings, targets = absent(absent_key, mixer, batch['embeddings'], targets)
 
         def loss_fn(params):
             variables = {'params': params, 'batch_stats': state.batch_stats}
-            estimates, updated = model.apply(
-                variables, mixtures, batch['embeddings'], train=True, mutable=['batch_stats']
-            )
+            estimates, updated = model.apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
             return l1_waveform(estimates, targets), updated['batch_stats']
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

@@ -26,7 +26,7 @@ from audiosep_jax.data import DataConfig, encoder_identity, make_batches
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.evaluate import evaluate_music
-from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer, make_schedule
 from audiosep_jax.progress import TrainingProgress
@@ -61,6 +61,7 @@ class TrainConfig:
     seed: int = 0
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mixing: SegmentMixer = dataclasses.field(default_factory=lambda: SegmentMixer(mix_group=4))
+    absent: AbsentQueries = dataclasses.field(default_factory=AbsentQueries)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema_decay: float = 0.0
     log_every: int = 50
@@ -126,7 +127,14 @@ def train(config: TrainConfig) -> TrainResult:
     init = jax.jit(
         lambda key: init_state(config.model, optimizer, key, ema=bool(config.ema_decay)), out_shardings=on_all
     )
-    step_fn = make_train_step(config.model, optimizer, config.mixing, seed=config.seed, ema_decay=config.ema_decay)
+    step_fn = make_train_step(
+        config.model,
+        optimizer,
+        config.mixing,
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        absent=config.absent,
+    )
     train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=on_all)
 
     with (
