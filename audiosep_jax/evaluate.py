@@ -328,6 +328,11 @@ def wrong_queries(labels: Sequence[str], seed: int) -> list[int] | None:
     partner = np.empty(len(labels), int)
     # Sorted by label, a rotation by the largest count takes every item out of its own label.
     partner[order] = np.roll(order, -counts.max())
+    # The rotation gives nearly all items of a label the same wrong one, and which one decides the score: exchanges
+    # between items at random spread the labels.
+    for i, j in rng.integers(len(labels), size=(8 * len(labels), 2)):
+        if labels[partner[i]] != labels[j] and labels[partner[j]] != labels[i]:
+            partner[i], partner[j] = partner[j], partner[i]
     for i in np.flatnonzero(labels == labels[partner]):
         partner[i] = rng.choice(np.flatnonzero(labels != labels[i]))
     return partner.tolist()

@@ -156,6 +156,13 @@ def test_wrong_queries_are_wrong_and_as_frequent_as_the_right_ones(labels, seed)
         assert sorted(partner) == list(range(len(labels)))
 
 
+def test_wrong_queries_of_a_label_are_of_many_others():
+    labels = [label for label in 'abcdefgh' for _ in range(20)]
+    partner = wrong_queries(labels, 0)
+    for label in 'abcdefgh':
+        assert len({labels[p] for p, own in zip(partner, labels, strict=True) if own == label}) == 7
+
+
 def test_bootstrap_interval_of_a_mean():
     values = np.random.default_rng(0).normal(5, 2, 400)
     low, high = bootstrap_interval(values, None, seed=0)
