@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax import audio
-from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
+from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 
 if TYPE_CHECKING:
     from audiosep_jax.separate import Separator
@@ -125,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _separate(command: Separate) -> int:
+    from audiosep_jax.progress import progress_bar
+
     queries = _checked_queries(command.query)
     names = [*_query_names(queries), *([_RESIDUAL] if command.residual else [])]
     plans = _plan(command, names)
@@ -132,15 +134,15 @@ def _separate(command: Separate) -> int:
     embeddings = separator.embed(list(queries))  # now: an unusable query concerns no input in particular
 
     failed = 0
-    with _progress('separating', len(plans)) as advance:
-        for source, outputs in plans.items():
+    with progress_bar('separating') as show:
+        for done, (source, outputs) in enumerate(plans.items()):
+            show(done, len(plans))
             try:
                 _separate_file(separator, source, outputs, embeddings, command)
             except AudioSepError as error:
                 failed += 1
                 message = str(error)
                 _complain(message if str(source) in message else f'{source}: {message}')
-            advance()
     if failed and len(plans) > 1:
         _complain(f'{failed} of {len(plans)} inputs failed')
     return 1 if failed else 0
@@ -303,6 +305,7 @@ def _evaluate(command: Evaluate) -> int:
     from rich.console import Console
 
     from audiosep_jax.evaluate import evaluate_music, read_music, write_json
+    from audiosep_jax.progress import progress_bar
 
     if command.batch_size < 1:
         raise ConfigError(f'--batch-size {command.batch_size}: must be at least 1')
@@ -310,15 +313,11 @@ def _evaluate(command: Evaluate) -> int:
         raise ConfigError(f'--seed {command.seed}: must not be negative')
     if command.json is not None:
         _check_json(command.json)
-    pairs, _ = read_music(command.data)  # before the checkpoint: its mistakes are seen sooner
+    read_music(command.data)  # before the checkpoint: its mistakes are seen sooner
     separator = _load(command.checkpoint)
-    with _progress('evaluating', len(pairs)) as advance:
+    with progress_bar('evaluating') as show:
         results = evaluate_music(
-            separator,
-            command.data,
-            seed=command.seed,
-            batch_size=command.batch_size,
-            progress=lambda done, _: advance(done),
+            separator, command.data, seed=command.seed, batch_size=command.batch_size, progress=show
         )
     for line in results.left_out:
         _complain(f'left out: {line}')
@@ -340,9 +339,9 @@ def _evaluate(command: Evaluate) -> int:
 def _check_json(path: Path) -> None:
     """Before the work: hours of evaluation must not end at a folder that is not there."""
     if path.is_dir():
-        raise ConfigError(f'--json {path}: is a folder; name a file')
+        raise DataError(f'--json {path}: is a folder; name a file')
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f'--json {path}: the folder {path.absolute().parent} does not exist; make it first')
+        raise DataError(f'--json {path}: the folder {path.absolute().parent} does not exist; make it first')
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------
@@ -393,33 +392,6 @@ def _quieten() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _progress(description: str, total: int) -> Iterator:
-    """A bar on stderr where that is a terminal; yields `advance(done=None)`: one more, or `done` in all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # rich would send what is printed meanwhile to the bar's stream; harmless only where both are the screen.
-    redirect = sys.stdout.isatty()
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-        redirect_stdout=redirect,
-    ) as bar:
-        task = bar.add_task(description, total=total)
-
-        def advance(done: int | None = None) -> None:
-            if done is None:
-                bar.advance(task)
-            else:
-                bar.update(task, completed=done)
-
-        yield advance
 
 
 @contextlib.contextmanager

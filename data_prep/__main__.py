@@ -6,15 +6,14 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
-import rich.console
-import rich.progress
 import tyro
 
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioSepError
+from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Codec
 from data_prep.build import build_shards, skipped_path
 from data_prep.datasets import ClipSource
@@ -60,7 +59,7 @@ class BuildOptions(abc.ABC):
 
     def run(self) -> int:
         clips = self.clips()
-        with _ProgressBar('clips') as progress:
+        with progress_bar('building') as progress:
             result = build_shards(
                 clips,
                 self.out,
@@ -138,7 +137,7 @@ def embed(
         split: Only these splits (default: all complete ones).
     """
     loaded = load_encoder(encoder)
-    with _ProgressBar('clips') as progress:
+    with progress_bar('embedding') as progress:
         rows = embed_captions(shards, loaded, splits=split, progress=progress)
     print(f'{shards}: {rows} captions embedded now with {encoder!r} (E = {loaded.embedding_size}); complete')
     return 0
@@ -151,7 +150,7 @@ def verify(shards: tyro.conf.Positional[pathlib.Path], /, jobs: int = _num_cores
         shards: Directory of the dataset.
         jobs: Threads that decode.
     """
-    with _ProgressBar('clips') as progress:
+    with progress_bar('verifying') as progress:
         found = verify_dataset(shards, jobs=jobs, progress=progress)
     encoders = ', '.join(found.encoders) or 'none'
     print(
@@ -166,29 +165,6 @@ def verify(shards: tyro.conf.Positional[pathlib.Path], /, jobs: int = _num_cores
         print(f'… and {len(found.problems) - _PROBLEMS_SHOWN} problems more', file=sys.stderr)
     print('no problems' if not found.problems else f'{len(found.problems)} problems')
     return 1 if found.problems else 0
-
-
-class _ProgressBar:
-    """A progress bar on stderr, as a context whose value is the callback (done, total); silent when not a terminal."""
-
-    def __init__(self, unit: str):
-        console = rich.console.Console(stderr=True)
-        self._bar = rich.progress.Progress(
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn(unit),
-            rich.progress.TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._bar.start()
-        task = self._bar.add_task('', total=None)
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *exception) -> None:
-        self._bar.stop()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

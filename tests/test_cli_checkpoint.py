@@ -72,8 +72,8 @@ def test_evaluate_with_a_missing_file(folder, separator, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'code', 'says'),
     [
-        (['--json', 'missing/r.json'], 2, 'does not exist'),
-        (['--json', '.'], 2, 'is a folder'),
+        (['--json', 'missing/r.json'], 1, 'does not exist'),
+        (['--json', '.'], 1, 'is a folder'),
         (['--batch-size', '0'], 2, 'at least 1'),
         (['--seed', '-1'], 2, 'not be negative'),
         (['--data', 'nowhere'], 1, 'nowhere/music_eval.csv: No such file'),
