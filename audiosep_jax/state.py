@@ -67,8 +67,8 @@ def make_train_step(
     """The function (state, batch) -> (state, metrics) of one optimizer step; pure, to be jitted by the caller.
 
     The batch holds `waveforms` int16 [B, T] and `embeddings` float [B, E]. It is mixed on the device (clip i with its
-    neighbours), separated, and compared with the clips by L1; of the mixtures that `absent` picks, with silence. The key is a function of the seed and the step, so that
-    a resumed run draws what the uninterrupted one would have drawn.
+    neighbours), separated, and compared with the clips by L1; for the queries that `absent` replaces, with silence.
+    The keys are a function of the seed and the step, so that a resumed run draws what the uninterrupted one would have.
 
     Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
     """
