@@ -9,8 +9,7 @@ import math
 import os
 import re
 import stat
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ import soundfile
 import soxr
 
 from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.files import replacing
 
 Subtype = Literal['PCM_16', 'PCM_24', 'FLOAT']
 SUFFIXES = ('.wav', '.flac', '.ogg')
@@ -185,29 +185,6 @@ def check_format(path: str | os.PathLike, subtype: Subtype, *, channels: int = 1
         raise ConfigError(f'{path}: {suffix} holds 1 to {most_channels} channels, not {channels}; use .wav')
     if not 1 <= sample_rate <= highest_rate:
         raise ConfigError(f'{path}: {suffix} holds rates up to {highest_rate} Hz, not {sample_rate}; use .wav')
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, renamed to it at the end; on any exception it is removed.
-
-    So whatever interrupts the writing, `path` is either untouched or complete.
-
-    Raises:
-        OSError: the folder is missing or not writable, or `path` is a folder.
-    """
-    path = Path(path)
-    # Not made from path.name: a long name plus a suffix of ours might be too long for the file system.
-    temporary = path.parent / f'.audiosep-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp'
-    try:
-        temporary.touch(exist_ok=False)  # an OSError with a reason, where libsndfile says 'System error'
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        # The folder may be what is wrong: then there is nothing to remove either.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _overshoot_gain(path: Path, audio: np.ndarray, subtype: Subtype) -> float:

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from audiosep_jax import metrics
-from audiosep_jax.audio import read_audio, replacing
+from audiosep_jax.audio import read_audio
 from audiosep_jax.errors import AudioFileError, CheckpointError, DataError
+from audiosep_jax.files import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -31,6 +31,7 @@ from google.protobuf.message import DecodeError
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.files import replacing
 
 FORMAT_VERSION = 1
 INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
@@ -282,11 +283,10 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Atomically: a reader, or a build killed here, sees the old file or the new one."""
+    """Atomically: a reader, or a build killed here, sees the old file or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 class Shards:

@@ -21,6 +21,7 @@ import numpy as np
 
 from audiosep_jax.audio import MAX_FLAC_RATE
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
+from audiosep_jax.files import replacing
 from audiosep_jax.records import (
     FORMAT_VERSION,
     Record,
@@ -177,31 +178,28 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = shard_path(out, plan, shard)
-    temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
     summary = dict(fingerprint=plan.fingerprint, captions=[], num_samples=0, skipped=[])
     try:
-        # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink any further, and trying costs.
-        writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
-        for index in range(len(source)):
-            try:
-                record = _record(source, index, plan)
-            except (AudioFileError, DataError) as error:
-                summary['skipped'].append({'id': source.clip_id(index), 'reason': str(error)})
-            else:
-                writer.write(record_to_bytes(record))
-                summary['captions'].append(record.captions)
-                summary['num_samples'] += record.num_samples
-            tick()
-        writer.close()
-        if count_records(temporary) != len(summary['captions']):
-            raise DataError(f'{path}: could not be written completely: is the disk full?')
-        # The summary first: where the shard is, there is its summary.
-        write_json(summary_path(out, plan, shard), summary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink further, and trying costs.
+            writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
+            for index in range(len(source)):
+                try:
+                    record = _record(source, index, plan)
+                except (AudioFileError, DataError) as error:
+                    summary['skipped'].append({'id': source.clip_id(index), 'reason': str(error)})
+                else:
+                    writer.write(record_to_bytes(record))
+                    summary['captions'].append(record.captions)
+                    summary['num_samples'] += record.num_samples
+                tick()
+            writer.close()
+            if count_records(temporary) != len(summary['captions']):
+                raise DataError(f'{path}: could not be written completely: is the disk full?')
+            # The summary first: where the shard is, there is its summary.
+            write_json(summary_path(out, plan, shard), summary)
     except (OSError, RuntimeError) as error:
         raise DataError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _record(source: ClipSource, index: int, plan: SplitInfo) -> Record:
@@ -251,7 +249,7 @@ def _finish(out: pathlib.Path, plan: SplitInfo, num_made: int) -> BuildResult:
 
 def _sweep(out: pathlib.Path, plan: SplitInfo) -> None:
     """Removes what builds that were killed left under temporary names."""
-    for pattern in (f'.{plan.name}-{plan.split}.array_record-*.tmp-*', f'splits/{plan.split}[.-]*.tmp-*'):
+    for pattern in (f'.{plan.name}-{plan.split}.array_record-*.tmp-*', f'splits/.{plan.split}[.-]*.tmp-*'):
         for leftover in out.glob(pattern):
             leftover.unlink(missing_ok=True)
     for scratch in out.glob('.tfds-*'):
@@ -268,7 +266,7 @@ def _write_skipped(out: pathlib.Path, plan: SplitInfo, skipped: tuple[Skipped, .
     if not skipped:
         path.unlink(missing_ok=True)
         return
-    with open(path, 'w', encoding='utf-8', newline='') as file:
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['id', 'reason'])
         writer.writerows((s.id, s.reason) for s in skipped)

@@ -13,6 +13,7 @@ import numpy as np
 from audiosep_jax.embedding_cache import cache_directory, cache_paths, check_same_encoder, read_encoder_identity
 from audiosep_jax.encoders import QueryEncoder
 from audiosep_jax.errors import DataError
+from audiosep_jax.files import replacing
 from audiosep_jax.records import (
     SplitInfo,
     read_json,
@@ -68,6 +69,8 @@ def embed_captions(
                 done += len(captions)
                 if progress:
                     progress(done, total)
+            for leftover in folder.glob(f'.{info.split}[.-]*.tmp-*'):  # of runs that were killed
+                leftover.unlink(missing_ok=True)
             write_json(state_path, {'content': info.content, 'complete': True})
     except OSError as error:
         raise DataError(f'{folder}: cannot be written: {error}') from error
@@ -116,10 +119,6 @@ def _offsets(captions: list) -> np.ndarray:
 
 
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
-    try:
-        with open(temporary, 'wb') as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # An open file: to a name that does not end in .npy numpy would append it.
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        np.save(file, array)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiosep_jax import audio
-from audiosep_jax.audio import read_audio, replacing, resample, write_audio, write_together
+from audiosep_jax.audio import read_audio, resample, write_audio, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError
 
 
@@ -285,15 +285,6 @@ def test_an_interrupted_writer_leaves_the_old_file(tmp_path, monkeypatch, error)
         write_audio(path, tone(level=0.1), 16000)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_replacing_gives_the_file_the_usual_permissions(tmp_path):
-    with replacing(tmp_path / 'a') as temporary:
-        temporary.write_text('new')
-        assert not (tmp_path / 'a').exists()
-    (tmp_path / 'b').touch()
-    assert (tmp_path / 'a').read_text() == 'new'
-    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'b').stat().st_mode
 
 
 def test_more_than_four_gigabytes_become_rf64(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path, jobs):
     made = len(shard_files(killed))
     assert 3 <= made < 15
     (killed / '.toy-train.array_record-00007-of-00015.tmp-1').write_bytes(b'left by a build that was killed')
-    (killed / 'splits' / 'train.json.tmp-1').write_bytes(b'and this')
+    (killed / 'splits' / '.train.json.tmp-1').write_bytes(b'and this')
     (killed / '.tfds-1').mkdir()
     assert not read_split_info(killed, 'train').complete
     with pytest.raises(DataError, match='not complete'):
@@ -121,7 +121,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path, jobs):
 
 def test_a_build_killed_at_its_very_first_step_resumes(tmp_path):
     (tmp_path / 'splits').mkdir()
-    (tmp_path / 'splits' / 'train.json.tmp-1').write_text('{"na')
+    (tmp_path / 'splits' / '.train.json.tmp-1').write_text('{"na')
     assert build_synthetic(tmp_path).info.num_clips == 24
 
 

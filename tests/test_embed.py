@@ -48,6 +48,9 @@ def test_an_interrupted_run_is_not_used_and_goes_on(tmp_path):
         embed_captions(tmp_path, Counting(stop_after=5))
     with pytest.raises(DataError, match='unfinished'):
         EmbeddingCache(Shards(tmp_path), 'words')
+    (cache_directory(tmp_path, 'words') / '.train-00001-of-00003.npy.tmp-1').write_bytes(
+        b'left by a run that was killed'
+    )
     encoder = Counting()
     assert embed_captions(tmp_path, encoder) == 6
     assert len(encoder.texts) == 6
