@@ -13,9 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
-import os
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,6 +25,7 @@ from grain.experimental import WindowShuffleMapDataset
 from audiosep_jax.audio import resample
 from audiosep_jax.embedding_cache import EmbeddingCache, check_same_encoder, read_encoder_identity
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
+from audiosep_jax.processes import end_with_parent
 from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, to_int16
 
 _log = logging.getLogger(__name__)
@@ -260,13 +258,7 @@ def _close_all(iterators: list[grain.DatasetIterator]) -> None:
 
 
 def _begin_worker(worker: int, num_workers: int) -> None:
-    """A worker of Grain's waits for ever for a parent that was killed: let it end with the parent."""
-
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _check_given(config: DataConfig) -> None:

@@ -1,13 +1,12 @@
 """Runs tasks in worker processes: counted, interruptible, and never left behind."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
 
 from audiosep_jax.errors import DataError
+from audiosep_jax.processes import end_with_parent
 
 _counter = None  # in a worker: how many steps all the workers have done
 
@@ -61,13 +60,7 @@ def _begin_worker(counter) -> None:
     _counter = counter
     # Ctrl-C ends a worker at once and quietly: its temporary file is swept by the next build.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool's workers wait for ever for a parent that was killed: end with it."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _tick() -> None:
