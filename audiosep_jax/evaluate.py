@@ -261,6 +261,9 @@ def evaluate_pairs(
             except AudioFileError as error:
                 left_out.append(str(error))
                 continue
+            if not all(map(len, sounds)):
+                left_out.append(f'{pair.mixture}: less than one sample at {separator.config.sample_rate} Hz')
+                continue
             if len(sounds[0]) != len(sounds[1]):
                 left_out.append(
                     f'{pair.mixture}: {len(sounds[0])} samples at {separator.config.sample_rate} Hz, '

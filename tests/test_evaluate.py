@@ -246,6 +246,15 @@ def test_bad_items_are_named_and_the_rest_is_scored(tmp_path):
         assert '\n' not in line
 
 
+def test_files_of_less_than_a_sample_at_the_model_s_rate_are_left_out(tmp_path):
+    make_music(tmp_path)
+    for name in ('mixture-0.wav', 'segment-0.wav'):
+        write_audio(tmp_path / name, np.zeros((1, 1)), 48000)
+    results = evaluate_music(BandSeparator(), tmp_path)
+    assert len(results.items) == 3
+    assert results.left_out == (f'{tmp_path}/mixture-0.wav: less than one sample at 8000 Hz',)
+
+
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
