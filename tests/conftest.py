@@ -39,3 +39,22 @@ def reference_state(reference):
 
     entries = zip(reference['state_names'], reference['state_shapes'], reference['analytic'], strict=True)
     return {str(n): separator_tensor(str(n), tuple(json.loads(str(s)))) for n, s, analytic in entries if not analytic}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def quarter(monkeypatch):
+    """What the command line then gets for a checkpoint of any name: a separator without a network."""
+    from quarter_separator import QuarterSeparator
+
+    from audiosep_jax import cli
+
+    fake = QuarterSeparator()
+    monkeypatch.setattr(cli, '_load', lambda path: fake)
+    return fake

@@ -13,25 +13,12 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quarter_separator import RATE, QuarterSeparator, files, one_error, sound, write
+from quarter_separator import RATE, files, one_error, sound, write
 
 from audiosep_jax import audio, cli
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
-
-
-@pytest.fixture
-def separator(monkeypatch):
-    fake = QuarterSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path: fake)
-    return fake
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def separate(*arguments):
@@ -42,7 +29,7 @@ def separate(*arguments):
 
 
 @pytest.mark.parametrize('suffix', ['.wav', '.flac', '.ogg'])
-def test_one_input_and_one_query_make_a_file(folder, separator, capsys, suffix):
+def test_one_input_and_one_query_make_a_file(folder, quarter, capsys, suffix):
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '-o', f'dog{suffix}') == 0
     out, rate = read_audio(f'dog{suffix}')
@@ -53,13 +40,13 @@ def test_one_input_and_one_query_make_a_file(folder, separator, capsys, suffix):
     assert files(folder) == [f'dog{suffix}', 'in.wav']
 
 
-def test_the_residual_of_a_file_lies_beside_it(folder, separator):
+def test_the_residual_of_a_file_lies_beside_it(folder, quarter):
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '-o', 'dog.wav', '--residual', '--bits', 'float') == 0
     np.testing.assert_allclose(read_audio('dog__residual.wav')[0], 0.75 * sound(), atol=1e-6)
 
 
-def test_several_inputs_and_queries_make_a_folder(folder, separator, capsys):
+def test_several_inputs_and_queries_make_a_folder(folder, quarter, capsys):
     write('a.wav')
     write('b.flac', channels=3)
     queries = ['--query', 'a dog barking', '--query', 'Rain?']
@@ -71,21 +58,21 @@ def test_several_inputs_and_queries_make_a_folder(folder, separator, capsys):
 
 
 @pytest.mark.parametrize(('bits', 'subtype'), [('16', 'PCM_16'), ('24', 'PCM_24'), ('float', 'FLOAT')])
-def test_bits(folder, separator, bits, subtype):
+def test_bits(folder, quarter, bits, subtype):
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--bits', bits) == 0
     assert soundfile.info('x.wav').subtype == subtype
 
 
-def test_silence_in_silence_out(folder, separator):
+def test_silence_in_silence_out(folder, quarter):
     write_audio('in.wav', np.zeros((1, 500)), RATE)
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--residual') == 0
     for name in ('x.wav', 'x__residual.wav'):
         np.testing.assert_array_equal(read_audio(name)[0], np.zeros((1, 500)))
 
 
-def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folder, separator, capsys):
-    separator.gain = 4.0
+def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folder, quarter, capsys):
+    quarter.gain = 4.0
     write('in.wav', level=0.9)
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--residual', '--bits', '24') == 0
     assert 'in.wav: attenuated by 11.1 dB' in capsys.readouterr().err
@@ -118,7 +105,7 @@ def test_readable_names():
     assert names == ['a_dog_barking', 'A_dog_barking-2', '犬が吠える', '🐶_🐱', 'query', 'query-2', 'residual-2']
 
 
-def test_long_names_are_cut_and_stay_different(folder, separator):
+def test_long_names_are_cut_and_stay_different(folder, quarter):
     stem = 'é' * 120
     write(f'{stem}.wav')
     queries = ['ö' * 400 + 'x', 'ö' * 400 + 'y']
@@ -128,7 +115,7 @@ def test_long_names_are_cut_and_stay_different(folder, separator):
     assert all(len(name.encode()) <= 240 for name in names)
 
 
-def test_names_that_are_no_utf8(folder, separator, capsys):
+def test_names_that_are_no_utf8(folder, quarter, capsys):
     name = os.fsdecode(b'caf\xe9.wav')
     try:
         write(name)
@@ -190,7 +177,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         (['a.wav', '--query', 'dog', '-o', 'text'], 1, 'is a file, but a folder is needed'),
     ],
 )
-def test_flags_that_cannot_be_meant(folder, separator, capsys, arguments, code, says):
+def test_flags_that_cannot_be_meant(folder, quarter, capsys, arguments, code, says):
     (folder / 'text').write_text('not a folder')
     for name in ('a.wav', 'b.wav'):
         write(name)
@@ -201,7 +188,7 @@ def test_flags_that_cannot_be_meant(folder, separator, capsys, arguments, code, 
     assert not (folder / 'x').exists()
 
 
-def test_a_folder_without_write_permission(folder, separator, capsys, monkeypatch):
+def test_a_folder_without_write_permission(folder, quarter, capsys, monkeypatch):
     """Asked of os.access, which is replaced because root may write anywhere."""
     write('a.wav')
     (folder / 'locked').mkdir()
@@ -237,7 +224,7 @@ def test_help(capsys, command):
 # ---- bad files -------------------------------------------------------------------------------------------------------
 
 
-def test_bad_inputs_are_reported_and_the_rest_is_done(folder, separator, capsys):
+def test_bad_inputs_are_reported_and_the_rest_is_done(folder, quarter, capsys):
     write('good.wav')
     (folder / 'text.wav').write_text('not a sound')
     (folder / 'empty.wav').touch()
@@ -258,13 +245,13 @@ def test_bad_inputs_are_reported_and_the_rest_is_done(folder, separator, capsys)
     assert os.listdir('out') == ['good__a_dog.wav']
 
 
-def test_a_bad_input_alone_leaves_nothing(folder, separator, capsys):
+def test_a_bad_input_alone_leaves_nothing(folder, quarter, capsys):
     assert separate('missing.wav', '--query', 'a dog', '-o', 'out') == 1
     assert 'missing.wav: no such file' in one_error(capsys)
     assert list(folder.iterdir()) == []
 
 
-def test_existing_outputs_are_kept_without_force(folder, separator, capsys):
+def test_existing_outputs_are_kept_without_force(folder, quarter, capsys):
     write('a.wav')
     write('b.wav')
     (folder / 'out').mkdir()
@@ -278,14 +265,14 @@ def test_existing_outputs_are_kept_without_force(folder, separator, capsys):
     assert read_audio('out/a__residual.wav')[0].shape == (2, 800)
 
 
-def test_too_many_channels_for_flac(folder, separator, capsys):
+def test_too_many_channels_for_flac(folder, quarter, capsys):
     write('in.wav', channels=9)
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.flac') == 1
     assert 'in.wav: x.flac: .flac holds 1 to 8 channels, not 9; use .wav' in one_error(capsys)
 
 
 @pytest.mark.parametrize('stopped_by', [KeyboardInterrupt, OSError(28, 'No space left on device')])
-def test_interrupted_between_outputs_nothing_is_left(folder, separator, capsys, monkeypatch, stopped_by):
+def test_interrupted_between_outputs_nothing_is_left(folder, quarter, capsys, monkeypatch, stopped_by):
     write('in.wav')
     calls = []
     encode = audio._encode
@@ -323,7 +310,7 @@ sys.exit(cli.main(['separate', 'in.wav', '--query', 'dog', '--checkpoint', 'c', 
     assert [p.name for p in folder.iterdir()] == ['in.wav']
 
 
-def test_sigterm_is_an_interruption(folder, separator, monkeypatch):
+def test_sigterm_is_an_interruption(folder, quarter, monkeypatch):
     write('in.wav')
 
     def encode(*_):
@@ -337,11 +324,11 @@ def test_sigterm_is_an_interruption(folder, separator, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_out_of_device_memory_is_one_line(folder, separator, capsys, monkeypatch):
+def test_out_of_device_memory_is_one_line(folder, quarter, capsys, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmany lines')
 
-    monkeypatch.setattr(separator, 'separate', fail, raising=False)
+    monkeypatch.setattr(quarter, 'separate', fail, raising=False)
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 1
     assert 'out of memory' in one_error(capsys)
@@ -361,7 +348,7 @@ assert not loaded, loaded
     subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, timeout=120)
 
 
-def test_a_closed_pipe_ends_quietly(folder, separator, capsys, monkeypatch):
+def test_a_closed_pipe_ends_quietly(folder, quarter, capsys, monkeypatch):
     def closed(*_, **__):
         raise BrokenPipeError
 

@@ -8,27 +8,12 @@ import numpy as np
 import pytest
 from quarter_separator import QuarterSeparator, one_error, sound, write
 
-from audiosep_jax import cli
 from audiosep_jax.audio import read_audio
 from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.cli import main
 from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.state import init_state
-
-
-@pytest.fixture
-def separator(monkeypatch):
-    fake = QuarterSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path: fake)
-    return fake
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
 
 # ---- evaluate and inspect --------------------------------------------------------------------------------------------
 
@@ -47,7 +32,7 @@ def evaluate(*arguments):
     return main(['evaluate', '--benchmark', 'music', '--data', 'bench', '--checkpoint', 'c', *arguments])
 
 
-def test_evaluate(folder, separator, capsys):
+def test_evaluate(folder, quarter, capsys):
     make_benchmark(folder / 'bench')
     assert evaluate('--json', 'r.json') == 0
     captured = capsys.readouterr()
@@ -59,7 +44,7 @@ def test_evaluate(folder, separator, capsys):
     assert len(record['items']) == 2
 
 
-def test_evaluate_with_a_missing_file(folder, separator, capsys):
+def test_evaluate_with_a_missing_file(folder, quarter, capsys):
     make_benchmark(folder / 'bench')
     (folder / 'bench' / 'mixture-1.wav').unlink()
     assert evaluate('--json', 'r.json') == 1
@@ -79,7 +64,7 @@ def test_evaluate_with_a_missing_file(folder, separator, capsys):
         (['--data', 'nowhere'], 1, 'nowhere/music_eval.csv: No such file'),
     ],
 )
-def test_evaluate_flags(folder, separator, capsys, arguments, code, says):
+def test_evaluate_flags(folder, quarter, capsys, arguments, code, says):
     make_benchmark(folder / 'bench')
     assert evaluate(*arguments) == code
     assert says in one_error(capsys)
