@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax import audio
-from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
+from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
 
 if TYPE_CHECKING:
     from audiosep_jax.separate import Separator
@@ -102,23 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminable():
             return run(command)
-    except AudioSepError as error:
-        _complain(error)
-        return error.exit_code
     except KeyboardInterrupt:
         _complain('interrupted; the output being written was not kept')
         return 130
     except BrokenPipeError:  # `| head`: nobody reads on. Without this Python complains again while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        _complain(f'{error.filename or "input/output"}: {error.strerror or error}')
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):  # how XLA says it
+    except Exception as error:
+        explanation = explained(error)
+        if explanation is None:
             raise
-        _complain('out of memory; use a smaller --batch-size, fewer queries at once or shorter files')
-        return 1
+        _complain(explanation[0])
+        return explanation[1]
 
 
 # ---- separate --------------------------------------------------------------------------------------------------------
@@ -412,7 +407,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _complain(message: object) -> None:
+def _complain(message: str) -> None:
     _say(f'audiosep-jax: error: {message}', file=sys.stderr)
 
 

@@ -47,14 +47,28 @@ class TrainingDivergedError(AudioSepError):
     """Too many non-finite steps in a row."""
 
 
+def explained(error: Exception) -> tuple[str, int] | None:
+    """For the shell alone: what to say of an error that the user can mend, and the exit code; None: it is a bug."""
+    if isinstance(error, AudioSepError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return f'{error.filename or "input/output"}: {error.strerror or error}', 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)):
+        return 'out of memory; use a smaller batch size, fewer queries at once or shorter files', 1
+    return None
+
+
 @contextlib.contextmanager
 def reported(program: str) -> Iterator[None]:
-    """For the shell alone: an AudioSepError becomes one line on stderr and its exit code, Ctrl-C becomes 130."""
+    """For the shell alone: an error that has an explanation becomes one line on stderr and its exit code, Ctrl-C 130."""
     try:
         yield
-    except AudioSepError as error:
-        print(f'{program}: error: {error}', file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print(f'{program}: interrupted', file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        explanation = explained(error)
+        if explanation is None:
+            raise
+        print(f'{program}: error: {explanation[0]}', file=sys.stderr)
+        raise SystemExit(explanation[1]) from None

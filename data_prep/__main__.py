@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from audiosep_jax.encoders import load_encoder
-from audiosep_jax.errors import AudioSepError
+from audiosep_jax.errors import explained
 from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Codec
 from data_prep.build import build_shards, skipped_path
@@ -178,12 +178,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=argv,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-    except AudioSepError as error:
-        print(f'data_prep: error: {error}', file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print('data_prep: interrupted; the same command goes on where it stopped', file=sys.stderr)
         return 130
+    except Exception as error:
+        explanation = explained(error)
+        if explanation is None:
+            raise
+        print(f'data_prep: error: {explanation[0]}', file=sys.stderr)
+        return explanation[1]
 
 
 if __name__ == '__main__':

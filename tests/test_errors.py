@@ -1,0 +1,48 @@
+"""What the shell makes of errors: one line and an exit code where the user can help, a traceback where only we can."""
+
+import pytest
+
+from audiosep_jax import errors
+from audiosep_jax.errors import reported
+
+
+def fail(error: BaseException) -> None:
+    with reported('program'):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'line'),
+    [
+        (errors.ConfigError('no such key'), 2, 'program: error: no such key'),
+        (errors.QueryError('empty'), 2, 'program: error: empty'),
+        (errors.AudioFileError('a.wav: no'), 1, 'program: error: a.wav: no'),
+        (errors.DataError('shard'), 1, 'program: error: shard'),
+        (errors.EncoderMismatchError('other'), 1, 'program: error: other'),
+        (errors.CheckpointError('none'), 1, 'program: error: none'),
+        (errors.TrainingDivergedError('NaN'), 1, 'program: error: NaN'),
+        (OSError(28, 'No space left', 'log.jsonl'), 1, 'program: error: log.jsonl: No space left'),
+        (RuntimeError('RESOURCE_EXHAUSTED: Out of memory\nmany lines'), 1, 'program: error: out of memory'),
+        (MemoryError(), 1, 'program: error: out of memory'),
+        (KeyboardInterrupt(), 130, 'program: interrupted'),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(capsys, error, code, line):
+    with pytest.raises(SystemExit) as stopped:
+        fail(error)
+    assert stopped.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count('\n') == 1
+
+
+@pytest.mark.parametrize('error', [RuntimeError('a bug'), ValueError('a bug'), TypeError('a bug')])
+def test_bugs_are_not_hidden(error):
+    with pytest.raises(type(error), match='a bug'):
+        fail(error)
+
+
+def test_without_an_error_nothing_is_said(capsys):
+    with reported('program'):
+        pass
+    assert capsys.readouterr() == ('', '')
