@@ -60,7 +60,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
 
 @contextlib.contextmanager
 def reported(program: str) -> Iterator[None]:
-    """For the shell alone: an error that has an explanation becomes one line on stderr and its exit code, Ctrl-C 130."""
+    """For the shell alone: what has an explanation becomes one line on stderr and its exit code, Ctrl-C becomes 130."""
     try:
         yield
     except KeyboardInterrupt:
