@@ -23,6 +23,7 @@ _MAX_OPEN_MAPS = 256  # of all datasets together: each holds a file open, of whi
 
 
 def cache_directory(directory: str | os.PathLike, encoder_name: str) -> pathlib.Path:
+    """The folder of one encoder's embeddings of a dataset."""
     return pathlib.Path(directory) / 'embeddings' / encoder_name
 
 

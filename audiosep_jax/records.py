@@ -121,10 +121,12 @@ class SplitInfo:
 
     @property
     def num_shards(self) -> int:
+        """Of the finished split, also where the last shards hold no clip."""
         return -(-self.num_inputs // self.clips_per_shard)
 
     @property
     def num_clips(self) -> int:
+        """Without those that were left out; 0 before the split is complete."""
         return sum(self.shard_lengths)
 
 
@@ -243,6 +245,7 @@ def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> d
 
 
 def split_info_path(directory: str | os.PathLike, split: str) -> pathlib.Path:
+    """JSON: the `SplitInfo`."""
     return pathlib.Path(directory) / 'splits' / f'{split}.json'
 
 
@@ -271,6 +274,7 @@ def read_split_info(directory: str | os.PathLike, split: str) -> SplitInfo:
 
 
 def write_split_info(directory: str | os.PathLike, info: SplitInfo) -> None:
+    """Atomically; raises OSError."""
     write_json(split_info_path(directory, info.split), to_dict(info))
 
 
@@ -312,6 +316,7 @@ class Shards:
         return self.info.num_clips
 
     def path(self, shard: int) -> pathlib.Path:
+        """The file of a shard."""
         return shard_path(self.directory, self.info, shard)
 
     def locate(self, index: int) -> tuple[int, int]:

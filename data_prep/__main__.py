@@ -58,6 +58,7 @@ class BuildOptions(abc.ABC):
         """The dataset. Raises DataError or ConfigError where its settings name none."""
 
     def run(self) -> int:
+        """Builds the split and says what became of it; returns the exit code."""
         clips = self.clips()
         with progress_bar('building') as progress:
             result = build_shards(

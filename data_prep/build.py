@@ -55,6 +55,8 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
+    """A finished split: what is in it, which clips are not, and how many shards this call made of it."""
+
     info: SplitInfo
     skipped: tuple[Skipped, ...]
     num_shards_made: int  # the others were there already
@@ -77,8 +79,11 @@ def build_shards(
 
     Args:
         clips: a `ClipSource`, or clips (`id`, `audio` float [T], `captions`, `labels`) at `sample_rate` in memory.
+        out: directory of the dataset; a build of the same inputs that was interrupted there is continued.
         sample_rate: of the shards, Hz.
         name: of the dataset, in TFDS's sense; by default made from `out`'s last part.
+        split: name of the split.
+        clips_per_shard: input clips to a shard file.
         codec: 'flac', or 'pcm16' for hosts short of cores (1.6 times the size, no decoding).
         jobs: processes; each makes whole shards.
         retry_skipped: make the shards that lack unreadable clips again (after the files were mended).

@@ -12,7 +12,7 @@ class SyntheticClips:
     """Clips first to first + num_clips - 1 of the corpus `seed`, each `seconds` long.
 
     Raises:
-        ConfigError: a number of clips below 1, a negative seed.
+        ConfigError: a number of clips below 1, a negative seed, no class or an unknown one.
     """
 
     num_clips: int
