@@ -183,6 +183,8 @@ class AbsentQueries:
     Attributes:
         share: of the mixtures that are asked so, 0 (none) to 1. The query is that of the next clip of the group that
             is not in the mixture, so mix_group must exceed max_mix_num.
+        start: steps of the run before the first of them. A network that cannot separate yet learns from them to answer
+            sparse sounds (knocks, barks) with silence as well, which is never far off in L1, and stays there.
         similarity: a mixture keeps its own query if the other one has at least this cosine with the query of any clip
             in the mixture: it may describe the same sound in other words.
 
@@ -191,20 +193,24 @@ class AbsentQueries:
     """
 
     share: float = 0.0
+    start: int = 0
     similarity: float = 0.3
 
     def __post_init__(self):
         if not 0 <= self.share <= 1:
             raise ConfigError(f'absent.share must be between 0 and 1, got {self.share}')
+        if self.start < 0:
+            raise ConfigError(f'absent.start must be 0 or more steps, got {self.start}')
         if not -1 <= self.similarity <= 1:
             raise ConfigError(f'absent.similarity is a cosine, between -1 and 1, got {self.similarity}')
 
     def __call__(
-        self, key: jax.Array, mixer: SegmentMixer, embeddings: jax.Array, targets: jax.Array
+        self, key: jax.Array, step: jax.Array, mixer: SegmentMixer, embeddings: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Embeddings [B, E] and targets [B, T] -> the same, with the queries of some rows replaced and their targets 0.
 
-        As the mixer's, a row's draw depends on the key and the row alone, and nothing crosses a group.
+        As the mixer's, a row's draw depends on the key and the row alone, and nothing crosses a group. `step` is that
+        of the run, int [].
 
         Raises:
             ConfigError: no clip of a group is absent from its mixtures.
@@ -223,7 +229,7 @@ class AbsentQueries:
         def drawn(row):
             return jax.random.uniform(jax.random.fold_in(key, row)) < self.share
 
-        asked = (differs & jax.vmap(drawn)(jnp.arange(batch_size)))[:, None]
+        asked = (differs & jax.vmap(drawn)(jnp.arange(batch_size)) & (step >= self.start))[:, None]
         other = other.reshape(batch_size, size)
         return jnp.where(asked, other, embeddings), jnp.where(asked, 0, targets)
 

@@ -78,7 +78,7 @@ def make_train_step(
         waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
         mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         mixtures, targets = mixer(mix_key, waveforms)
-        embeddings, targets = absent(absent_key, mixer, batch['embeddings'], targets)
+        embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets)
 
         def loss_fn(params):
             variables = {'params': params, 'batch_stats': state.batch_stats}

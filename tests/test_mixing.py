@@ -247,7 +247,7 @@ def test_configuration_survives_the_way_through_json():
 def test_absent_queries_are_another_clip_s_and_their_targets_silent():
     mixer = SegmentMixer(max_mix_num=2, mix_group=4)
     embeddings, targets = jnp.eye(8), jnp.ones((8, 5))
-    asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), mixer, embeddings, targets)
+    asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), 0, mixer, embeddings, targets)
     # Clip n is mixed with n + 1 of its group of four; n + 2 is the first that is not in the mixture.
     np.testing.assert_array_equal(asked, np.eye(8)[[2, 3, 0, 1, 6, 7, 4, 5]])
     assert not np.any(silenced)
@@ -256,11 +256,11 @@ def test_absent_queries_are_another_clip_s_and_their_targets_silent():
 def test_share_of_absent_queries():
     mixer = SegmentMixer(mix_group=4)
     embeddings, targets = jnp.eye(400), jnp.ones((400, 1))
-    asked, silenced = AbsentQueries(share=0.2)(jax.random.key(1), mixer, embeddings, targets)
+    asked, silenced = AbsentQueries(share=0.2)(jax.random.key(1), 0, mixer, embeddings, targets)
     replaced = np.asarray(jnp.any(asked != embeddings, axis=1))
     assert 50 < replaced.sum() < 110
     np.testing.assert_array_equal(np.asarray(silenced[:, 0]) == 0, replaced)
-    untouched = AbsentQueries()(jax.random.key(1), mixer, embeddings, targets)
+    untouched = AbsentQueries()(jax.random.key(1), 0, mixer, embeddings, targets)
     assert untouched[0] is embeddings
     assert untouched[1] is targets
 
@@ -270,7 +270,7 @@ def test_query_that_resembles_a_clip_in_the_mixture_is_not_absent(resembles):
     """Clip 2 sounds like clip 0 (the target) or clip 1 (its partner): the mixture of 0 and 1 is not asked for it."""
     mixer = SegmentMixer(max_mix_num=2, mix_group=4)
     embeddings = jnp.eye(4).at[2].set(0.6 * jnp.eye(4)[resembles] + 0.8 * jnp.eye(4)[2])
-    asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), mixer, embeddings, jnp.ones((4, 3)))
+    asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), 0, mixer, embeddings, jnp.ones((4, 3)))
     np.testing.assert_array_equal(asked[0], embeddings[0])
     assert np.all(silenced[0] == 1)
     np.testing.assert_array_equal(asked[3], embeddings[1])  # 3 is mixed with 0; 1 is absent
@@ -278,6 +278,16 @@ def test_query_that_resembles_a_clip_in_the_mixture_is_not_absent(resembles):
 
 def test_absent_queries_need_an_absent_clip():
     with pytest.raises(ConfigError, match='mix_group above max_mix_num 2, got 2'):
-        AbsentQueries(share=0.1)(jax.random.key(0), SegmentMixer(mix_group=2), jnp.eye(2), jnp.ones((2, 3)))
+        AbsentQueries(share=0.1)(jax.random.key(0), 0, SegmentMixer(mix_group=2), jnp.eye(2), jnp.ones((2, 3)))
     with pytest.raises(ConfigError, match=r'absent\.share'):
         AbsentQueries(share=1.5)
+
+
+def test_absent_queries_begin_at_their_step():
+    mixer = SegmentMixer(mix_group=4)
+    late = jax.jit(
+        lambda step: AbsentQueries(share=1.0, start=3)(jax.random.key(0), step, mixer, jnp.eye(4), jnp.eye(4))
+    )
+    np.testing.assert_array_equal(late(2)[0], np.eye(4))
+    np.testing.assert_array_equal(late(2)[1], np.eye(4))
+    assert not np.any(late(3)[1])
