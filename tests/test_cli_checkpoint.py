@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -121,6 +123,16 @@ def test_inspect(checkpoint, capsys):
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     for part in (str(checkpoint), 'step        5', 'name words', f'{count:,}', 'steps = 5', 'window_size = 128'):
         assert part in out
+
+
+@pytest.mark.parametrize('item', ['params', 'config'])
+def test_a_damaged_checkpoint_is_one_line(folder, checkpoint, capsys, item):
+    shutil.copytree(checkpoint, folder / 'run')
+    for path in (folder / 'run' / 'checkpoints' / '5' / item).rglob('*'):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    assert main(['inspect', 'run']) == 1
+    assert 'run/checkpoints/5 cannot be read' in one_error(capsys)
 
 
 @pytest.mark.slow
