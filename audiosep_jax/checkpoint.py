@@ -9,6 +9,7 @@ A step is written under a temporary name and renamed when it is complete: a run 
 checkpoints, or a remnant that is never taken for one.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -59,21 +60,31 @@ class Checkpointer:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        self._manager.close()
+    def __exit__(self, kind, *exception):
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            # Whatever a failed write left behind, `wait` has said it or the exception on its way is worth more.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, *, data: dict, record: dict, score: float) -> None:
-        """Starts writing the state at its step; returns once the arrays are copied off the devices.
+        """Starts writing the state at its step, after the previous write has ended; returns once the arrays are copied.
 
         Args:
             data: the input pipeline's position, JSON-able.
             record: what `describe` made: configuration and encoder.
             score: higher is better; the best one is kept.
+
+        Raises:
+            CheckpointError: this write, or the previous one in the background, failed.
         """
+        self.wait()
         step = int(state.step)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()}
         args = ocp.args.Composite(
@@ -204,7 +215,11 @@ def _locate(path: Path, step: int | None) -> Path:
     path = path.absolute()
     if not path.exists():
         raise CheckpointError(f'no such checkpoint: {path}')
-    if path.name.isdigit() and (path / 'config').is_dir():
+    if (path / 'config').is_dir() and (path / 'params').is_dir():
+        if step is not None:
+            raise CheckpointError(
+                f'{path} is the checkpoint of one step: give the folder above it to choose step {step}'
+            )
         return path
     for directory in (path / 'checkpoints', path):
         if not directory.is_dir():

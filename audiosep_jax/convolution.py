@@ -5,16 +5,31 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def _precision(x: jax.Array) -> lax.Precision | None:
+    """float32 means float32: by default GPUs would compute it as TF32 and TPUs in bfloat16 passes."""
+    return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., C] with [C, C'] -> [..., C'], in the precision that the type says."""
+    return jnp.matmul(x, kernel, precision=_precision(x))
+
+
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, N, F, C] with a kernel [3, 3, C, C'] -> [B, N, F, C'], zero padding of one frame and one bin."""
     return lax.conv_general_dilated(
-        x, kernel, window_strides=(1, 1), padding='SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding='SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=_precision(x),
     )
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """[B, N, F, C] with a kernel [C, C'] and a bias [C'] -> [B, N, F, C']."""
-    return x @ kernel + bias
+    return matmul(x, kernel) + bias
 
 
 def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -24,7 +39,7 @@ def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     b, n, f, _ = x.shape
     c, s, t, c_out = kernel.shape
-    y = (x @ kernel.reshape(c, s * t * c_out)).reshape(b, n, f, s, t, c_out)
+    y = matmul(x, kernel.reshape(c, s * t * c_out)).reshape(b, n, f, s, t, c_out)
     return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, n * s, f * t, c_out)
 
 

@@ -138,25 +138,15 @@ class SegmentMixer:
         shape = (batch_size, num_samples)
         return (mixtures * scales).reshape(shape), (targets * scales).reshape(shape)
 
-    def group_size(self, batch_size: int, num_shards: int = 1) -> int:
-        """The clips that mix with each other in a batch of `batch_size` clips.
-
-        Args:
-            batch_size: B, the global batch.
-            num_shards: the equal parts that it lies in, one per device; above 1 each must hold whole groups, unless
-                mix_group is 0 (the whole batch, which then costs communication).
+    def group_size(self, batch_size: int) -> int:
+        """The clips that mix with each other in a (global) batch of `batch_size` clips.
 
         Raises:
-            ConfigError: the groups do not fill the batch or its parts, or hold too few clips for max_mix_num.
+            ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
         """
         group = self.mix_group or batch_size
         if batch_size < 1 or batch_size % group:
             raise ConfigError(f'mix_group {group} does not divide the batch of {batch_size} clips')
-        if self.mix_group and batch_size % (group * num_shards):
-            raise ConfigError(
-                f'mix_group {group} does not divide the share of each of {num_shards} devices '
-                f'in a batch of {batch_size} clips'
-            )
         self._check_group(group)
         return group
 
@@ -204,6 +194,12 @@ class AbsentQueries:
         if not -1 <= self.similarity <= 1:
             raise ConfigError(f'absent.similarity is a cosine, between -1 and 1, got {self.similarity}')
 
+    def check(self, mixer: SegmentMixer, batch_size: int) -> None:
+        """Raises ConfigError where no clip of a group is absent from its mixtures, and so none can be asked for."""
+        group = mixer.group_size(batch_size)
+        if self.share and group <= mixer.max_mix_num:
+            raise ConfigError(f'absent.share needs a mix_group above max_mix_num {mixer.max_mix_num}, got {group}')
+
     def __call__(
         self, key: jax.Array, step: jax.Array, mixer: SegmentMixer, embeddings: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -213,14 +209,13 @@ class AbsentQueries:
         of the run, int [].
 
         Raises:
-            ConfigError: no clip of a group is absent from its mixtures.
+            ConfigError: see `check`.
         """
         if not self.share:
             return embeddings, targets
         batch_size, size = embeddings.shape
+        self.check(mixer, batch_size)
         group = mixer.group_size(batch_size)
-        if group <= mixer.max_mix_num:
-            raise ConfigError(f'absent.share needs a mix_group above max_mix_num {mixer.max_mix_num}, got {group}')
         grouped = embeddings.reshape(-1, group, size)
         other = jnp.roll(grouped, -mixer.max_mix_num, axis=1)
         cosines = [_cosine(other, jnp.roll(grouped, -i, axis=1)) for i in range(mixer.max_mix_num)]

@@ -104,10 +104,11 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         ConfigError: as `make_schedule`.
     """
     scale_by_moments = scale_by_amsgrad if config.amsgrad else optax.scale_by_adam
+    # Always four links: a run may turn clipping or decay on when it is continued.
     return optax.chain(
-        *([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []),
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         scale_by_moments(config.b1, config.b2, config.eps),
-        *([optax.add_decayed_weights(config.weight_decay)] if config.weight_decay else []),
+        optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(make_schedule(config, total_steps)),
     )
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiosep_jax.convolution import average_pool, conv1x1, conv3x3, upsample
+from audiosep_jax.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
 
 TIME_DOWNSAMPLING = 32  # N is padded to a multiple of this
 FREQUENCY_DOWNSAMPLING = 64  # F - 1 has to be a multiple of this
@@ -153,7 +153,7 @@ class FiLM(nn.Module):
         embedding = embedding.astype(jnp.float32)
         kernel = self.param('kernel', init, (embedding.shape[-1], sum(sizes)))
         bias = self.param('bias', nn.initializers.zeros, (sum(sizes),))
-        fused = jnp.split(embedding @ kernel + bias, np.cumsum(sizes)[:-1], axis=-1)
+        fused = jnp.split(matmul(embedding, kernel) + bias, np.cumsum(sizes)[:-1], axis=-1)
         shifts: dict[str, dict[str, jax.Array]] = {}
         for name, shift in zip(layout, fused, strict=True):
             block, norm = name.split('/')

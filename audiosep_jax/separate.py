@@ -16,7 +16,7 @@ import numpy as np
 from audiosep_jax.audio import resample
 from audiosep_jax.checkpoint import load_for_inference
 from audiosep_jax.encoders import QueryEncoder, load_encoder
-from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError, QueryError
+from audiosep_jax.errors import AudioFileError, CheckpointError, ConfigError, EncoderMismatchError, QueryError
 from audiosep_jax.model import AudioSep, ModelConfig
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
@@ -101,7 +101,9 @@ class Separator:
                     f'got {list(np.shape(queries))}'
                 )
         else:
-            if not queries or not all(isinstance(q, str) and q.strip() for q in queries):
+            if not all(isinstance(q, str) for q in queries):
+                raise QueryError('queries are texts, or one numpy array of embeddings')
+            if not queries or not all(q.strip() for q in queries):
                 raise QueryError('the query is empty: say in words what to extract, for example "a dog barking"')
             if self.encoder is None:
                 raise QueryError('this separator has no encoder for text: give embeddings')
@@ -227,7 +229,8 @@ def load(path: str | Path, *, step: int | None = None, max_whole_seconds: float 
         max_whole_seconds: see `Separator`.
 
     Raises:
-        CheckpointError: the path is not a checkpoint, or it is damaged.
+        CheckpointError: the path is not a checkpoint, it is damaged, or its encoder is not one of this version.
+        EncoderMismatchError: its encoder is, but this version's gives other embeddings.
     """
     checkpoint = load_for_inference(path, step=step)
     info = {
@@ -236,7 +239,10 @@ def load(path: str | Path, *, step: int | None = None, max_whole_seconds: float 
         'config': checkpoint.record['config'],
         'path': str(checkpoint.path),
     }
-    encoder = load_encoder(checkpoint.encoder)
+    try:
+        encoder = load_encoder(checkpoint.encoder)
+    except ConfigError as error:
+        raise CheckpointError(f'{checkpoint.path}: {error}') from error
     return Separator(checkpoint.model, checkpoint.variables, encoder, info=info, max_whole_seconds=max_whole_seconds)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from audiosep_jax.errors import ConfigError
+from audiosep_jax.mixing import SegmentMixer
 
 BATCH_AXIS = 'data'
 
@@ -26,20 +27,21 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
-def check_batch_size(batch_size: int, mix_group: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, mixer: SegmentMixer, mesh: Mesh) -> None:
     """Refuses a batch that does not divide over the devices in whole mixing groups, and names the nearest that do.
 
     Raises:
-        ConfigError: batch_size is not a multiple of devices * mix_group.
+        ConfigError: batch_size is not a multiple of devices * mix_group, or too small for the mixer.
     """
-    unit = mesh.size * max(mix_group, 1)
+    unit = mesh.size * max(mixer.mix_group, 1)
     if batch_size <= 0 or batch_size % unit:
         below = batch_size // unit * unit
         nearest = ' or '.join(str(n) for n in (below, below + unit) if n > 0)
         raise ConfigError(
-            f'batch_size {batch_size} does not divide over {mesh.size} devices in mixing groups of {mix_group}: '
-            f'use {nearest}'
+            f'batch_size {batch_size} does not divide over {mesh.size} devices in mixing groups of '
+            f'{mixer.mix_group or "any size"}: use {nearest}'
         )
+    mixer.group_size(batch_size)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

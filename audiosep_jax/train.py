@@ -10,7 +10,6 @@ Started again with the same workdir, a run continues after its newest checkpoint
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +23,9 @@ import tyro
 from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches
 from audiosep_jax.encoders import load_encoder
-from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.evaluate import evaluate_music
+from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, TrainingDivergedError
+from audiosep_jax.evaluate import evaluate_music, read_music
+from audiosep_jax.files import replacing
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer, make_schedule
@@ -97,17 +97,20 @@ def train(config: TrainConfig) -> TrainResult:
         CheckpointError: a workdir whose checkpoints belong to another model, or that cannot be written.
         TrainingDivergedError: `max_skipped_in_row` steps in a row had a non-finite loss or gradient.
     """
-    # ---- What to train, on what, and where ----
+    # ---- What to train, on what, and where: whatever can be refused is refused before anything is written ----
     if not config.workdir:
         raise ConfigError('no workdir: give --workdir DIR')
     mesh = make_mesh()
-    check_batch_size(config.batch_size, config.mixing.mix_group, mesh)
+    check_batch_size(config.batch_size, config.mixing, mesh)
+    config.absent.check(config.mixing, config.batch_size)
     encoder = encoder_identity(config.input)
     if encoder['embedding_size'] != config.model.condition_size:
         raise ConfigError(
             f'model.condition_size is {config.model.condition_size}, but the embeddings of {encoder["name"]!r} '
             f'have {encoder["embedding_size"]} numbers: set --model.condition-size {encoder["embedding_size"]}'
         )
+    if config.validation:
+        read_music(config.validation)
     batches = make_batches(
         config.input,
         sample_rate=config.model.sample_rate,
@@ -118,7 +121,6 @@ def train(config: TrainConfig) -> TrainResult:
     )
     workdir = Path(config.workdir)
     record = describe(config, encoder)
-    _write_config(workdir, record)
 
     # ---- The step: one compiled function of state and batch ----
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -150,27 +152,27 @@ def train(config: TrainConfig) -> TrainResult:
             state, position, _ = checkpointer.restore(state)
             batches.set_state(position)
             step = int(jax.device_get(state.step))
-        log = _Log(workdir / 'log.jsonl', after_step=step)
+        log = _Log(workdir, record, after_step=step)
         progress = TrainingProgress(step, config.steps)
 
         # ---- The loop ----
         pending: list[dict[str, jax.Array]] = []  # metrics still on the devices: fetching each would stall them
         losses_since_save: list[float] = []
-        loss = float('nan')
+        loss, stopping = float('nan'), False
         started = time.perf_counter()
         with progress:
-            while step < config.steps and not stop_requested():
+            while step < config.steps and not stopping:
                 batch = next(batches)
                 with jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, put_batch(batch, mesh))
                 pending.append(metrics)
                 step += 1
-                saving = step % config.checkpoint_every == 0 or step == config.steps
+                stopping = stop_requested() and step < config.steps
+                saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
                 if step % config.log_every == 0 or saving:
                     fetched = jax.device_get(pending)
                     pending.clear()
-                    seconds, started = time.perf_counter() - started, time.perf_counter()
-                    line = _summary(step, fetched, seconds, config.batch_size)
+                    line = _summary(step, fetched, time.perf_counter() - started, config.batch_size)
                     line['learning_rate'] = float(schedule(step - 1 - line['skipped']))
                     line['corrupt_records'] = batches.corrupt_records
                     log.write(line)
@@ -178,17 +180,16 @@ def train(config: TrainConfig) -> TrainResult:
                     loss = float('nan') if line['loss'] is None else line['loss']
                     progress.update(step, loss, line['clips_per_second'], line['skipped'])
                     _check_finite(fetched, config.max_skipped_in_row, step)
+                    started = time.perf_counter()
                 if saving:
                     score = -float(np.mean(losses_since_save)) if losses_since_save else -np.inf
-                    if config.validation:
-                        score = _validate(config, state, encoder)
-                        progress.note(f'step {step}: SDRi {score:.2f} dB on {config.validation}')
+                    if config.validation and not stopping:
+                        score = _validate(config, state, encoder, progress)
                     losses_since_save.clear()
                     checkpointer.save(state, data=batches.get_state(), record=record, score=score)
-            if stop_requested() and step % config.checkpoint_every and step < config.steps:
-                checkpointer.save(state, data=batches.get_state(), record=record, score=-np.inf)
-            checkpointer.wait()
-        return TrainResult(step, loss, bool(stop_requested()), workdir / 'checkpoints')
+                    started = time.perf_counter()
+        checkpointer.wait()
+        return TrainResult(step, loss, stopping, workdir / 'checkpoints')
 
 
 def _summary(step: int, metrics: list[dict[str, np.ndarray]], seconds: float, batch_size: int) -> dict:
@@ -214,55 +215,68 @@ def _check_finite(metrics: list[dict[str, np.ndarray]], limit: int, step: int) -
         )
 
 
-def _validate(config: TrainConfig, state: TrainState, encoder: dict) -> float:
+def _validate(config: TrainConfig, state: TrainState, encoder: dict, progress: TrainingProgress) -> float:
+    """The SDRi on the validation folder; what is wrong with that folder is said, and does not cost the checkpoint."""
     variables = state.ema or {'params': state.params, 'batch_stats': state.batch_stats}
     separator = Separator(config.model, variables, load_encoder(encoder))
-    return evaluate_music(separator, config.validation).sdri
+    try:
+        sdri = evaluate_music(separator, config.validation).sdri
+    except AudioSepError as error:
+        progress.note(f'not validated: {error}')
+        return -np.inf
+    progress.note(f'SDRi {sdri:.2f} dB on {config.validation}')
+    return sdri if np.isfinite(sdri) else -np.inf
 
 
 def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
-    """Refuses to continue a run with another network, encoder or optimizer, and names what differs."""
-    for part in ('model', 'optimizer', 'encoder'):
-        old, new = (r['encoder'] if part == 'encoder' else r['config'][part] for r in (stored, record))
-        if part == 'model':  # how it computes may change; what it is may not
-            old, new = ({k: v for k, v in d.items() if k not in ('dtype', 'remat')} for d in (old, new))
-        changed = [f'{part}.{k} was {old.get(k)}, is {new.get(k)}' for k in {**old, **new} if old.get(k) != new.get(k)]
-        if changed:
-            raise CheckpointError(
-                f'{workdir} holds a run of another configuration ({"; ".join(changed)}): choose another --workdir'
-            )
-    if bool(stored['config']['ema_decay']) != bool(record['config']['ema_decay']):
-        raise CheckpointError(f'{workdir} holds a run with ema_decay {stored["config"]["ema_decay"]}: keep it')
+    """Refuses to continue a run with another network, encoder or kind of state, and names what differs.
 
+    How it is computed and optimized may change: precision, rates, clipping, mixing.
+    """
 
-def _write_config(workdir: Path, record: dict) -> None:
-    if jax.process_index() != 0:
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / 'config.json.tmp'
-        temporary.write_text(json.dumps(record, indent=2) + '\n')
-        os.replace(temporary, workdir / 'config.json')
-    except OSError as error:
-        raise CheckpointError(f'cannot write to the workdir {workdir}: {error.strerror or error}') from error
+    def fixed(record):
+        config = record['config']
+        model = {f'model.{k}': v for k, v in config['model'].items() if k not in ('dtype', 'remat')}
+        state = {'optimizer.amsgrad': config['optimizer']['amsgrad'], 'ema_decay above 0': config['ema_decay'] > 0}
+        return model | state | {f'encoder.{k}': v for k, v in record['encoder'].items()}
+
+    old, new = fixed(stored), fixed(record)
+    changed = [f'{k} was {old.get(k)}, is {new.get(k)}' for k in {**old, **new} if old.get(k) != new.get(k)]
+    if changed:
+        raise CheckpointError(
+            f'{workdir} holds a run of another configuration ({"; ".join(changed)}): choose another --workdir'
+        )
 
 
 class _Log:
-    """`log.jsonl`, of which a continued run drops the lines after its checkpoint: it is about to write them again."""
+    """`config.json`, and `log.jsonl`, of which a continued run drops the lines after its checkpoint: it is about to
+    write them again. Only the first process writes."""
 
-    def __init__(self, path: Path, *, after_step: int):
-        self._path = path
+    def __init__(self, workdir: Path, record: dict, *, after_step: int):
+        self._path = workdir / 'log.jsonl'
         self._is_writer = jax.process_index() == 0
-        if self._is_writer and path.exists():
-            lines = [line for line in path.read_text().splitlines() if _logged_step(line) <= after_step]
-            temporary = path.with_suffix('.tmp')
-            temporary.write_text(''.join(f'{line}\n' for line in lines))
-            os.replace(temporary, path)
+        if not self._is_writer:
+            return
+        with _writing_to(workdir):
+            with replacing(workdir / 'config.json') as temporary:
+                temporary.write_text(json.dumps(record, indent=2) + '\n')
+            if self._path.exists():
+                lines = [line for line in self._path.read_text().splitlines() if _logged_step(line) <= after_step]
+                with replacing(self._path) as temporary:
+                    temporary.write_text(''.join(f'{line}\n' for line in lines))
 
     def write(self, line: dict) -> None:
         if self._is_writer:
-            with self._path.open('a') as file:
+            with _writing_to(self._path), self._path.open('a') as file:
                 file.write(json.dumps(line) + '\n')
+
+
+@contextlib.contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f'cannot write to {path}: {error.strerror or error}') from error
 
 
 def _logged_step(line: str) -> float:

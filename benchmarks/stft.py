@@ -1,6 +1,6 @@
 """The STFT of five seconds at 32 kHz (window 2048, hop 320): ours beside two other formulations, medians in ms.
 
-    python benchmarks/stft.py
+python benchmarks/stft.py
 """
 
 import statistics

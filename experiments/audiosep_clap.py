@@ -26,7 +26,9 @@ def main() -> None:
         enable_compilation_cache()
         result = train(config)
     verb = 'stopped; the same command continues' if result.stopped else 'done'
-    print(f'{verb}: step {result.step}, loss {result.loss:.5f}, checkpoints in {result.checkpoints}')
+    print(f'{verb}: step {result.step}, checkpoints in {result.checkpoints}')
+    if result.stopped:
+        raise SystemExit(130)  # a batch system must not take it for done
 
 
 if __name__ == '__main__':

@@ -108,6 +108,21 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, saved):
         load(tmp_path / 'file.ckpt')
     with pytest.raises(CheckpointError, match='has no step 7; it has 10, 20'):
         load(saved, step=7)
+    with pytest.raises(CheckpointError, match='to choose step 20'):
+        load(saved / '10', step=20)
+
+
+def test_step_s_folder_under_another_name(tmp_path, saved):
+    shutil.copytree(saved / '10', tmp_path / 'best')
+    assert load(tmp_path / 'best').info['step'] == 10
+
+
+def test_encoder_of_a_later_version_is_the_checkpoint_s_fault(tmp_path, state):
+    with Checkpointer(tmp_path) as checkpointer:
+        record = describe(Run(), {**ENCODER, 'name': 'telepathy'})
+        checkpointer.save(at(state, 1), data={}, record=record, score=0.0)
+    with pytest.raises(CheckpointError, match="unknown query encoder 'telepathy'"):
+        load(tmp_path)
 
 
 def test_damaged_checkpoint_is_one_line(tmp_path, saved):

@@ -221,10 +221,8 @@ def test_groups_that_do_not_fit_the_batch_are_refused():
         SegmentMixer(mix_group=3)(jax.random.key(0), clips(0))
     with pytest.raises(ConfigError, match='max_mix_num 2 needs as many clips'):
         SegmentMixer()(jax.random.key(0), clips(0, batch_size=1))
-    with pytest.raises(ConfigError, match='share of each of 8 devices in a batch of 16'):
-        SegmentMixer(mix_group=4).group_size(16, num_shards=8)
-    assert SegmentMixer(mix_group=4).group_size(32, num_shards=8) == 4
-    assert SegmentMixer().group_size(16, num_shards=8) == 16
+    assert SegmentMixer(mix_group=4).group_size(32) == 4
+    assert SegmentMixer().group_size(16) == 16
 
 
 def test_waveforms_and_draws_of_a_wrong_kind_are_refused():

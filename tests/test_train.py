@@ -14,9 +14,10 @@ import pytest
 from small_dataset import SAMPLE_RATE, build_small
 
 import audiosep_jax.train as train_module
+from audiosep_jax.audio import write_audio
 from audiosep_jax.data import DataConfig
-from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
+from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import load
@@ -99,12 +100,12 @@ def test_continued_run_is_the_uninterrupted_one_bit_for_bit(dataset, tmp_path, u
 def test_sigterm_ends_with_a_checkpoint_and_the_run_continues(dataset, tmp_path, uninterrupted, monkeypatch):
     update = train_module.TrainingProgress.update
 
-    def stop_at_3(self, step, *args):
+    def stop_after_3(self, step, *args):
         update(self, step, *args)
-        if step == 3:
+        if step == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train_module.TrainingProgress, 'update', stop_at_3)
+    monkeypatch.setattr(train_module.TrainingProgress, 'update', stop_after_3)
     before = signal.getsignal(signal.SIGTERM)
     result = train(config_of(dataset, tmp_path))
     assert (result.step, result.stopped) == (3, True)
@@ -261,8 +262,9 @@ def test_another_configuration_in_the_same_workdir_is_refused(dataset, uninterru
         train(config_of(dataset, uninterrupted, model=other))
     with pytest.raises(CheckpointError, match=r'optimizer\.amsgrad was True, is False'):
         train(config_of(dataset, uninterrupted, optimizer=OptimizerConfig(schedule='constant', amsgrad=False)))
-    with pytest.raises(CheckpointError, match='ema_decay'):
+    with pytest.raises(CheckpointError, match='ema_decay above 0 was True, is False'):
         train(config_of(dataset, uninterrupted, ema_decay=0.0))
+    assert json.loads((uninterrupted / 'config.json').read_text())['config']['model']['hop_size'] == 64
     assert load(uninterrupted).info['step'] == 6
 
 
@@ -273,6 +275,7 @@ def test_another_configuration_in_the_same_workdir_is_refused(dataset, uninterru
         ({'batch_size': 20}, 'use 16 or 32'),
         ({'batch_size': 2}, 'use 16'),
         ({'model': ModelConfig(condition_size=7)}, '--model.condition-size 512'),
+        ({'absent': AbsentQueries(share=0.1)}, 'absent.share needs a mix_group above max_mix_num'),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(dataset, tmp_path, settings, message):
@@ -283,13 +286,43 @@ def test_settings_that_do_not_fit_are_refused(dataset, tmp_path, settings, messa
 
 def test_workdir_that_cannot_be_one(dataset, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(CheckpointError, match='cannot write to the workdir'):
+    with pytest.raises(CheckpointError, match='cannot write checkpoints to'):
         train(config_of(dataset, tmp_path / 'file' / 'run'))
 
 
 def test_batch_size_of_whole_groups_per_device():
     mesh = make_mesh()
-    check_batch_size(64, 4, mesh)
-    check_batch_size(8, 0, mesh)
+    check_batch_size(64, SegmentMixer(mix_group=4), mesh)
+    check_batch_size(8, SegmentMixer(), mesh)
     with pytest.raises(ConfigError, match='use 32 or 64'):
-        check_batch_size(40, 4, mesh)
+        check_batch_size(40, SegmentMixer(mix_group=4), mesh)
+    with pytest.raises(ConfigError, match='max_mix_num 9 needs'):
+        check_batch_size(8, SegmentMixer(max_mix_num=9), mesh)
+
+
+def test_rate_and_clipping_may_change_where_a_run_is_continued(dataset, tmp_path):
+    """What the error of a diverged run advises."""
+    train(config_of(dataset, tmp_path, steps=2))
+    tamer = OptimizerConfig(schedule='constant', learning_rate=1e-4, clip_norm=1.0, weight_decay=0.01)
+    assert train(config_of(dataset, tmp_path, steps=4, optimizer=tamer)).step == 4
+    assert load(tmp_path).info['config']['optimizer']['clip_norm'] == 1.0
+
+
+def test_validation_scores_checkpoints_and_its_faults_cost_none(dataset, tmp_path, capsys):
+    bench = tmp_path / 'bench'
+    bench.mkdir()
+    with pytest.raises(DataError, match=r'music_eval\.csv'):
+        train(config_of(dataset, tmp_path / 'run', validation=str(bench)))
+    assert not (tmp_path / 'run').exists()
+
+    lines = ['idx,caption,src_wav,noise_wav', '0,sound 1 take 0,a,b', '1,sound 2 take 0,b,a']
+    (bench / 'music_eval.csv').write_text('\n'.join(lines))
+    train(config_of(dataset, tmp_path / 'run', steps=2, validation=str(bench)))
+    assert 'not validated' in capsys.readouterr().err
+    assert load(tmp_path / 'run').info['step'] == 2
+
+    rng = np.random.default_rng(0)
+    for name in ('segment-0', 'segment-1', 'mixture-0', 'mixture-1'):
+        write_audio(bench / f'{name}.wav', rng.uniform(-0.5, 0.5, (1, 2000)).astype(np.float32), SAMPLE_RATE)
+    train(config_of(dataset, tmp_path / 'run', steps=4, validation=str(bench)))
+    assert 'SDRi' in capsys.readouterr().err
