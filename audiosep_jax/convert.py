@@ -1,11 +1,14 @@
 """Weights of the original PyTorch code as variables of this one: names, layouts, and the fused FiLM matrix."""
 
+import functools
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from audiosep_jax.errors import CheckpointError
+from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.resunet import film_layout
 
 # How a tensor of the original becomes ours.
@@ -94,16 +97,36 @@ def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -
             ) from None
 
     widths = tuple(tensor(f'base.encoder_block{i}.conv_block1.conv2.weight').shape[0] for i in range(1, 7))
+    names = film_names(widths)
+    condition_size = tensor(f'{names[0]}.weight').shape[-1]
+    window_size = 2 * (tensor('base.bn0.weight').size - 1)
+    # Nothing but the shapes depends on this configuration; the hop and the rate are not in the weights.
+    config = ModelConfig(window_size=window_size, hop_size=1, widths=widths, condition_size=condition_size)
+    expected = _shapes(config)
     flat = {}
     for name, path, layout in tensor_table(widths):
-        value = tensor(name)
-        if layout is _POINTWISE:
-            value = value[:, :, 0, 0].T
-        elif layout:
-            value = value.transpose(layout)
-        flat[path] = value
-    names = film_names(widths)
-    film = ('params', 'resunet', 'film')
-    flat[*film, 'kernel'] = np.concatenate([tensor(f'{name}.weight') for name in names]).T
-    flat[*film, 'bias'] = np.concatenate([tensor(f'{name}.bias') for name in names])
+        flat[path] = _laid_out(tensor(name), layout, expected[path], prefix + name)
+    film, sizes = ('params', 'resunet', 'film'), film_layout(widths).values()
+    shares = list(zip(names, sizes, strict=True))
+    weights = [_laid_out(tensor(f'{n}.weight'), (1, 0), (condition_size, c), f'{prefix}{n}.weight') for n, c in shares]
+    biases = [_laid_out(tensor(f'{n}.bias'), _AS_IS, (c,), f'{prefix}{n}.bias') for n, c in shares]
+    flat[*film, 'kernel'], flat[*film, 'bias'] = np.concatenate(weights, axis=1), np.concatenate(biases)
     return unflatten_dict(flat)
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    variables = jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
+
+
+def _laid_out(value: np.ndarray, layout: object, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A tensor in our layout, or a CheckpointError where it has not the shape that its neighbours ask for."""
+    if layout is _POINTWISE:
+        fits = value.ndim == 4 and value.shape[2:] == (1, 1)
+        result = value[:, :, 0, 0].T if fits else value
+    else:
+        result = value.transpose(layout) if layout and value.ndim == len(layout) else value
+    if result.shape != shape:
+        raise CheckpointError(f'not a separator of the original: tensor {name!r} has the shape {list(value.shape)}')
+    return result

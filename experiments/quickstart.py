@@ -39,7 +39,7 @@ from data_prep.embed import embed_captions
 CLASSES = ('siren', 'dog', 'guitar', 'rain', 'clock', 'telephone', 'knocking', 'cat')
 CLIP_SECONDS = 1.5
 TRAINING_CLIPS = 640
-TEST_CLIPS = 160
+TEST_CLIPS = 240
 
 
 def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
@@ -52,7 +52,7 @@ def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
         seed=seed,
         model=ModelConfig(sample_rate=8000, window_size=256, hop_size=128, widths=(8, 16, 32, 32, 64, 64)),
         mixing=SegmentMixer(max_mix_num=3, mix_group=4, lower_db=-5, upper_db=5),
-        absent=AbsentQueries(share=0.25, start=steps // 3),
+        absent=AbsentQueries(share=0.4, start=steps // 3),
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule='cosine', warmup_steps=steps // 20, amsgrad=False),
         ema_decay=0.99,
         log_every=20,
@@ -60,7 +60,7 @@ def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
     )
 
 
-def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1200) -> None:
+def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -> None:
     """Builds a corpus, trains on it, evaluates, separates.
 
     Args:

@@ -149,6 +149,15 @@ def test_missing_tensor_is_named(reference_state):
         variables_from_torch(state)
 
 
+@pytest.mark.parametrize(
+    'name', ['base.pre_conv.weight', 'base.decoder_block1.conv1.weight', 'film.conv_block7a->conv_block1->beta2.weight']
+)
+def test_misshapen_tensor_is_named(reference_state, name):
+    for wrong in (reference_state[name][..., :0], np.float32(1)):
+        with pytest.raises(CheckpointError, match=f'{name}.*shape'):
+            variables_from_torch({**reference_state, name: wrong})
+
+
 def test_prefix_of_the_lightning_checkpoint(reference_state, variables):
     prefixed = {f'ss_model.{name}': tensor for name, tensor in reference_state.items()}
     again = variables_from_torch(prefixed, prefix='ss_model.')
