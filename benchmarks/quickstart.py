@@ -35,9 +35,11 @@ def measure(seed: int) -> dict:
 
 
 def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None) -> None:
-    """Args:
-    seeds: one run each.
-    json_file: where to write the figures as well.
+    """Runs the quickstart once per seed and prints its scores and times.
+
+    Args:
+        seeds: one run each.
+        json_file: where to write the figures as well.
     """
     runs = [measure(seed) for seed in seeds]
     table = Table('seed', 'minutes', *(f'{name}, SDRi dB' for name in ROWS))

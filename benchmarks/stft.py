@@ -3,12 +3,15 @@
 python benchmarks/stft.py
 """
 
+import json
 import statistics
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -43,21 +46,35 @@ def milliseconds(function, argument, repeats=20) -> float:
     return statistics.median(times) * 1e3
 
 
-def main() -> None:
+def main(json_file: Path | None = None) -> None:
+    """Prints the table.
+
+    Args:
+        json_file: where to write the figures as well.
+    """
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, SAMPLES)), jnp.float32)
     ours = jax.jit(lambda x: stft(x, WINDOW, HOP))
     others = {'gather + rfft': jax.jit(by_gather), 'gather + DFT matrix': jax.jit(by_matmul)}
     spectrum = ours(x)
-    table = Table('formulation', 'ms', 'greatest difference')
-    table.add_row('stft (blocks of a hop + rfft)', f'{milliseconds(ours, x):.1f}', '')
-    for name, function in others.items():
-        error = float(jnp.abs(function(x) - spectrum).max() / jnp.abs(spectrum).max())
-        table.add_row(name, f'{milliseconds(function, x):.1f}', f'{error:.0e}')
     inverse = jax.jit(lambda s: istft(s, WINDOW, HOP, length=SAMPLES))
-    error = float(jnp.abs(inverse(spectrum) - x).max() / jnp.abs(x).max())
-    table.add_row('istft', f'{milliseconds(inverse, spectrum):.1f}', f'{error:.0e}')
+    rows = [('stft (blocks of a hop + rfft)', milliseconds(ours, x), 0.0)]
+    for name, function in others.items():
+        rows.append((name, milliseconds(function, x), difference(function(x), spectrum)))
+    rows.append(('istft', milliseconds(inverse, spectrum), difference(inverse(spectrum), x)))
+
+    table = Table('formulation', 'ms', 'greatest difference')
+    for name, time_taken, error in rows:
+        table.add_row(name, f'{time_taken:.1f}', f'{error:.0e}')
     Console().print(jax.devices()[0].device_kind, table)
+    if json_file:
+        figures = [dict(zip(('formulation', 'ms', 'difference'), row, strict=True)) for row in rows]
+        json_file.write_text(json.dumps(figures, indent=2) + '\n')
+
+
+def difference(actual, expected) -> float:
+    """The greatest difference, as a share of the greatest value."""
+    return float(jnp.abs(actual - expected).max() / jnp.abs(expected).max())
 
 
 if __name__ == '__main__':
-    main()
+    tyro.cli(main)

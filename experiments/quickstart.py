@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio import write_together
 from audiosep_jax.baselines import SpectralMask
 from audiosep_jax.compilation import enable_compilation_cache
 from audiosep_jax.data import DataConfig
@@ -97,8 +97,7 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     separated = separator.separate(mixtures[0], query, sample_rate=rate).targets[0, 0]
     panels = {'mixture': mixtures[0], 'target': targets[0], 'separated': separated}
     spectrogram_panels(workdir / 'separation.png', panels, rate, title=f'query: {query}')
-    for name, sound in panels.items():
-        write_audio(workdir / f'{name}.wav', sound[None], rate)
+    write_together({workdir / f'{name}.wav': sound[None] for name, sound in panels.items()}, rate)
 
     Console().print(results.table())
     print(f'query         {query}')
