@@ -22,6 +22,7 @@ from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
 
 _OVERLAP_SECONDS = 2.0
+_MOST_CHANNELS = 1024  # as many as a WAV holds; an array with more is the wrong way round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +272,11 @@ def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
         raise AudioFileError(f'audio must be float in ±1, got {audio.dtype}: divide int16 samples by 32768')
     if audio.ndim not in (1, 2) or 0 in audio.shape:
         raise AudioFileError(f'audio must have the shape [T] or [channels, T] with T > 0, got {list(audio.shape)}')
+    if audio.ndim == 2 and len(audio) > _MOST_CHANNELS:
+        raise AudioFileError(
+            f'audio must have the shape [channels, T], got {list(audio.shape)}: transpose it '
+            '(soundfile reads [T, channels])'
+        )
     if not sample_rate > 0:
         raise AudioFileError(f'the sample rate must be above 0 Hz, got {sample_rate}')
     if not np.isfinite(audio).all():

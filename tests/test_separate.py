@@ -155,6 +155,7 @@ def test_text_without_an_encoder(variables):
         (np.zeros(0, np.float32), 8000, 'T > 0'),
         (np.zeros((0, 5), np.float32), 8000, 'T > 0'),
         (np.zeros((1, 2, 3), np.float32), 8000, r'got \[1, 2, 3\]'),
+        (np.zeros((8000, 2), np.float32), 44100, 'transpose it'),
         (np.zeros(5, np.int16), 8000, 'divide int16 samples by 32768'),
         (np.array([0.1, np.nan], np.float32), 8000, 'NaN'),
         (np.array([0.1, np.inf], np.float32), 8000, 'infinite'),
