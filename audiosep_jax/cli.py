@@ -332,11 +332,13 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _check_json(path: Path) -> None:
-    """Before the work: hours of evaluation must not end at a folder that is not there."""
+    """Before the work: hours of evaluation must not end at a folder that is not there or not ours."""
     if path.is_dir():
         raise DataError(f'--json {path}: is a folder; name a file')
     if not path.absolute().parent.is_dir():
         raise DataError(f'--json {path}: the folder {path.absolute().parent} does not exist; make it first')
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise DataError(f'--json {path}: no permission to write into {path.absolute().parent}')
 
 
 # ---- inspect ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from audiosep_jax.audio import resample
 from audiosep_jax.embedding_cache import EmbeddingCache, check_same_encoder, read_encoder_identity
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.processes import end_with_parent
-from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, to_int16
+from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, to_int16
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +82,12 @@ def encoder_identity(config: DataConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: no dataset is given.
-        DataError: a dataset without embeddings of `config.encoder`.
+        DataError: no such dataset or split, or one without embeddings of `config.encoder`.
         EncoderMismatchError: embeddings of another encoder, or of two versions of it.
     """
     _check_given(config)
+    for directory in config.data:
+        read_split_info(directory, config.split)  # before its embeddings: a mistyped folder has nothing to embed
     identities = [read_encoder_identity(directory, config.encoder) for directory in config.data]
     for directory, identity in zip(config.data, identities, strict=True):
         if identity['name'] != config.encoder:

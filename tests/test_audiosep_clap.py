@@ -80,7 +80,7 @@ def test_settings_that_cannot_work_are_one_line(run, capsys, tmp_path, flags, sa
 @pytest.mark.parametrize(
     ('damage', 'code', 'says'),
     [
-        ('nowhere', 1, 'no embeddings'),
+        ('nowhere', 1, 'no such dataset directory'),
         ('no cache', 1, 'run `python -m data_prep embed'),
         ('shard cut short', 1, 'damaged or cut short'),
         ('shard missing', 1, 'shard is missing'),

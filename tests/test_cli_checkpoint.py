@@ -72,6 +72,16 @@ def test_evaluate_flags(folder, quarter, capsys, arguments, code, says):
     assert says in one_error(capsys)
 
 
+def test_evaluate_into_a_folder_without_write_permission(folder, quarter, capsys, monkeypatch):
+    make_benchmark(folder / 'bench')
+    (folder / 'locked').mkdir()
+    monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).endswith('locked'))
+    assert evaluate('--json', 'locked/r.json') == 1
+    captured = capsys.readouterr()
+    assert 'no permission to write' in captured.err
+    assert captured.out == ''  # before the work
+
+
 @pytest.mark.parametrize('content', ['nothing', 'empty folder', 'other folder', 'file'])
 @pytest.mark.parametrize('command', ['separate', 'evaluate', 'inspect'])
 def test_what_is_no_checkpoint(folder, capsys, command, content):

@@ -306,8 +306,11 @@ def test_cache_of_another_encoder_is_refused(tmp_path):
 
 
 def test_broken_split_or_directory_is_found_before_the_first_batch(tmp_path, dataset):
-    with pytest.raises(DataError, match='no embeddings of encoder'):
+    with pytest.raises(DataError, match='no such dataset directory'):
         batches_of(config_of(tmp_path / 'nowhere'))
+    build_small(tmp_path / 'bare', 3, embed=False)
+    with pytest.raises(DataError, match='no embeddings of encoder'):
+        batches_of(config_of(tmp_path / 'bare'))
     with pytest.raises(DataError, match="no split 'test'"):
         batches_of(config_of(dataset, split='test'))
 
