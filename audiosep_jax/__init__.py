@@ -25,6 +25,8 @@ _HOME = {
     'ModelConfig': 'model',
     'SegmentMixer': 'mixing',
     'load_encoder': 'encoders',
+    'read_audio': 'audio',
+    'write_audio': 'audio',
     'AudioSepError': 'errors',
 }
 __all__ = [
@@ -39,11 +41,14 @@ __all__ = [
     'load',
     'load_encoder',
     'metrics',
+    'read_audio',
     'stft',
+    'write_audio',
 ]
 
 if TYPE_CHECKING:
     from audiosep_jax import metrics
+    from audiosep_jax.audio import read_audio, write_audio
     from audiosep_jax.encoders import load_encoder
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.mixing import SegmentMixer

@@ -31,7 +31,9 @@ class TrainingProgress:
     """A bar that redraws itself on a terminal; elsewhere one printed line per update, for logs of batch systems."""
 
     def __init__(self, step: int, steps: int):
-        self._first, self._steps, self._started = step, steps, time.perf_counter()
+        self._first, self._steps = step, steps
+        self._since = (step, time.perf_counter())
+        self._is_warm = False
         self._live = sys.stderr.isatty()
         self._progress = Progress(
             TextColumn('step {task.completed}/{task.total}'),
@@ -53,7 +55,11 @@ class TrainingProgress:
 
     def update(self, step: int, loss: float, clips_per_second: float, skipped: int = 0) -> None:
         """Shows the state after `step` steps; the time left is extrapolated from this run's own pace."""
-        pace = (time.perf_counter() - self._started) / max(step - self._first, 1)
+        first, started = self._since
+        now = time.perf_counter()
+        pace = (now - started) / max(step - first, 1)
+        if not self._is_warm:  # the first steps hold the compilation: the next estimate begins after them
+            self._is_warm, self._since = True, (step, now)
         text = f'loss {loss:.5f}  {clips_per_second:.1f} clips/s  {_clock(pace * (self._steps - step))} left'
         if skipped:
             text += f'  {skipped} skipped'

@@ -38,6 +38,15 @@ def test_training_redraws_one_line_on_a_terminal(terminal):
         assert part in terminal.getvalue()
 
 
+def test_time_left_does_not_count_the_compilation(capsys, monkeypatch):
+    now = iter([0.0, 100.0, 104.0])  # made; after a first step with its compilation; after two more steps
+    monkeypatch.setattr('audiosep_jax.progress.time.perf_counter', lambda: next(now))
+    progress = TrainingProgress(0, 13)
+    progress.update(1, 0.5, 1.0)
+    progress.update(3, 0.5, 1.0)
+    assert '0:20 left' in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (3661, '1:01:01'), (360000, '100:00:00')])
 def test_time_left_in_hours_minutes_and_seconds(seconds, text):
     assert _clock(seconds) == text
