@@ -122,7 +122,9 @@ def test_remat_changes_memory_and_nothing_else(variables):
 
     plain, remat = gradient(CONFIG), gradient(ModelConfig(**{**CONFIG.__dict__, 'remat': True}))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(a).max(), 1e-6))
+        # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's.
+        # Some biases before a norm have no gradient but rounding.
+        np.testing.assert_allclose(a, b, atol=5e-3 * max(np.abs(a).max(), 1e-5))
 
 
 def test_bfloat16_is_close_and_keeps_float32_where_it_matters(variables):
