@@ -121,10 +121,11 @@ def test_remat_changes_memory_and_nothing_else(variables):
         return jax.jit(jax.grad(loss))(variables['params'])
 
     plain, remat = gradient(CONFIG), gradient(ModelConfig(**{**CONFIG.__dict__, 'remat': True}))
+    # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's. Some biases
+    # before a norm have no gradient but rounding.
+    rounding = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(plain))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
-        # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's.
-        # Some biases before a norm have no gradient but rounding.
-        np.testing.assert_allclose(a, b, atol=5e-3 * max(np.abs(a).max(), 1e-5))
+        np.testing.assert_allclose(a, b, atol=max(5e-3 * np.abs(a).max(), rounding))
 
 
 def test_bfloat16_is_close_and_keeps_float32_where_it_matters(variables):
