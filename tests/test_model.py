@@ -121,8 +121,8 @@ def test_remat_changes_memory_and_nothing_else(variables):
         return jax.jit(jax.grad(loss))(variables['params'])
 
     plain, remat = gradient(CONFIG), gradient(ModelConfig(**{**CONFIG.__dict__, 'remat': True}))
-    # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's. Some biases
-    # before a norm have no gradient but rounding.
+    # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's. Some
+    # biases before a norm have no gradient but rounding.
     rounding = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(plain))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, atol=max(5e-3 * np.abs(a).max(), rounding))
