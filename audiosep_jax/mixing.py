@@ -194,11 +194,12 @@ class AbsentQueries:
         if not -1 <= self.similarity <= 1:
             raise ConfigError(f'absent.similarity is a cosine, between -1 and 1, got {self.similarity}')
 
-    def check(self, mixer: SegmentMixer, batch_size: int) -> None:
-        """Raises ConfigError where no clip of a group is absent from its mixtures, and so none can be asked for."""
+    def check(self, mixer: SegmentMixer, batch_size: int) -> int:
+        """The mixer's group size; ConfigError where none of its clips is absent from a mixture, to be asked for."""
         group = mixer.group_size(batch_size)
         if self.share and group <= mixer.max_mix_num:
             raise ConfigError(f'absent.share needs a mix_group above max_mix_num {mixer.max_mix_num}, got {group}')
+        return group
 
     def __call__(
         self, key: jax.Array, step: jax.Array, mixer: SegmentMixer, embeddings: jax.Array, targets: jax.Array
@@ -214,9 +215,7 @@ class AbsentQueries:
         if not self.share:
             return embeddings, targets
         batch_size, size = embeddings.shape
-        self.check(mixer, batch_size)
-        group = mixer.group_size(batch_size)
-        grouped = embeddings.reshape(-1, group, size)
+        grouped = embeddings.reshape(-1, self.check(mixer, batch_size), size)
         other = jnp.roll(grouped, -mixer.max_mix_num, axis=1)
         cosines = [_cosine(other, jnp.roll(grouped, -i, axis=1)) for i in range(mixer.max_mix_num)]
         differs = (jnp.max(jnp.stack(cosines), axis=0) < self.similarity).reshape(batch_size)

@@ -189,7 +189,6 @@ def train(config: TrainConfig) -> TrainResult:
                     losses_since_save.clear()
                     checkpointer.save(state, data=batches.get_state(), record=record, score=score)
                     started = time.perf_counter()
-        checkpointer.wait()
         return TrainResult(step, loss, stopping, workdir / 'checkpoints')
 
 
