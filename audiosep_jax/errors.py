@@ -43,6 +43,10 @@ class CheckpointError(AudioSepError):
     """A checkpoint directory that is missing, is not one, is damaged or belongs to another configuration."""
 
 
+class DownloadError(AudioSepError):
+    """A file of a Hugging Face repository that is neither in the local cache nor to be had from the network."""
+
+
 class TrainingDivergedError(AudioSepError):
     """Too many non-finite steps in a row."""
 
