@@ -115,21 +115,16 @@ def _offline() -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    if isinstance(error, GatedRepoError):
-        return 'its licence has to be accepted on its page first, then `hf auth login`'
-    if isinstance(error, RepositoryNotFoundError):
-        return 'there is no such repository, or it is private'
-    if isinstance(error, LocalEntryNotFoundError):
-        return 'no connection'
-    if isinstance(error, EntryNotFoundError):
-        return 'there is no such file in it'
+    for kind, reason in (
+        (errors.GatedRepoError, 'its licence has to be accepted on its page first, then `hf auth login`'),
+        (errors.RepositoryNotFoundError, 'there is no such repository, or it is private'),
+        (errors.LocalEntryNotFoundError, 'no connection'),
+        (errors.EntryNotFoundError, 'there is no such file in it'),
+    ):
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -13,10 +13,8 @@ from audiosep_jax.files import replacing
 TORCH_SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin')
 SAFETENSORS = '.safetensors'
 # What safetensors' numpy side both writes and reads. Any other type is stored as bytes, named in the metadata.
-_NATIVE = frozenset(
-    ('bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64')
-    + ('float16', 'bfloat16', 'float32', 'float64', 'complex64')
-)
+_NATIVE = {'bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'}
+_NATIVE |= {'float16', 'bfloat16', 'float32', 'float64', 'complex64'}
 _DTYPES = 'audiosep_jax.dtypes'
 # Where a PyTorch file may keep its state dict, beside the top level.
 _STATE_KEYS = ('state_dict', 'model_state_dict', 'model', 'module')
