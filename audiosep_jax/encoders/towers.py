@@ -1,0 +1,52 @@
+"""What the towers of CLAP and CLIP share: few compiled shapes, and the fingerprint of their weights."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+MAX_BATCH = 64
+_SLICE = 64  # numbers at either end of a tensor that its fingerprint reads
+
+
+def bucket(length: int, sizes: Sequence[int]) -> int:
+    """The smallest of the ascending `sizes` that holds `length`; the last where none does."""
+    return next((size for size in sizes if size >= length), sizes[-1])
+
+
+def in_batches(tower: Callable[..., np.ndarray], *arrays: np.ndarray, largest: int = MAX_BATCH) -> np.ndarray:
+    """`tower` over rows in batches of a power of two, so that it is compiled for a handful of sizes only.
+
+    Args:
+        tower: arrays [b, ...] -> [b, E], each row for itself.
+        arrays: [Q, ...] each, Q ≥ 1. Filled up by repeating the last row: a real one cannot overflow or give NaN.
+        largest: the largest batch, a power of two.
+
+    Returns:
+        float32 [Q, E].
+    """
+    count = len(arrays[0])
+    outputs = []
+    for start in range(0, count, largest):
+        rows = min(largest, count - start)
+        fill = (1 << (rows - 1).bit_length()) - rows
+        chunk = [array[start : start + rows] for array in arrays]
+        padded = [np.concatenate([array, np.repeat(array[-1:], fill, axis=0)]) if fill else array for array in chunk]
+        outputs.append(np.asarray(tower(*padded), np.float32)[:rows])
+    return np.concatenate(outputs)
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """16 hex digits of named weights: shapes and the numbers at both ends of each, as float32.
+
+    Reads a bounded slice of every tensor, so it costs milliseconds for gigabytes on disk; training moves every number,
+    so that is enough to tell models apart. The caller gives the names that it would give for any file format.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f'{name} {tuple(tensor.shape)}\n'.encode())
+        # `flat` walks views of any stride without a copy of the whole.
+        for end in (tensor.flat[:_SLICE], tensor.flat[-_SLICE:]):
+            digest.update(np.asarray(end).astype('<f4').tobytes())
+    return digest.hexdigest()[:16]
