@@ -1,9 +1,16 @@
-"""What the towers of CLAP and CLIP share: few compiled shapes, and the fingerprint of their weights."""
+"""What the towers of CLAP and CLIP share: few compiled shapes, the fingerprint of weights, a tokenizer beside them."""
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from audiosep_jax import hub
+from audiosep_jax.encoders.tokenizer import Kind, Tokenizer, has_tokenizer, open_tokenizer
+from audiosep_jax.files import replacing
 
 MAX_BATCH = 64
 _SLICE = 64  # numbers at either end of a tensor that its fingerprint reads
@@ -50,3 +57,20 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
         for end in (tensor.flat[:_SLICE], tensor.flat[-_SLICE:]):
             digest.update(np.asarray(end).astype('<f4').tobytes())
     return digest.hexdigest()[:16]
+
+
+def tokenizer_in(folder: Path, kind: Kind, repository: str) -> Tokenizer:
+    """The tokenizer in a folder; where it has none, that of a Hugging Face repository, which is copied into it.
+
+    Raises:
+        CheckpointError: it is damaged or of another kind.
+        DownloadError: it has to be fetched and cannot be.
+    """
+    if not has_tokenizer(folder):
+        place = folder / 'tokenizer.json'
+        fetched = hub.fetch(repository, 'tokenizer.json', place=place)
+        tokenizer = open_tokenizer(fetched.parent, kind)  # first: a wrong one is not copied
+        with contextlib.suppress(OSError), replacing(place) as temporary:  # a read-only folder does without the copy
+            shutil.copyfile(fetched, temporary)
+        return tokenizer
+    return open_tokenizer(folder, kind)
