@@ -5,6 +5,9 @@
                              /data                      where the input pipeline stands (JSON)
                              /config                    format version, configuration, query encoder (JSON)
 
+A converted checkpoint is such a step's folder by itself, with two more in it: `encoder`, the query encoder's weights
+and tokenizer, and `original`, what only the way back needs (`convert.py`).
+
 A step is written under a temporary name and renamed when it is complete: a run killed at any moment leaves whole
 checkpoints, or a remnant that is never taken for one.
 """
@@ -133,9 +136,29 @@ class Checkpointer:
         return _read_record(self.directory / str(step))
 
 
-def describe(config: Any, encoder: dict) -> dict:
-    """The JSON record that makes a checkpoint self-contained: the run's configuration and its encoder's identity."""
+def describe(config: Any, encoder: dict | None) -> dict:
+    """The JSON record that makes a checkpoint self-contained: the run's configuration and its encoder's identity (None:
+    only embeddings can be asked)."""
     return {'format_version': FORMAT_VERSION, 'config': configs.to_dict(config), 'encoder': encoder}
+
+
+def save_for_inference(folder: Path, *, variables: dict, record: dict, step: int) -> None:
+    """Writes weights alone as the folder of one step: what `load_for_inference` reads, with nothing to train on from.
+
+    Args:
+        folder: made by this; not there yet.
+        record: what `describe` made.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    arrays = {name: ocp.args.StandardSave(variables[name]) for name in ('params', 'batch_stats')}
+    args = ocp.args.Composite(**arrays, config=ocp.args.JsonSave({**record, 'step': step}))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as writer:
+        try:
+            writer.save(folder.absolute(), args)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f'{folder}: cannot be written: {_first_line(error)}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +167,14 @@ class InferenceCheckpoint:
 
     model: ModelConfig
     variables: dict
-    encoder: dict
+    encoder: dict | None
     step: int
     record: dict
     path: Path
+
+    def encoder_folders(self) -> list[Path]:
+        """Where the weights of its encoder may lie: beside its own, or in the run's folder."""
+        return [self.path / 'encoder', self.path.parent.parent / 'encoder']
 
 
 def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool = False) -> InferenceCheckpoint:

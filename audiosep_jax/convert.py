@@ -1,132 +1,471 @@
-"""Weights of the original PyTorch code as variables of this one: names, layouts, and the fused FiLM matrix."""
+"""Checkpoints of the original PyTorch code to this project's, and back, bit for bit, with no torch.
 
-import functools
+    DST/params, batch_stats, config   what this project reads (`checkpoint.py`)
+       /encoder/                      the query encoder of the same file: weights in its own naming, tokenizer
+       /original/tensors.safetensors  what neither needs: unused tensors, optimizer state
+                /tree.json            how the file was built, with names where tensors stood
+
+The way back puts the *present* weights in their places: what was trained on is what comes out.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-import jax
+import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from audiosep_jax.errors import CheckpointError
-from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.resunet import film_layout
+from audiosep_jax import hub
+from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_inference, save_for_inference
+from audiosep_jax.encoders import encoder_class
+from audiosep_jax.encoders.pretrained import kind_of, locate, store
+from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError
+from audiosep_jax.json_trees import from_json, to_json
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.tensor_files import (
+    SAFETENSORS,
+    TORCH_SUFFIXES,
+    SafeTensors,
+    open_tensors,
+    state_dict_place,
+    write_tensors,
+)
+from audiosep_jax.torch_checkpoint import read_torch, write_torch
+from audiosep_jax.torch_names import (
+    check_tensors,
+    listed,
+    sizes_from_torch,
+    tensors_from_variables,
+    torch_tensors,
+    variables_from_torch,
+)
 
-# How a tensor of the original becomes ours.
-_AS_IS = ()
-_CONV = (2, 3, 1, 0)  # [C', C, kN, kF] -> [kN, kF, C, C']
-_TRANSPOSED_CONV = (0, 2, 3, 1)  # [C, C', kN, kF] -> [C, kN, kF, C']
-_POINTWISE = 'pointwise'  # [C', C, 1, 1] -> [C, C']
+__all__ = ['PRESETS', 'FrontEnd', 'from_torch', 'tensors_from_variables', 'to_torch', 'variables_from_torch']
 
-
-def _norm(torch: str, ours: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...], object]]:
-    yield f'{torch}.weight', ('params', *ours, 'scale'), _AS_IS
-    yield f'{torch}.bias', ('params', *ours, 'bias'), _AS_IS
-    yield f'{torch}.running_mean', ('batch_stats', *ours, 'mean'), _AS_IS
-    yield f'{torch}.running_var', ('batch_stats', *ours, 'var'), _AS_IS
-
-
-def _pointwise(torch: str, ours: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...], object]]:
-    yield f'{torch}.weight', ('params', *ours, 'kernel'), _POINTWISE
-    yield f'{torch}.bias', ('params', *ours, 'bias'), _AS_IS
-
-
-def _conv_block(torch: str, ours: tuple[str, ...], has_shortcut: bool) -> Iterator[tuple]:
-    for i in (1, 2):
-        yield from _norm(f'{torch}.bn{i}', (*ours, f'norm{i}', 'norm'))
-        yield f'{torch}.conv{i}.weight', ('params', *ours, f'conv{i}'), _CONV
-    if has_shortcut:
-        yield from _pointwise(f'{torch}.shortcut', (*ours, 'shortcut'))
-
-
-def tensor_table(widths: tuple[int, ...]) -> Iterator[tuple[str, tuple[str, ...], object]]:
-    """(name in the original's `ResUNet30`, path in `AudioSep`'s variables, layout) of every tensor but FiLM's."""
-    root = ('resunet',)
-    yield from _norm('base.bn0', (*root, 'norm0'))
-    yield from _pointwise('base.pre_conv', (*root, 'pre_conv'))
-    into = widths[0]
-    for i, out in enumerate(widths, 1):
-        block = f'encoder_block{i}'
-        yield from _conv_block(f'base.{block}.conv_block1', (*root, block, 'conv_block'), into != out)
-        into = out
-    yield from _conv_block('base.conv_block7a.conv_block1', (*root, 'bottleneck'), False)
-    for i in range(1, len(widths) + 1):
-        block = f'decoder_block{i}'
-        yield from _norm(f'base.{block}.bn1', (*root, block, 'norm_up', 'norm'))
-        yield f'base.{block}.conv1.weight', ('params', *root, block, 'upsample'), _TRANSPOSED_CONV
-        yield from _conv_block(f'base.{block}.conv_block2', (*root, block, 'conv_block'), True)
-    yield from _pointwise('base.after_conv', (*root, 'after_conv'))
+SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
+OFFICIAL = 'spaces/Audio-AGI/AudioSep:checkpoint/audiosep_base_4M_steps.ckpt'
+# Any of them tells where the separator's tensors, and the encoder's, are among the others.
+_SEPARATOR_ANCHORS = ('base.bn0.weight', 'base.pre_conv.weight', 'base.after_conv.weight', 'base.bn0.bias')
+_ENCODER_ANCHORS = ('text_branch.embeddings.word_embeddings.weight', 'audio_branch.bn0.weight', 'logit_scale_a')
+_SS_MODEL = 'ss_model.'
+_QUERY_ENCODER = 'query_encoder.model.'
+_ORIGINAL_VERSION = 1
 
 
-def film_names(widths: tuple[int, ...]) -> list[str]:
-    """The original's FiLM layers, in the column order of the fused matrix."""
-    names = []
-    for key in film_layout(widths):
-        block, norm = key.split('/')
-        beta = 'beta2' if norm == 'norm2' else 'beta1'
-        if block == 'bottleneck':
-            names.append(f'film.conv_block7a->conv_block1->{beta}')
-        elif block.startswith('encoder'):
-            names.append(f'film.{block}->conv_block1->{beta}')
-        elif norm == 'norm_up':
-            names.append(f'film.{block}->{beta}')
-        else:
-            names.append(f'film.{block}->conv_block2->{beta}')
-    return names
+@dataclasses.dataclass(frozen=True)
+class FrontEnd:
+    """What a checkpoint does not say of its STFT: Hz, samples, samples."""
+
+    sample_rate: int
+    window_size: int
+    hop_size: int
 
 
-def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict:
-    """The separator's state dict in the original's naming -> `params` and `batch_stats` of `AudioSep`, float32.
+PRESETS = {
+    'audiosep-32k': FrontEnd(32000, 2048, 320),  # `models/resunet.py` of the released code
+    'dcase2024-16k': FrontEnd(16000, 1024, 160),  # the baseline of DCASE 2024, task 9
+}
 
-    The widths follow from the tensors' shapes. Tensors that the network does not use (the DFT matrices, the decoders'
-    `bn2` and their FiLM layers) are left out.
+
+@dataclasses.dataclass(frozen=True)
+class ConvertedConfig:
+    """The configuration of a converted checkpoint: the model, and the name of the file that it came from."""
+
+    model: ModelConfig
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What `from_torch` made: where, of what, and remarks that its user should read."""
+
+    path: Path
+    model: ModelConfig
+    step: int
+    encoder: dict | None
+    num_kept: int
+    notes: tuple[str, ...]
+
+
+def from_torch(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    front_end: FrontEnd = PRESETS['audiosep-32k'],
+    encoder: str | None = None,
+    force: bool = False,
+) -> Converted:
+    """A checkpoint of the original code, or of its DCASE baseline, as one of ours.
 
     Args:
-        state: numpy arrays by name.
-        prefix: what stands before each name (`ss_model.` in the released Lightning checkpoint).
+        source: a Lightning `.ckpt`, a `.pt`/`.pth` state dict, a `.safetensors`, or a hub reference.
+        destination: the folder to make; complete or not there at all.
+        front_end: rate, window and hop; the window is checked against the shapes.
+        encoder: path or repository of the query encoder's weights, for a file that holds the separator alone.
+        force: replace a destination that is there.
 
     Raises:
-        CheckpointError: a tensor is missing or has a shape that does not fit.
+        CheckpointError: a file that is not such a checkpoint: the tensors that are missing, unknown or misshapen are
+            listed; or a destination that is there or cannot be written.
     """
-
-    def tensor(name: str) -> np.ndarray:
-        try:
-            return np.asarray(state[prefix + name], np.float32)
-        except KeyError:
+    destination = Path(destination)
+    _check_free(destination, force=force)
+    path = find_source(str(source))
+    tree, tensors, place = _read(path)
+    groups = _groups(tensors, path)
+    if groups.encoder and encoder is not None:
+        raise ConfigError(f'{path} brings its own query encoder: leave --encoder {encoder} away')
+    model = _model_config(groups.separator, front_end, path)
+    variables = _named(path, variables_from_torch, groups.separator)
+    step = tree.get('global_step') if isinstance(tree, dict) else None
+    step = step if isinstance(step, int) and step >= 0 else 0
+    notes = []
+    with _new_folder(destination) as folder:
+        identity = None
+        if groups.encoder:
+            write_tensors(_made(folder / 'encoder') / 'model.safetensors', groups.encoder)
+            identity = _checked_encoder(folder / 'encoder', path.name, notes, destination)
+        elif encoder is not None:
+            store(locate(encoder), folder / 'encoder')
+            identity = _checked_encoder(folder / 'encoder', encoder, notes, destination)
+        else:
+            notes.append('the file holds no query encoder: only embeddings can be asked; --encoder PATH adds one')
+        if identity is not None and identity['embedding_size'] != model.condition_size:
             raise CheckpointError(
-                f'not a separator of the original code: tensor {prefix + name!r} is missing'
-            ) from None
-
-    widths = tuple(tensor(f'base.encoder_block{i}.conv_block1.conv2.weight').shape[0] for i in range(1, 7))
-    names = film_names(widths)
-    condition_size = tensor(f'{names[0]}.weight').shape[-1]
-    window_size = 2 * (tensor('base.bn0.weight').size - 1)
-    # Nothing but the shapes depends on this configuration; the hop and the rate are not in the weights.
-    config = ModelConfig(window_size=window_size, hop_size=1, widths=widths, condition_size=condition_size)
-    expected = _shapes(config)
-    flat = {}
-    for name, path, layout in tensor_table(widths):
-        flat[path] = _laid_out(tensor(name), layout, expected[path], prefix + name)
-    film, sizes = ('params', 'resunet', 'film'), film_layout(widths).values()
-    shares = list(zip(names, sizes, strict=True))
-    weights = [_laid_out(tensor(f'{n}.weight'), (1, 0), (condition_size, c), f'{prefix}{n}.weight') for n, c in shares]
-    biases = [_laid_out(tensor(f'{n}.bias'), _AS_IS, (c,), f'{prefix}{n}.bias') for n, c in shares]
-    flat[*film, 'kernel'], flat[*film, 'bias'] = np.concatenate(weights, axis=1), np.concatenate(biases)
-    return unflatten_dict(flat)
+                f'{path}: the encoder gives {identity["embedding_size"]} numbers, the separator takes '
+                f'{model.condition_size}: it is another encoder'
+            )
+        ours = tensors_from_variables(variables, model, step=step)
+        num_kept, dropped = _keep(_made(folder / 'original'), path, tree, place, tensors, groups, ours)
+        if dropped:
+            notes.append(f'left out for the way back, being objects of Python classes: {listed(dropped)}')
+        record = describe(ConvertedConfig(model, path.name), identity)
+        # Orbax wants to make its folder itself.
+        save_for_inference(folder / 'step', variables=variables, record=record, step=step)
+        for item in (folder / 'step').iterdir():
+            os.replace(item, folder / item.name)
+        (folder / 'step').rmdir()
+    return Converted(destination, model, step, identity, num_kept, tuple(notes))
 
 
-@functools.cache
-def _shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    variables = jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
+def to_torch(source: str | Path, destination: str | Path, *, step: int | None = None, force: bool = False) -> int:
+    """One of our checkpoints as a file for PyTorch; returns the number of its tensors.
 
+    A converted checkpoint gets back the names and all the other tensors of its file. A run of ours gets the names of
+    the original's Lightning module (`ss_model.*`, `query_encoder.model.*`).
 
-def _laid_out(value: np.ndarray, layout: object, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """A tensor in our layout, or a CheckpointError where it has not the shape that its neighbours ask for."""
-    if layout is _POINTWISE:
-        fits = value.ndim == 4 and value.shape[2:] == (1, 1)
-        result = value[:, :, 0, 0].T if fits else value
+    Args:
+        source: a run's workdir or a checkpoint's folder.
+        destination: `.ckpt`: a training checkpoint as Lightning reads it; `.pt`, `.pth`, `.bin`: a state dict (or, of a
+            file with such a suffix, what it was); `.safetensors`.
+        step: see `load_for_inference`.
+        force: replace a destination that is there.
+
+    Raises:
+        CheckpointError: not a checkpoint, or a destination that is there or cannot be written.
+    """
+    destination = Path(destination)
+    _check_free(destination, force=force)
+    checkpoint = load_for_inference(source, step=step)
+    fresh = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
+    encoder = _encoder_tensors(checkpoint)
+    folder, original = checkpoint.path / 'original', None
+    if folder.is_dir():
+        used = {tensor.name for tensor in torch_tensors(checkpoint.model) if tensor.path is not None}
+        original = _restored(folder, fresh, used, encoder)
+        state = original.state
     else:
-        result = value.transpose(layout) if layout and value.ndim == len(layout) else value
-    if result.shape != shape:
-        raise CheckpointError(f'not a separator of the original: tensor {name!r} has the shape {list(value.shape)}')
-    return result
+        state = {_SS_MODEL + name: value for name, value in fresh.items()}
+        state |= {_QUERY_ENCODER + name: value for name, value in encoder.items()}
+    wants_training_checkpoint = destination.suffix == '.ckpt'
+    if destination.suffix == SAFETENSORS:
+        metadata = original.metadata if original else {}
+        write_tensors(destination, state, metadata or {'format': 'pt'})
+    elif original and original.tree is not None and wants_training_checkpoint == (original.suffix == '.ckpt'):
+        write_torch(destination, original.tree)
+    elif wants_training_checkpoint:
+        write_torch(destination, _lightning(state, checkpoint.step))
+    else:
+        write_torch(destination, OrderedDict(state))
+    return len(state)
+
+
+def find_source(source: str) -> Path:
+    """The file that a path or hub reference means (`organisation/name`, `organisation/name:FILE`, `spaces/…:FILE`).
+
+    Raises:
+        CheckpointError: there is none, or a repository where it is not clear which.
+        DownloadError: the hub cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in ('model.safetensors', 'pytorch_model.bin'):
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(f'{path} is a folder without model.safetensors or pytorch_model.bin: give the file')
+    repository, _, file = source.partition(':')
+    kind = 'space' if repository.startswith('spaces/') else 'model'
+    repository = repository.removeprefix('spaces/')
+    if not hub.is_repo_id(repository) or (path.suffix in SUFFIXES and not file):
+        raise CheckpointError(f'no such file: {source}')
+    place = 'a path of your choice, and give that path to `audiosep-jax convert`'
+    if not file:
+        names = [n for n in hub.list_files(repository, place=place) if Path(n).suffix in SUFFIXES]
+        file = 'model.safetensors' if 'model.safetensors' in names else names[0] if len(names) == 1 else ''
+        if not file:
+            what = f'several checkpoints ({listed(names)}): say which' if names else 'no checkpoint'
+            raise CheckpointError(f'https://huggingface.co/{repository} holds {what}, as {repository}:FILE')
+    return hub.fetch(repository, file, place=place, repo_type=kind)
+
+
+# ---- the original's file ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """The tensors of a state dict by what they belong to, names without the prefixes."""
+
+    separator: dict[str, np.ndarray]
+    encoder: dict[str, np.ndarray]
+    separator_prefix: str
+    encoder_prefix: str
+
+
+def _read(path: Path) -> tuple[Any, Mapping[str, np.ndarray], str | None]:
+    """(the tree of a torch file, or None; its state dict's tensors; where that stands in the tree)."""
+    if path.suffix == SAFETENSORS:
+        return None, open_tensors(path), None
+    tree = read_torch(path)
+    place, state = state_dict_place(tree, path)
+    return tree, {k: v for k, v in state.items() if isinstance(v, np.ndarray)}, place
+
+
+def _groups(tensors: Mapping[str, np.ndarray], path: Path) -> _Groups:
+    names = list(tensors)
+    separator_prefix = _prefix(names, _SEPARATOR_ANCHORS)
+    if separator_prefix is None:
+        raise CheckpointError(
+            f'{path}: not a separator of the original code: none of {", ".join(_SEPARATOR_ANCHORS)} in it'
+        )
+    encoder_prefix = _prefix(names, _ENCODER_ANCHORS)
+    separator, encoder, unknown = {}, {}, []
+    for name in names:
+        short = name.removeprefix(separator_prefix)
+        if name.startswith(separator_prefix) and short.startswith(('base.', 'film.')):
+            separator[short] = tensors[name]
+        elif encoder_prefix is not None and name.startswith(encoder_prefix):
+            encoder[name.removeprefix(encoder_prefix)] = tensors[name]
+        else:
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f'{path}: {len(unknown)} unknown tensors, neither of the separator nor of CLAP: {listed(unknown)}'
+        )
+    return _Groups(separator, encoder, separator_prefix, encoder_prefix or '')
+
+
+def _prefix(names: list[str], anchors: tuple[str, ...]) -> str | None:
+    for anchor in anchors:
+        for name in names:
+            if name == anchor or name.endswith(f'.{anchor}'):
+                return name.removesuffix(anchor)
+    return None
+
+
+def _model_config(separator: dict[str, np.ndarray], front_end: FrontEnd, path: Path) -> ModelConfig:
+    sizes = _named(path, sizes_from_torch, separator)
+    found = sizes['window_size']
+    if found != front_end.window_size:
+        preset = next((f'--preset {name}' for name, p in PRESETS.items() if p.window_size == found), None)
+        remedy = preset or f'--window-size {found} with its --sample-rate and --hop-size'
+        raise CheckpointError(
+            f'{path}: its bn0 has {found // 2 + 1} entries, which is window {found} and not {front_end.window_size}: '
+            f'is it meant for {remedy}?'
+        )
+    try:
+        model = ModelConfig(
+            **dataclasses.asdict(front_end), widths=sizes['widths'], condition_size=sizes['condition_size']
+        )
+    except ConfigError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+    _named(path, check_tensors, {name: value.shape for name, value in separator.items()}, model)
+    return model
+
+
+def _named(path: Path, function, *arguments):
+    """Puts the file before what is said of its tensors."""
+    try:
+        return function(*arguments)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+
+
+def _checked_encoder(folder: Path, source: str, notes: list[str], destination: Path) -> dict:
+    """The identity of the encoder just stored in a folder, its weights checked, its tokenizer fetched if it can be."""
+    encoder = encoder_class(kind_of(folder)).open(folder, source=source)
+    encoder.check()
+    try:
+        encoder.tokenizer()
+    except DownloadError as error:
+        place = str((destination / 'encoder').absolute())
+        notes.append(f'text queries need a tokenizer first: {str(error).replace(str(folder), place)}')
+    return encoder.identity()
+
+
+# ---- what only the way back needs ------------------------------------------------------------------------------------
+
+
+def _keep(
+    folder: Path,
+    path: Path,
+    tree: Any,
+    place: str | None,
+    tensors: Mapping[str, np.ndarray],
+    groups: _Groups,
+    ours: dict[str, np.ndarray],
+) -> tuple[int, list[str]]:
+    """Writes `original/`: (how many tensors are in it, places of what is not kept)."""
+    kept = {}
+    for name, value in tensors.items():
+        short = name.removeprefix(groups.separator_prefix)
+        if short in groups.separator and _bits(ours[short].astype(value.dtype)) != _bits(value):
+            kept[f'state/{name}'] = value
+    root = () if place is None else (place,)
+
+    def name_of(path: tuple, value: np.ndarray) -> str:
+        if path[:-1] == root and path[-1] in tensors:
+            return f'state/{path[-1]}'
+        name = f'other/{len(kept)}/{"/".join(map(str, path))}'
+        kept[name] = value
+        return name
+
+    skeleton, dropped = (None, []) if tree is None else to_json(tree, name_of)
+    write_tensors(folder / 'tensors.safetensors', kept)
+    description = {
+        'version': _ORIGINAL_VERSION,
+        'suffix': path.suffix,
+        'separator_prefix': groups.separator_prefix,
+        'encoder_prefix': groups.encoder_prefix,
+        'tensors': [[name, value.dtype.name] for name, value in tensors.items()],
+        'tree': skeleton,
+        'metadata': tensors.metadata if isinstance(tensors, SafeTensors) else {},
+    }
+    (folder / 'tree.json').write_text(json.dumps(description))
+    return len(kept), dropped
+
+
+@dataclasses.dataclass(frozen=True)
+class _Original:
+    """What `original/` remembers of the file, filled with the present weights."""
+
+    suffix: str
+    tree: Any
+    state: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def _restored(
+    folder: Path, fresh: dict[str, np.ndarray], used: set[str], encoder: Mapping[str, np.ndarray]
+) -> _Original:
+    """Args: the separator's present tensors; the names of those that the network uses; the encoder's tensors."""
+    try:
+        description = json.loads((folder / 'tree.json').read_text())
+        if description['version'] != _ORIGINAL_VERSION:
+            raise CheckpointError(f'{folder} has version {description["version"]}; this one reads {_ORIGINAL_VERSION}')
+        kept = SafeTensors(folder / 'tensors.safetensors')
+        state = {}
+        for name, dtype in description['tensors']:
+            short = name.removeprefix(description['separator_prefix'])
+            if short in fresh and name.startswith(description['separator_prefix']):
+                state[name] = _present(fresh[short].astype(_dtype(dtype)), kept.get(f'state/{name}'), short in used)
+            else:
+                state[name] = encoder[name.removeprefix(description['encoder_prefix'])]
+        tree = from_json(
+            description['tree'],
+            lambda name: state[name.removeprefix('state/')] if name.startswith('state/') else kept[name],
+        )
+        return _Original(description['suffix'], tree, state, description['metadata'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f'{folder} is damaged ({error!r}): convert the original file again') from error
+
+
+def _present(now: np.ndarray, kept: np.ndarray | None, is_used: bool) -> np.ndarray:
+    """A tensor to give back: the file's own bits, unless the network uses it and it has been trained since."""
+    if kept is None:
+        return now
+    untouched = not is_used or _bits(kept.astype(np.float32).astype(now.dtype)) == _bits(now)
+    return kept if untouched else now
+
+
+def _bits(value: np.ndarray) -> bytes:
+    return np.ascontiguousarray(value).tobytes()
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _encoder_tensors(checkpoint: InferenceCheckpoint) -> Mapping[str, np.ndarray]:
+    """The stored encoder's tensors in LAION's naming; none where there is no such encoder."""
+    for folder in checkpoint.encoder_folders():
+        if (folder / 'model.safetensors').is_file():
+            tensors = SafeTensors(folder / 'model.safetensors')
+            if any(name in tensors for name in _ENCODER_ANCHORS[:2]):
+                return tensors
+    return {}
+
+
+def _lightning(state: dict[str, np.ndarray], step: int) -> dict[str, Any]:
+    """A training checkpoint as small as `load_from_checkpoint` of Lightning 2 accepts."""
+    return {'epoch': 0, 'global_step': step, 'pytorch-lightning_version': '2.0.0', 'state_dict': OrderedDict(state)}
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _check_free(destination: Path, *, force: bool) -> None:
+    if not destination.exists():
+        return
+    if destination.is_dir() and destination.suffix not in SUFFIXES:
+        if not any(destination.iterdir()):
+            return
+        if not ((destination / 'config').is_dir() and (destination / 'params').is_dir()):
+            raise CheckpointError(f'{destination} is a folder with other things in it: choose another')
+    elif destination.is_dir():
+        raise CheckpointError(f'{destination} is a folder: choose another name')
+    if not force:
+        raise CheckpointError(f'{destination} is there already: choose another name, or --force')
+
+
+@contextlib.contextmanager
+def _new_folder(destination: Path) -> Iterator[Path]:
+    """Yields the path of a folder to make, which becomes `destination` at the end; on any exception it is removed."""
+    destination = destination.absolute()
+    mark = f'{os.getpid()}-{uuid.uuid4().hex[:12]}'
+    temporary, old = (destination.with_name(f'.{destination.name}.{kind}-{mark}') for kind in ('tmp', 'old'))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        if destination.exists():
+            os.replace(destination, old)
+        os.replace(temporary, destination)
+    except OSError as error:
+        raise CheckpointError(f'{destination}: cannot be written: {error.strerror or error}') from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
 from audiosep_jax.records import Shards, SplitInfo, read_json
 
@@ -51,6 +52,7 @@ def check_same_encoder(
     where: str | os.PathLike, found: dict[str, Any], expected: dict[str, Any], of: str, remedy: str = 'embed again'
 ) -> None:
     """Raises EncoderMismatchError when the embeddings in `where` were made with another encoder than `of` has."""
+    found, expected = comparable(found), comparable(expected)
     if found != expected:
         differences = ', '.join(
             f'{k} {found.get(k)!r} instead of {expected.get(k)!r}'

@@ -23,7 +23,7 @@ import tyro
 
 from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders import comparable, load_encoder
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.evaluate import evaluate_music, read_music
 from audiosep_jax.files import replacing
@@ -238,7 +238,7 @@ def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
         config = record['config']
         model = {f'model.{k}': v for k, v in config['model'].items() if k not in ('dtype', 'remat')}
         state = {'optimizer.amsgrad': config['optimizer']['amsgrad'], 'ema_decay above 0': config['ema_decay'] > 0}
-        return model | state | {f'encoder.{k}': v for k, v in record['encoder'].items()}
+        return model | state | {f'encoder.{k}': v for k, v in comparable(record['encoder']).items()}
 
     old, new = fixed(stored), fixed(record)
     changed = [f'{k} was {old.get(k)}, is {new.get(k)}' for k in {**old, **new} if old.get(k) != new.get(k)]

@@ -1,19 +1,30 @@
-"""Query encoders: what turns a sentence into the embedding that the separator is conditioned on.
+"""Query encoders: what turns a sentence, a sound or a picture into the embedding that the separator is conditioned on.
 
-One file each. An encoder is named in caches and checkpoints by its `identity()`, and `load_encoder` builds it again
-from that alone, so that a model is never asked with embeddings it was not trained on.
+One file each. An encoder is named in caches and checkpoints by its `identity()`, from which `load_encoder` finds it
+again, so that a model is never asked with embeddings it was not trained on.
+
+`words` needs nothing. `clap` and `clip` are pretrained: their weights are a folder, a file, or a repository of the hub.
 """
 
 import difflib
 import importlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from audiosep_jax.errors import ConfigError, EncoderMismatchError, QueryError
+from audiosep_jax.errors import AudioSepError, ConfigError, EncoderMismatchError, QueryError
 
 # name -> (module, class): imported on first use, so that one encoder does not cost the imports of another.
-_ENCODERS = {'words': ('audiosep_jax.encoders.words', 'WordsEncoder')}
+_ENCODERS = {
+    'words': ('audiosep_jax.encoders.words', 'WordsEncoder'),
+    'clap': ('audiosep_jax.encoders.clap', 'ClapEncoder'),
+    'clip': ('audiosep_jax.encoders.clip', 'ClipEncoder'),
+}
+# What the bare name of a pretrained encoder means.
+_REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}
 
 
 @runtime_checkable
@@ -32,39 +43,122 @@ class QueryEncoder(Protocol):
         """float32 [Q, E] of Q sentences. Raises QueryError for an empty one."""
         ...
 
+    # Those with the towers for it also have
+    #   encode_token_ids(ids [Q, L], attention_mask [Q, L]) -> float32 [Q, E]
+    #   encode_audio(waveforms, *, sample_rate) -> float32 [Q, E]
+    #   encode_image(images) -> float32 [Q, E]
+
+
+class UnavailableEncoder:
+    """Stands for an encoder whose weights are not here: it knows what it is, and raises `error` when it is used."""
+
+    def __init__(self, identity: dict[str, Any], error: AudioSepError):
+        self.name, self.embedding_size = identity['name'], identity['embedding_size']
+        self._identity, self._error = identity, error
+
+    def identity(self) -> dict[str, Any]:
+        """What the checkpoint recorded."""
+        return self._identity
+
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        """Raises what kept the weights away."""
+        raise self._error
+
 
 def encoder_names() -> tuple[str, ...]:
     """The names that `load_encoder` knows."""
     return tuple(_ENCODERS)
 
 
-def load_encoder(name_or_identity: str | dict[str, Any]) -> QueryEncoder:
-    """The encoder of a name (with its default settings) or of the identity that a cache or checkpoint recorded.
+def load_encoder(
+    reference: str | os.PathLike | dict[str, Any], *, folders: Iterable[str | os.PathLike] = ()
+) -> QueryEncoder:
+    """The encoder of a name, of a path or hub repository with its weights, or of a recorded identity.
+
+    Args:
+        reference: `words`, `clap`, `clip`; a folder or file of CLAP or CLIP weights; `organisation/name` of the hub; or
+            the identity that a cache or checkpoint recorded.
+        folders: where to look first for the weights of an identity; those that do not exist are passed over.
 
     Raises:
         ConfigError: an unknown name (the nearest is named).
-        EncoderMismatchError: an identity that the installed version of the encoder cannot reproduce.
+        CheckpointError: weights that are missing, damaged or of another kind.
+        DownloadError: weights that are only in the hub, which cannot be reached.
+        EncoderMismatchError: an identity that the installed version or the weights found cannot reproduce.
     """
-    identity = {'name': name_or_identity} if isinstance(name_or_identity, str) else dict(name_or_identity)
+    if isinstance(reference, dict):
+        return _of_identity(dict(reference), [Path(folder) for folder in folders])
+    name = str(reference)
+    if name in _REPOSITORIES:
+        return _open(_REPOSITORIES[name], name)
+    if name in _ENCODERS:
+        return encoder_class(name)()
+    if os.path.exists(name) or '/' in name:
+        return _open(name)
+    raise _unknown(name)
+
+
+def same_encoder(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two identities give the same embeddings, wherever their weights came from."""
+    return comparable(a) == comparable(b)
+
+
+def comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity without what does not change an embedding: where the weights were found."""
+    return {key: value for key, value in identity.items() if key != 'source'}
+
+
+def encoder_class(name: str) -> type:
+    """The class behind one of `encoder_names()`, imported now."""
+    module, cls = _ENCODERS[name]
+    return getattr(importlib.import_module(module), cls)
+
+
+def _unknown(name: Any) -> ConfigError:
+    near = difflib.get_close_matches(str(name), _ENCODERS, n=1)
+    hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(_ENCODERS)}, or a path of CLAP or CLIP weights'
+    return ConfigError(f'unknown query encoder {name!r}: {hint}')
+
+
+def _open(reference: str | Path, name: str | None = None, **settings: Any) -> QueryEncoder:
+    """A pretrained encoder from a path or repository; `name` where it is known what it must be."""
+    from audiosep_jax.encoders.pretrained import kind_of, locate
+
+    path = locate(str(reference))
+    encoder = encoder_class(name or kind_of(path)).open(path, source=str(reference), **settings)
+    return encoder
+
+
+def _of_identity(identity: dict[str, Any], folders: list[Path]) -> QueryEncoder:
     name = identity.get('name')
     if name not in _ENCODERS:
-        near = difflib.get_close_matches(str(name), _ENCODERS, n=1)
-        hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(_ENCODERS)}'
-        raise ConfigError(f'unknown query encoder {name!r}: {hint}')
-    module, cls = _ENCODERS[name]
-    encoder_class = getattr(importlib.import_module(module), cls)
-    settings = {k: v for k, v in identity.items() if k not in ('name', 'version')}
+        raise _unknown(name)
+    settings = {
+        k: v for k, v in identity.items() if k not in ('name', 'version', 'embedding_size', 'weights', 'source')
+    }
     try:
-        encoder = encoder_class(**settings)
+        if name in _REPOSITORIES:
+            stored = [folder for folder in folders if folder.exists()]
+            source = identity.get('source') or _REPOSITORIES[name]
+            encoder = _open(stored[0] if stored else source, name, **settings)
+        else:
+            sizes = {k: v for k, v in identity.items() if k == 'embedding_size'}
+            encoder = encoder_class(name)(**sizes, **settings)
     except TypeError as error:
         raise EncoderMismatchError(
             f'query encoder {identity} has settings that the installed {name!r} does not know: use the version of '
             'audiosep_jax that wrote it'
         ) from error
-    if identity.get('version', encoder.identity()['version']) != encoder.identity()['version']:
+    found = encoder.identity()
+    if identity.get('version', found['version']) != found['version']:
         raise EncoderMismatchError(
             f'query encoder {name!r} version {identity["version"]} was asked for, installed is version '
-            f'{encoder.identity()["version"]}: use the version of audiosep_jax that wrote it, or embed and train again'
+            f'{found["version"]}: use the version of audiosep_jax that wrote it, or embed and train again'
+        )
+    if identity.get('weights', found.get('weights')) != found.get('weights'):
+        raise EncoderMismatchError(
+            f'the weights of query encoder {name!r} in {found["source"]} are not those that were recorded '
+            f'({found["weights"]} instead of {identity["weights"]}): put the right ones there'
         )
     return encoder
 
