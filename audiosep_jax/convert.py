@@ -31,7 +31,7 @@ from audiosep_jax.json_trees import from_json, to_json
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.tensor_files import (
     SAFETENSORS,
-    TORCH_SUFFIXES,
+    SUFFIXES,
     SafeTensors,
     open_tensors,
     state_dict_place,
@@ -49,8 +49,6 @@ from audiosep_jax.torch_names import (
 
 __all__ = ['PRESETS', 'FrontEnd', 'from_torch', 'tensors_from_variables', 'to_torch', 'variables_from_torch']
 
-SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
-OFFICIAL = 'spaces/Audio-AGI/AudioSep:checkpoint/audiosep_base_4M_steps.ckpt'
 # Any of them tells where the separator's tensors, and the encoder's, are among the others.
 _SEPARATOR_ANCHORS = ('base.bn0.weight', 'base.pre_conv.weight', 'base.after_conv.weight', 'base.bn0.bias')
 _ENCODER_ANCHORS = ('text_branch.embeddings.word_embeddings.weight', 'audio_branch.bn0.weight', 'logit_scale_a')
@@ -101,6 +99,7 @@ def from_torch(
     front_end: FrontEnd = PRESETS['audiosep-32k'],
     encoder: str | None = None,
     force: bool = False,
+    place: str = 'a path of your choice, and convert that',
 ) -> Converted:
     """A checkpoint of the original code, or of its DCASE baseline, as one of ours.
 
@@ -110,6 +109,7 @@ def from_torch(
         front_end: rate, window and hop; the window is checked against the shapes.
         encoder: path or repository of the query encoder's weights, for a file that holds the separator alone.
         force: replace a destination that is there.
+        place: where a user without a network should put the file; only for the message.
 
     Raises:
         CheckpointError: a file that is not such a checkpoint: the tensors that are missing, unknown or misshapen are
@@ -117,7 +117,7 @@ def from_torch(
     """
     destination = Path(destination)
     _check_free(destination, force=force)
-    path = find_source(str(source))
+    path = find_source(str(source), place=place)
     tree, tensors, place = _read(path)
     groups = _groups(tensors, path)
     if groups.encoder and encoder is not None:
@@ -197,7 +197,7 @@ def to_torch(source: str | Path, destination: str | Path, *, step: int | None = 
     return len(state)
 
 
-def find_source(source: str) -> Path:
+def find_source(source: str, *, place: str) -> Path:
     """The file that a path or hub reference means (`organisation/name`, `organisation/name:FILE`, `spaces/…:FILE`).
 
     Raises:
@@ -217,7 +217,6 @@ def find_source(source: str) -> Path:
     repository = repository.removeprefix('spaces/')
     if not hub.is_repo_id(repository) or (path.suffix in SUFFIXES and not file):
         raise CheckpointError(f'no such file: {source}')
-    place = 'a path of your choice, and give that path to `audiosep-jax convert`'
     if not file:
         names = [n for n in hub.list_files(repository, place=place) if Path(n).suffix in SUFFIXES]
         file = 'model.safetensors' if 'model.safetensors' in names else names[0] if len(names) == 1 else ''

@@ -67,16 +67,15 @@ def list_files(repo_id: str, *, place: Path | str) -> list[str]:
         return files
 
 
-def snapshot(repo_id: str, *, patterns: list[str] | None = None, place: Path | str) -> Path:
-    """The folder of a model repository's files (those that match one of the patterns), downloaded where needed.
+def snapshot(repo_id: str, filenames: list[str], *, place: Path | str) -> Path:
+    """The folder that holds these files of a model repository, fetched where needed.
 
     Raises:
         DownloadError: see `fetch`.
     """
-    import huggingface_hub
-
-    with _told(repo_id, 'the files', place):
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
+    for name in filenames:
+        path = fetch(repo_id, name, place=place)
+    return path.parents[len(Path(name).parts) - 1]
 
 
 @contextlib.contextmanager

@@ -14,10 +14,18 @@ import jax
 import numpy as np
 
 from audiosep_jax.audio import resample
-from audiosep_jax.checkpoint import load_for_inference
-from audiosep_jax.encoders import QueryEncoder, load_encoder
-from audiosep_jax.errors import AudioFileError, CheckpointError, ConfigError, EncoderMismatchError, QueryError
+from audiosep_jax.checkpoint import InferenceCheckpoint, load_for_inference
+from audiosep_jax.encoders import QueryEncoder, UnavailableEncoder, encoder_names, load_encoder
+from audiosep_jax.errors import (
+    AudioFileError,
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    EncoderMismatchError,
+    QueryError,
+)
 from audiosep_jax.model import AudioSep, ModelConfig
+from audiosep_jax.pretrained import find_checkpoint
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
 
@@ -221,30 +229,48 @@ class Separator:
         return [output[:, : mixture.shape[-1]].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
 
 
-def load(path: str | Path, *, step: int | None = None, max_whole_seconds: float = 30.0) -> Separator:
-    """A Separator from a checkpoint: a run's workdir, its `checkpoints` folder, or one step's folder.
+def load(path: str | Path | None = None, *, step: int | None = None, max_whole_seconds: float = 30.0) -> Separator:
+    """A Separator from a checkpoint.
 
     Args:
-        path: where it is.
+        path: a run's workdir, its `checkpoints` folder, one step's folder, a converted checkpoint, or a repository of
+            the hub; None: the official weights, fetched and converted once.
         step: which one, by default the newest.
         max_whole_seconds: see `Separator`.
 
     Raises:
         CheckpointError: the path is not a checkpoint, it is damaged, or its encoder is not one of this version.
-        EncoderMismatchError: its encoder is, but this version's gives other embeddings.
+        DownloadError: it is in the hub, which cannot be reached.
+        EncoderMismatchError: its encoder is one of this version, but gives other embeddings now.
     """
-    checkpoint = load_for_inference(path, step=step)
+    checkpoint = load_for_inference(find_checkpoint(path), step=step)
     info = {
         'step': checkpoint.step,
         'encoder': checkpoint.encoder,
         'config': checkpoint.record['config'],
         'path': str(checkpoint.path),
     }
+    return Separator(
+        checkpoint.model,
+        checkpoint.variables,
+        _encoder_of(checkpoint),
+        info=info,
+        max_whole_seconds=max_whole_seconds,
+    )
+
+
+def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
+    if checkpoint.encoder is None:
+        return None
     try:
-        encoder = load_encoder(checkpoint.encoder)
-    except ConfigError as error:
-        raise CheckpointError(f'{checkpoint.path}: {error}') from error
-    return Separator(checkpoint.model, checkpoint.variables, encoder, info=info, max_whole_seconds=max_whole_seconds)
+        return load_encoder(checkpoint.encoder, folders=checkpoint.encoder_folders())
+    except EncoderMismatchError:
+        raise
+    except (ConfigError, DownloadError, CheckpointError) as error:
+        if checkpoint.encoder.get('name') not in encoder_names():
+            raise CheckpointError(f'{checkpoint.path}: {error}') from error
+        # Its weights are not here. Embeddings can be asked all the same, and a text then says what is missing.
+        return UnavailableEncoder(checkpoint.encoder, error)
 
 
 def _padded_frames(num_samples: int, config: ModelConfig) -> int:

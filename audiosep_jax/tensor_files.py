@@ -12,6 +12,7 @@ from audiosep_jax.files import replacing
 
 TORCH_SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin')
 SAFETENSORS = '.safetensors'
+SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
 # What safetensors' numpy side both writes and reads. Any other type is stored as bytes, named in the metadata.
 _NATIVE = {'bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'}
 _NATIVE |= {'float16', 'bfloat16', 'float32', 'float64', 'complex64'}

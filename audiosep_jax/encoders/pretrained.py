@@ -36,7 +36,7 @@ def locate(reference: str) -> Path:
     if weights is None:
         raise CheckpointError(f'https://huggingface.co/{repository} has no {" or ".join(_WEIGHTS)}')
     wanted = [name for name in (*_SETTINGS, *TOKENIZER_FILES, weights) if name in names]
-    return [hub.fetch(repository, name, place=place) for name in wanted][-1].parent
+    return hub.snapshot(repository, wanted, place=place)
 
 
 def kind_of(path: Path) -> str:
