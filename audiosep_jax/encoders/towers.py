@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,14 @@ def in_batches(tower: Callable[..., np.ndarray], *arrays: np.ndarray, largest: i
     return np.concatenate(outputs)
 
 
-def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """16 hex digits of named weights: shapes and the numbers at both ends of each, as float32.
+def fingerprint(tensors: Mapping[str, np.ndarray], names: Iterable[str] | None = None) -> str:
+    """16 hex digits of weights (those of some names): shapes and the numbers at both ends of each, as float32.
 
     Reads a bounded slice of every tensor, so it costs milliseconds for gigabytes on disk; training moves every number,
     so that is enough to tell models apart. The caller gives the names that it would give for any file format.
     """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(tensors if names is None else names):
         tensor = tensors[name]
         digest.update(f'{name} {tuple(tensor.shape)}\n'.encode())
         # `flat` walks views of any stride without a copy of the whole.
