@@ -1,0 +1,219 @@
+"""What keeps an unwanted sound out: the candidates side by side, on mixtures whose parts are known.
+
+    python benchmarks/queries.py --checkpoint RUN --data DIR
+
+DIR has the MUSIC benchmark's layout (music_eval.csv, mixture-IDX, segment-IDX); the unwanted sound of a mixture is what
+remains without its segment, its name the table's `noise_wav` less its number ('acoustic guitar-0'). Four cases:
+
+    named      asked for the caption, without the other sound
+    both       asked for 'CAPTION and OTHER', without the other sound
+    absent     asked for the caption, without a sound that is not there: what --not costs when it was not needed
+    alike      asked for the caption, without 'CAPTION outdoors': what it costs when it names nearly the target
+
+Per method: SDRi; its difference from the plain query, with the 95 % bootstrap interval over mixtures; how much of the
+unwanted sound and of the target is left, in dB of what the mixture has (least squares per frequency on the two, as
+BSS-eval does with its filters). Prints tables and writes them as JSON.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from audiosep_jax.audio import read_audio
+from audiosep_jax.compilation import enable_compilation_cache
+from audiosep_jax.errors import DataError, reported
+from audiosep_jax.evaluate import bootstrap_interval, read_music
+from audiosep_jax.metrics import sdri
+from audiosep_jax.queries import Query, embed, keep_out
+from audiosep_jax.separate import Separator, load
+from audiosep_jax.stft import istft, stft
+
+DECIBELS = 10 / np.log(10)
+
+
+def main(
+    checkpoint: Path, data: Path, json_file: Annotated[Path | None, tyro.conf.arg(name='json')] = None, seed: int = 0
+) -> None:
+    """Measures and prints.
+
+    Args:
+        checkpoint: a training run's folder.
+        data: the benchmark's folder.
+        json_file: where to write the figures as well.
+        seed: of the absent sounds and of the bootstrap.
+    """
+    enable_compilation_cache()
+    separator = load(checkpoint)
+    mixtures, targets, captions, others = read(data, separator.config.sample_rate)
+    rng = np.random.default_rng(seed)
+    kinds = sorted({*captions, *others})
+    absent = [rng.choice([k for k in kinds if k not in pair]) for pair in zip(captions, others, strict=True)]
+    cases = {
+        'named': (captions, others),
+        'both': ([f'{a} and {b}' for a, b in zip(captions, others, strict=True)], others),
+        'absent': (captions, absent),
+        'alike': (captions, [f'{caption} outdoors' for caption in captions]),
+    }
+    figures = {}
+    for case, (asked, unwanted) in cases.items():
+        estimates = methods(separator, mixtures, asked, unwanted)
+        figures[case] = {name: score(separator, *row, seed) for name, row in rows(estimates, targets, mixtures).items()}
+        Console().print(table(case, len(mixtures), figures[case]))
+    if json_file:
+        json_file.write_text(json.dumps({'mixtures': len(mixtures), **figures}, indent=2) + '\n')
+
+
+def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str], list[str]]:
+    """Mixtures and targets float32 [T_i], captions, and the names of the other sounds."""
+    pairs, bad_rows = read_music(data)
+    with (data / 'music_eval.csv').open(newline='', encoding='utf-8-sig') as file:
+        names = {row['idx'].strip(): row.get('noise_wav') or '' for row in csv.DictReader(file)}
+    others = [re.sub(r'[-_ ]*\d*$', '', Path(names[pair.name]).name).replace('_', ' ') for pair in pairs]
+    if bad_rows or not all(others):
+        raise DataError(f'{data}: {bad_rows[0] if bad_rows else "noise_wav does not name the other sound"}')
+    sounds = [
+        [read_audio(path, sample_rate=rate, mono=True)[0][0] for path in (pair.mixture, pair.target)] for pair in pairs
+    ]
+    return [m for m, _ in sounds], [t for _, t in sounds], [pair.caption for pair in pairs], others
+
+
+def methods(
+    separator: Separator, mixtures: list[np.ndarray], asked: list[str], unwanted: list[str]
+) -> dict[str, list[np.ndarray]]:
+    """Every candidate's estimates float32 [T_i], the plain query first."""
+    size, window, hop = separator.config.condition_size, separator.config.window_size, separator.config.hop_size
+
+    def run(embeddings, sounds=mixtures):
+        return separator.separate_batch(sounds, embeddings)
+
+    def unit(embeddings):
+        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+    queries = [Query.text(a).without(b) for a, b in zip(asked, unwanted, strict=True)]
+    embedded = [embed(query, separator.encoder, size) for query in queries]
+    p, n, taken = separator.embed(asked), separator.embed(unwanted), np.concatenate([e.queries for e in embedded])
+    plain, other, without = run(p), run(n), run(taken)
+
+    def masked(estimates, exponent, strength):
+        return [wiener(*pair, exponent, strength, window, hop) for pair in zip(estimates, other, strict=True)]
+
+    def kept_out(strength):
+        pairs = zip(without, other, strict=True)
+        settings = {'window_size': window, 'hop_size': hop, 'strength': strength}
+        return [keep_out(a[None], b[None, None], **settings)[0] for a, b in pairs]
+
+    less = [m - o for m, o in zip(mixtures, other, strict=True)]
+    return {
+        'plain query': plain,
+        **{f'embedding p - {s:g} n': run(unit(p - s * n)) for s in (0.25, 0.5, 1)},
+        'embedding p - (p.n) n': run(unit(p - np.sum(p * n, axis=1, keepdims=True) * n)),
+        'embedding of embed()': without,
+        **{
+            f'mask |P|^{a}/(|P|^{a}+|{s:g} N|^{a})': masked(plain, a, s)
+            for a, s in ((1, 0.5), (1, 1), (2, 0.5), (2, 1), (4, 0.7), (4, 1))
+        },
+        'P less what P and N both claim': [
+            excess(*arrays, window, hop) for arrays in zip(plain, other, mixtures, strict=True)
+        ],
+        'mixture less N, then p': run(p, less),
+        'mixture less N': less,
+        'embed() and keep_out(0.7)': kept_out(0.7),
+        'embed() and keep_out(1)': kept_out(1.0),
+    }
+
+
+@jax.jit(static_argnums=(2, 4, 5))
+def wiener(target, other, exponent, strength, window, hop):
+    """P·|P|ᵃ / (|P|ᵃ + |s·N|ᵃ), all [T]."""
+    spectrum, unwanted = stft(target, window, hop), strength * stft(other, window, hop)
+    ratio = (jnp.abs(unwanted) / jnp.maximum(jnp.abs(spectrum), 1e-15)) ** exponent
+    return istft(spectrum / (1 + ratio), window, hop, length=target.shape[-1])
+
+
+@jax.jit(static_argnums=(3, 4))
+def excess(target, other, mixture, window, hop):
+    """P, its magnitude at most |X| − |N|."""
+    spectrum, unwanted, whole = (stft(x, window, hop) for x in (target, other, mixture))
+    magnitude = jnp.abs(spectrum)
+    room = jnp.maximum(jnp.abs(whole) - jnp.abs(unwanted), 0)
+    gain = jnp.minimum(1, room / jnp.maximum(magnitude, 1e-15))
+    return istft(spectrum * gain, window, hop, length=target.shape[-1])
+
+
+def rows(estimates: dict, targets: list, mixtures: list) -> dict[str, tuple]:
+    """For each method what `score` needs: its estimates, the plain query's, targets, mixtures."""
+    plain = next(iter(estimates.values()))
+    return {name: (own, plain, targets, mixtures) for name, own in estimates.items()}
+
+
+def score(separator: Separator, own: list, plain: list, targets: list, mixtures: list, seed: int) -> dict:
+    """One row: means over mixtures, dB."""
+    window, hop = separator.config.window_size, separator.config.hop_size
+    scores = np.array(
+        [
+            (float(_sdri(t, e, m)), float(_sdri(t, p, m)), *map(float, _left(t, m, e, window, hop)))
+            for e, p, t, m in zip(own, plain, targets, mixtures, strict=True)
+        ]
+    )
+    change = scores[:, 0] - scores[:, 1]
+    return {
+        'SDRi': float(scores[:, 0].mean()),
+        'change': float(change.mean()),
+        'change_interval': list(bootstrap_interval(change, None, seed)),
+        'unwanted_left': float(scores[:, 3].mean()),
+        'unwanted_left_interval': list(bootstrap_interval(scores[:, 3], None, seed)),
+        'target_left': float(scores[:, 2].mean()),
+    }
+
+
+_sdri = jax.jit(sdri)
+
+
+@jax.jit(static_argnums=(3, 4))
+def _left(target, mixture, estimate, window, hop):
+    """How much of the target and of the rest of the mixture an estimate holds, dB: a complex gain per frequency each.
+
+    Both are fitted together, so that what the two have in common by chance is not counted twice.
+    """
+    parts = jnp.stack([stft(target, window, hop), stft(mixture - target, window, hop)], -1)  # [N, F, 2]
+    gram = jnp.einsum('nfi,nfj->fij', parts.conj(), parts)
+    against = jnp.einsum('nfi,nf->fi', parts.conj(), stft(estimate, window, hop))
+    energies = jnp.einsum('fii->fi', gram).real  # [F, 2]
+    # Where a part is silent at a frequency its gain is undetermined, and of no weight.
+    gram += (1e-6 * energies.sum(-1) + 1e-12)[:, None, None] * jnp.eye(2)
+    gains = jnp.linalg.solve(gram, against[..., None])[..., 0]
+    left = jnp.sum(jnp.abs(gains) ** 2 * energies, axis=0)
+    return DECIBELS * jnp.log(jnp.maximum(left, 1e-9) / jnp.maximum(energies.sum(0), 1e-9))
+
+
+def table(case: str, count: int, figures: dict) -> Table:
+    """The rows of one case for a terminal."""
+    result = Table(title=f'{case}: {count} mixtures, dB')
+    result.add_column('')
+    for column in ('SDRi', 'change', '95 %', 'unwanted left', 'target left'):
+        result.add_column(column, justify='right')
+    for name, row in figures.items():
+        low, high = row['change_interval']
+        result.add_row(
+            name,
+            f'{row["SDRi"]:.2f}',
+            f'{row["change"]:+.2f}',
+            f'{low:+.2f} … {high:+.2f}',
+            f'{row["unwanted_left"]:.1f}',
+            f'{row["target_left"]:.1f}',
+        )
+    return result
+
+
+if __name__ == '__main__':
+    with reported('queries'):
+        tyro.cli(main)
