@@ -1,16 +1,13 @@
-"""The command `audiosep-jax`: separate, evaluate, inspect. Files, flags and printing; the work is done elsewhere.
+"""The command `audiosep-jax`. Files, flags and printing; the work is done elsewhere.
 
 Exit codes: 0 done; 1 files and data, also when one of many inputs failed; 2 flags, configuration keys, empty queries.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import re
 import signal
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,16 +17,16 @@ import tyro
 
 from audiosep_jax import audio
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
+from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
 
 if TYPE_CHECKING:
+    from audiosep_jax.queries import Embedded, Query
     from audiosep_jax.separate import Separator
 
+_FRONT_END = ('sample_rate', 'window_size', 'hop_size')
+_OF_OUR_SIDE = (*_FRONT_END, 'encoder')
+_Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: the official weights)')]
 _SUBTYPES: dict[str, audio.Subtype] = {'16': 'PCM_16', '24': 'PCM_24', 'float': 'FLOAT'}
-# What a user may take for an output format. A folder's name may have a dot too, so not every suffix means a file.
-_AUDIO_SUFFIXES = (*audio.SUFFIXES, '.mp3', '.m4a', '.aac', '.opus', '.oga', '.wma', '.aif', '.aiff', '.w64', '.caf')
-_RESIDUAL = 'residual'
-_MOST_QUERY_BYTES = 80
-_MOST_NAME_BYTES = 240  # file systems allow 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +39,26 @@ class Separate:
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar='IN [IN ...]', name='in')]
     """Audio files: WAV, FLAC, OGG, MP3 and whatever else libsndfile reads; any rate, length and number of channels."""
-    query: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')]
+    query: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')] = ()
     """What to extract, in words. Repeat the flag for more sounds."""
-    checkpoint: Annotated[Path, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, or one step's folder in it."""
-    output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')]
+    like: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
+    """Extract what sounds like this recording (models with a CLAP encoder). Repeatable."""
+    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
+    """Extract the sound of what this picture shows (models with a CLIP encoder). Repeatable."""
+    vector: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
+    """Extract what this embedding in a .npy file stands for. Repeatable."""
+    without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT', name='not')] = ()
+    """What must stay out of every extracted sound, in words. Repeatable."""
+    blend: bool = False
+    """Make one query of all that are given: one sound that is like each of them."""
+    weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar='W [W ...]')] = ()
+    """How much each counts in the blend: first those of --query, then --like, --image, --vector."""
+    checkpoint: Annotated[
+        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+    ] = None
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub. Without it
+    the official weights are fetched and converted once."""
+    output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('separated')
     """A .wav, .flac or .ogg file, or a folder (made if its parent exists)."""
     residual: bool = False
     """Also write what is left: the input less all that was extracted."""
@@ -64,8 +76,10 @@ class Evaluate:
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
     """The benchmark's folder. music: music_eval.csv, segment-IDX and mixture-IDX files."""
-    checkpoint: Annotated[Path, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, or one step's folder in it."""
+    checkpoint: Annotated[
+        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+    ] = None
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
     benchmark: Literal['music'] = 'music'
     """The protocol."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
@@ -77,11 +91,39 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Convert:
+    """Convert a checkpoint of the original PyTorch code to one of ours, or one of ours to PyTorch.
+
+    The suffix of DST tells the direction: .ckpt, .pt, .pth, .bin and .safetensors are for PyTorch. The way there and
+    back is bit-exact for every tensor, used or not.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='SRC')]
+    """A Lightning .ckpt, a .pt or .pth state dict, a .safetensors, a repository of the hub (organisation/name, or
+    organisation/name:FILE), or a checkpoint of ours."""
+    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar='DST')]
+    """The folder, or the file for PyTorch, to make."""
+    preset: Literal['audiosep-32k', 'dcase2024-16k'] = 'audiosep-32k'
+    """Rate, window and hop, which no such file records: 32000 Hz, 2048, 320; or 16000 Hz, 1024, 160. The window is
+    checked against the tensors."""
+    sample_rate: Annotated[int | None, tyro.conf.arg(metavar='HZ')] = None
+    """Hz, instead of the preset's."""
+    window_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
+    """Of the STFT in samples, instead of the preset's."""
+    hop_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
+    """Of the STFT in samples, instead of the preset's."""
+    encoder: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
+    """CLAP weights for a file that holds the separator alone: a file, a folder, or a repository of the hub."""
+    force: bool = False
+    """Replace DST if it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Inspect:
     """Say what a checkpoint is: step, encoder, parameter count, configuration."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, or one step's folder in it."""
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='DIR')]
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = tyro.cli(
             Annotated[Separate, tyro.conf.subcommand('separate')]
             | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
+            | Annotated[Convert, tyro.conf.subcommand('convert')]
             | Annotated[Inspect, tyro.conf.subcommand('inspect')],
             prog='audiosep-jax',
             description='Separate sounds by describing them.',
@@ -98,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:  # --help, or a flag that tyro has explained
         return stop.code if isinstance(stop.code, int) else 2
-    run = {Separate: _separate, Evaluate: _evaluate, Inspect: _inspect}[type(command)]
+    run = {Separate: _separate, Evaluate: _evaluate, Convert: _convert, Inspect: _inspect}[type(command)]
     try:
         with _terminable():
             return run(command)
@@ -122,18 +165,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _separate(command: Separate) -> int:
     from audiosep_jax.progress import progress_bar
 
-    queries = _checked_queries(command.query)
-    names = [*_query_names(queries), *([_RESIDUAL] if command.residual else [])]
-    plans = _plan(command, names)
+    queries = _queries(command)
+    names = [*query_names(list(queries)), *([RESIDUAL] if command.residual else [])]
+    plans = plan_outputs(
+        command.output, command.inputs, names, num_queries=len(queries), subtype=_SUBTYPES[command.bits]
+    )
     separator = _load(command.checkpoint)
-    embeddings = separator.embed(list(queries))  # now: an unusable query concerns no input in particular
+    embedded = separator.prepare(list(queries.values()))  # now: an unusable query concerns no input in particular
 
     failed = 0
     with progress_bar('separating') as show:
         for done, (source, outputs) in enumerate(plans.items()):
             show(done, len(plans))
             try:
-                _separate_file(separator, source, outputs, embeddings, command)
+                _separate_file(separator, source, outputs, embedded, command)
             except AudioSepError as error:
                 failed += 1
                 message = str(error)
@@ -144,7 +189,7 @@ def _separate(command: Separate) -> int:
 
 
 def _separate_file(
-    separator: 'Separator', source: Path, outputs: list[Path], embeddings: np.ndarray, command: Separate
+    separator: 'Separator', source: Path, outputs: list[Path], embedded: 'Embedded', command: Separate
 ) -> None:
     """Writes all outputs of one input, or none of them."""
     subtype = _SUBTYPES[command.bits]
@@ -154,7 +199,7 @@ def _separate_file(
     mixture, rate = audio.read_audio(source)
     for path in outputs:
         audio.check_format(path, subtype, channels=len(mixture), sample_rate=rate)
-    separation = separator.separate(mixture, embeddings, sample_rate=rate, per_channel=command.per_channel)
+    separation = separator.separate(mixture, embedded, sample_rate=rate, per_channel=command.per_channel)
     sounds = [*separation.targets, *([separation.residual] if command.residual else [])]
     with _made(outputs[0].parent):
         gain = audio.write_together(dict(zip(outputs, sounds, strict=True)), rate, subtype=subtype)
@@ -182,115 +227,47 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _checked_queries(queries: Sequence[str]) -> tuple[str, ...]:
+def _queries(command: Separate) -> dict[str, 'Query']:
+    """What the flags ask for: name -> query."""
+    from audiosep_jax.queries import Query
+
+    texts = _checked_texts('query', command.query)
+    queries = dict(zip(texts, map(Query.text, texts), strict=True))
+    for paths, make in (
+        (command.like, Query.audio_file),
+        (command.image, Query.image),
+        (command.vector, Query.vector_file),
+    ):
+        for path in paths:
+            name = path.stem
+            while name in queries:
+                name += '-2'
+            queries[name] = make(path)
     if not queries:
         raise QueryError('no query: say in words what to extract, for example --query "a dog barking"')
-    queries = tuple(query.strip() for query in queries)
-    for query in queries:
-        if not query:
-            raise QueryError('a query is empty: say in words what to extract, for example --query "a dog barking"')
+    if command.blend or command.weights:
+        weights = command.weights or (1.0,) * len(queries)
+        if len(weights) != len(queries):
+            raise ConfigError(f'--weights has {len(weights)} numbers for {len(queries)} queries')
+        blended = sum(weight * query for weight, query in zip(weights, queries.values(), strict=True))
+        queries = {' + '.join(queries): blended}
+    unwanted = _checked_texts('not', command.without)
+    return {name: query.without(*unwanted) for name, query in queries.items()}
+
+
+def _checked_texts(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
+    texts = tuple(text.strip() for text in texts)
+    for text in texts:
+        if not text:
+            raise QueryError(f'a query is empty: describe a sound in words, for example --{flag} "a dog barking"')
         try:
-            query.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise QueryError(f"the query {query!r} is not valid text in this terminal's encoding") from error
-    repeated = sorted({query for query in queries if queries.count(query) > 1})
+            raise QueryError(f"the query {text!r} is not valid text in this terminal's encoding") from error
+    repeated = sorted({text for text in texts if texts.count(text) > 1})
     if repeated:
         raise QueryError(f'the query {repeated[0]!r} is given twice; once is enough')
-    return queries
-
-
-def _plan(command: Separate, names: list[str]) -> dict[Path, list[Path]]:
-    """Input to outputs, one per name; everything about the flags that could go wrong goes wrong here, before any work.
-
-    Raises:
-        ConfigError: an output that cannot be meant.
-    """
-    out, inputs = command.output, command.inputs
-    if not inputs:
-        raise ConfigError('no input: name the audio files to separate')
-    suffix = out.suffix.lower()
-    if suffix in _AUDIO_SUFFIXES and not out.is_dir():
-        if len(inputs) > 1 or len(command.query) > 1:
-            raise ConfigError(
-                f'-o {out}: with several inputs or queries -o is a folder; give it a name without {suffix}'
-            )
-        audio.check_format(out, _SUBTYPES[command.bits])
-        outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
-        plans, folder = {inputs[0]: [out, *outputs]}, None
-    else:
-        plans, folder = {}, out
-        for source in inputs:
-            if source in plans:
-                raise ConfigError(f'{source}: given twice; once is enough')
-            plans[source] = [out / _file_name(source.stem, name, '.wav') for name in names]
-    _check_folder(out, folder)
-    _check_collisions(plans)
-    return plans
-
-
-def _check_folder(out: Path, folder: Path | None) -> None:
-    """The folder for the outputs must be there, or (for a folder of stems) at least its parent: typos make no trees."""
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise AudioFileError(f'-o {out}: is a file, but a folder is needed; give a folder, or a name that ends in .wav')
-    needed = out.absolute().parent
-    if not needed.is_dir():
-        raise AudioFileError(f'-o {out}: the folder {needed} does not exist; make it first')
-    place = folder if folder is not None and folder.exists() else needed
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise AudioFileError(f'-o {out}: no permission to write into {place}')
-
-
-def _check_collisions(plans: dict[Path, list[Path]]) -> None:
-    sources = {os.path.realpath(source): source for source in plans}
-    owner: dict[str, Path] = {}
-    for source, outputs in plans.items():
-        for path in outputs:
-            real = os.path.realpath(path)
-            if real in sources:
-                raise ConfigError(f'{path}: is an input and would be overwritten; choose another -o')
-            # Some file systems do not tell upper from lower case.
-            first = owner.setdefault(real.casefold(), source)
-            if first is not source:
-                raise ConfigError(f'{first} and {source} would both be written to {path}; separate them one by one')
-
-
-def _query_names(queries: Sequence[str]) -> list[str]:
-    """File-name parts for queries, all different: where two come out alike, the later one gets a number."""
-    names: list[str] = []
-    taken = {_RESIDUAL}
-    for query in queries:
-        base = name = _safe_name(query)
-        number = 2
-        while name.casefold() in taken:
-            name = f'{base}-{number}'
-            number += 1
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _safe_name(text: str) -> str:
-    """Text as a part of a file name: letters of any script stay, what file systems or shells trip over becomes `_`."""
-    text = unicodedata.normalize('NFC', text)
-    # Of the invisible characters only the joiners are kept, which emoji and some scripts are written with; others turn
-    # the direction of what follows (a name can then lie about its suffix) or are no text at all.
-    text = ''.join(c if c in '\u200c\u200d' or unicodedata.category(c)[0] not in 'CZ' else ' ' for c in text)
-    text = re.sub(r'[\s/\\:*?"<>|$`!\'&;#~%{}()\[\]^,=@+.]+', '_', text)
-    return _shortened(text.strip('_-') or 'query', _MOST_QUERY_BYTES, text)
-
-
-def _file_name(stem: str, name: str, suffix: str) -> str:
-    rest = f'__{name}{suffix}'
-    return _shortened(stem, _MOST_NAME_BYTES - len(os.fsencode(rest)), stem) + rest
-
-
-def _shortened(text: str, most_bytes: int, identity: str) -> str:
-    """Cut at a character to `most_bytes` with a hash of `identity` at the end, so that different texts stay apart."""
-    data = os.fsencode(text)
-    if len(data) <= most_bytes:
-        return text
-    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:8]
-    return data[: most_bytes - len(digest) - 1].decode('utf-8', 'ignore') + '-' + digest
+    return texts
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------
@@ -341,6 +318,43 @@ def _check_json(path: Path) -> None:
         raise DataError(f'--json {path}: no permission to write into {path.absolute().parent}')
 
 
+# ---- convert ---------------------------------------------------------------------------------------------------------
+
+
+def _convert(command: Convert) -> int:
+    from audiosep_jax.tensor_files import SUFFIXES
+
+    _quieten()
+    if command.destination.suffix in SUFFIXES:
+        from audiosep_jax.convert import to_torch
+        from audiosep_jax.pretrained import find_checkpoint
+
+        given = [f'--{name.replace("_", "-")}' for name in _OF_OUR_SIDE if getattr(command, name) is not None]
+        if given:
+            raise ConfigError(f'{given[0]} is for the way to our checkpoints: leave it away')
+        count = to_torch(find_checkpoint(command.source), command.destination, force=command.force)
+        _say(f'{command.destination}: {count} tensors')
+        return 0
+    from audiosep_jax.convert import PRESETS, from_torch
+
+    if (Path(command.source) / 'params').is_dir() or (Path(command.source) / 'checkpoints').is_dir():
+        names = ', '.join(SUFFIXES)
+        raise ConfigError(f'{command.source} is a checkpoint of ours already: give DST a suffix of PyTorch ({names})')
+    changed = {name: getattr(command, name) for name in _FRONT_END if getattr(command, name) is not None}
+    front_end = dataclasses.replace(PRESETS[command.preset], **changed)
+    converted = from_torch(
+        command.source, command.destination, front_end=front_end, encoder=command.encoder, force=command.force
+    )
+    model = converted.model
+    _say(f'{converted.path}: separator at {model.sample_rate} Hz, window {model.window_size}, hop {model.hop_size}')
+    if converted.encoder is not None:
+        _say(f'query encoder: {converted.encoder["name"]}, {converted.encoder["embedding_size"]} numbers')
+    _say(f'kept for the way back: {converted.num_kept} tensors that separation does not use')
+    for note in converted.notes:
+        _say(f'audiosep-jax: note: {note}', file=sys.stderr)
+    return 0
+
+
 # ---- inspect ---------------------------------------------------------------------------------------------------------
 
 
@@ -348,14 +362,16 @@ def _inspect(command: Inspect) -> int:
     import jax
 
     from audiosep_jax.checkpoint import load_for_inference
+    from audiosep_jax.pretrained import find_checkpoint
 
     _quieten()
-    checkpoint = load_for_inference(command.checkpoint)
+    checkpoint = load_for_inference(find_checkpoint(command.checkpoint))
     params = checkpoint.variables['params']
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     _say(f'path        {checkpoint.path}')
     _say(f'step        {checkpoint.step}')
-    _say(f'encoder     {", ".join(f"{key} {value}" for key, value in checkpoint.encoder.items())}')
+    encoder = checkpoint.encoder or {'none': 'only embeddings can be asked'}
+    _say(f'encoder     {", ".join(f"{key} {value}" for key, value in encoder.items())}')
     _say(f'parameters  {count:,}')
     _say('config')
     for line in _indented(checkpoint.record['config']):
@@ -375,7 +391,7 @@ def _indented(config: dict) -> Iterator[str]:
 # ---- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> 'Separator':
+def _load(path: str | None) -> 'Separator':
     from audiosep_jax.compilation import enable_compilation_cache
     from audiosep_jax.separate import load
 

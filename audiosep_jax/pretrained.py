@@ -1,4 +1,4 @@
-"""Checkpoints by name: the official weights, and those in repositories of the hub, converted once into the user's cache."""
+"""Checkpoints by name: the official weights, and the hub's repositories, converted once into the user's cache."""
 
 from pathlib import Path
 

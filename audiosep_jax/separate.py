@@ -22,13 +22,14 @@ from audiosep_jax.errors import (
     ConfigError,
     DownloadError,
     EncoderMismatchError,
-    QueryError,
 )
 from audiosep_jax.model import AudioSep, ModelConfig
 from audiosep_jax.pretrained import find_checkpoint
+from audiosep_jax.queries import Embedded, Query, embed, keep_out
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
 
+Queries = str | Query | Sequence[str | Query] | np.ndarray
 _OVERLAP_SECONDS = 2.0
 _MOST_CHANNELS = 1024  # as many as a WAV holds; an array with more is the wrong way round
 
@@ -94,37 +95,22 @@ class Separator:
         self.info = info or {}
         self._variables = jax.device_put({name: variables[name] for name in ('params', 'batch_stats')})
 
-    def embed(self, queries: str | Sequence[str] | np.ndarray) -> np.ndarray:
+    def embed(self, queries: Queries) -> np.ndarray:
         """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
 
         Raises:
             QueryError: no query, empty text, text without an encoder, or an array of the wrong size or not finite.
         """
-        if isinstance(queries, str):
-            queries = [queries]
-        if isinstance(queries, np.ndarray | jax.Array):
-            embeddings = np.atleast_2d(np.asarray(queries, np.float32))
-            if embeddings.ndim != 2 or embeddings.shape[1] != self.config.condition_size or not len(embeddings):
-                raise QueryError(
-                    f'an embedding has the shape [{self.config.condition_size}] or [Q, {self.config.condition_size}], '
-                    f'got {list(np.shape(queries))}'
-                )
-        else:
-            if not all(isinstance(q, str) for q in queries):
-                raise QueryError('queries are texts, or one numpy array of embeddings')
-            if not queries or not all(q.strip() for q in queries):
-                raise QueryError('the query is empty: say in words what to extract, for example "a dog barking"')
-            if self.encoder is None:
-                raise QueryError('this separator has no encoder for text: give embeddings')
-            embeddings = np.asarray(self.encoder.encode_text(list(queries)), np.float32)
-        if not np.isfinite(embeddings).all():
-            raise QueryError('the query embedding holds NaN or infinite numbers')
-        return embeddings
+        return self.prepare(queries).queries
+
+    def prepare(self, queries: Queries) -> Embedded:
+        """Queries embedded once, to be asked of many recordings; with what must stay out of them. Raises as `embed`."""
+        return embed(queries, self.encoder, self.config.condition_size)
 
     def separate(
         self,
         audio: np.ndarray,
-        queries: str | Sequence[str] | np.ndarray,
+        queries: Queries | Embedded,
         *,
         sample_rate: int,
         per_channel: bool = False,
@@ -136,7 +122,7 @@ class Separator:
 
         Args:
             audio: float [T] or [channels, T], ±1, any T above 0.
-            queries: text, several texts, or embeddings [E] or [Q, E].
+            queries: text, `Query` values, several of them, embeddings [E] or [Q, E], or what `prepare` made of such.
             sample_rate: of the audio, Hz.
             per_channel: run the network on each channel instead, as if they were recordings of their own.
 
@@ -145,17 +131,15 @@ class Separator:
             AudioFileError: audio that is empty, not float, of another shape, or not finite.
         """
         audio = _checked(audio, sample_rate)
-        embeddings = self.embed(queries)
-        channels, length = audio.shape
+        embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
+        length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
-        targets = np.empty((len(embeddings), channels, length), np.float32)
-        for target, embedding in zip(targets, embeddings, strict=True):
-            if per_channel:
-                parts = [self._separate_one(mixture[c : c + 1], embedding) for c in range(channels)]
-                separated = np.concatenate(parts)
-            else:
-                separated = self._separate_one(mixture, embedding)
-            target[:] = _fit(resample(separated, self.config.sample_rate, sample_rate), length)
+        if per_channel:
+            channels = [self._separate_all(mixture[c : c + 1], embedded) for c in range(len(mixture))]
+            separated = np.concatenate(channels, axis=1)
+        else:
+            separated = self._separate_all(mixture, embedded)
+        targets = _fit(resample(separated, self.config.sample_rate, sample_rate), length)
         return Separation(targets, audio - targets.sum(0))
 
     def separate_batch(
@@ -176,7 +160,7 @@ class Separator:
         by_shape: dict[int, list[int]] = {}
         for i, mixture in enumerate(mixtures):
             if mixture.shape[-1] > self._window:
-                results[i] = self._separate_one(mixture, embeddings[i])[0]
+                results[i] = self._separate_all(mixture, self.prepare(embeddings[i]))[0, 0]
             else:
                 by_shape.setdefault(_padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
@@ -190,26 +174,45 @@ class Separator:
                     results[i] = output[0]
         return results
 
-    def _separate_one(self, mixture: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-        """float32 [channels, T] at the model's rate -> the target, [channels, T]; whole, or in windows."""
+    def _separate_all(self, mixture: np.ndarray, embedded: Embedded) -> np.ndarray:
+        """float32 [channels, T] at the model's rate -> the targets [Q, channels, T]; whole, or in windows."""
         length = mixture.shape[-1]
+        targets = np.zeros((len(embedded.queries), *mixture.shape), np.float32)
         if length == 0:  # less than one sample at the model's rate
-            return mixture
+            return targets
         if length <= self._window:
-            return self._run([mixture], embedding[None])[0]
-        target = np.zeros_like(mixture)
+            return self._separate_window(mixture, embedded)
         stride = self._window - self._overlap
         # Inside an overlap the later window fades in as the earlier one fades out: the two ramps sum to one.
         fade_in = ((np.arange(self._overlap) + 0.5) / self._overlap).astype(np.float32)
         # The last window begins where a rest of more than the overlap remains.
         for start in range(0, length - self._overlap, stride):
-            piece = self._run([mixture[:, start : start + self._window]], embedding[None], frames_for=self._window)[0]
+            window = mixture[:, start : start + self._window]
+            pieces = self._separate_window(window, embedded, frames_for=self._window)
             if start > 0:
-                piece[:, : self._overlap] *= fade_in
+                pieces[..., : self._overlap] *= fade_in
             if start + self._window < length:
-                piece[:, -self._overlap :] *= fade_in[::-1]
-            target[:, start : start + self._window] += piece
-        return target
+                pieces[..., -self._overlap :] *= fade_in[::-1]
+            targets[..., start : start + self._window] += pieces
+        return targets
+
+    def _separate_window(self, mixture: np.ndarray, embedded: Embedded, *, frames_for: int | None = None) -> np.ndarray:
+        """One network run per query, and per sound to keep out: [channels, T] -> [Q, channels, T]."""
+
+        def run(embeddings: np.ndarray) -> np.ndarray:
+            runs = [self._run([mixture], e[None], frames_for=frames_for)[0] for e in embeddings]
+            return np.stack(runs) if runs else np.zeros((0, *mixture.shape), np.float32)
+
+        targets, unwanted = run(embedded.queries), run(embedded.unwanted)
+        for target, rows in zip(targets, embedded.keep_out, strict=True):
+            if rows:
+                target[:] = keep_out(
+                    target,
+                    unwanted[list(rows)],
+                    window_size=self.config.window_size,
+                    hop_size=self.config.hop_size,
+                )
+        return targets
 
     def _run(
         self, mixtures: list[np.ndarray], embeddings: np.ndarray, *, frames_for: int | None = None

@@ -5,6 +5,7 @@ import numpy as np
 from audiosep_jax.audio import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.model import ModelConfig
+from audiosep_jax.queries import embed
 from audiosep_jax.separate import Separation
 
 RATE = 16000
@@ -19,11 +20,14 @@ class QuarterSeparator:
     gain = 0.25
 
     def embed(self, queries):
-        return self.encoder.encode_text(queries)
+        return self.prepare(queries).queries
 
-    def separate(self, mixture, embeddings, *, sample_rate, per_channel=False):
+    def prepare(self, queries):
+        return embed(queries, self.encoder, self.config.condition_size)
+
+    def separate(self, mixture, embedded, *, sample_rate, per_channel=False):
         assert sample_rate == RATE
-        targets = np.stack([self.gain * mixture] * len(embeddings))
+        targets = np.stack([self.gain * mixture] * len(embedded.queries))
         return Separation(targets, mixture - targets.sum(0))
 
     def separate_batch(self, mixtures, embeddings, *, batch_size):

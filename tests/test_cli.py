@@ -19,6 +19,7 @@ from audiosep_jax import audio, cli
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
+from audiosep_jax.outputs import query_names
 
 
 def separate(*arguments):
@@ -91,17 +92,17 @@ def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folde
 @settings(max_examples=200)
 @given(st.lists(st.text(st.characters(exclude_categories=['Cs']), max_size=120), min_size=1, max_size=4, unique=True))
 def test_any_query_is_a_safe_and_unique_name(queries):
-    names = cli._query_names(queries)
+    names = query_names(queries)
     assert len({name.casefold() for name in names} | {'residual'}) == len(queries) + 1
     for name in names:
         assert 0 < len(name.encode()) < 100
         assert not set(name) & set('/\\:*?"<>|\0\n\t .$`\'')
         assert all(c in '\u200c\u200d' or unicodedata.category(c)[0] != 'C' for c in name)
-    assert names == cli._query_names(queries)
+    assert names == query_names(queries)
 
 
 def test_readable_names():
-    names = cli._query_names(['a dog barking!', 'A dog barking', '犬が吠える', '🐶 / 🐱', '???', '...', 'residual'])
+    names = query_names(['a dog barking!', 'A dog barking', '犬が吠える', '🐶 / 🐱', '???', '...', 'residual'])
     assert names == ['a_dog_barking', 'A_dog_barking-2', '犬が吠える', '🐶_🐱', 'query', 'query-2', 'residual-2']
 
 

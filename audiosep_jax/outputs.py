@@ -1,0 +1,120 @@
+"""Which files the command line writes: names made of inputs and queries, and what would go wrong with them."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from audiosep_jax import audio
+from audiosep_jax.errors import AudioFileError, ConfigError
+
+# What a user may take for an output format. A folder's name may have a dot too, so not every suffix means a file.
+_AUDIO_SUFFIXES = (*audio.SUFFIXES, '.mp3', '.m4a', '.aac', '.opus', '.oga', '.wma', '.aif', '.aiff', '.w64', '.caf')
+RESIDUAL = 'residual'
+_MOST_QUERY_BYTES = 80
+_MOST_NAME_BYTES = 240  # file systems allow 255
+
+
+def plan_outputs(
+    out: Path, inputs: Sequence[Path], names: Sequence[str], *, num_queries: int, subtype: audio.Subtype
+) -> dict[Path, list[Path]]:
+    """Input to outputs, one per name; everything about them that could go wrong goes wrong here, before any work.
+
+    Args:
+        out: a file or a folder.
+        inputs: audio files.
+        names: as `query_names` makes them, one per query and perhaps `residual`.
+        num_queries: how many of the names are queries.
+        subtype: of the samples.
+
+    Raises:
+        ConfigError: an output that cannot be meant.
+        AudioFileError: a folder that is not there or may not be written.
+    """
+    if not inputs:
+        raise ConfigError('no input: name the audio files to separate')
+    suffix = out.suffix.lower()
+    if suffix in _AUDIO_SUFFIXES and not out.is_dir():
+        if len(inputs) > 1 or num_queries > 1:
+            raise ConfigError(
+                f'-o {out}: with several inputs or queries -o is a folder; give it a name without {suffix}'
+            )
+        audio.check_format(out, subtype)
+        outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
+        plans, folder = {inputs[0]: [out, *outputs]}, None
+    else:
+        plans, folder = {}, out
+        for source in inputs:
+            if source in plans:
+                raise ConfigError(f'{source}: given twice; once is enough')
+            plans[source] = [out / _file_name(source.stem, name, '.wav') for name in names]
+    _check_folder(out, folder)
+    _check_collisions(plans)
+    return plans
+
+
+def _check_folder(out: Path, folder: Path | None) -> None:
+    """The folder for the outputs must be there, or (for a folder of stems) at least its parent: typos make no trees."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise AudioFileError(f'-o {out}: is a file, but a folder is needed; give a folder, or a name that ends in .wav')
+    needed = out.absolute().parent
+    if not needed.is_dir():
+        raise AudioFileError(f'-o {out}: the folder {needed} does not exist; make it first')
+    place = folder if folder is not None and folder.exists() else needed
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise AudioFileError(f'-o {out}: no permission to write into {place}')
+
+
+def _check_collisions(plans: dict[Path, list[Path]]) -> None:
+    sources = {os.path.realpath(source): source for source in plans}
+    owner: dict[str, Path] = {}
+    for source, outputs in plans.items():
+        for path in outputs:
+            real = os.path.realpath(path)
+            if real in sources:
+                raise ConfigError(f'{path}: is an input and would be overwritten; choose another -o')
+            # Some file systems do not tell upper from lower case.
+            first = owner.setdefault(real.casefold(), source)
+            if first is not source:
+                raise ConfigError(f'{first} and {source} would both be written to {path}; separate them one by one')
+
+
+def query_names(queries: Sequence[str]) -> list[str]:
+    """File-name parts for queries, all different: where two come out alike, the later one gets a number."""
+    names: list[str] = []
+    taken = {RESIDUAL}
+    for query in queries:
+        base = name = _safe_name(query)
+        number = 2
+        while name.casefold() in taken:
+            name = f'{base}-{number}'
+            number += 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _safe_name(text: str) -> str:
+    """Text as a part of a file name: letters of any script stay, what file systems or shells trip over becomes `_`."""
+    text = unicodedata.normalize('NFC', text)
+    # Of the invisible characters only the joiners are kept, which emoji and some scripts are written with; others turn
+    # the direction of what follows (a name can then lie about its suffix) or are no text at all.
+    text = ''.join(c if c in '\u200c\u200d' or unicodedata.category(c)[0] not in 'CZ' else ' ' for c in text)
+    text = re.sub(r'[\s/\\:*?"<>|$`!\'&;#~%{}()\[\]^,=@+.]+', '_', text)
+    return _shortened(text.strip('_-') or 'query', _MOST_QUERY_BYTES, text)
+
+
+def _file_name(stem: str, name: str, suffix: str) -> str:
+    rest = f'__{name}{suffix}'
+    return _shortened(stem, _MOST_NAME_BYTES - len(os.fsencode(rest)), stem) + rest
+
+
+def _shortened(text: str, most_bytes: int, identity: str) -> str:
+    """Cut at a character to `most_bytes` with a hash of `identity` at the end, so that different texts stay apart."""
+    data = os.fsencode(text)
+    if len(data) <= most_bytes:
+        return text
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:8]
+    return data[: most_bytes - len(digest) - 1].decode('utf-8', 'ignore') + '-' + digest
