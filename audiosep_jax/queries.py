@@ -19,7 +19,8 @@ part, untouched. Weights are above 0, and only their proportion matters.
    narrow cone (Liang et al., arXiv 2203.02053). Only those nₖ count for which the cosine of p − m and nₖ − m exceeds
    0.2, more than unrelated sounds come to by chance. So 'rain and speech' without 'speech' becomes 'rain', and a query
    that never mentioned the unwanted sound stays as it is. To subtract a fixed share of nₖ instead does harm: the
-   network was never asked for such an embedding.
+   network was never asked for such an embedding. The unwanted in turn lose what they have in common with p, so that
+   'engine' without 'engine outdoors' turns down the outdoors and less of the engine.
 2. In the spectrum (`keep_out`). The network is asked for the unwanted sounds as well, and where they are the louder
    ones the target gives way: its spectrum P becomes P·|P|⁴ / (|P|⁴ + Σ |s·Nₖ|⁴), with Nₖ the spectra of the unwanted
    and s the strength. The gain is one half where |P| = s·|N|.
@@ -197,13 +198,12 @@ class Query:
     def vector_file(cls, path: str | Path) -> 'Query':
         """An embedding from a `.npy` file, [E] or [1, E]. Raises QueryError where there is none."""
         try:
-            values = np.load(path, allow_pickle=False)
+            with open(path, 'rb') as file:
+                values = np.lib.format.read_array(file, allow_pickle=False)
         except OSError as error:
-            raise QueryError(f'{path}: cannot be read: {error.strerror or "not a .npy file"}') from error
-        except (ValueError, EOFError) as error:
+            raise QueryError(f'{path}: cannot be read: {error.strerror or error}') from error
+        except (ValueError, EOFError, MemoryError, OverflowError) as error:
             raise QueryError(f'{path}: not a .npy file of numbers; write one with numpy.save') from error
-        if not isinstance(values, np.ndarray):
-            raise QueryError(f'{path}: holds several arrays; save the one embedding with numpy.save')
         return cls.vector(values[0] if values.ndim == 2 and len(values) == 1 else values, name=Path(path).name)
 
     def without(self, *unwanted: Union[str, 'Query']) -> 'Query':
@@ -250,7 +250,8 @@ class Embedded:
 
     Attributes:
         queries: float32 [Q, E], what to extract.
-        unwanted: float32 [K, E], the different sounds that some query keeps out; K may be 0.
+        unwanted: float32 [K, E], what to ask the network for as well: the different sounds that some query keeps out,
+            less what they have in common with the query. K may be 0.
         keep_out: for each query the rows of `unwanted` that are kept out of it.
     """
 
@@ -305,20 +306,21 @@ def embed(
                 f'an embedding has the shape [{embedding_size}] or [Q, {embedding_size}], got {list(shape)}'
             )
     queries = as_queries(queries)
-    unwanted = list(dict.fromkeys(other for query in queries for other in query.unwanted))
-    parts = list(dict.fromkeys(part for query in [*queries, *unwanted] for _, part in query.terms))
+    unwanted = [other for query in queries for other in query.unwanted]
+    parts = [part for query in [*queries, *unwanted] for _, part in query.terms]
     references = [_Text(caption) for caption in _CAPTIONS] if unwanted and encoder is not None else []
     vectors = _encode(list(dict.fromkeys(parts + references)), encoder, embedding_size)
     centre = np.mean([vectors[part] for part in references], axis=0) if references else np.zeros(embedding_size)
-    outside = np.zeros((len(unwanted), embedding_size), np.float32)
-    for row, query in enumerate(unwanted):
-        outside[row] = _combined(query, vectors)
-    keep_out = tuple(tuple(unwanted.index(other) for other in query.unwanted) for query in queries)
-    wanted = [
-        _taken_away(_combined(query, vectors), outside[list(rows)], centre, query)
-        for query, rows in zip(queries, keep_out, strict=True)
-    ]
-    return Embedded(np.stack(wanted), outside, keep_out)
+    wanted, rows, keep_out = [], {}, []
+    for query in queries:
+        own = _combined(query, vectors)
+        others = [_combined(other, vectors) for other in query.unwanted]
+        wanted.append(_taken_away(own, others, centre, query))
+        apart = [_taken_away(other, [own], centre, query) for other in others]
+        # Most are the same for every query: those that have nothing in common with any.
+        keep_out.append(tuple(rows.setdefault(other.tobytes(), (len(rows), other))[0] for other in apart))
+    outside = np.array([other for _, other in rows.values()], np.float32).reshape(-1, embedding_size)
+    return Embedded(np.stack(wanted), outside, tuple(keep_out))
 
 
 def keep_out(
@@ -467,9 +469,11 @@ def _combined(query: Query, vectors: dict) -> np.ndarray:
     return (total * (lengths / weights.sum() / length)).astype(np.float32)
 
 
-def _taken_away(wanted: np.ndarray, unwanted: np.ndarray, centre: np.ndarray, query: Query) -> np.ndarray:
-    """What is left of an embedding [E] when its likeness to unwanted ones [K, E] is gone, of the same length."""
-    own, others = (wanted - centre).astype(np.float64), (unwanted - centre).astype(np.float64)
+def _taken_away(wanted: np.ndarray, unwanted: list[np.ndarray], centre: np.ndarray, query: Query) -> np.ndarray:
+    """What is left of an embedding [E] when its likeness to unwanted ones [E] is gone, of the same length."""
+    if not unwanted:
+        return wanted
+    own, others = (wanted - centre).astype(np.float64), (np.stack(unwanted) - centre).astype(np.float64)
     lengths = np.linalg.norm(others, axis=1)
     length = np.linalg.norm(own)
     alike = others @ own > _CHANCE_COSINE * length * lengths

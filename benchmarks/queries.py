@@ -100,14 +100,15 @@ def methods(
 
     queries = [Query.text(a).without(b) for a, b in zip(asked, unwanted, strict=True)]
     embedded = [embed(query, separator.encoder, size) for query in queries]
-    p, n, taken = separator.embed(asked), separator.embed(unwanted), np.concatenate([e.queries for e in embedded])
-    plain, other, without = run(p), run(n), run(taken)
+    p, n = (embed(texts, separator.encoder, size).queries for texts in (asked, unwanted))
+    taken, apart = (np.concatenate(rows) for rows in zip(*((e.queries, e.unwanted) for e in embedded), strict=True))
+    plain, other, without, other_apart = run(p), run(n), run(taken), run(apart)
 
     def masked(estimates, exponent, strength):
         return [wiener(*pair, exponent, strength, window, hop) for pair in zip(estimates, other, strict=True)]
 
     def kept_out(strength):
-        pairs = zip(without, other, strict=True)
+        pairs = zip(without, other_apart, strict=True)
         settings = {'window_size': window, 'hop_size': hop, 'strength': strength}
         return [keep_out(a[None], b[None, None], **settings)[0] for a, b in pairs]
 
@@ -118,12 +119,10 @@ def methods(
         'embedding p - (p.n) n': run(unit(p - np.sum(p * n, axis=1, keepdims=True) * n)),
         'embedding of embed()': without,
         **{
-            f'mask |P|^{a}/(|P|^{a}+|{s:g} N|^{a})': masked(plain, a, s)
+            f'mask, power {a}, {s:g} N': masked(plain, a, s)
             for a, s in ((1, 0.5), (1, 1), (2, 0.5), (2, 1), (4, 0.7), (4, 1))
         },
-        'P less what P and N both claim': [
-            excess(*arrays, window, hop) for arrays in zip(plain, other, mixtures, strict=True)
-        ],
+        'at most |X| - |N|': [excess(*arrays, window, hop) for arrays in zip(plain, other, mixtures, strict=True)],
         'mixture less N, then p': run(p, less),
         'mixture less N': less,
         'embed() and keep_out(0.7)': kept_out(0.7),
@@ -198,7 +197,7 @@ def _left(target, mixture, estimate, window, hop):
 def table(case: str, count: int, figures: dict) -> Table:
     """The rows of one case for a terminal."""
     result = Table(title=f'{case}: {count} mixtures, dB')
-    result.add_column('')
+    result.add_column('', no_wrap=True)
     for column in ('SDRi', 'change', '95 %', 'unwanted left', 'target left'):
         result.add_column(column, justify='right')
     for name, row in figures.items():
