@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Image = PIL.Image.Image | np.ndarray | str | os.PathLike
 
 # What people have. Not all that Pillow knows: EPS runs Ghostscript, and rare decoders are where its bugs are.
-_FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
+_FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _BICUBIC = 3
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
