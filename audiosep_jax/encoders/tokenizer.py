@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers of RoBERTa and CLIP, from the files beside their weights, by the `tokenizers` package alone.
+"""Byte-level BPE tokenizers of RoBERTa and CLIP, from the files beside their weights: the `tokenizers` package alone.
 
 A folder holds either `tokenizer.json`, which says everything, or the older pair `vocab.json` and `merges.txt`, from
 which the same tokenizer is built: RoBERTa's (GPT-2's byte-level BPE between `<s>` and `</s>`, padding `<pad>`) or

@@ -1,0 +1,173 @@
+"""CLAP's text tower: RoBERTa (arXiv 1907.11692) with its pooler, a projection, scaled to length 1.
+
+Names and layouts of the parameters are those of LAION's files (`text_branch.*`, `text_projection.*`), which has them
+from transformers' `RobertaModel`. Letters: B batch, L tokens, C width, E embedding size.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiosep_jax.encoders.layers import (
+    LayerNorm,
+    Linear,
+    ProjectionHead,
+    Table,
+    apply,
+    attention,
+    gelu,
+    load_parameters,
+    parameter_shapes,
+)
+
+PADDING_ID = 1
+_WORDS = 'text_branch.embeddings.word_embeddings.weight'
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig:
+    """Sizes. `positions` counts those that padding takes up: texts have at most `max_length` tokens."""
+
+    vocabulary: int = 50265
+    positions: int = 514
+    width: int = 768
+    hidden: int = 3072
+    layers: int = 12
+    heads: int = 12
+    embedding_size: int = 512
+    epsilon: float = 1e-5  # roberta-base's; Hugging Face's CLAP configurations say 1e-12
+
+    @property
+    def max_length(self) -> int:
+        """Tokens, the special ones included."""
+        return self.positions - PADDING_ID - 1
+
+
+class Embeddings(nn.Module):
+    """What a word, its position and its type say together: words [B, L, C] and positions int [B, L] -> [B, L, C]."""
+
+    config: RobertaConfig
+
+    @nn.compact
+    def __call__(self, words: jax.Array, positions: jax.Array) -> jax.Array:
+        config = self.config
+        position = Table(config.positions, config.width, name='position_embeddings')()[positions.astype(jnp.int32)]
+        kind = Table(1, config.width, name='token_type_embeddings')()[0]  # BERT has two, RoBERTa one
+        return LayerNorm(config.epsilon, name='LayerNorm')(words + kind + position)
+
+
+class SelfAttention(nn.Module):
+    """[B, L, C] and a bias [B, 1, 1, L] -> [B, L, C]."""
+
+    config: RobertaConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        query, key, value = (Linear(self.config.width, name=name)(x) for name in ('query', 'key', 'value'))
+        return attention(query, key, value, self.config.heads, bias)
+
+
+class Sublayer(nn.Module):
+    """The end of either half of a layer: norm(x + linear(y))."""
+
+    config: RobertaConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return LayerNorm(self.config.epsilon, name='LayerNorm')(x + Linear(self.config.width, name='dense')(y))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each normalised after its sum: [B, L, C] and a mask [B, L] of 0 and 1 -> [B, L, C]."""
+
+    config: RobertaConfig
+
+    def setup(self):
+        self.attention = _Attention(self.config)
+        self.intermediate = _Intermediate(self.config)
+        self.output = Sublayer(self.config)
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        bias = jnp.where(mask[:, None, None, :] > 0, 0.0, -jnp.inf)
+        x = self.attention(x, bias)
+        return self.output(x, self.intermediate(x))
+
+
+class _Attention(nn.Module):
+    config: RobertaConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        y = SelfAttention(self.config, name='self')(x, bias)
+        return Sublayer(self.config, name='output')(x, y)
+
+
+class _Intermediate(nn.Module):
+    config: RobertaConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return gelu(Linear(self.config.hidden, name='dense')(x))
+
+
+class Pooler(nn.Module):
+    """tanh(linear) of the first token, `<s>`: [B, L, C] -> [B, C]."""
+
+    config: RobertaConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(Linear(self.config.width, name='dense')(x[:, 0]))
+
+
+def _parts(config: RobertaConfig) -> list[tuple[str, nn.Module, tuple[tuple[int, ...], ...]]]:
+    """(prefix of the names, module, shapes of its inputs), in the order of the computation."""
+    tokens = (1, 4, config.width)
+    layers = [(f'text_branch.encoder.layer.{i}.', Layer(config), (tokens, (1, 4))) for i in range(config.layers)]
+    return [
+        ('text_branch.embeddings.', Embeddings(config), (tokens, (1, 4))),
+        *layers,
+        ('text_branch.pooler.', Pooler(config), (tokens,)),
+        ('text_projection.', ProjectionHead(config.embedding_size), ((1, config.width),)),
+    ]
+
+
+def tensor_shapes(config: RobertaConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the tower uses, as LAION's files name them."""
+    shapes = {_WORDS: (config.vocabulary, config.width)}
+    for prefix, module, inputs in _parts(config):
+        shapes |= {f'{prefix}{name}': shape for name, shape in parameter_shapes(module, *inputs).items()}
+    return shapes
+
+
+def position_ids(ids: np.ndarray) -> np.ndarray:
+    """int32 [B, L]: words count from `PADDING_ID` + 1 on, padding (by its id, whatever the mask) is not counted."""
+    is_word = ids != PADDING_ID
+    return (np.cumsum(is_word, axis=1) * is_word + PADDING_ID).astype(np.int32)
+
+
+class TextTower:
+    """Token ids to embeddings of length 1.
+
+    The table of words stays where it is, usually a memory-mapped file: of its 154 MB a query needs a few rows.
+    """
+
+    def __init__(self, config: RobertaConfig, tensors: Mapping[str, np.ndarray]):
+        self._words = tensors[_WORDS]
+        self._parts = [
+            (module, load_parameters(tensors, prefix, parameter_shapes(module, *inputs)))
+            for prefix, module, inputs in _parts(config)
+        ]
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+        """ids int [B, L] and a mask [B, L] with a 1 in every row -> float32 [B, E]. Compiled for each B and L."""
+        (embeddings, embedding_weights), *layers, pooler, projection = self._parts
+        x = apply(embeddings, embedding_weights, np.asarray(self._words[ids], np.float32), position_ids(ids))
+        for layer, weights in layers:
+            x = apply(layer, weights, x, mask)
+        x = apply(*pooler, x)
+        return apply(*projection, x)
