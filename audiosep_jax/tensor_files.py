@@ -149,6 +149,8 @@ def write_tensors(
     for name, value in tensors.items():
         value = np.asarray(value)
         value = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        if value.dtype.hasobject:
+            raise CheckpointError(f'{path}: cannot be written: {name!r} holds objects, not numbers')
         if value.dtype.name not in _NATIVE:
             dtypes[name] = [value.dtype.name, list(value.shape)]
             value = value.reshape(-1).view(np.uint8)

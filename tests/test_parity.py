@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
 
-from audiosep_jax.convert import film_names, tensor_table, variables_from_torch
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.losses import l1_waveform
 from audiosep_jax.model import AudioSep, ModelConfig, init_variables
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
-from audiosep_jax.resunet import film_layout
 from audiosep_jax.separate import Separator
+from audiosep_jax.torch_names import tensors_from_variables, variables_from_torch
 
 CONFIG = ModelConfig()
 
@@ -52,20 +50,11 @@ def train_step_outputs(variables, reference):
     return jax.jit(value_and_grad(variables, reference))(variables['params'])
 
 
-def in_original_layout(tree, name):
-    """The array that the original calls `name` (a parameter's or its gradient's), laid out as there."""
-    if name.startswith('film.'):
-        layer, kind = name.rsplit('.', 1)
-        index = film_names(CONFIG.widths).index(layer)
-        sizes = list(film_layout(CONFIG.widths).values())
-        first = sum(sizes[:index])
-        fused = tree['resunet', 'film', 'kernel' if kind == 'weight' else 'bias']
-        return np.asarray(fused)[..., first : first + sizes[index]].T
-    path, layout = {n: (p, layout) for n, p, layout in tensor_table(CONFIG.widths)}[name]
-    array = np.asarray(tree[path[1:]])
-    if layout == 'pointwise':
-        return array.T[:, :, None, None]
-    return array.transpose(np.argsort(layout)) if layout else array
+@pytest.fixture(scope='module')
+def updated(train_step_outputs):
+    """Gradients and new running statistics, named and laid out as the original's parameters and buffers."""
+    (_, (_, batch_stats)), gradients = train_step_outputs
+    return tensors_from_variables({'params': gradients, 'batch_stats': batch_stats}, CONFIG)
 
 
 def test_weights_have_the_model_s_structure(variables):
@@ -95,30 +84,26 @@ def test_train_loss_and_output(train_step_outputs, reference):
     assert relative_error(out, reference['train_out']) < 1e-4
 
 
-def test_running_statistics(train_step_outputs, reference):
-    (_, (_, batch_stats)), _ = train_step_outputs
-    flat = flatten_dict(batch_stats)
+def test_running_statistics(updated, reference):
     names = [key.split(':')[1] for key in reference if key.startswith('train_stat:')]
     assert len(names) == 8
     for name in names:
-        assert relative_error(in_original_layout(flat, name), reference[f'train_stat:{name}']) < 1e-6, name
+        assert relative_error(updated[name], reference[f'train_stat:{name}']) < 1e-6, name
 
 
-def test_gradients(train_step_outputs, reference):
-    flat = flatten_dict(train_step_outputs[1])
+def test_gradients(updated, reference):
     names = [key.split(':')[1] for key in reference if key.startswith('train_grad:')]
     assert len(names) == 7
     for name in names:
-        assert relative_error(in_original_layout(flat, name), reference[f'train_grad:{name}']) < 5e-3, name
+        assert relative_error(updated[name], reference[f'train_grad:{name}']) < 5e-3, name
 
 
-def test_every_gradient_norm(train_step_outputs, reference):
-    flat = flatten_dict(train_step_outputs[1])
+def test_every_gradient_norm(updated, reference):
     checked = 0
     for name, norm in zip(reference['train_gradnorm_names'], reference['train_gradnorms'], strict=True):
         if norm < 1e-7:  # the gradients that are zero but for rounding
             continue
-        assert np.linalg.norm(in_original_layout(flat, str(name))) == pytest.approx(norm, rel=5e-3), name
+        assert np.linalg.norm(updated[str(name)]) == pytest.approx(norm, rel=5e-3), name
         checked += 1
     assert checked == 177
 

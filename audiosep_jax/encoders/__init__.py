@@ -60,9 +60,11 @@ class UnavailableEncoder:
         """What the checkpoint recorded."""
         return self._identity
 
-    def encode_text(self, texts: list[str]) -> np.ndarray:
+    def _unavailable(self, *_: Any, **__: Any) -> np.ndarray:
         """Raises what kept the weights away."""
         raise self._error
+
+    encode_text = encode_audio = encode_image = encode_token_ids = _unavailable
 
 
 def encoder_names() -> tuple[str, ...]:

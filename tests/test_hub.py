@@ -1,0 +1,98 @@
+"""The hub without a network: its cache is a folder that the tests fill as `huggingface_hub` does."""
+
+import socket
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from audiosep_jax import hub
+from audiosep_jax.errors import DownloadError
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No name resolves, no proxy, an empty cache; `add(repository, {file: text})` fills it."""
+
+    def fail(*_, **__):
+        raise socket.gaierror(-2, 'Name or service not known')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', fail)
+    for name in ('HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'all_proxy'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+
+    def add(repository, files, kind='models'):
+        folder = tmp_path / 'hub' / f'{kind}--{repository.replace("/", "--")}'
+        snapshot = folder / 'snapshots' / ('0' * 40)
+        for name, text in files.items():
+            path = snapshot / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        (folder / 'refs').mkdir(exist_ok=True)
+        (folder / 'refs' / 'main').write_text('0' * 40)
+        return snapshot
+
+    return add
+
+
+def test_what_is_in_the_cache_needs_no_network(offline):
+    offline('some/thing', {'a.json': 'A', 'sub/b.json': 'B'})
+    assert hub.fetch('some/thing', 'a.json', place='nowhere').read_text() == 'A'
+    assert sorted(hub.list_files('some/thing', place='nowhere')) == ['a.json', 'sub/b.json']
+    folder = hub.snapshot('some/thing', ['a.json', 'sub/b.json'], place='nowhere')
+    assert (folder / 'sub' / 'b.json').read_text() == 'B'
+    offline('some/space', {'c': 'C'}, kind='spaces')
+    assert hub.fetch('some/space', 'c', place='nowhere', repo_type='space').read_text() == 'C'
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: hub.fetch('some/thing', 'tokenizer.json', place='DST/encoder/tokenizer.json'),
+        lambda: hub.list_files('some/thing', place='DST/encoder/tokenizer.json'),
+        lambda: hub.snapshot('some/thing', ['tokenizer.json'], place='DST/encoder/tokenizer.json'),
+    ],
+)
+def test_offline_with_a_cold_cache_says_which_file_to_put_where(offline, call):
+    with pytest.raises(DownloadError) as error:
+        call()
+    message = str(error.value)
+    assert '\n' not in message
+    assert 'https://huggingface.co/some/thing' in message
+    assert 'Name or service not known' in message
+    assert message.endswith('put it at DST/encoder/tokenizer.json')
+
+
+def test_offline_by_setting(offline, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(DownloadError, match='HF_HUB_OFFLINE is set'):
+        hub.fetch('some/thing', 'a', place='there')
+
+
+def test_what_the_library_raises_is_one_line(offline, monkeypatch):
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: [])
+    import httpx2
+
+    response = httpx2.Response(404, request=httpx2.Request('GET', 'https://x'))
+    for error, says in (
+        (errors.RepositoryNotFoundError('many\nlines', response=response), 'no such repository'),
+        (errors.GatedRepoError('many\nlines', response=response), 'licence'),
+        (errors.RemoteEntryNotFoundError('many\nlines', response=response), 'no such file'),
+        (OSError(28, 'No space left on device'), 'No space left'),
+        (RuntimeError('first\nsecond'), '(first)'),
+    ):
+
+        def fail(*_, error=error, local_files_only=False, **__):
+            raise errors.LocalEntryNotFoundError('x') if local_files_only else error
+
+        monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fail)
+        with pytest.raises(DownloadError) as caught:
+            hub.fetch('some/thing', 'a', place='there')
+        assert says in str(caught.value)
+        assert '\n' not in str(caught.value)
+
+
+def test_names_of_repositories():
+    assert all(map(hub.is_repo_id, ('a/b', 'a-b/c.d_e')))
+    assert not any(map(hub.is_repo_id, ('a', 'a/b/c', '../a', 'a/..', '/a/b', '', 'a b/c')))
