@@ -66,21 +66,22 @@ def read_torch(path: str | os.PathLike) -> Any:
 
 
 def _read(path: str | os.PathLike) -> Any:
-    with open(path, 'rb') as file:
+    with open(path, 'rb', buffering=0) as file:
         if not os.fstat(file.fileno()).st_size:
             raise CheckpointError('the file is empty')
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if data[:4] == b'PK\3\4':
             return _ZipFile(file, data).load()
-    if data[257:262] == b'ustar':
-        raise CheckpointError('a tar file, as torch before 0.2 wrote: load and save it with a newer torch')
-    return _LegacyFile(data).load()
+        if data[257:262] == b'ustar':
+            raise CheckpointError('a tar file, as torch before 0.2 wrote: load and save it with a newer torch')
+        return _LegacyFile(file, data).load()
 
 
 class _File:
     """What both formats share: storages by key, and tensors on them."""
 
-    def __init__(self, data: mmap.mmap):
+    def __init__(self, file: BinaryIO, data: mmap.mmap):
+        self._file = file
         self._data = data
         self._bytes = np.frombuffer(data, np.uint8)  # read-only, as the map is
         self._big_endian = False
@@ -108,6 +109,11 @@ class _File:
 
     def _persistent(self, saved_id: Any) -> Any:
         raise NotImplementedError
+
+    def _peek(self, offset: int, size: int) -> bytes:
+        """A few bytes between the tensors. Not by the map, where a touch brings in dozens of pages around it."""
+        self._file.seek(offset)
+        return self._file.read(size)
 
     def _allow(self, size: int) -> None:
         """For so many bytes that are not mapped but computed. A small file must not fill the memory."""
@@ -181,7 +187,7 @@ class _ZipFile(_File):
     """A zip with ROOT/data.pkl, ROOT/data/KEY for each storage, and small entries that tell about the format."""
 
     def __init__(self, file: BinaryIO, data: mmap.mmap):
-        super().__init__(data)
+        super().__init__(file, data)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
         self._entries = {entry.orig_filename: entry for entry in entries}
@@ -216,12 +222,12 @@ class _ZipFile(_File):
         name, offset = entry.orig_filename, entry.header_offset
         if entry.flag_bits & 0x2041:
             raise CheckpointError(f'the entry {shown(name)} of the zip is encrypted')
-        header = self._data[offset : offset + 30]
-        if offset < 0 or len(header) < 30 or header[:4] != b'PK\3\4':
+        header = self._peek(max(offset, 0), 30)
+        if len(header) < 30 or header[:4] != b'PK\3\4':
             raise CheckpointError(f'the entry {shown(name)} of the zip is not where its directory says')
         flags, method, packed, size, name_size, extra_size = struct.unpack('<6xHH8xIIHH', header)
         start = offset + 30 + name_size + extra_size
-        raw = self._data[offset + 30 : offset + 30 + name_size]
+        raw = self._peek(offset + 30, name_size)
         stated = raw.decode('utf-8' if flags & 0x800 else 'cp437')
         sizes = ((packed, entry.compress_size), (size, entry.file_size))
         # With bit 3 the sizes follow the bytes; all ones: they are in the 64-bit extension.
@@ -315,7 +321,7 @@ class _LegacyFile(_File):
             if key not in types or key in storages:
                 raise CheckpointError(f'its list of storages has {shown(key)}, its pickle has not')
             dtype, elements = types[key]
-            stated = self._data[position : position + 8]
+            stated = self._peek(position, 8)
             start, size = position + 8, elements * dtype.itemsize
             position = start + size
             if len(stated) < 8 or position > len(self._data):
