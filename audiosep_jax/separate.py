@@ -266,7 +266,7 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
     if checkpoint.encoder is None:
         return None
     try:
-        return load_encoder(checkpoint.encoder, folders=checkpoint.encoder_folders())
+        return load_encoder(checkpoint.encoder, folders=[checkpoint.root / 'encoder'])
     except EncoderMismatchError:
         raise
     except (ConfigError, DownloadError, CheckpointError) as error:

@@ -1,6 +1,7 @@
 """Files of named tensors, safetensors or PyTorch's, as mappings that read a tensor when it is asked for. No torch."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -158,6 +159,8 @@ def write_tensors(
     strings = dict(metadata or {}) | ({_DTYPES: json.dumps(dtypes)} if dtypes else {})
     try:
         with replacing(path) as temporary:
+            mode = temporary.stat().st_mode
             save_file(native, temporary, metadata=strings or None)
+            os.chmod(temporary, mode)  # it leaves a file that only its owner may read
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f'{path}: cannot be written: {getattr(error, "strerror", None) or error}') from error
