@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import clip_reference
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -171,6 +172,13 @@ def test_kinds_of_images_agree(encoder, tmp_path):
     np.testing.assert_allclose(same, np.broadcast_to(same[0], same.shape), atol=1e-6)
 
 
+def test_arrays_cross_to_the_device_and_back_only_where_it_is_meant(encoder):
+    """As training runs: what is not asked for in so many words is an error."""
+    with jax.transfer_guard('disallow'):
+        assert np.isfinite(encoder.encode_text(['dog'])).all()
+        assert np.isfinite(encoder.encode_image(clip_reference.images()[:1])).all()
+
+
 def test_no_queries_give_no_rows(encoder):
     empty = (0, encoder.embedding_size)
     assert encoder.encode_text([]).shape == empty
@@ -237,6 +245,18 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_their_file(states, folders
     name = 'vision_model.encoder.layers.1.mlp.fc2.bias'
     changed = state | {name: state[name] + np.float32(1e-3)}
     write_torch(writable / 'pytorch_model.bin', changed)
+    assert ClipEncoder.open(writable).identity()['weights'] != encoder.identity()['weights']
+
+
+@pytest.mark.parametrize(
+    ('file', 'settings'),
+    [
+        ('config.json', clip_config('openai') | {'text_config': clip_config('laion')['text_config']}),
+        ('preprocessor_config.json', {'size': {'shortest_edge': 32}, 'crop_size': 30}),
+    ],
+)
+def test_the_fingerprint_is_also_of_what_is_computed(encoder, writable, file, settings):
+    (writable / file).write_text(json.dumps(settings))
     assert ClipEncoder.open(writable).identity()['weights'] != encoder.identity()['weights']
 
 
@@ -350,6 +370,8 @@ def test_settings_of_something_else(writable, config, match):
     ('block', 'key', 'value'),
     [
         ('text_config', 'hidden_act', 'relu'),
+        ('text_config', 'hidden_act', ['gelu']),
+        ('text_config', 'num_hidden_layers', 10**6),
         ('text_config', 'hidden_size', -1),
         ('text_config', 'hidden_size', 10**12),
         ('text_config', 'eos_token_id', [1, 2]),

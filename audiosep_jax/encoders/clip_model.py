@@ -102,7 +102,7 @@ def read_config(settings: Mapping[str, Any], where: str) -> ClipConfig:
             ),
             vision=VisionConfig(
                 transformer=_transformer(vision, causal=False, width=768, hidden=3072, heads=12),
-                image_size=_size(vision, 'image_size', 224),
+                image_size=_size(vision, 'image_size', 224, most=4096),
                 patch_size=_size(vision, 'patch_size', 32),
             ),
             embedding_size=_size(settings, 'projection_dim', 512),
@@ -130,7 +130,7 @@ def _transformer(block: Mapping[str, Any], *, causal: bool, width: int, hidden: 
     config = TransformerConfig(
         causal=causal,
         width=_size(block, 'hidden_size', width),
-        layers=_size(block, 'num_hidden_layers', 12),
+        layers=_size(block, 'num_hidden_layers', 12, most=256),
         heads=_size(block, 'num_attention_heads', heads),
         hidden=_size(block, 'intermediate_size', hidden),
         activation=block.get('hidden_act', 'quick_gelu'),
@@ -138,16 +138,16 @@ def _transformer(block: Mapping[str, Any], *, causal: bool, width: int, hidden: 
     )
     if config.width % config.heads:
         raise ValueError(f'hidden_size {config.width} is no multiple of num_attention_heads {config.heads}')
-    if config.activation not in _ACTIVATIONS:
+    if config.activation not in tuple(_ACTIVATIONS):
         raise ValueError(f'hidden_act {config.activation!r} (known: {", ".join(_ACTIVATIONS)})')
     if not isinstance(config.epsilon, float) or not 0 < config.epsilon < 1:
         raise ValueError(f'layer_norm_eps {config.epsilon!r}')
     return config
 
 
-def _size(block: Mapping[str, Any], key: str, default: int) -> int:
+def _size(block: Mapping[str, Any], key: str, default: int, most: int = 1 << 20) -> int:
     value = block.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
         raise ValueError(f'{key} {value!r}')
     return value
 
@@ -303,7 +303,8 @@ class TextTower:
     def __call__(self, ids: np.ndarray, mask: np.ndarray, end: np.ndarray) -> np.ndarray:
         """ids and mask int [B, L], the position of each end-of-text int [B] -> [B, E]. Compiled for each B and L."""
         embeddings, *layers, norm, projection = self._parts
-        x = apply(*embeddings, np.asarray(self._words[ids], np.float32))
+        words, mask, end = jax.device_put((np.asarray(self._words[ids], np.float32), mask, end))
+        x = apply(*embeddings, words)
         for layer, weights in layers:
             x = apply(layer, weights, x, mask)
         return jax.device_get(apply(*projection, apply(*norm, x), end))
@@ -318,11 +319,11 @@ class VisionTower:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, S, S, 3] -> [B, E]. Compiled for each B."""
         embeddings, first_norm, *layers, norm, projection = self._parts
-        x = apply(*first_norm, apply(*embeddings, pixels))
-        everything = np.ones((1, x.shape[1]), np.int32)
+        x = apply(*first_norm, apply(*embeddings, jax.device_put(pixels)))
+        everything, first = jax.device_put((np.ones((1, x.shape[1]), np.int32), np.zeros(len(pixels), np.int32)))
         for layer, weights in layers:
             x = apply(layer, weights, x, everything)
-        return jax.device_get(apply(*projection, apply(*norm, x), np.zeros(len(pixels), np.int32)))
+        return jax.device_get(apply(*projection, apply(*norm, x), first))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -43,13 +43,14 @@ def in_batches(tower: Callable[..., np.ndarray], *arrays: np.ndarray, largest: i
     return np.concatenate(outputs)
 
 
-def fingerprint(tensors: Mapping[str, np.ndarray], names: Iterable[str] | None = None) -> str:
+def fingerprint(tensors: Mapping[str, np.ndarray], names: Iterable[str] | None = None, settings: str = '') -> str:
     """16 hex digits of weights (those of some names): shapes and the numbers at both ends of each, as float32.
 
     Reads a bounded slice of every tensor, so it costs milliseconds for gigabytes on disk; training moves every number,
-    so that is enough to tell models apart. The caller gives the names that it would give for any file format.
+    so that is enough to tell models apart. The caller gives the names that it would give for any file format, and
+    what beside the weights decides the embeddings.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(settings.encode())
     for name in sorted(tensors if names is None else names):
         tensor = tensors[name]
         digest.update(f'{name} {tuple(tensor.shape)}\n'.encode())
