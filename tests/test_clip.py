@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 from clip_reference import BEGIN, END, clip_config, clip_tensor, token_ids
 
-from audiosep_jax.encoders import QueryEncoder, clip_model
+from audiosep_jax.encoders import QueryEncoder, clip_model, load_encoder
 from audiosep_jax.encoders.clip import ClipEncoder
 from audiosep_jax.errors import CheckpointError, DownloadError, QueryError
 from audiosep_jax.tensor_files import write_tensors
@@ -232,6 +232,13 @@ def test_identity_says_what_decides_the_embeddings(encoder, folders):
     assert isinstance(encoder, QueryEncoder)
 
 
+def test_identity_finds_the_encoder_again(folders):
+    raw = ClipEncoder.open(folders['laion'], source=str(folders['laion']), normalize=False)
+    again = load_encoder(raw.identity())
+    assert again.identity() == raw.identity()
+    np.testing.assert_array_equal(again.encode_text(['rain']), raw.encode_text(['rain']))
+
+
 def test_the_fingerprint_is_of_the_weights_and_not_of_their_file(states, folders, encoder, writable):
     from audiosep_jax.torch_checkpoint import write_torch
 
@@ -422,6 +429,7 @@ def test_a_tokenizer_of_another_model(writable):
         ([BEGIN, END], None, r'\[Q, L\]'),
         ([[BEGIN, END]], [[1]], r'\[Q, L\]'),
         ([[0.5, 1.5]], None, 'float64'),
+        ([[BEGIN, 5, END], [BEGIN, END]], None, 'inhomogeneous'),
         ([[BEGIN] * 78], None, '78 tokens'),
         ([[]], np.zeros((1, 0), int), r'\[Q, L\]|0 tokens'),
         ([[BEGIN, 520]], None, 'vocabulary'),

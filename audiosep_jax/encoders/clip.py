@@ -144,8 +144,11 @@ class ClipEncoder:
             QueryError: other shapes, more tokens, or ids outside the vocabulary.
         """
         config = self.config.text
-        ids = np.asarray(ids)
-        mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        try:
+            ids = np.asarray(ids)
+            mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        except ValueError as error:  # rows of several lengths
+            raise QueryError(f'token ids and attention mask: expected integers [Q, L]: {error}') from error
         if ids.ndim != 2 or mask.shape != ids.shape or not np.issubdtype(ids.dtype, np.integer):
             raise QueryError(
                 f'token ids and attention mask: expected integers [Q, L], got {ids.dtype} {list(ids.shape)} and '
