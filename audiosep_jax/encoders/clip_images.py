@@ -3,7 +3,8 @@
 The same numbers as transformers' `CLIPImageProcessorPil` (`tests/test_clip_images.py`), in its order: transparency is
 laid on white, the shortest edge is resized (bicubic, with Pillow's own anti-aliasing), the middle is cut out, bytes
 become numbers of mean 0 and deviation 1. As there, a *file* is turned upright by its EXIF orientation, and an image
-that the caller has opened is taken as it is.
+that the caller has opened is taken as it is. Transparent files are laid on white as well: where transformers opens the
+file itself, it shows whatever colour is hidden under the transparency.
 """
 
 import dataclasses
