@@ -23,7 +23,13 @@ from absl import flags
 from grain.experimental import WindowShuffleMapDataset
 
 from audiosep_jax.audio import resample
-from audiosep_jax.embedding_cache import EmbeddingCache, check_same_encoder, read_encoder_identity
+from audiosep_jax.embedding_cache import (
+    EmbeddingCache,
+    cached_encoders,
+    check_same_encoder,
+    read_encoder_identity,
+)
+from audiosep_jax.encoders import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.processes import end_with_parent
 from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, to_int16
@@ -47,7 +53,7 @@ class DataConfig:
         split: of each dataset.
         segment_seconds: length of the crops. Of a longer clip a random part is taken; a shorter one is put at a random
             place among zeros.
-        encoder: name of the query encoder, whose embeddings must be there.
+        encoder: name of the query encoder, whose embeddings must be there; empty: the only one that has any.
         workers: processes that decode; 0 decodes in threads of this one.
         threads: per process, each fills one batch at a time.
         read_ahead: batches kept ready, per process.
@@ -60,7 +66,7 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     split: str = 'train'
     segment_seconds: float = 5.0
-    encoder: str = 'words'
+    encoder: str = ''
     workers: int = 0
     threads: int = 4
     read_ahead: int = 4
@@ -82,20 +88,35 @@ def encoder_identity(config: DataConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: no dataset is given.
-        DataError: no such dataset or split, or one without embeddings of `config.encoder`.
+        DataError: no such dataset or split, or one without embeddings of `config.encoder`, or of several encoders where
+            none is named.
         EncoderMismatchError: embeddings of another encoder, or of two versions of it.
     """
     _check_given(config)
     for directory in config.data:
         read_split_info(directory, config.split)  # before its embeddings: a mistyped folder has nothing to embed
-    identities = [read_encoder_identity(directory, config.encoder) for directory in config.data]
+    name = config.encoder or _only_encoder(config.data)
+    identities = [read_encoder_identity(directory, name) for directory in config.data]
     for directory, identity in zip(config.data, identities, strict=True):
-        if identity['name'] != config.encoder:
+        if identity['name'] != name:
             raise EncoderMismatchError(
-                f'{directory}: its embeddings {config.encoder!r} were made by encoder {identity["name"]!r}: embed again'
+                f'{directory}: its embeddings {name!r} were made by encoder {identity["name"]!r}: embed again'
             )
         check_same_encoder(directory, identity, identities[0], of=config.data[0])
     return identities[0]
+
+
+def _only_encoder(directories: Sequence[str]) -> str:
+    """The one encoder that the first dataset has embeddings of."""
+    names = cached_encoders(directories[0])
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise DataError(f'{directories[0]} has embeddings of {", ".join(names)}: say which with --encoder NAME')
+    raise DataError(
+        f'{directories[0]}: no embeddings: run `python -m data_prep embed {directories[0]} --encoder NAME` '
+        f'({", ".join(encoder_names())}, or a path of weights)'
+    )
 
 
 def make_batches(
@@ -128,9 +149,9 @@ def make_batches(
     num_samples = round(config.segment_seconds * sample_rate)
     if num_samples < 1:
         raise ConfigError(f'segment_seconds {config.segment_seconds} is less than one sample at {sample_rate} Hz')
-    encoder_identity(config)
+    encoder = encoder_identity(config)['name']
     shards = [Shards(directory, config.split) for directory in config.data]
-    caches = [EmbeddingCache(s, config.encoder) for s in shards]
+    caches = [EmbeddingCache(s, encoder) for s in shards]
     weights = [float(w) for w in config.weights or map(len, shards)]
     load = _LoadSegment(shards, caches, num_samples, sample_rate)
     order_seed, crop_seed = _seeds(seed, 2)

@@ -34,6 +34,11 @@ def cache_paths(directory: str | os.PathLike, encoder_name: str, info: SplitInfo
     return stem.with_suffix('.npy'), stem.with_suffix('.offsets.npy')
 
 
+def cached_encoders(directory: str | os.PathLike) -> list[str]:
+    """The names of the encoders that a dataset has embeddings of."""
+    return sorted(path.parent.name for path in pathlib.Path(directory).glob('embeddings/*/encoder.json'))
+
+
 def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> dict[str, Any]:
     """What `encoder.json` records. Raises DataError, with the command to run, where there is no such cache."""
     path = cache_directory(directory, encoder_name) / 'encoder.json'

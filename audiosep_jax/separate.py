@@ -272,8 +272,10 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
     except (ConfigError, DownloadError, CheckpointError) as error:
         if checkpoint.encoder.get('name') not in encoder_names():
             raise CheckpointError(f'{checkpoint.path}: {error}') from error
-        # Its weights are not here. Embeddings can be asked all the same, and a text then says what is missing.
-        return UnavailableEncoder(checkpoint.encoder, error)
+        # Embeddings can be asked all the same, and a text then says what is missing.
+        place = checkpoint.root / 'encoder'
+        missing = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
+        return UnavailableEncoder(checkpoint.encoder, missing)
 
 
 def _padded_frames(num_samples: int, config: ModelConfig) -> int:

@@ -134,7 +134,7 @@ def embed(
 
     Args:
         shards: Directory of the dataset.
-        encoder: Name of the query encoder.
+        encoder: Query encoder: words; clap or clip (fetched from the hub); or a path of CLAP or CLIP weights.
         split: Only these splits (default: all complete ones).
     """
     loaded = load_encoder(encoder)

@@ -1,7 +1,7 @@
 """AudioSep with text supervision: the recipe of the article (arXiv 2308.05037), on shards with cached embeddings.
 
     python -m data_prep build manifest --source datafile.json --out shards
-    python -m data_prep embed shards --encoder words
+    python -m data_prep embed shards --encoder clap     # or a path of CLAP weights, or a converted checkpoint's encoder
     python experiments/audiosep_clap.py --workdir runs/base --data shards
 
 Five-second segments at 32 kHz, batch 96, two sources a mixture at ±10 dB, AdamW with amsgrad at 1e-3 after a staircase

@@ -75,7 +75,7 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     print(f'1/4  corpus: {TRAINING_CLIPS} clips of {", ".join(CLASSES)}', flush=True)
     sounds = SyntheticClips(TRAINING_CLIPS, seed, CLIP_SECONDS, CLASSES)
     build_shards(sounds, workdir / 'dataset', sample_rate=rate, name='quickstart', clips_per_shard=160)
-    embed_captions(workdir / 'dataset', load_encoder(config.input.encoder))
+    embed_captions(workdir / 'dataset', load_encoder('words'))
 
     print(f'2/4  training: {steps} steps of {config.batch_size} clips', flush=True)
     result = train(config)

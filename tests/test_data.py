@@ -290,7 +290,18 @@ def test_missing_cache_names_the_command(tmp_path):
     build_small(tmp_path, 3, embed=False)
     for call in (encoder_identity, batches_of):
         with pytest.raises(DataError, match=f'run `python -m data_prep embed {tmp_path} --encoder words`'):
+            call(config_of(tmp_path, encoder='words'))
+        with pytest.raises(DataError, match=f'run `python -m data_prep embed {tmp_path} --encoder NAME`'):
             call(config_of(tmp_path))
+
+
+def test_of_several_encoders_one_is_named(tmp_path):
+    build_small(tmp_path, 3)
+    assert encoder_identity(config_of(tmp_path))['name'] == 'words'  # the only one
+    write_json(cache_directory(tmp_path, 'clap') / 'encoder.json', {'name': 'clap', 'embedding_size': 512})
+    with pytest.raises(DataError, match='embeddings of clap, words: say which with --encoder NAME'):
+        encoder_identity(config_of(tmp_path))
+    assert encoder_identity(config_of(tmp_path, encoder='clap'))['name'] == 'clap'
 
 
 def test_cache_of_another_encoder_is_refused(tmp_path):
@@ -309,7 +320,7 @@ def test_broken_split_or_directory_is_found_before_the_first_batch(tmp_path, dat
     with pytest.raises(DataError, match='no such dataset directory'):
         batches_of(config_of(tmp_path / 'nowhere'))
     build_small(tmp_path / 'bare', 3, embed=False)
-    with pytest.raises(DataError, match='no embeddings of encoder'):
+    with pytest.raises(DataError, match='no embeddings'):
         batches_of(config_of(tmp_path / 'bare'))
     with pytest.raises(DataError, match="no split 'test'"):
         batches_of(config_of(dataset, split='test'))

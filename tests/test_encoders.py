@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosep_jax.encoders import QueryEncoder, encoder_names, load_encoder
+from audiosep_jax.encoders import QueryEncoder, load_encoder
 from audiosep_jax.encoders.words import WordsEncoder, stem
 from audiosep_jax.errors import ConfigError, EncoderMismatchError, QueryError
 
@@ -116,10 +116,6 @@ def test_identity_rebuilds_the_encoder():
     assert again.identity() == small.identity()
     np.testing.assert_array_equal(again.encode_text(['a siren']), small.encode_text(['a siren']))
     assert isinstance(again, QueryEncoder)
-
-
-def test_all_names_load():
-    assert [load_encoder(name).name for name in encoder_names()] == list(encoder_names())
 
 
 def test_unknown_encoder_names_the_nearest():

@@ -18,13 +18,16 @@ _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 def locate(reference: str) -> Path:
     """The folder or file that a path or hub reference (`organisation/name`, `organisation/name:FILE`) means.
 
+    Of a checkpoint's folder it is the encoder in it.
+
     Raises:
         ConfigError: it is neither.
         DownloadError: it is not in the cache and the hub cannot be reached.
     """
     path = Path(reference).expanduser()
     if path.exists():
-        return path
+        stored = path / 'encoder'
+        return stored if (stored / _WEIGHTS[0]).is_file() else path
     repository, _, file = reference.partition(':')
     if not hub.is_repo_id(repository):
         raise ConfigError(f'no query encoder at {reference}: no such file or folder, nor a name of the hub')
@@ -55,7 +58,7 @@ def kind_of(path: Path) -> str:
             return kind
         raise CheckpointError(f'{settings}: model_type {kind!r} is neither clap nor clip')
     names = list(open_tensors(path))
-    if any('audio_branch.' in name for name in names):
+    if any('audio_branch.' in name or 'audio_model.' in name for name in names):
         return 'clap'
     if any('vision_model.' in name for name in names):
         raise CheckpointError(f'{path}: CLIP weights without their config.json, which gives their sizes: add it')
