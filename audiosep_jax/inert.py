@@ -72,8 +72,16 @@ class Inert:
 
 
 def shown(value: Any) -> str:
-    """A name or key from a file as part of a message: printable, and short."""
-    text = ascii(value) if not isinstance(value, str) else ascii(value)[1:-1]
+    """A value from a file as part of a message: printable, short, and never what lies deep in it."""
+    if isinstance(value, tuple | list):
+        items = [shown(v) if isinstance(v, str | bytes | int | float) else type(v).__name__ for v in value[:8]]
+        text = f'[{", ".join(items)}{", …" if len(value) > 8 else ""}]'
+    elif isinstance(value, str):
+        text = ascii(value)[1:-1]
+    elif isinstance(value, int) and value.bit_length() > 64:
+        text = f'an integer of {value.bit_length()} bits'  # Python prints no more than 4300 digits
+    else:
+        text = ascii(value) if isinstance(value, bytes | int | float | None) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + '...'
 
 

@@ -82,7 +82,7 @@ class InertUnpickler:
         self._below: list[list] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
         self._slots: dict[int, int] = {}  # id of an Inert that a build will replace -> its place in the memo
-        self._names: dict[str, Inert] = {}
+        self._names: dict[tuple[str, str], Inert] = {}
         self._work = 0
 
     def load(self) -> Any:
@@ -354,17 +354,18 @@ class InertUnpickler:
         module = _RENAMED.get(module, module)
         if module == 'builtins':
             name = _RENAMED_TYPES.get(name, name)
-        full = f'{module}.{name}'
-        if full not in self._names:
+        # Not by the whole: 'a.b' and 'c' are a name, 'a' and 'b.c' are not.
+        if (module, name) not in self._names:
             check_name(module, name)
-            self._names[full] = Inert(full)
-        return self._names[full]
+            self._names[module, name] = Inert(f'{module}.{name}')
+        return self._names[module, name]
 
     def _call(self, named: Any, args: Any, keywords: Any = None) -> Any:
         if type(named) is not Inert or named.args is not None:
             raise CheckpointError(f'its pickle calls {shown(getattr(named, "name", type(named).__name__))}')
         if type(args) is not tuple or (keywords is not None and type(keywords) is not dict):
             raise CheckpointError(f'its pickle calls {shown(named.name)} with what are no arguments')
+        self._work += 8  # an object takes ten times the memory that an instruction does
         if named.name in self._calls and not keywords:
             self._spend(*args)
             return self._calls[named.name](*args)
@@ -380,7 +381,8 @@ class InertUnpickler:
 
     def _ordered(self, pairs: Iterable = ()) -> OrderedDict:
         """The OrderedDict of Python 2 has its items as an argument."""
-        pairs = list(map(tuple, pairs)) if type(pairs) in (list, tuple) else []
+        if type(pairs) not in (list, tuple) or any(type(p) not in (list, tuple) or len(p) != 2 for p in pairs):
+            raise CheckpointError('its pickle has an OrderedDict of what are no pairs')
         self._keys([key for key, value in pairs])
         return OrderedDict(pairs)
 
@@ -424,6 +426,10 @@ def _value_operations():
     def constant(make):
         return lambda machine: machine._stack.append(make())
 
+    def empty_set(machine):
+        machine._work += 8
+        machine._stack.append(set())
+
     def number(layout):
         return lambda machine: machine._stack.append(machine._number(layout))
 
@@ -433,8 +439,9 @@ def _value_operations():
     def unicode(data):
         return data.decode('utf-8', 'surrogatepass')
 
-    for code, make in {b'}': dict, b']': list, b')': tuple, b'\x8f': set}.items():
+    for code, make in {b'}': dict, b']': list, b')': tuple}.items():
         _operation(code)(constant(make))
+    _operation(pickle.EMPTY_SET)(empty_set)
     for code, value in {b'N': None, b'\x88': True, b'\x89': False}.items():
         _operation(code)(constant(lambda value=value: value))
     for code, layout in {b'J': '<i', b'K': 'B', b'M': '<H', b'G': '>d'}.items():

@@ -12,6 +12,7 @@ Writing is in `torch_writer`. Sources: torch/serialization.py, torch/_utils.py,
 torch/_weights_only_unpickler.py of torch 2.13.
 """
 
+import io
 import itertools
 import mmap
 import os
@@ -39,6 +40,7 @@ _STORAGE_MODULES = ('torch', 'torch.cuda', 'torch.storage')
 # What is inflated, or computed from expanded views, stays within this beside the file's own size.
 _SLACK = 1 << 26
 _MAX_EXPANDED = 1 << 30
+_MAX_DIRECTORY = 1 << 24
 
 
 def read_torch(path: str | os.PathLike) -> Any:
@@ -66,7 +68,7 @@ def read_torch(path: str | os.PathLike) -> Any:
 
 
 def _read(path: str | os.PathLike) -> Any:
-    with open(path, 'rb', buffering=0) as file:
+    with _Source(path) as file:
         if not os.fstat(file.fileno()).st_size:
             raise CheckpointError('the file is empty')
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -75,6 +77,15 @@ def _read(path: str | os.PathLike) -> Any:
         if data[257:262] == b'ustar':
             raise CheckpointError('a tar file, as torch before 0.2 wrote: load and save it with a newer torch')
         return _LegacyFile(file, data).load()
+
+
+class _Source(io.FileIO):
+    """A file that limits what `zipfile` reads at once: a directory, whose entries take ten times the room in memory."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _MAX_DIRECTORY:
+            raise CheckpointError('a zip with too many entries')
+        return super().read(_MAX_DIRECTORY if size < 0 else size)
 
 
 class _File:
@@ -87,7 +98,7 @@ class _File:
         self._big_endian = False
         self._storages: dict[tuple, np.ndarray] = {}
         self._spent = 0
-        rebuilt = {
+        self._rebuilt = {
             'torch._utils._rebuild_tensor': self._tensor,
             'torch._utils._rebuild_tensor_v2': self._tensor_v2,
             'torch._utils._rebuild_tensor_v3': self._tensor_v3,
@@ -102,7 +113,7 @@ class _File:
         subclass = dict.fromkeys(
             f'torch.{module}._rebuild_from_type{version}' for module in ('_tensor', 'tensor') for version in ('', '_v2')
         )
-        self._calls = {**rebuilt, **dict.fromkeys(subclass, self._subclass), 'torch.Size': _size}
+        self._calls = {**self._rebuilt, **dict.fromkeys(subclass, self._subclass), 'torch.Size': _size}
 
     def _unpickler(self, data: bytes | mmap.mmap, position: int, end: int) -> InertUnpickler:
         return InertUnpickler(data, position, end, calls=self._calls, persistent_load=self._persistent)
@@ -132,6 +143,9 @@ class _File:
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
         if type(storage) is not np.ndarray or storage.ndim != 1 or not storage.flags.c_contiguous:
             raise CheckpointError('a tensor has no storage')
+        # numpy has as many dimensions; and the product of more could take for ever.
+        if any(type(values) not in (tuple, list) or len(values) > 64 for values in (size, stride)):
+            raise CheckpointError(f'a tensor has the sizes {shown(size)} and strides {shown(stride)}')
         size, stride = _integers(size), _integers(stride)
         (offset,) = _integers((offset,))
         if len(size) != len(stride):
@@ -178,9 +192,9 @@ class _File:
         """A tensor with attributes, or of a subclass: the tensor."""
         if type(function) is not Inert or type(args) is not tuple:
             raise CheckpointError('a tensor of a subclass is made by no function')
-        if function.name not in self._calls or self._calls[function.name] == self._subclass:
+        if function.name not in self._rebuilt:
             return Inert('torch._tensor._rebuild_from_type_v2', (function, kind, args, state))
-        return self._calls[function.name](*args)
+        return self._rebuilt[function.name](*args)
 
 
 class _ZipFile(_File):
@@ -197,7 +211,7 @@ class _ZipFile(_File):
         for entry, following in itertools.pairwise(entries):
             if entry.header_offset + 30 + len(entry.orig_filename) + entry.compress_size > following.header_offset:
                 raise CheckpointError(f'the entry {shown(entry.orig_filename)} of the zip overlaps the next one')
-        roots = [name.removesuffix('data.pkl') for name in self._entries if re.fullmatch('[^/]+/data.pkl', name)]
+        roots = [name.removesuffix('data.pkl') for name in self._entries if re.fullmatch(r'[^/]+/data\.pkl', name)]
         if len(roots) != 1:
             raise CheckpointError('a zip, but not one of torch.save: it has no data.pkl')
         self._root = roots[0]
