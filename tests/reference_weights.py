@@ -1,4 +1,4 @@
-"""The weights behind resunet30_reference.npz, rebuilt from the names and shapes of its state dict alone."""
+"""The weights behind resunet30_reference.npz and clap_reference.npz, rebuilt from names and shapes alone."""
 
 import math
 import zlib
@@ -28,3 +28,20 @@ def separator_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         gain = 0.5 if name.endswith('.conv2.weight') or name.startswith('film.') else 1.0
         values = rng.standard_normal(shape) * (gain * (1.0 / fan_in) ** 0.5)
     return np.asarray(values, np.float32)
+
+
+def clap_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The tensor that LAION's state dict of CLAP calls `name`, behind clap_reference.npz; drawn as above."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith('running_var'):
+        values = rng.uniform(50, 100, shape)
+    elif name.endswith('running_mean'):
+        values = rng.standard_normal(shape) * 5 - 30
+    elif len(shape) >= 2:
+        gain = 0.05 if 'embeddings' in name else 0.6 / math.sqrt(math.prod(shape[1:]))
+        values = rng.standard_normal(shape) * gain
+    elif 'norm' in name.lower() and name.endswith('weight'):
+        values = 1 + 0.2 * rng.standard_normal(shape)
+    else:
+        values = 0.1 * rng.standard_normal(shape)
+    return values.astype(np.float32)

@@ -26,6 +26,7 @@ from audiosep_jax.tensor_files import open_tensors
 
 _LENGTHS = (16, 32, 64, 128, 512)  # L, as compiled; 512 for a short query would cost 25 times as much
 _WINDOW_BATCH = 8  # ten seconds each: 0.2 GB of activations at a time
+_LOUDEST = 1e9  # its power is still far from float32's end
 _TOKENIZER_SOURCE = 'FacebookAI/roberta-base'
 
 
@@ -161,7 +162,7 @@ class ClapEncoder:
             sample_rate: of the waveforms, in Hz; resampled to 48 kHz (`audiosep_jax.audio.resample`).
 
         Raises:
-            AudioFileError: a waveform without samples, or with NaN or infinite ones.
+            AudioFileError: a waveform without samples, or with NaN, infinite or absurdly large ones.
             QueryError: not mono waveforms of floats.
         """
         sounds = [resample(sound, sample_rate, SAMPLE_RATE) for sound in _sounds(waveforms, sample_rate)]
@@ -244,6 +245,8 @@ def _sounds(waveforms: Any, sample_rate: int) -> list[np.ndarray]:
             raise AudioFileError(f'{which}: it holds no samples')
         if not np.isfinite(sound).all():
             raise AudioFileError(f'{which}: {np.count_nonzero(~np.isfinite(sound))} samples are NaN or infinite')
+        if (peak := np.abs(sound).max()) > _LOUDEST:
+            raise AudioFileError(f'{which}: samples up to {peak:.3g}, where full scale is 1: divide them first')
         sounds.append(sound.astype(np.float32))
     return sounds
 
