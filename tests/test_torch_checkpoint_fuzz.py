@@ -20,12 +20,12 @@ def fuzzing():
 
 def test_thousands_of_damaged_files(fuzzing, tmp_path):
     """Each is read or refused; the interpreter reports no import, no program, no other file; memory stays."""
-    found = fuzzing.fuzz(5_000, 7, tmp_path / 'failures')
+    found = fuzzing.fuzz(3_000, 7, tmp_path / 'failures')
     assert len(found['counts']) == 6
     for kind, counts in found['counts'].items():
         assert counts['FAILED'] == 0, kind
         assert counts['refused'] > 100, kind
-    assert sum(counts['read'] for counts in found['counts'].values()) > 300
+    assert sum(counts['read'] for counts in found['counts'].values()) > 200
     assert found['grown'] < 200  # MB
 
 
