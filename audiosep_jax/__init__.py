@@ -18,6 +18,7 @@ _HOME = {
     'load': 'separate',
     'Separator': 'separate',
     'Separation': 'separate',
+    'Query': 'queries',
     'stft': 'stft',
     'istft': 'stft',
     'ResUNet30': 'resunet',
@@ -33,6 +34,7 @@ __all__ = [
     'AudioSep',
     'AudioSepError',
     'ModelConfig',
+    'Query',
     'ResUNet30',
     'SegmentMixer',
     'Separation',
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.mixing import SegmentMixer
     from audiosep_jax.model import AudioSep, ModelConfig
+    from audiosep_jax.queries import Query
     from audiosep_jax.resunet import ResUNet30
     from audiosep_jax.separate import Separation, Separator, load
     from audiosep_jax.stft import istft, stft

@@ -12,7 +12,7 @@ from torch_samples import DATA, SAMPLES, call, lightning, named, storage, tensor
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.torch_checkpoint import Inert, read_torch, write_torch
-from audiosep_jax.torch_dtypes import DTYPES
+from audiosep_jax.torch_checkpoint.dtypes import DTYPES
 
 TENSOR_FILES = [f'torch_{name}' for name in SAMPLES if name.endswith('.pt')]
 LIGHTNING_FILES = [f'torch_{name}' for name in SAMPLES if name.endswith('.ckpt')]

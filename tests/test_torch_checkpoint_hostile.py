@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from torch_samples import DATA, call, named, storage, tensor, value, zipped
 
-from audiosep_jax import inert_pickle
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint import Inert, read_torch
+from audiosep_jax.torch_checkpoint import Inert, read_torch, unpickler
 
 NDARRAY = named('numpy', 'ndarray')
 
@@ -329,7 +328,7 @@ PAIRS = value('ha') + b'2\x86' * 100
 )  # fmt: skip
 def test_bombs(tmp_path, pickled, reason, monkeypatch):
     """For the stack, the memory or the clock."""
-    monkeypatch.setattr(inert_pickle, '_MAX_WORK', 400_000)  # a tenth, to be done in a tenth of the time
+    monkeypatch.setattr(unpickler, '_MAX_WORK', 400_000)  # a tenth, to be done in a tenth of the time
     refused(tmp_path, zipped(pickled), reason)
 
 

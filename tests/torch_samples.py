@@ -95,7 +95,7 @@ def lightning(torch) -> dict:
 def make() -> None:
     import torch
 
-    from audiosep_jax.torch_dtypes import DTYPES
+    from audiosep_jax.torch_checkpoint.dtypes import DTYPES
 
     # As files name the classes, whatever file this runs as.
     Settings.__module__ = Attributes.__module__ = 'torch_samples'

@@ -1,14 +1,14 @@
 """Reads and writes the files of `torch.save`, without torch.
 
 Reading maps the file into memory and touches no tensor's bytes: tensors are read-only numpy views of it. A checkpoint
-is untrusted input: its pickle is read as data (`inert_pickle`: what is rebuilt, what stays inert, what is refused),
+is untrusted input: its pickle is read as data (`unpickler.py`: what is rebuilt, what stays inert, what is refused),
 every size in it is checked against the file, and all that can be wrong is a CheckpointError of one line.
 
 Formats: the zip of torch >= 1.6 (stored or deflated, either byte order) and the stream of pickles before it. Refused:
 the tar of torch < 0.2 and TorchScript. Quantised, sparse, nested and meta tensors, subclasses without storage and types
 that numpy has not (below 8 bits) become `Inert` with their parts as `args`; tensors' gradients and hooks are dropped.
 
-Writing is in `torch_writer`. Sources: torch/serialization.py, torch/_utils.py,
+Writing is in `writer.py`. Sources: torch/serialization.py, torch/_utils.py,
 torch/_weights_only_unpickler.py of torch 2.13.
 """
 
@@ -25,12 +25,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.inert import Inert, shown
-from audiosep_jax.inert_pickle import InertUnpickler
-from audiosep_jax.torch_dtypes import DTYPES, QUANTISED, STORAGES
-from audiosep_jax.torch_writer import write_torch
-
-__all__ = ['Inert', 'read_torch', 'write_torch']
+from audiosep_jax.torch_checkpoint.dtypes import DTYPES, QUANTISED, STORAGES
+from audiosep_jax.torch_checkpoint.inert import Inert, shown
+from audiosep_jax.torch_checkpoint.unpickler import InertUnpickler
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax import inert_numpy
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.inert import Inert, check_name, check_shape, key_size, shown
+from audiosep_jax.torch_checkpoint import numpy_values
+from audiosep_jax.torch_checkpoint.inert import Inert, check_name, check_shape, key_size, shown
 
 # A large Lightning checkpoint takes 100,000 instructions. This many run for two or three seconds.
 _MAX_WORK = 4_000_000
@@ -76,7 +76,7 @@ class InertUnpickler:
         self._data = data
         self._end = len(data) if end is None else end
         own = {name: getattr(self, method) for name, method in _CALLS.items()}
-        self._calls = {**(calls or {}), **inert_numpy.CALLS, **own}
+        self._calls = {**(calls or {}), **numpy_values.CALLS, **own}
         self._persistent_load = persistent_load
         self._stack: list = []
         self._below: list[list] = []  # the stacks under each mark
@@ -290,7 +290,7 @@ class InertUnpickler:
 
     def _remember(self, index: int, value: Any) -> None:
         self._memo[index] = value
-        if type(value) is Inert and value.name in inert_numpy.BUILDS:
+        if type(value) is Inert and value.name in numpy_values.BUILDS:
             self._slots[id(value)] = index
 
     @_operation(pickle.GLOBAL)
@@ -334,8 +334,8 @@ class InertUnpickler:
         target = self._made(target)
         target.state = state
         self._spend(*state if type(state) is tuple else ())
-        if target.name in inert_numpy.BUILDS:
-            self._stack[-1] = value = inert_numpy.BUILDS[target.name](target)
+        if target.name in numpy_values.BUILDS:
+            self._stack[-1] = value = numpy_values.BUILDS[target.name](target)
             slot = self._slots.pop(id(target), None)
             if self._memo.get(slot) is target:
                 self._memo[slot] = value
