@@ -17,6 +17,10 @@ SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
 # What safetensors' numpy side both writes and reads. Any other type is stored as bytes, named in the metadata.
 _NATIVE = {'bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'}
 _NATIVE |= {'float16', 'bfloat16', 'float32', 'float64', 'complex64'}
+_STORED = {'BOOL': np.dtype(bool), 'BF16': np.dtype(ml_dtypes.bfloat16), 'C64': np.dtype(np.complex64)}
+_STORED |= {f'{kind}{8 * size}': np.dtype(f'<{kind.lower()}{size}') for kind in 'IU' for size in (1, 2, 4, 8)}
+_STORED |= {f'F{8 * size}': np.dtype(f'<f{size}') for size in (2, 4, 8)}
+_STORED |= {'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn), 'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2)}
 _DTYPES = 'audiosep_jax.dtypes'
 # Where a PyTorch file may keep its state dict, beside the top level.
 _STATE_KEYS = ('state_dict', 'model_state_dict', 'model', 'module')
@@ -69,42 +73,44 @@ def state_dict_place(tree: object, path: Path) -> tuple[str | None, dict]:
 
 
 class SafeTensors(Mapping):
-    """One safetensors file, memory-mapped. `metadata`: its strings by name."""
+    """One safetensors file: read-only views of a memory map. `metadata`: its strings by name."""
 
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
 
         self._path = path
         try:
-            # No context manager: the file stays open as long as tensors may be asked for.
-            self._file = safe_open(str(path), framework='np')
-            self.metadata = dict(self._file.metadata() or {})
-            self._names = dict.fromkeys(self._file.offset_keys())
+            # The library checks the header: sizes against types and shapes, no gaps, no overlaps, the file's length. It
+            # would copy each tensor, though, and a fingerprint of weights reads a little of every one.
+            with safe_open(str(path), framework='np') as file:
+                self.metadata = dict(file.metadata() or {})
             self._dtypes = json.loads(self.metadata.pop(_DTYPES, '{}'))
+            with open(path, 'rb') as file:
+                size = int.from_bytes(file.read(8), 'little')
+                self._entries = {k: v for k, v in json.loads(file.read(size)).items() if k != '__metadata__'}
+            has_data = path.stat().st_size > 8 + size  # nothing at all cannot be mapped
+            mapped = np.memmap(path, np.uint8, 'r', offset=8 + size) if has_data else np.empty(0, np.uint8)
+            self._data = np.asarray(mapped)
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f'{path}: not a safetensors file, or a truncated one ({error})') from error
         except OSError as error:
             raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
 
     def __getitem__(self, name: str) -> np.ndarray:
-        from safetensors import SafetensorError
-
-        if name not in self._names:
-            raise KeyError(name)
+        entry = self._entries[name]
+        begin, end = entry['data_offsets']
+        dtype, shape = self._dtypes.get(name, (entry['dtype'], entry['shape']))
         try:
-            value = self._file.get_tensor(name)
-            if name in self._dtypes:
-                dtype, shape = self._dtypes[name]
-                value = value.view(getattr(ml_dtypes, dtype, None) or np.dtype(dtype)).reshape(shape)
-        except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+            dtype = _STORED.get(dtype) or getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
+            return self._data[begin:end].view(dtype).reshape(shape)
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f'{self._path}: tensor {name!r} cannot be read: {error}') from error
-        return value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._entries)
 
 
 class _Shards(Mapping):

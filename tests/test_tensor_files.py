@@ -33,6 +33,17 @@ def test_every_type_comes_back(tmp_path):
     assert found.get('other') is None
 
 
+def test_reading_copies_nothing(tmp_path):
+    write_tensors(tmp_path / 'x.safetensors', TENSORS)
+    found = open_tensors(tmp_path / 'x.safetensors')
+    assert np.shares_memory(found['float32'], found['float32'])
+    assert not found['float32'].flags.writeable
+    write_tensors(tmp_path / 'none.safetensors', {'empty': np.zeros((0, 2))})
+    assert open_tensors(tmp_path / 'none.safetensors')['empty'].shape == (0, 2)
+    write_tensors(tmp_path / 'none.safetensors', {})
+    assert dict(open_tensors(tmp_path / 'none.safetensors')) == {}
+
+
 def test_a_folder_of_several_files(tmp_path):
     write_tensors(tmp_path / 'a.safetensors', {'x': np.zeros(2)})
     write_tensors(tmp_path / 'b.safetensors', {'y': np.ones(3)})

@@ -11,7 +11,7 @@ from audiosep_jax.files import replacing
 from audiosep_jax.tensor_files import open_tensors, write_tensors
 
 # All that an encoder reads of a folder.
-_SETTINGS = ('config.json', 'preprocessor_config.json')
+_SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
