@@ -85,7 +85,7 @@ def test_shifted_windows_see_only_true_neighbours():
     """Two patches of a window see each other if they were as close before the cyclic shift."""
     size, shift = 16, 4
     original = (np.arange(size) + shift) % size
-    mask = htsat._shift_mask(size, size, shift)
+    mask = htsat._shift_mask(size, size)
     for window in range(4):
         rows = original[8 * (window // 2) + np.arange(64) // 8]
         columns = original[8 * (window % 2) + np.arange(64) % 8]
@@ -125,11 +125,11 @@ def test_tensors_are_those_of_laions_state_dict():
 
 
 def test_blocks_of_a_stage_are_shifted_by_turns_and_the_smallest_stage_is_not():
-    modules = [(prefix, module) for prefix, module, _ in htsat._parts(HtsatConfig()) if isinstance(module, htsat.Block)]
-    assert len(modules) == 18
-    for prefix, module in modules:
-        stage, block = (int(part) for part in prefix.split('.')[2:5:2])
-        assert module.shift == (4 if block % 2 and stage < 3 else 0)
+    blocks = [part for part in htsat._parts(HtsatConfig()) if isinstance(part.module, htsat.Block)]
+    assert len(blocks) == 18
+    for part in blocks:
+        stage, block = (int(number) for number in part.prefix.split('.')[2:5:2])
+        assert part.inputs == (bool(block % 2 and stage < 3),)
 
 
 def test_every_clip_of_a_batch_is_for_itself():
@@ -146,19 +146,19 @@ def test_every_clip_of_a_batch_is_for_itself():
 
 def test_equal_layers_share_a_compilation():
     """Modules of one size are one key of `jit`'s cache; that keeps the first query short."""
-    modules = {module for _, module, _ in htsat._parts(HtsatConfig()) if isinstance(module, htsat.Block)}
-    assert len(modules) == 7
+    modules = {part.module for part in htsat._parts(HtsatConfig()) if isinstance(part.module, htsat.Block)}
+    assert len(modules) == 4
     assert hash(htsat.Merge()) == hash(htsat.Merge())
     names = parameter_shapes(htsat.Merge(), (1, 4, 4, 8))
     assert names == {'norm.weight': (32,), 'norm.bias': (32,), 'reduction.weight': (16, 32)}
 
 
 def test_the_tower_computes_in_float32():
-    config = AUDIO
-    prefix, module, inputs = htsat._parts(config)[1]
-    assert prefix == 'audio_branch.layers.0.blocks.0.'
-    variables = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(inputs, np.float32))
-    text = str(jax.make_jaxpr(module.apply)(variables, jax.ShapeDtypeStruct(inputs, np.float32)))
+    block = htsat._parts(AUDIO)[1]
+    assert block.prefix == 'audio_branch.layers.0.blocks.0.'
+    inputs = jax.ShapeDtypeStruct(block.shape, np.float32), np.bool_(True)
+    variables = jax.eval_shape(block.module.init, jax.random.key(0), *inputs)
+    text = str(jax.make_jaxpr(block.module.apply)(variables, *inputs))
     dots = text.count('dot_general')
     assert dots >= 6
     assert text.count('Precision.HIGHEST') >= dots
