@@ -45,7 +45,10 @@ def find_checkpoint(path: str | Path | None) -> Path:
 
 
 def _cached(reference: str) -> Path:
-    return cache_folder() / 'checkpoints' / reference.replace('/', '--').replace(':', '--')
+    name = reference.replace('/', '--').replace(':', '--')
+    for suffix in SUFFIXES:  # a folder that ended in .ckpt would look like a file for PyTorch
+        name = name.removesuffix(suffix)
+    return cache_folder() / 'checkpoints' / name
 
 
 def _converted(reference: str) -> Path:
@@ -53,5 +56,5 @@ def _converted(reference: str) -> Path:
     if not folder.exists():
         from audiosep_jax.convert import from_torch
 
-        from_torch(reference, folder, place=f'any path FILE, run `audiosep-jax convert FILE {folder}`')
+        from_torch(reference, folder, place=f'any path FILE, and run `audiosep-jax convert FILE {folder}`')
     return folder
