@@ -271,6 +271,7 @@ def test_names_go_over_into_each_other_and_back():
         ({'audio_config': {'enable_fusion': True}}, 'with feature fusion'),
         ({'audio_config': {'spec_size': 512}}, 'spec_size 512'),
         ({'audio_config': {'depths': [2, 2]}}, '2 stages with 4'),
+        ({'text_config': {'num_hidden_layers': 10**5}}, 'num_hidden_layers 100000 is not a size'),
         ({'audio_config': {'depths': []}}, r'depths \[\] is not a size'),
         ({**CONFIG, 'projection_dim': 24}, r'linear1\.weight \[16, 64\] where \[24, 64\]'),
     ],
@@ -286,6 +287,14 @@ def test_settings_may_repeat_what_is_taken_for_granted(tmp_path):
     audio = {**CONFIG['audio_config'], 'patch_stride': [4, 4], 'patch_size': 4, 'window_size': 8, 'qkv_bias': True}
     text = {**CONFIG['text_config'], 'hidden_act': 'gelu', 'pad_token_id': 1}
     ClapEncoder.open(write_hugging_face(tmp_path, {**CONFIG, 'audio_config': audio, 'text_config': text}))
+
+
+def test_mel_bands_in_the_settings_of_a_whole_processor(tmp_path):
+    """As transformers 5 stores them."""
+    folder = write_hugging_face(tmp_path)
+    settings = {'feature_extractor': {'frequency_min': 70, 'sampling_rate': 48000}, 'processor_class': 'ClapProcessor'}
+    (folder / 'processor_config.json').write_text(json.dumps(settings))
+    assert ClapEncoder.open(folder).audio.lowest == 70
 
 
 @pytest.mark.parametrize(
@@ -561,6 +570,7 @@ def test_odd_sounds_have_an_embedding(encoder, sound):
     [
         (np.zeros(0, np.float32), 48000, AudioFileError, 'audio example: it holds no samples'),
         ([noise(0.1), np.zeros(0)], 48000, AudioFileError, '2 of 2: it holds no samples'),
+        (np.ones(1), 192000, AudioFileError, 'audio example: too short'),
         (np.array([0.1, np.nan, np.inf]), 48000, AudioFileError, '2 samples are NaN'),
         (np.array([0.1, -1e30]), 48000, AudioFileError, 'samples up to 1e\\+30, where full scale is 1'),
         (np.zeros(100, np.int16), 48000, QueryError, 'int16, expected floats'),

@@ -16,7 +16,13 @@ import numpy as np
 from audiosep_jax.audio import resample
 from audiosep_jax.encoders import check_texts, htsat, roberta
 from audiosep_jax.encoders.clap_files import ClapTensors
-from audiosep_jax.encoders.clap_sizes import mel_range, read_settings, sizes_of_settings, sizes_of_tensors
+from audiosep_jax.encoders.clap_sizes import (
+    mel_range,
+    read_features,
+    read_settings,
+    sizes_of_settings,
+    sizes_of_tensors,
+)
 from audiosep_jax.encoders.htsat import SAMPLE_RATE, WINDOW_SAMPLES, AudioTower, HtsatConfig
 from audiosep_jax.encoders.roberta import RobertaConfig, TextTower
 from audiosep_jax.encoders.tokenizer import Tokenizer
@@ -72,12 +78,11 @@ class ClapEncoder:
         tensors = ClapTensors(open_tensors(path), where)
         text, audio = sizes_of_tensors(tensors, where)
         if not tensors.laion:
-            config, features = (read_settings(folder, name) for name in ('config.json', 'preprocessor_config.json'))
+            config = read_settings(folder, 'config.json')
             if config is not None:
                 text, audio = sizes_of_settings(config, f'{folder / "config.json"}')
-            if features is not None:
-                lowest, highest = mel_range(features, f'{folder / "preprocessor_config.json"}')
-                audio = dataclasses.replace(audio, lowest=lowest, highest=highest)
+            lowest, highest = mel_range(read_features(folder), f'{folder}: preprocessor_config.json')
+            audio = dataclasses.replace(audio, lowest=lowest, highest=highest)
         tensors.check(_shapes(text, audio))
         return cls(tensors, text, audio, folder, source=source)
 
@@ -165,7 +170,7 @@ class ClapEncoder:
             AudioFileError: a waveform without samples, or with NaN, infinite or absurdly large ones.
             QueryError: not mono waveforms of floats.
         """
-        sounds = [resample(sound, sample_rate, SAMPLE_RATE) for sound in _sounds(waveforms, sample_rate)]
+        sounds = _sounds(waveforms, sample_rate)
         totals = np.zeros((len(sounds), self.embedding_size), np.float64)
         batch: list[tuple[int, float, np.ndarray]] = []
 
@@ -225,7 +230,7 @@ def windows_of(sound: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
 
 
 def _sounds(waveforms: Any, sample_rate: int) -> list[np.ndarray]:
-    """Checked waveforms, as a list of float32 [T]."""
+    """Checked waveforms, as a list of float32 [T] at 48 kHz."""
     if not isinstance(sample_rate, int | float | np.number) or not np.isfinite(sample_rate) or sample_rate <= 0:
         raise QueryError(f'sample rate {sample_rate!r}: expected a positive number, in Hz')
     if isinstance(waveforms, list | tuple) and not all(np.ndim(waveform) == 1 for waveform in waveforms):
@@ -241,13 +246,13 @@ def _sounds(waveforms: Any, sample_rate: int) -> list[np.ndarray]:
         which = f'audio example {index + 1} of {len(waveforms)}' if len(waveforms) > 1 else 'audio example'
         if not np.issubdtype(sound.dtype, np.floating):
             raise QueryError(f'{which}: samples of type {sound.dtype}, expected floats with full scale 1.0')
-        if not sound.size:
-            raise AudioFileError(f'{which}: it holds no samples')
+        if not round(sound.size * SAMPLE_RATE / sample_rate):
+            raise AudioFileError(f'{which}: {"too short" if sound.size else "it holds no samples"}')
         if not np.isfinite(sound).all():
             raise AudioFileError(f'{which}: {np.count_nonzero(~np.isfinite(sound))} samples are NaN or infinite')
         if (peak := np.abs(sound).max()) > _LOUDEST:
             raise AudioFileError(f'{which}: samples up to {peak:.3g}, where full scale is 1: divide them first')
-        sounds.append(sound.astype(np.float32))
+        sounds.append(resample(sound, sample_rate, SAMPLE_RATE))
     return sounds
 
 

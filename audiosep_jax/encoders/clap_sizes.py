@@ -137,21 +137,29 @@ def sizes_of_settings(config: Mapping[str, Any], where: str) -> tuple[RobertaCon
         positions=take('text_config', 'max_position_embeddings', 514, lambda n: _is_size(n) and n > 4),
         width=take('text_config', 'hidden_size', 768, _is_size),
         hidden=take('text_config', 'intermediate_size', 3072, _is_size),
-        layers=take('text_config', 'num_hidden_layers', 12, _is_size),
+        layers=take('text_config', 'num_hidden_layers', 12, _is_depth),
         heads=take('text_config', 'num_attention_heads', 12, _is_size),
         epsilon=take('text_config', 'layer_norm_eps', _HF_TEXT_EPSILON, _is_positive),
         embedding_size=embedding_size,
     )
     audio = HtsatConfig(
         width=take('audio_config', 'patch_embeds_hidden_size', 96, _is_size),
-        depths=tuple(take('audio_config', 'depths', [2, 2, 6, 2], _are_sizes)),
-        heads=tuple(take('audio_config', 'num_attention_heads', [4, 8, 16, 32], _are_sizes)),
+        depths=tuple(take('audio_config', 'depths', [2, 2, 6, 2], _are_depths)),
+        heads=tuple(take('audio_config', 'num_attention_heads', [4, 8, 16, 32], _are_depths)),
         hidden_ratio=take('audio_config', 'mlp_ratio', 4.0, _is_positive),
         epsilon=take('audio_config', 'layer_norm_eps', 1e-5, _is_positive),
         embedding_size=embedding_size,
     )
     _check_division(text, audio, where)
     return text, audio
+
+
+def read_features(folder: Path) -> dict[str, Any]:
+    """Hugging Face's settings of the spectrogram, from either of the files that they may be in; {}: there are none."""
+    features = read_settings(folder, 'preprocessor_config.json')
+    if features is None:
+        features = (read_settings(folder, 'processor_config.json') or {}).get('feature_extractor')
+    return features if isinstance(features, dict) else {}
 
 
 def mel_range(features: Mapping[str, Any], where: str) -> tuple[float, float]:
@@ -188,8 +196,12 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_size, value))
+def _is_depth(value: Any) -> bool:
+    return _is_size(value) and value < 1000  # each layer is listed
+
+
+def _are_depths(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_depth, value))
 
 
 def _is_positive(value: Any) -> bool:
