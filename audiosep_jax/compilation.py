@@ -15,4 +15,5 @@ def enable_compilation_cache() -> None:
     """Turns the cache on for this process, unless `JAX_COMPILATION_CACHE_DIR` already says where it is."""
     if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+        # The encoders compile layer by layer, 0.1 to 0.3 s each: `benchmarks/encoders.py`.
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)

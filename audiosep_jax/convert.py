@@ -25,6 +25,7 @@ import numpy as np
 from audiosep_jax import hub
 from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_inference, save_for_inference
 from audiosep_jax.encoders import encoder_class
+from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError
 from audiosep_jax.json_trees import from_json, to_json
@@ -131,10 +132,10 @@ def from_torch(
         identity = None
         if groups.encoder:
             write_tensors(_made(folder / 'encoder') / 'model.safetensors', groups.encoder)
-            identity = _checked_encoder(folder / 'encoder', path.name, notes, destination)
+            identity = _checked_encoder(folder / 'encoder', str(path), path.name, notes, destination)
         elif encoder is not None:
             store(locate(encoder), folder / 'encoder')
-            identity = _checked_encoder(folder / 'encoder', encoder, notes, destination)
+            identity = _checked_encoder(folder / 'encoder', encoder, encoder, notes, destination)
         else:
             notes.append('the file holds no query encoder: only embeddings can be asked; --encoder PATH adds one')
         if identity is not None and identity['embedding_size'] != model.condition_size:
@@ -304,11 +305,20 @@ def _named(path: Path, function, *arguments):
         raise CheckpointError(f'{path}: {error}') from error
 
 
-def _checked_encoder(folder: Path, source: str, notes: list[str], destination: Path) -> dict:
-    """The identity of the encoder just stored in a folder, its weights checked, its tokenizer fetched if it can be."""
-    encoder = encoder_class(kind_of(folder)).open(folder, source=source)
+def _checked_encoder(folder: Path, where: str, source: str, notes: list[str], destination: Path) -> dict:
+    """The identity of the encoder just stored in a folder, its weights checked, its tokenizer fetched if it can be.
+
+    Messages say where it came from, or where it will be: not the temporary folder.
+    """
     try:
-        encoder._tokenizer  # TODO
+        encoder = encoder_class(kind_of(folder)).open(folder, source=source)
+        unknown = encoder.unknown_tensors() if isinstance(encoder, ClapEncoder) else []
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(folder), where)) from error
+    if unknown:
+        raise CheckpointError(f'{where}: {len(unknown)} unknown tensors, not of CLAP: {listed(unknown)}')
+    try:
+        _ = encoder.tokenizer  # fetches it where it is missing
     except DownloadError as error:
         place = str((destination / 'encoder').absolute())
         notes.append(f'text queries need a tokenizer first: {str(error).replace(str(folder), place)}')

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from reference_weights import clap_tensor
@@ -196,6 +197,13 @@ def test_the_range_of_the_mel_bands_matters(tmp_path, expected):
     assert np.abs(difference).max() > 1e-4
 
 
+def test_the_range_of_the_mel_bands_is_in_the_identity(tmp_path, encoder):
+    for name, lowest, same in (('a', 50, True), ('b', 0, False)):
+        (tmp_path / name).mkdir()
+        again = ClapEncoder.open(write_hugging_face(tmp_path / name, features={'frequency_min': lowest}))
+        assert (again.identity()['weights'] == encoder.identity()['weights']) == same
+
+
 def test_half_precision_weights(tmp_path, expected):
     write_tensors(tmp_path / 'model.safetensors', {n: v.astype(np.float16) for n, v in laion_tensors().items()})
     write_tokenizer(tmp_path)
@@ -261,15 +269,15 @@ def test_names_go_over_into_each_other_and_back():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ({'model_type': 'clip'}, "model_type 'clip'"),
+        ({'model_type': 'clip'}, "model_type is 'clip'"),
         ({'projection_hidden_act': 'gelu'}, 'projection_hidden_act'),
         ({'projection_dim': -1}, 'projection_dim -1 is not a size'),
-        ({'text_config': {'hidden_act': 'relu'}}, "text_config hidden_act 'relu'"),
+        ({'text_config': {'hidden_act': 'relu'}}, r"text_config\.hidden_act is 'relu'"),
         ({'text_config': {'hidden_size': 'wide'}}, "hidden_size 'wide' is not a size"),
         ({'text_config': {'num_attention_heads': 5}}, '768 does not divide into 5 heads'),
         ({'text_config': [1]}, 'text_config is not an object'),
         ({'audio_config': {'enable_fusion': True}}, 'with feature fusion'),
-        ({'audio_config': {'spec_size': 512}}, 'spec_size 512'),
+        ({'audio_config': {'spec_size': 512}}, 'spec_size is 512'),
         ({'audio_config': {'depths': [2, 2]}}, '2 stages with 4'),
         ({'text_config': {'num_hidden_layers': 10**5}}, 'num_hidden_layers 100000 is not a size'),
         ({'audio_config': {'depths': []}}, r'depths \[\] is not a size'),
@@ -433,6 +441,23 @@ def test_token_ids_that_mean_nothing(encoder, ids, mask, message):
         encoder.encode_token_ids(np.asarray(ids), np.asarray(mask))
 
 
+def test_rows_of_different_lengths(encoder):
+    with pytest.raises(QueryError, match='different lengths'):
+        encoder.encode_token_ids([[0, 5, 2], [0, 2]])
+
+
+def test_nothing_crosses_to_the_device_unasked(encoder):
+    with jax.transfer_guard('disallow'):
+        encoder.encode_token_ids(np.array([[0, 5, 2]]))
+        encoder.encode_audio(noise(0.1), sample_rate=SAMPLE_RATE)
+
+
+def test_tensors_of_nobody_are_told(encoder, tmp_path):
+    assert encoder.unknown_tensors() == []
+    folder = write_laion(tmp_path, **{'text_branch.extra': np.zeros(1), 'decoder.weight': np.zeros(1)})
+    assert sorted(ClapEncoder.open(folder).unknown_tensors()) == ['decoder.weight', 'text_branch.extra']
+
+
 def test_a_tokenizer_that_is_not_there_is_fetched_and_kept(tmp_path, monkeypatch, expected):
     from audiosep_jax.encoders.tokenizer import open_tokenizer
 
@@ -493,6 +518,11 @@ def test_forms_of_sounds(encoder):
     assert np.abs(rows[1] - rows[0]).max() > 1e-4
     assert encoder.encode_audio([], sample_rate=SAMPLE_RATE).shape == (0, 16)
     np.testing.assert_allclose(encoder.encode_audio(sound.astype(np.float64), sample_rate=48000), one, atol=1e-6)
+
+
+def test_a_sound_shorter_than_a_sample(encoder):
+    with pytest.raises(AudioFileError, match='shorter than one sample at 48000 Hz'):
+        encoder.encode_audio(np.ones(1, np.float32), sample_rate=192_000)
 
 
 def test_a_short_sound_is_repeated_whole_times_and_then_silence():

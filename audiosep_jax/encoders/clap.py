@@ -7,6 +7,7 @@ too.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ _LENGTHS = (16, 32, 64, 128, 512)  # L, as compiled; 512 for a short query would
 _WINDOW_BATCH = 8  # ten seconds each: 0.2 GB of activations at a time
 _LOUDEST = 1e9  # its power is still far from float32's end
 _TOKENIZER_SOURCE = 'FacebookAI/roberta-base'
+
+
+# What LAION's files hold beside the towers: fixed matrices and indices, and heads of its training.
+_UNUSED = re.compile(
+    r'logit_scale(_[at])?|(text|audio)_transform\.sequential\.\d+\.(weight|bias)'
+    r'|text_branch\.embeddings\.(position_ids|token_type_ids)'
+    r'|audio_branch\.((spectrogram_extractor|tscam_conv|head)\..*|logmel_extractor\.melW|bn0\.num_batches_tracked'
+    r'|.*\.(attn\.relative_position_index|attn_mask))'
+)
 
 
 class ClapEncoder:
@@ -98,7 +108,9 @@ class ClapEncoder:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self._tensors, _shapes(self.text, self.audio))
+        usual, heard = HtsatConfig(), (self.audio.lowest, self.audio.highest)
+        settings = '' if heard == (usual.lowest, usual.highest) else f'mel bands from {heard[0]} to {heard[1]} Hz'
+        return fingerprint(self._tensors, _shapes(self.text, self.audio), settings)
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
         """float32 [Q, E] of Q sentences; beyond 512 tokens a sentence loses its end.
@@ -110,7 +122,7 @@ class ClapEncoder:
         check_texts(texts)
         if not len(texts):
             return np.zeros((0, self.embedding_size), np.float32)
-        return self.encode_token_ids(*self._tokenizer.encode(list(texts), self.text.max_length))
+        return self.encode_token_ids(*self.tokenizer.encode(list(texts), self.text.max_length))
 
     def encode_token_ids(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
         """float32 [Q, E] of token ids [Q, L], `<s>` and `</s>` included.
@@ -125,7 +137,10 @@ class ClapEncoder:
         Raises:
             QueryError: other shapes, more than 512 tokens, none at all, or ids outside the vocabulary.
         """
-        ids = np.asarray(ids)
+        try:
+            ids = np.asarray(ids)
+        except ValueError as error:
+            raise QueryError('token ids: rows of different lengths: pad them with 1') from error
         mask = ids != roberta.PADDING_ID if attention_mask is None else np.asarray(attention_mask) != 0
         if ids.ndim != 2 or mask.shape != ids.shape or not np.issubdtype(ids.dtype, np.integer):
             raise QueryError(
@@ -191,13 +206,19 @@ class ClapEncoder:
         embeddings = totals / np.maximum(np.linalg.norm(totals, axis=1, keepdims=True), 1e-12)
         return self._checked(embeddings.astype(np.float32))
 
+    def unknown_tensors(self) -> list[str]:
+        """The tensors beside the weights that are not LAION's either, under LAION's names."""
+        used = _shapes(self.text, self.audio)
+        return [name for name in self._tensors if name not in used and not _UNUSED.fullmatch(name)]
+
     def _checked(self, embeddings: np.ndarray) -> np.ndarray:
         if not np.isfinite(embeddings).all():
             raise CheckpointError(f'{self._folder}: these CLAP weights give embeddings that are not finite: damaged')
         return embeddings
 
     @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
+        """RoBERTa's, from beside the weights, else fetched and put there. Raises as `encode_text`."""
         tokenizer = tokenizer_in(self._folder, 'roberta', _TOKENIZER_SOURCE)
         if tokenizer.vocabulary_size > self.text.vocabulary or tokenizer.padding_id != roberta.PADDING_ID:
             raise CheckpointError(

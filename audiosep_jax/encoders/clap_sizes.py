@@ -123,7 +123,8 @@ def sizes_of_settings(config: Mapping[str, Any], where: str) -> tuple[RobertaCon
             if key == 'enable_fusion' and found:
                 raise CheckpointError(f'{where}: a CLAP {_FUSION}')
             if found not in (value, [value, value]):
-                raise CheckpointError(f'{where}: {name} {key} {found!r}, only a CLAP with {value!r} is known here')
+                field = f'{name}.{key}' if name else key
+                raise CheckpointError(f'{where}: {field} is {found!r}, and only {value!r} is known here')
 
     def take(block: str, key: str, default: Any, valid: Callable[[Any], bool]) -> Any:
         value = blocks[block].get(key, default)
@@ -197,11 +198,11 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_depth(value: Any) -> bool:
-    return _is_size(value) and value < 1000  # each layer is listed
+    return _is_size(value) and value <= 256  # each layer is listed
 
 
 def _are_depths(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_depth, value))
+    return isinstance(value, list) and 0 < len(value) <= 4 and all(map(_is_depth, value))
 
 
 def _is_positive(value: Any) -> bool:

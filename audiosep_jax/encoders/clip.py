@@ -128,7 +128,7 @@ class ClipEncoder:
         check_texts(texts)
         if not len(texts):
             return np.zeros((0, self.embedding_size), np.float32)
-        return self.encode_token_ids(*self._tokenizer.encode(list(texts), self.config.text.tokens))
+        return self.encode_token_ids(*self.tokenizer.encode(list(texts), self.config.text.tokens))
 
     def encode_token_ids(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
         """float32 [Q, E] of token ids [Q, L], begin and end included.
@@ -209,7 +209,7 @@ class ClipEncoder:
         return embeddings
 
     @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
         repository = self.source if hub.is_repo_id(self.source) else _TOKENIZER_SOURCE
         tokenizer = tokenizer_in(self._folder, 'clip', repository)
         if tokenizer.vocabulary_size > self.config.text.vocabulary:

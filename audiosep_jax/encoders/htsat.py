@@ -308,9 +308,9 @@ class AudioTower:
     def __init__(self, config: HtsatConfig, tensors: Mapping[str, np.ndarray]):
         self._parts = [(part, load_parameters(tensors, part.prefix, part.parameters())) for part in _parts(config)]
 
-    def __call__(self, waveforms: np.ndarray) -> jax.Array:
+    def __call__(self, waveforms: np.ndarray) -> np.ndarray:
         """float32 [B, T] at 48 kHz, T = `WINDOW_SAMPLES` -> float32 [B, E]. Compiled for each B."""
-        x = waveforms
+        x = jax.device_put(waveforms)
         for part, weights in self._parts:
-            x = apply(part.module, weights, x, *part.inputs)
-        return x
+            x = apply(part.module, weights, x, *jax.device_put(part.inputs))
+        return jax.device_get(x)

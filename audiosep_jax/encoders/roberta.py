@@ -163,11 +163,12 @@ class TextTower:
             for prefix, module, inputs in _parts(config)
         ]
 
-    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """ids int [B, L] and a mask [B, L] with a 1 in every row -> float32 [B, E]. Compiled for each B and L."""
         (embeddings, embedding_weights), *layers, pooler, projection = self._parts
-        x = apply(embeddings, embedding_weights, np.asarray(self._words[ids], np.float32), position_ids(ids))
+        words, positions, mask = jax.device_put((np.asarray(self._words[ids], np.float32), position_ids(ids), mask))
+        x = apply(embeddings, embedding_weights, words, positions)
         for layer, weights in layers:
             x = apply(layer, weights, x, mask)
         x = apply(*pooler, x)
-        return apply(*projection, x)
+        return jax.device_get(apply(*projection, x))
