@@ -521,7 +521,7 @@ def test_forms_of_sounds(encoder):
 
 
 def test_a_sound_shorter_than_a_sample(encoder):
-    with pytest.raises(AudioFileError, match='shorter than one sample at 48000 Hz'):
+    with pytest.raises(AudioFileError, match='too short'):
         encoder.encode_audio(np.ones(1, np.float32), sample_rate=192_000)
 
 
