@@ -1,16 +1,23 @@
-"""Where clips come from: one file per dataset, each reads its own metadata and yields clips.
+"""Where clips come from: one file per dataset, each reads its authors' own metadata and lists the clips.
 
 A dataset is a `ClipSource`: it knows its clips' ids at once and reads a clip's audio when asked, in whichever process.
+Most are `Files`: entries that name a file, or a part of one, under a folder. What a dataset lists and does not have, or
+must not be trained on, is in `left_out`, with a reason of four: missing, unreadable, too short, excluded.
 """
 
 import dataclasses
 import hashlib
+import json
+import os
+import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from audiosep_jax.errors import DataError
+
+Reason = Literal['missing', 'unreadable', 'too short', 'excluded']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,104 @@ class Clip:
     captions: Sequence[str]  # at least one
     labels: Sequence[str] = ()
     source: str = ''
+    frames: Sequence[bytes] = ()  # JPEG, of its video
+
+
+class LeftOutError(DataError):
+    """A clip to leave out, for one of the four reasons. Any other AudioSepError of `read` counts as unreadable."""
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A clip that is not in the shards: `message` is one line that says why."""
+
+    id: str
+    reason: Reason
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One clip of a dataset, not read yet.
+
+    Attributes:
+        id: unique in the dataset.
+        path: relative to the dataset's folder, with '/'; `archive.tar::member` for a member of an archive.
+        captions: at least one.
+        labels: class names.
+        start: where in the file it begins, seconds.
+        seconds: how long it is; None: to the end.
+    """
+
+    id: str
+    path: str
+    captions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    start: float = 0.0
+    seconds: float | None = None
+
+
+class Files:
+    """The clips of a list of entries under `folder`.
+
+    Args:
+        kind: name of the dataset, for the record's `source` and the build's fingerprint.
+        left_out: what the metadata lists and is not among the entries.
+        shortest: clips of less than so many seconds are left out.
+        frames: pictures to take of a clip's video, evenly spaced; 0 for sound alone.
+
+    Raises:
+        DataError: no entry at all, or two with the same id.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        folder: str | os.PathLike,
+        *,
+        kind: str,
+        left_out: Sequence[LeftOut] = (),
+        shortest: float = 0.0,
+        frames: int = 0,
+    ):
+        self.entries, self.folder, self.kind = list(entries), pathlib.Path(folder), kind
+        self.left_out = list(left_out)
+        self.shortest, self.frames = shortest, frames
+        check_unique([entry.id for entry in self.entries])
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def check(self, sample_rate: int) -> None:
+        """Files are resampled to any rate."""
+
+    def clip_id(self, index: int) -> str:
+        return self.entries[index].id
+
+    def read(self, index: int, sample_rate: int) -> 'Clip':
+        """Raises AudioFileError for a bad file, LeftOutError for a missing or short one."""
+        from data_prep.media import read_frames, read_sound
+
+        entry = self.entries[index]
+        path = self.folder / entry.path
+        audio = read_sound(path, sample_rate=sample_rate, start=entry.start, seconds=entry.seconds)
+        if len(audio) < self.shortest * sample_rate:
+            raise LeftOutError('too short', f'{path}: {len(audio) / sample_rate:.2f} s')
+        frames = read_frames(path, self.frames, start=entry.start, seconds=entry.seconds) if self.frames else ()
+        return Clip(entry.id, audio, entry.captions, entry.labels, f'{self.kind}:{entry.path}', frames)
+
+    def part(self, start: int, stop: int) -> 'Files':
+        return Files(self.entries[start:stop], self.folder, kind=self.kind, shortest=self.shortest, frames=self.frames)
+
+    def description(self) -> Any:
+        # Not the folder: a corpus may be moved, and the rest of the build goes on.
+        text = json.dumps([dataclasses.astuple(e) for e in self.entries], ensure_ascii=False)
+        settings = {'kind': self.kind, 'shortest': self.shortest, 'frames': self.frames}
+        return settings | {'sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
 class ClipSource(Protocol):

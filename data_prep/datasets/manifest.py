@@ -23,7 +23,8 @@ from typing import Any
 
 from audiosep_jax.audio import read_audio
 from audiosep_jax.errors import DataError
-from data_prep.datasets import Clip
+from data_prep.datasets import Clip, ClipSource
+from data_prep.options import BuildOptions
 
 _KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')
 
@@ -179,3 +180,15 @@ def _is_text(value: Any) -> bool:
 
 def _union(*texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for some in texts for text in some))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildManifest(BuildOptions):
+    """Shards from audio files listed with their captions in a JSON (AudioSep's datafile format) or CSV file."""
+
+    source: pathlib.Path
+    """The manifest: {"data": [{"wav": …, "caption": …}]}, or a .csv with columns wav, caption. Relative paths start at
+    its folder."""
+
+    def clips(self) -> ClipSource:
+        return read_manifest(self.source)

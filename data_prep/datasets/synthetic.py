@@ -1,10 +1,14 @@
 """The procedural corpus of `data_prep.synthetic` as a dataset: nothing to download, rendered while building."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from audiosep_jax.errors import ConfigError
 from data_prep import synthetic
+from data_prep.datasets import ClipSource
+from data_prep.options import BuildOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +55,18 @@ class SyntheticClips:
 
     def description(self) -> Any:
         return {'kind': 'synthetic', **dataclasses.asdict(self), 'classes': list(self.classes)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildSynthetic(BuildOptions):
+    """Shards of procedural sounds with captions: nothing to download."""
+
+    num_clips: Annotated[int, tyro.conf.arg(name='clips')]
+    """How many."""
+    seed: int = 0
+    """Which ones: another seed gives other sounds of the same classes."""
+    seconds: float = 5.0
+    """Length of a clip."""
+
+    def clips(self) -> ClipSource:
+        return SyntheticClips(self.num_clips, self.seed, self.seconds)
