@@ -104,7 +104,7 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, saved):
     with pytest.raises(CheckpointError, match='is not a checkpoint'):
         load(tmp_path)
     (tmp_path / 'file.ckpt').write_text('x')
-    with pytest.raises(CheckpointError, match='is not a checkpoint'):
+    with pytest.raises(CheckpointError, match='convert it with'):
         load(tmp_path / 'file.ckpt')
     with pytest.raises(CheckpointError, match='has no step 7; it has 10, 20'):
         load(saved, step=7)
