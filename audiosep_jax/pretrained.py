@@ -32,10 +32,10 @@ def find_checkpoint(path: str | Path | None) -> Path:
             raise CheckpointError(
                 f'{path} is for PyTorch: convert it with `audiosep-jax convert {path} DIR`, then give DIR'
             )
-        raise CheckpointError(f'{path} is not a checkpoint: it is a file, and a checkpoint of ours is a folder')
+        raise CheckpointError(f'{found.absolute()} is not a checkpoint: it is a file, and a checkpoint of ours is a folder')
     repository, _, file = str(path).removeprefix('spaces/').partition(':')
     if not hub.is_repo_id(repository) or (found.suffix in SUFFIXES and not file):
-        raise CheckpointError(f'no such checkpoint: {path}')
+        raise CheckpointError(f'no such checkpoint: {found.absolute()}')
     place = f'{cache_folder() / "checkpoints"} or elsewhere, and give that path'
     if not file and not _cached(str(path)).exists():
         names = hub.list_files(repository, place=place)
