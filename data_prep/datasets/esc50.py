@@ -1,0 +1,105 @@
+"""ESC-50 (Piczak 2015): 2,000 sounds of 5 s at 44.1 kHz, 40 of each of 50 classes, in five folds.
+
+The folder as it comes from GitHub or in `ESC-50-master.zip`:
+
+    meta/esc50.csv      filename,fold,target,category,esc10,src_file,take
+    audio/*.wav
+
+A clip's id is its file's name; its one label is the category with spaces for underscores, which is also its one
+caption: 'chirping birds'. Rows of the same file are one clip with several categories.
+"""
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.options import BuildOptions
+
+FOLDS = (1, 2, 3, 4, 5)
+
+
+def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Files:
+    """The clips of some folds, in the order of the metadata.
+
+    Args:
+        source: the folder with `meta` and `audio`, or the one that holds it as `ESC-50-master`.
+        folds: of 1 to 5.
+
+    Raises:
+        ConfigError: a fold that is none.
+        DataError: no metadata, or damaged; nothing is there of these folds.
+    """
+    unknown = [fold for fold in folds if fold not in FOLDS]
+    if unknown or not folds:
+        raise ConfigError(f'--folds {" ".join(map(str, unknown))}: ESC-50 has the folds 1 to 5')
+    folder = pathlib.Path(source)
+    nested = folder / 'ESC-50-master'
+    if not (folder / 'meta').is_dir() and (nested / 'meta').is_dir():
+        folder = nested
+    clips = _clips(folder / 'meta' / 'esc50.csv')
+    try:
+        there = {entry.name for entry in os.scandir(folder / 'audio')}
+    except OSError as error:
+        raise DataError(
+            f'{folder / "audio"}: cannot be listed ({error.strerror}): ESC-50 has its sounds there'
+        ) from error
+    entries, left_out = [], []
+    for name, (fold, categories) in clips.items():
+        if fold not in folds:
+            continue
+        if name in there:
+            texts = tuple(category.replace('_', ' ') for category in categories)
+            entries.append(Entry(name, f'audio/{name}', texts, texts))
+        else:
+            left_out.append(LeftOut(name, 'missing', f'{folder / "audio" / name}: no such file'))
+    if not entries:
+        raise DataError(f'{folder}: none of the {len(left_out)} files of folds {", ".join(map(str, folds))} is there')
+    return Files(entries, folder, kind='esc50', left_out=left_out)
+
+
+def _clips(path: pathlib.Path) -> dict[str, tuple[int, list[str]]]:
+    """File name to fold and categories."""
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except FileNotFoundError as error:
+        raise DataError(f'{path}: no such file: give the folder of ESC-50 that holds meta and audio') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f'{path}: cannot be read as UTF-8 text: {error}') from error
+    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
+    clips: dict[str, tuple[int, list[str]]] = {}
+    try:
+        absent = {'filename', 'fold', 'category'} - set(reader.fieldnames or ())
+        if absent:
+            raise DataError(f'{path}: no column {sorted(absent)[0]!r}: expected filename,fold,target,category,…')
+        for row in reader:
+            name, fold, category = ((row[key] or '').strip() for key in ('filename', 'fold', 'category'))
+            # The name is joined to a folder, and compared with what is listed there.
+            if not name or '/' in name or not category or fold not in map(str, FOLDS):
+                raise DataError(
+                    f'{path}: line {reader.line_num}: expected a file name, a fold of 1 to 5 and a category'
+                )
+            known_fold, categories = clips.setdefault(name, (int(fold), []))
+            if known_fold != int(fold):
+                raise DataError(f'{path}: line {reader.line_num}: {name} is in fold {known_fold} and in {fold}')
+            if category not in categories:
+                categories.append(category)
+    except csv.Error as error:
+        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    return clips
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildESC50(BuildOptions):
+    """Shards from ESC-50: environmental sounds of 50 classes, captioned with the class."""
+
+    source: pathlib.Path
+    """Its folder, with meta/esc50.csv and audio."""
+    folds: tuple[int, ...] = FOLDS
+    """Which of the five folds. The authors' classifiers train on four and test on the fifth."""
+
+    def clips(self) -> ClipSource:
+        return read_esc50(self.source, self.folds)
