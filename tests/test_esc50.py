@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from audiosep_jax.records import read_split_info
+from audiosep_jax.records import Shards
 from data_prep.__main__ import main
 from data_prep.datasets.esc50 import read_esc50
 
@@ -98,8 +98,11 @@ def test_build(tmp_path, capsys):
     soundfile.write(source / 'audio' / NAMES[2], np.stack([NOISE, NOISE], axis=1), 48000, subtype='PCM_24')
     options = ['--source', str(source), '--out', str(out), '--jobs', '1', '--sample-rate', '16000']
     assert main(['build', 'esc50', *options, '--folds', '1', '2']) == 0
-    info = read_split_info(out, 'train')
-    assert (info.num_clips, info.num_captions, info.num_samples) == (1, 1, 735)
+    shards = Shards(out)
+    record = shards.read(0)
+    assert (len(shards), record.id, record.captions) == (1, NAMES[2], ('vacuum cleaner',))
+    assert (record.source, record.labels) == (f'esc50:audio/{NAMES[2]}', ('vacuum cleaner',))
+    assert shards.waveform(0).shape == (735,)
     skipped = (out / 'splits' / 'train-skipped.csv').read_text()
     assert NAMES[1] in skipped
     with pytest.raises(AudioFileError):
