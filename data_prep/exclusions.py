@@ -1,0 +1,154 @@
+"""Clips that must not be trained on: lists of ids, in the forms in which evaluation sets are published.
+
+    *.txt       one id per line; lines that begin with # are comments
+    *.json      a list, a dict of lists (WavCaps's blacklists), or entries with an `id`
+    *.csv       the columns of `ID_COLUMNS` that its header has, or the first column where it has none of them;
+                `FILE.csv:COLUMN` takes that one. AudioSet's segment lists and the tables of AudioCaps, Clotho, ESC-50
+                and FSD50K are read as they are; of `vggsound.csv`, which lists both its splits, the test clips count
+
+An id is a dataset's own (often a file's name, with or without suffix) or YouTube's, in any of the ways in which files
+are named with it: `0bRUkLsttto`, `Y0bRUkLsttto.wav`, `0bRUkLsttto_30`, `Y0bRUkLsttto_30.000_40.000.flac`.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from audiosep_jax.errors import DataError
+from data_prep.listing import read_text, stem_of
+from data_prep.options import BuildOptions
+
+# Of AudioCaps only YouTube's ids: its own numbers would hit sounds of Freesound, which have numbers, too.
+ID_COLUMNS = (
+    *('youtube_id', 'ytid', 'video_id', 'id', 'filename', 'file_name', 'fname'),
+    *('sound_id', 'src_file', 'fsid', 'freesound_id'),
+)
+
+# YouTube's ids have 11 characters. What may follow: one or two times, in seconds or milliseconds.
+_YOUTUBE = re.compile(r'(?P<bare>[\w-]{11})(_\d+(\.\d+)?){0,2}|Y(?P<marked>[\w-]{11})(_\d+(\.\d+)?){0,2}', re.ASCII)
+
+
+def youtube_id(name: str) -> str | None:
+    """YouTube's id in a file's name or an id made of one; None for names of another form.
+
+    The forms are told apart by their lengths alone: an id of 11 characters may begin with Y itself.
+    """
+    match = _YOUTUBE.fullmatch(stem_of(name.strip()))
+    return match and (match['bare'] or match['marked'])
+
+
+def read_ids(path: str | os.PathLike) -> frozenset[str]:
+    """All ids of a list: as written, without suffix, and YouTube's id where one is in it.
+
+    Args:
+        path: .txt, .json or .csv, or `FILE.csv:COLUMN`.
+
+    Raises:
+        DataError: missing, damaged, no such column, not a single id in it.
+    """
+    path = pathlib.Path(path)
+    column = None
+    if not path.exists() and '.csv:' in path.name.lower():
+        name, column = path.name.rsplit(':', 1)
+        path = path.with_name(name)
+    # What cannot be UTF-8 is from Clotho, whose metadata are in Latin-1; ids outside ASCII are names of its files.
+    text = read_text(path, ('utf-8-sig', 'latin-1'))
+    suffix = path.suffix.lower()
+    if suffix == '.json':
+        ids = _json_ids(path, text)
+    elif suffix == '.csv':
+        ids = _csv_ids(path, text, column)
+    elif suffix == '.txt':
+        ids = (line.strip() for line in text.splitlines() if not line.startswith('#'))
+    else:
+        raise DataError(f'{path}: a list of ids must be named .txt, .json or .csv')
+    known = frozenset(form for clip_id in ids if clip_id for form in _forms(clip_id))
+    if not known:
+        raise DataError(f'{path}: holds no ids')
+    return known
+
+
+def read_all_ids(paths: Iterable[str | os.PathLike]) -> frozenset[str]:
+    """The ids of several lists. Raises DataError as `read_ids`."""
+    return frozenset().union(*map(read_ids, paths))
+
+
+def is_excluded(excluded: frozenset[str], *names: str) -> bool:
+    """Whether one of a clip's names is among the ids: give all that it is known by."""
+    return any(form in excluded for name in names for form in (name, stem_of(name)))
+
+
+def _forms(clip_id: str) -> list[str]:
+    """The ways in which a reader may look for an id."""
+    youtube = youtube_id(clip_id)
+    return [clip_id, stem_of(clip_id), *([youtube] if youtube else [])]
+
+
+def _json_ids(path: pathlib.Path, text: str) -> list[str]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{path}: not valid JSON: {error}') from error
+    return list(_ids_within(path, values))
+
+
+def _ids_within(path: pathlib.Path, value: Any) -> Iterable[str]:
+    if isinstance(value, list):
+        for item in value:
+            if isinstance(item, dict):
+                if 'id' not in item:
+                    raise DataError(f"{path}: an entry without 'id'")
+                item = item['id']
+            if isinstance(item, bool) or not isinstance(item, (str, int)):
+                raise DataError(f'{path}: expected ids, which are texts or whole numbers, got {item!r:.80}')
+            yield str(item).strip()
+    elif isinstance(value, dict) and any(isinstance(inner, list) for inner in value.values()):
+        for inner in value.values():
+            if isinstance(inner, list):
+                yield from _ids_within(path, inner)
+    else:
+        raise DataError(f'{path}: expected a list of ids, or lists of them under names')
+
+
+def _csv_ids(path: pathlib.Path, text: str, column: str | None) -> list[str]:
+    reader = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
+    try:
+        # AudioSet's lists begin with three lines that begin with #; a sound's name may.
+        rows = [row for row in reader if any(map(str.strip, row)) and not row[0].startswith('# ')]
+    except csv.Error as error:
+        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    if column is not None:
+        if column not in header:
+            raise DataError(f'{path}: no column {column!r}: it has {", ".join(header) or "no rows"}')
+        chosen = [header.index(column)]
+    else:
+        chosen = [place for place, name in enumerate(header) if name.lower() in ID_COLUMNS]
+    if chosen:
+        rows = rows[1:]
+    else:
+        chosen = [0]
+        if rows and all(len(row) == 4 and row[3] in ('train', 'test') for row in rows):
+            rows = [row for row in rows if row[3] == 'test']
+    return [row[place].strip() for row in rows for place in chosen if place < len(row)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExcludingOptions(BuildOptions):
+    """Options of a dataset of which some clips may be in an evaluation set."""
+
+    exclude: tuple[pathlib.Path, ...] = ()
+    """Lists of ids that must not be in the shards, .txt, .json or .csv (FILE.csv:COLUMN for a certain column): the
+    dataset's own ids, or YouTube's."""
+
+    @functools.cached_property
+    def excluded(self) -> frozenset[str]:
+        """The ids of these lists."""
+        return read_all_ids(self.exclude)
