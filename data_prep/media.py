@@ -1,27 +1,242 @@
-"""Sound and pictures of files as datasets have them: whole audio files, parts of them, video, members of archives."""
+"""Sound and pictures of files as datasets have them: whole audio files, parts of them, video, members of archives.
 
+A path names a file, or `archive.tar::member` a member of an uncompressed tar archive, read at its offset. libsndfile
+decodes what it knows; MP4, WebM, Matroska and other containers are PyAV's (`data_prep.video`). Which of the two is told
+by the first bytes, not by the suffix: much that is called .wav is not.
+"""
+
+import functools
+import io
+import math
+import os
 import pathlib
+import re
+import tarfile
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import soundfile
 
-from audiosep_jax.audio import read_audio
+from audiosep_jax.audio import read_audio, resample
+from audiosep_jax.errors import AudioFileError
 from data_prep.datasets import LeftOutError
 
+# What a listing of a folder takes for sounds and for videos.
+AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
+VIDEO_SUFFIXES = (
+    '.m4a',
+    '.mp4',
+    '.webm',
+    '.mkv',
+    '.mka',
+    '.mov',
+    '.m4v',
+    '.avi',
+    '.flv',
+    '.aac',
+    '.3gp',
+    '.wmv',
+    '.ts',
+)
 
-def read_sound(path: pathlib.Path, *, sample_rate: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
-    """float32 [T] mono at `sample_rate` Hz: the part of a file from `start` on, `seconds` long or to its end.
+# Around a part, so that resampling it alone gives what resampling the whole would: soxr's filter is shorter.
+_CONTEXT = 0.1  # seconds
+_MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
+# Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
+_FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp')
+
+
+def read_sound(
+    path: str | os.PathLike, *, sample_rate: int, start: float = 0.0, seconds: float | None = None
+) -> np.ndarray:
+    """float32 [T] mono at `sample_rate` Hz: a file, or the part of it that begins at `start` seconds.
+
+    Of a part no more is decoded than that and a little around it (of MP3, and of containers other than MP4 and
+    Matroska, all before it too). Channels are averaged; resampling is as of the whole file (soxr HQ). Samples may go
+    a little beyond [-1, 1].
+
+    Args:
+        path: a file, or `archive.tar::member`.
+        sample_rate: Hz.
+        start: of the part, seconds.
+        seconds: of the part; None: to the end. Where the file ends sooner, T is less.
+
+    Raises:
+        LeftOutError: missing; too short, where the file ends before the part begins.
+        AudioFileError: unreadable: no sound in it, damaged, cut short within the part, NaN or infinite samples.
+        ConfigError: PyAV is needed and not installed.
+    """
+    file = _locate(path)
+    if _is_container(file, str(path)):
+        from data_prep.video import SoundTrack
+
+        with SoundTrack(file, str(path)) as track:
+            return _part(track.read, track.rate, sample_rate, start, seconds, str(path))
+    if isinstance(file, pathlib.Path) and start == 0 and seconds is None:
+        return read_audio(file, sample_rate=sample_rate, mono=True)[0][0]
+    return _part_of_audio(file, sample_rate, start, seconds, str(path))
+
+
+def read_frames(
+    path: str | os.PathLike, count: int, *, start: float = 0.0, seconds: float | None = None
+) -> list[bytes]:
+    """`count` pictures of a video as JPEG, from the middles of `count` equal pieces of the part.
+
+    The shorter side is at most 256 pixels (never enlarged); the same versions of PyAV and Pillow give the same bytes.
+
+    Raises:
+        LeftOutError: missing; too short, where the video ends before the part begins.
+        AudioFileError: unreadable: damaged, or without pictures.
+        ConfigError: PyAV is not installed.
+    """
+    file = _locate(path)
+    if not _is_container(file, str(path)):
+        raise AudioFileError(f'{path}: has no pictures, it is not a video; build without --frames')
+    from data_prep.video import pictures
+
+    return pictures(file, str(path), count, start, seconds)
+
+
+def sound_seconds(path: str | os.PathLike) -> float:
+    """How long a file's sound is, seconds, by its header alone. Raises as `read_sound`."""
+    file = _locate(path)
+    if _is_container(file, str(path)):
+        from data_prep.video import SoundTrack
+
+        with SoundTrack(file, str(path)) as track:
+            return track.seconds
+    with _sound_file(file, str(path)) as sound:
+        return sound.frames / sound.samplerate
+
+
+def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
+    """Offset and size in bytes of every file in an uncompressed tar archive, by name; remembered in this process.
 
     Raises:
         LeftOutError: missing.
-        AudioFileError: unreadable.
+        AudioFileError: not an uncompressed tar archive.
     """
-    if not path.exists():
+    try:
+        status = os.stat(archive)
+        return _tar_index(os.fspath(archive), status.st_mtime_ns, status.st_size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LeftOutError('missing', f'{archive}: no such archive') from error
+    except (OSError, tarfile.TarError) as error:
+        raise AudioFileError(f'{archive}: not an uncompressed tar archive: {_one_line(error)}') from error
+
+
+@functools.lru_cache(maxsize=8)  # a shard's clips come from one archive or two
+def _tar_index(archive: str, modified: int, size: int) -> dict[str, tuple[int, int]]:
+    with tarfile.open(archive, 'r:') as tar:
+        return {m.name.removeprefix('./'): (m.offset_data, m.size) for m in tar if m.isreg()}
+
+
+def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
+    """The file that a path names; a member of an archive as its bytes. Raises LeftOutError where there is none."""
+    member = _MEMBER.fullmatch(os.fspath(path))
+    if member and not os.path.exists(path):
+        archive, name = member.groups()
+        place = tar_members(archive).get(name.removeprefix('./'))
+        if place is None:
+            raise LeftOutError('missing', f'{path}: the archive has no such member')
+        offset, size = place
+        with open(archive, 'rb') as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise AudioFileError(f'{path}: the archive is cut short; get it anew')
+        return io.BytesIO(data)
+    path = pathlib.Path(path)
+    try:
+        found = path.exists()
+    except (OSError, ValueError) as error:
+        raise AudioFileError(f'{path}: cannot be read: {_one_line(error)}') from error
+    if not found:
         raise LeftOutError('missing', f'{path}: no such file')
-    audio, _ = read_audio(path, sample_rate=sample_rate, mono=True)
-    first = round(start * sample_rate)
-    return audio[0, first : None if seconds is None else first + round(seconds * sample_rate)]
+    return path
 
 
-def read_frames(path: pathlib.Path, count: int, *, start: float = 0.0, seconds: float | None = None) -> list[bytes]:
-    """`count` pictures, evenly spaced over the part, as JPEG."""
-    raise LeftOutError('unreadable', f'{path}: no pictures of {path.suffix} files')
+def _is_container(file: pathlib.Path | io.BytesIO, name: str) -> bool:
+    """Whether PyAV is to read a file, by what it begins with; where that says nothing, by its suffix."""
+    head = _head(file, name)
+    if head[:4] in (b'fLaC', b'FORM', b'RF64') or (head[:4] == b'RIFF' and head[8:12] == b'WAVE'):
+        return False
+    if head[4:8] in _FIRST_BOXES or head[:4] == b'\x1a\x45\xdf\xa3' or (head[:4], head[8:12]) == (b'RIFF', b'AVI '):
+        return True
+    return bool(head) and pathlib.PurePath(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:
+    """The first 12 bytes; none of what is no regular file, about which `read_audio` has more to say."""
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer()[:12].tobytes()
+    if not file.is_file():
+        return b''
+    try:
+        with file.open('rb') as opened:
+            return opened.read(12)
+    except OSError as error:
+        raise AudioFileError(f'{name}: cannot be read: {error.strerror}') from error
+
+
+def _sound_file(file: pathlib.Path | io.BytesIO, name: str) -> soundfile.SoundFile:
+    if isinstance(file, io.BytesIO) and not file.getbuffer().nbytes:
+        raise AudioFileError(f'{name}: the file is empty (0 bytes)')
+    try:
+        return soundfile.SoundFile(file if isinstance(file, io.BytesIO) else os.fsencode(file))
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise AudioFileError(f'{name}: damaged, cut short or not an audio file ({_one_line(error)})') from error
+
+
+def _part_of_audio(file, sample_rate: int, start: float, seconds: float | None, name: str) -> np.ndarray:
+    with _sound_file(file, name) as sound:
+
+        def read(first: int, stop: int | None) -> np.ndarray:
+            stop = sound.frames if stop is None else min(stop, sound.frames)
+            if first >= stop:
+                return np.zeros(0, np.float32)
+            # libsndfile finds a place in an MP3 only roughly: decode all before it.
+            skipped = first if sound.format == 'MP3' else 0
+            try:
+                sound.seek(first - skipped)
+                samples = sound.read(stop - first + skipped, dtype='float32', always_2d=True)[skipped:]
+            except (soundfile.LibsndfileError, MemoryError, ValueError, OverflowError) as error:
+                raise AudioFileError(f'{name}: damaged or cut short ({_one_line(error)})') from error
+            if len(samples) < stop - first:
+                raise AudioFileError(f'{name}: damaged or cut short, its header promises more audio than it holds')
+            return samples.mean(axis=1)
+
+        return _part(read, sound.samplerate, sample_rate, start, seconds, name)
+
+
+def _part(
+    read: Callable[[int, int | None], np.ndarray],
+    rate: int,
+    sample_rate: int,
+    start: float,
+    seconds: float | None,
+    name: str,
+) -> np.ndarray:
+    """float32 [T]: a part, resampled as if with the whole. `read(first, stop)` gives float32 samples at `rate` Hz."""
+    if not 0 <= start < math.inf or (seconds is not None and not 0 < seconds < math.inf):
+        raise ValueError(f'{name}: start {start}, seconds {seconds}')
+    begin, count = round(start * sample_rate), None if seconds is None else round(seconds * sample_rate)
+    context = math.ceil(_CONTEXT * rate)
+    # A first sample whose time is also a sample of the result, so that both grids agree.
+    step = rate // math.gcd(rate, sample_rate)
+    first = max(0, (begin * rate // sample_rate - context) // step * step)
+    stop = None if count is None else math.ceil((begin + count) * rate / sample_rate) + context
+    samples = read(first, stop)
+    if not np.isfinite(samples).all():
+        raise AudioFileError(f'{name}: has NaN or infinite samples; repair or export the file again')
+    skipped = begin - first // step * (sample_rate // math.gcd(rate, sample_rate))
+    part = resample(samples, rate, sample_rate)[skipped:][:count]
+    if not part.size:
+        if start == 0:
+            raise AudioFileError(f'{name}: the file holds no samples')
+        raise LeftOutError('too short', f'{name}: ends before the part that begins at {start:g} s')
+    return np.ascontiguousarray(part, np.float32)
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
