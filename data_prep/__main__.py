@@ -11,10 +11,14 @@ import tyro
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import explained
 from audiosep_jax.progress import progress_bar
+from data_prep.datasets.audiocaps import BuildAudioCaps
+from data_prep.datasets.clotho import BuildClotho
 from data_prep.datasets.esc50 import BuildESC50
+from data_prep.datasets.fsd50k import BuildFSD50K
 from data_prep.datasets.manifest import BuildManifest
 from data_prep.datasets.synthetic import BuildSynthetic
 from data_prep.datasets.voicebank import BuildVoiceBank
+from data_prep.datasets.wavcaps import BuildWavCaps
 from data_prep.embed import embed_captions
 from data_prep.options import PROBLEMS_SHOWN, BuildOptions, num_cores
 from data_prep.verify import verify_dataset
@@ -23,8 +27,12 @@ from data_prep.verify import verify_dataset
 _DATASETS: dict[str, type[BuildOptions]] = {
     'manifest': BuildManifest,
     'synthetic': BuildSynthetic,
+    'audiocaps': BuildAudioCaps,
+    'clotho': BuildClotho,
     'esc50': BuildESC50,
+    'fsd50k': BuildFSD50K,
     'voicebank': BuildVoiceBank,
+    'wavcaps': BuildWavCaps,
 }
 _Dataset = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in _DATASETS.items())]  # noqa: UP007
 

@@ -82,7 +82,7 @@ def read_all_ids(paths: Iterable[str | os.PathLike]) -> frozenset[str]:
 
 def is_excluded(excluded: frozenset[str], *names: str) -> bool:
     """Whether one of a clip's names is among the ids: give all that it is known by."""
-    return any(form in excluded for name in names for form in (name, stem_of(name)))
+    return bool(excluded) and any(form in excluded for name in names for form in (name, stem_of(name)))
 
 
 def _forms(clip_id: str) -> list[str]:

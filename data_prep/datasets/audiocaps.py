@@ -1,0 +1,151 @@
+"""AudioCaps (Kim et al. 2019), version 1 and 2.0: sentences for ten-second clips of AudioSet.
+
+Its repository has `dataset/` (v1) and `dataset2.0/` with a table per split, `train.csv`, `val.csv` and `test.csv`:
+
+    audiocap_id,youtube_id,start_time,caption
+
+A training clip has one row, a test or validation clip five, which have the video and the start in common: they are one
+clip with several captions. The videos are cut and named by those who download them. A clip's file is looked for below
+the source folder, whatever its suffix, under any of its audiocap ids, `YTID_START`, `YYTID_START`, `YYTID` and `YTID`;
+folders with another split's name are passed over. A clip's id is `YTID_START`, START in seconds.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections import Counter
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.exclusions import ExcludingOptions, is_excluded
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table
+
+CLIP_SECONDS = 10.0
+
+# The names that folders of a split have.
+_FOLDERS = {
+    'train': {'train', 'training'},
+    'val': {'val', 'valid', 'validation'},
+    'test': {'test', 'testing', 'eval', 'evaluation'},
+}
+_COLUMNS = ('audiocap_id', 'youtube_id', 'start_time', 'caption')
+
+
+@dataclasses.dataclass
+class _Listed:
+    """A clip of the table."""
+
+    youtube_id: str
+    start: float
+    numbers: list[str]
+    captions: list[str]
+
+    @property
+    def id(self) -> str:
+        return f'{self.youtube_id}_{self.start:g}'
+
+
+def read_audiocaps(
+    source: str | os.PathLike,
+    split: str = 'train',
+    *,
+    captions: str | os.PathLike | None = None,
+    whole_videos: bool = False,
+    frames: int = 0,
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """The clips of a split, in the order of its table.
+
+    Args:
+        source: the folder with the sounds, at any depth, and the table.
+        split: 'train', 'val' or 'test'.
+        captions: the table; by default SPLIT.csv in `source`, in its folder dataset, or in another one directly in it.
+        whole_videos: files are not cut: a clip is the ten seconds from its start_time on.
+        frames: pictures to take of each video.
+        excluded: audiocap ids, YouTube ids or clip ids to leave out.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: no table, or a damaged one; no file of its clips.
+    """
+    if split not in _FOLDERS:
+        raise ConfigError(f'--split {split!r}: AudioCaps has train, val and test')
+    folder = pathlib.Path(source)
+    table = captions or find_file(folder, f'{split}.csv', folders=('dataset', 'dataset2.0'))
+    if table is None:
+        raise DataError(f'{folder}: no {split}.csv in it: give --captions, the table of AudioCaps')
+    clips = _read_clips(pathlib.Path(table))
+    others = frozenset().union(*(names for name, names in _FOLDERS.items() if name != split))
+    paths = first_of(list_media(folder, skip=others, video_first=frames > 0))
+    # A name that would do for two clips tells neither.
+    numbers = Counter(number for clip in clips for number in clip.numbers)
+    videos = Counter(clip.youtube_id for clip in clips)
+    entries, left_out = [], []
+    for clip in clips:
+        youtube, names = clip.youtube_id, [number for number in clip.numbers if numbers[number] == 1]
+        names += [f'{prefix}{youtube}_{start}' for prefix in ('', 'Y') for start in _spellings(clip.start)]
+        names += [f'Y{youtube}', youtube] if videos[youtube] == 1 else []
+        path = next((paths[name] for name in names if name in paths), None)
+        texts = distinct(clip.captions)
+        if is_excluded(excluded, clip.id, youtube, *clip.numbers):
+            left_out.append(LeftOut(clip.id, 'excluded', f'{clip.id}: in a list of --exclude'))
+        elif not texts:
+            left_out.append(LeftOut(clip.id, 'excluded', f'{clip.id}: has no caption'))
+        elif path is None:
+            message = f'{clip.id}: no file below {folder} named Y{youtube}, {youtube} or by its audiocap id'
+            left_out.append(LeftOut(clip.id, 'missing', message))
+        elif whole_videos:
+            entries.append(Entry(clip.id, path, texts, start=clip.start, seconds=CLIP_SECONDS))
+        else:
+            entries.append(Entry(clip.id, path, texts))
+    return files_or_refuse(entries, folder, left_out, 'audiocaps', frames)
+
+
+def _read_clips(path: pathlib.Path) -> list[_Listed]:
+    clips: dict[tuple[str, float], _Listed] = {}
+    for line, row in read_table(path, _COLUMNS):
+        number, youtube, start = (row[column].strip() for column in _COLUMNS[:3])
+        try:
+            seconds = float(start)
+        except ValueError:
+            seconds = -1.0
+        if not youtube or not 0 <= seconds < float('inf'):
+            raise DataError(
+                f'{path}: line {line}: expected a YouTube id and a start in seconds, got {youtube!r}, {start!r}'
+            )
+        clip = clips.setdefault((youtube, seconds), _Listed(youtube, seconds, [], []))
+        clip.captions.append(row['caption'])
+        if number and number not in clip.numbers:
+            clip.numbers.append(number)
+    if not clips:
+        raise DataError(f'{path}: lists no clips')
+    return list(clips.values())
+
+
+def _spellings(start: float) -> list[str]:
+    """Of a start in a file's name: 30, 000030 as VGGSound's files have it, 30.000."""
+    return [f'{start:g}', f'{round(start):06d}', f'{start:.3f}', f'{start:.3f}_{start + CLIP_SECONDS:.3f}']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildAudioCaps(ExcludingOptions):
+    """Shards from AudioCaps, v1 or 2.0: --split train, val or test."""
+
+    source: pathlib.Path
+    """The folder with the sounds or videos, at any depth, and with the tables train.csv, val.csv, test.csv."""
+    captions: pathlib.Path | None = None
+    """The table of the split (default: SPLIT.csv in the source, its folder dataset, then dataset2.0)."""
+    whole_videos: bool = False
+    """The files are whole videos: take the ten seconds from start_time on."""
+    frames: int = 0
+    """Pictures to keep of each video, for image queries."""
+
+    def clips(self) -> ClipSource:
+        return read_audiocaps(
+            self.source,
+            self.split,
+            captions=self.captions,
+            whole_videos=self.whole_videos,
+            frames=self.frames,
+            excluded=self.excluded,
+        )

@@ -1,0 +1,110 @@
+"""Clotho 2.1 (Drossos et al. 2020, doi 10.5281/zenodo.4783391): 15 to 30 s of Freesound at 44.1 kHz, 5 captions each.
+
+The folder into which it was downloaded and its archives unpacked; CSV files and folders may lie one level deeper:
+
+    clotho_captions_development.csv     file_name,caption_1,…,caption_5 (also …_validation.csv, …_evaluation.csv)
+    clotho_metadata_development.csv     file_name,keywords,sound_id,… in Latin-1; optional: the keywords become labels
+    development/*.wav                   also validation, evaluation
+
+Splits are train, val and test, or by the authors' names development, validation and evaluation. A clip's id is its
+file's name. Keywords are the words with which the uploader tagged the sound, separated by ';': labels of no fixed set.
+"""
+
+import dataclasses
+import os
+import pathlib
+import unicodedata
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.exclusions import ExcludingOptions, is_excluded
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, stem_of
+
+SPLITS = {'train': 'development', 'val': 'validation', 'test': 'evaluation'}
+
+_CAPTIONS = tuple(f'caption_{number}' for number in range(1, 6))
+# The metadata are in Latin-1; who saved them anew has UTF-8, which other text hardly ever passes for.
+_ENCODINGS = ('utf-8-sig', 'latin-1')
+
+
+def read_clotho(
+    source: str | os.PathLike,
+    split: str = 'train',
+    *,
+    labels: bool = True,
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """The clips of a split, in the order of its captions.
+
+    Args:
+        source: the folder with the CSV files and the folders of sounds.
+        split: 'train', 'val', 'test', or the authors' name of it.
+        labels: have the keywords of the metadata as labels, where these are there.
+        excluded: file names or Freesound ids to leave out.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: no captions, or damaged ones; none of the files is there.
+    """
+    part = SPLITS.get(split, split)
+    if part not in SPLITS.values():
+        raise ConfigError(f'--split {split!r}: Clotho has train (development), val (validation) and test (evaluation)')
+    folder = pathlib.Path(source)
+    name = f'clotho_captions_{part}.csv'
+    table = find_file(folder, name)
+    if table is None:
+        raise DataError(f'{folder}: no {name} in it: give the folder into which Clotho was downloaded')
+    captions: dict[str, list[str]] = {}
+    for line, row in read_table(table, ('file_name', *_CAPTIONS), encodings=_ENCODINGS):
+        if not row['file_name'].strip():
+            raise DataError(f'{table}: line {line}: no file name')
+        captions.setdefault(_key(row['file_name']), []).extend(row[column] for column in _CAPTIONS)
+    if not captions:
+        raise DataError(f'{table}: lists no clips')
+    keywords, sound_ids = _metadata(folder, part)
+    others = frozenset(SPLITS.values()) - {part}
+    # Some names have a blank before the suffix, which not every way of unpacking has kept.
+    paths = first_of((stem.strip(), path) for stem, path in list_media(folder, skip=others))
+    entries, left_out = [], []
+    for clip_id, listed in captions.items():
+        path, texts = paths.get(stem_of(clip_id).strip()), distinct(listed)
+        if is_excluded(excluded, clip_id, *sound_ids.get(clip_id, ())):
+            left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: in a list of --exclude'))
+        elif not texts:
+            left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: has no caption'))
+        elif path is None:
+            left_out.append(LeftOut(clip_id, 'missing', f'{folder / part / clip_id}: no such file'))
+        else:
+            entries.append(Entry(clip_id, path, texts, keywords.get(clip_id, ()) if labels else ()))
+    return files_or_refuse(entries, folder, left_out, 'clotho')
+
+
+def _metadata(folder: pathlib.Path, part: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Keywords and Freesound ids by file name; empty where there are no metadata."""
+    table = find_file(folder, f'clotho_metadata_{part}.csv')
+    keywords, sound_ids = {}, {}
+    if table is not None:
+        for _, row in read_table(table, ('file_name', 'keywords'), encodings=_ENCODINGS, loose=True):
+            known = _key(row['file_name'])
+            keywords[known] = distinct((*keywords.get(known, ()), *row['keywords'].split(';')))
+            sound_id = row.get('sound_id', '').strip()
+            sound_ids[known] = (sound_id,) if sound_id.isdigit() else ()  # else 'Not found'
+    return keywords, sound_ids
+
+
+def _key(file_name: str) -> str:
+    """By which the two tables are joined."""
+    return unicodedata.normalize('NFC', file_name.strip())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildClotho(ExcludingOptions):
+    """Shards from Clotho 2.1: --split train (development), val (validation) or test (evaluation)."""
+
+    source: pathlib.Path
+    """The folder with clotho_captions_development.csv and others, and with the folders development, …."""
+    labels: bool = True
+    """Keep the keywords of clotho_metadata_….csv, where it is there, as labels."""
+
+    def clips(self) -> ClipSource:
+        return read_clotho(self.source, self.split, labels=self.labels, excluded=self.excluded)

@@ -1,0 +1,121 @@
+"""FSD50K (Fonseca et al. 2020, doi 10.5281/zenodo.4060432): Freesound clips of 0.3 to 30 s, 200 classes of AudioSet.
+
+The folder into which its archives were unpacked:
+
+    FSD50K.ground_truth/dev.csv         fname,labels,mids,split    (split: train or val)
+    FSD50K.ground_truth/eval.csv        fname,labels,mids
+    FSD50K.dev_audio/*.wav              also FSD50K.eval_audio, named by fname, a number of Freesound
+    FSD50K.metadata/dev_clips_info_FSD50K.json      title, description, tags, …; also eval_…; read for --titles alone
+
+Splits are train and val (of dev.csv), dev (both) and test or eval. The labels `Chirp_and_tweet,Bird` are kept in
+AudioSet's spelling, 'Chirp, tweet' and 'Bird', and make one caption, 'chirp and tweet, bird': small letters, in the
+order of the file, which goes from a class to its parents. A clip's id is its fname.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.exclusions import ExcludingOptions, is_excluded
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, read_text, stem_of
+
+# Split to the part of the dataset, and which of dev.csv's splits.
+_PARTS = {
+    'train': ('dev', ('train',)),
+    'val': ('dev', ('val',)),
+    'dev': ('dev', ('train', 'val')),
+    'test': ('eval', None),
+    'eval': ('eval', None),
+}
+# The one name of AudioSet that has both a comma and an 'and' where FSD50K has '_and_'.
+_SPELLINGS = {'Dishes_and_pots_and_pans': 'Dishes, pots, and pans'}
+
+
+def read_fsd50k(
+    source: str | os.PathLike,
+    split: str = 'train',
+    *,
+    titles: bool = False,
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """The clips of a split, in the order of the ground truth.
+
+    Args:
+        source: the folder with FSD50K.ground_truth and the folders of sounds.
+        split: 'train', 'val', 'dev', 'test' or 'eval'.
+        titles: the title that the uploader gave it is a caption, too.
+        excluded: Freesound ids to leave out.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: no ground truth, or a damaged one; no titles where they are asked for; none of the files is there.
+    """
+    if split not in _PARTS:
+        raise ConfigError(f'--split {split!r}: FSD50K has train, val, dev (both of them) and test (or eval)')
+    part, wanted = _PARTS[split]
+    table = find_file(source, f'FSD50K.ground_truth/{part}.csv', f'{part}.csv')
+    if table is None:
+        raise DataError(f'{source}: no FSD50K.ground_truth/{part}.csv in it: give the folder of FSD50K')
+    folder = table.parent.parent if table.parent.name == 'FSD50K.ground_truth' else table.parent
+    columns = ('fname', 'labels', 'split') if wanted else ('fname', 'labels')
+    clips: dict[str, list[str]] = {}
+    for line, row in read_table(table, columns):
+        clip_id = stem_of(row['fname'].strip())
+        if not clip_id:
+            raise DataError(f'{table}: line {line}: no fname')
+        if wanted and row['split'].strip() not in ('train', 'val'):
+            raise DataError(f'{table}: line {line}: split {row["split"]!r}: expected train or val')
+        if wanted is None or row['split'].strip() in wanted:
+            clips.setdefault(clip_id, []).extend(label.strip() for label in row['labels'].split(','))
+    if not clips:
+        raise DataError(f'{table}: lists no clips of split {split!r}')
+    sounds = f'FSD50K.{part}_audio'
+    paths = first_of(list_media(folder / sounds))
+    known = _titles(folder, part) if titles else {}
+    entries, left_out = [], []
+    for clip_id, listed in clips.items():
+        labels = tuple(dict.fromkeys(filter(None, listed)))
+        caption = ', '.join(label.replace('_', ' ').lower() for label in labels)
+        texts = distinct([caption, known.get(clip_id, '')])
+        if is_excluded(excluded, clip_id):
+            left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: in a list of --exclude'))
+        elif not texts:
+            left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: has no label'))
+        elif clip_id not in paths:
+            left_out.append(LeftOut(clip_id, 'missing', f'{folder / sounds / clip_id}.wav: no such file'))
+        else:
+            entries.append(Entry(clip_id, f'{sounds}/{paths[clip_id]}', texts, tuple(map(audioset_name, labels))))
+    return files_or_refuse(entries, folder, left_out, 'fsd50k')
+
+
+def audioset_name(label: str) -> str:
+    """AudioSet's display name of a label of FSD50K: 'Chirp, tweet' of 'Chirp_and_tweet'."""
+    return _SPELLINGS.get(label) or label.replace('_and_', ', ').replace('_', ' ')
+
+
+def _titles(folder: pathlib.Path, part: str) -> dict[str, str]:
+    """By fname, as words: 'dog bark 3' of 'dog_bark_3.wav'."""
+    path = folder / 'FSD50K.metadata' / f'{part}_clips_info_FSD50K.json'
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{path}: not valid JSON: {error}') from error
+    if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
+        raise DataError(f'{path}: expected {{"FNAME": {{"title": …}}, …}}')
+    return {name: stem_of(str(value.get('title', ''))).replace('_', ' ') for name, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildFSD50K(ExcludingOptions):
+    """Shards from FSD50K: --split train, val, dev (both of them) or test. The captions are made of the labels."""
+
+    source: pathlib.Path
+    """The folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio."""
+    titles: bool = False
+    """Have the titles of FSD50K.metadata as captions, too. They are the uploaders' and often say little."""
+
+    def clips(self) -> ClipSource:
+        return read_fsd50k(self.source, self.split, titles=self.titles, excluded=self.excluded)
