@@ -5,8 +5,8 @@ A dataset directory holds (`data_prep build` writes it, `data_prep verify` check
     features.json, dataset_info.json              the TFDS description: `tfds.builder_from_directory(DIR)` reads it
     NAME-SPLIT.array_record-00000-of-00128        ArrayRecord shards of serialized `tf.train.Example`s
     splits/SPLIT.json                             `SplitInfo`: all that training has to know
-    splits/SPLIT-00000-of-00128.json              of each shard: its clips' captions, and the clips left out
-    splits/SPLIT-skipped.csv                      those clips, in one list
+    splits/SPLIT-00000-of-00128.json              of each shard: its clips' captions, its checksum, the clips left out
+    splits/SPLIT-skipped.csv                      all clips left out, in one list
     embeddings/ENCODER/…                          see embedding_cache.py
 
 Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
@@ -29,9 +29,9 @@ import soundfile
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from audiosep_jax.buckets import as_path, is_bucket, write_bytes
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.files import replacing
 
 FORMAT_VERSION = 1
 INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
@@ -97,6 +97,7 @@ class Record:
     captions: tuple[str, ...]  # at least one; training draws one of them per example
     labels: tuple[str, ...] = ()
     source: str = ''  # where the clip came from: a file, a corpus
+    frames: tuple[bytes, ...] = ()  # pictures of its video, evenly spaced, as JPEG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,7 @@ class SplitInfo:
     num_captions: int = 0
     num_samples: int = 0
     num_skipped: int = 0
+    num_bytes: int = 0  # of the shard files
     content: str = ''  # of the finished split: the fingerprint, and which clips were left out
     format_version: int = FORMAT_VERSION
 
@@ -145,6 +147,7 @@ def features():
             'captions': tfds.features.Sequence(text()),
             'labels': tfds.features.Sequence(text()),
             'source': text(),
+            'frames': tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
         }
     )
 
@@ -172,7 +175,9 @@ def record_from_bytes(data: bytes) -> Record:
         many = {k: tuple(v.decode() for v in found[k].bytes_list.value) for k in ('captions', 'labels')}
         one = {k: found[k].bytes_list.value[0].decode() for k in ('id', 'codec', 'source')}
         numbers = {k: found[k].int64_list.value[0] for k in ('sample_rate', 'num_samples')}
-        return Record(audio=found['audio'].bytes_list.value[0], **one, **many, **numbers)
+        # Shards of earlier versions have no frames; asked for what it lacks, a map gives an empty feature.
+        frames = tuple(found['frames'].bytes_list.value)
+        return Record(audio=found['audio'].bytes_list.value[0], frames=frames, **one, **many, **numbers)
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
         raise DataError(f'not a record of this format: {error}') from error
 
@@ -227,12 +232,14 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
 def shard_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
     """TFDS's name for a shard file."""
     file = f'{info.name}-{info.split}.array_record-{shard:05d}-of-{info.num_shards:05d}'
-    return pathlib.Path(directory) / file
+    return as_path(directory) / file
 
 
 def summary_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
-    """JSON: `captions` (a list per clip, so that embedding need not read the audio), `skipped`, `num_samples`."""
-    return pathlib.Path(directory) / 'splits' / f'{info.split}-{shard:05d}-of-{info.num_shards:05d}.json'
+    """JSON: `captions` (a list per clip, so that embedding need not read the audio), `skipped`, `num_samples`. Earlier
+    versions lack: `ids`; `num_bytes` and `sha256` of the file; `labels` and `sources`, names with their numbers of
+    clips."""
+    return as_path(directory) / 'splits' / f'{info.split}-{shard:05d}-of-{info.num_shards:05d}.json'
 
 
 def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> dict[str, Any]:
@@ -246,20 +253,20 @@ def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> d
 
 def split_info_path(directory: str | os.PathLike, split: str) -> pathlib.Path:
     """JSON: the `SplitInfo`."""
-    return pathlib.Path(directory) / 'splits' / f'{split}.json'
+    return as_path(directory) / 'splits' / f'{split}.json'
 
 
 def split_names(directory: str | os.PathLike) -> list[str]:
     """The splits that a dataset directory has, complete or not."""
-    found = (pathlib.Path(directory) / 'splits').glob('*.json')
+    found = (as_path(directory) / 'splits').glob('*.json')
     return sorted(p.stem for p in found if '-of-' not in p.stem)
 
 
 def read_split_info(directory: str | os.PathLike, split: str) -> SplitInfo:
     """Raises DataError: no such dataset or split, or one written by a later version of this project."""
     path = split_info_path(directory, split)
-    if not path.is_file():
-        if not pathlib.Path(directory).is_dir():
+    if not path.exists():
+        if not as_path(directory).is_dir():
             raise DataError(f'{directory}: no such dataset directory (make one with `python -m data_prep build`)')
         names = split_names(directory)
         has = f'it has the splits {", ".join(names)}' if names else 'it was not made by `python -m data_prep build`'
@@ -281,16 +288,14 @@ def write_split_info(directory: str | os.PathLike, info: SplitInfo) -> None:
 def read_json(path: pathlib.Path) -> Any:
     """Raises DataError for a file that is missing or no JSON."""
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f'{path}: cannot be read as JSON: {error}') from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Atomically: a reader, or a build killed here, sees the old file or the new one. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode())
 
 
 class Shards:
@@ -298,10 +303,15 @@ class Shards:
     one opens its files anew. `check=False` leaves it to the caller to look for `problem`s.
 
     Raises:
-        DataError: no such split, an unfinished build, a shard that is missing, cut short or of another build.
+        DataError: no such split, an unfinished build, a shard that is missing, cut short or of another build; one that
+            is in a bucket.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str = 'train', *, check: bool = True):
+        if is_bucket(directory):
+            raise DataError(
+                f'{directory}: is in a bucket: bring it here with --stage-dir, or `python -m data_prep stage`'
+            )
         self.directory = pathlib.Path(directory)
         self.info = read_split_info(directory, split)
         if not self.info.complete:

@@ -3,12 +3,14 @@
 import abc
 import dataclasses
 import os
-import pathlib
+import re
+import shlex
 import sys
 
+from audiosep_jax.errors import ConfigError
 from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Codec
-from data_prep.build import build_shards, skipped_path
+from data_prep.build import BuildResult, Runner, build_shards, skipped_path
 from data_prep.datasets import ClipSource
 
 PROBLEMS_SHOWN = 20
@@ -23,8 +25,9 @@ def num_cores() -> int:
 class BuildOptions(abc.ABC):
     """What every dataset's build takes; a subclass adds what its own clips are made from."""
 
-    out: pathlib.Path
-    """Directory of the dataset. A build that was killed continues there; another split of it may be added."""
+    out: str
+    """Directory of the dataset, also gs://… or s3://…. A build that was killed continues there; another split of it may
+    be added."""
     name: str | None = None
     """Name of the dataset (default: made from the last part of --out)."""
     split: str = 'train'
@@ -35,12 +38,21 @@ class BuildOptions(abc.ABC):
     """How audio is kept: flac, or pcm16 for hosts short of cores."""
     clips_per_shard: int = 2000
     """Clips in a shard file."""
+    shortest: float = 0.0
+    """Leave out clips of less than so many seconds."""
     jobs: int = dataclasses.field(default_factory=num_cores)
     """Processes; each makes whole shards."""
+    shard_range: str | None = None
+    """FIRST:END, as 20:30, to make only these shards (END not included), one job of an array of jobs that run at any
+    time on any host. Whoever makes the last missing shard finishes the split."""
     retry_skipped: bool = False
     """Make shards that lack unreadable clips again, after the files were mended."""
     strict: bool = False
-    """End with exit code 1 if any clip had to be left out."""
+    """End with exit code 1 if any clip had to be left out, other than those excluded on purpose."""
+    runner: Runner = 'local'
+    """Local processes, or an Apache Beam pipeline; --out must then be a place that all its workers reach."""
+    beam_args: str = ''
+    """Beam's own flags in one text, after an equals sign: --beam-args='--runner=FlinkRunner --parallelism=64'."""
 
     @abc.abstractmethod
     def clips(self) -> ClipSource:
@@ -58,21 +70,51 @@ class BuildOptions(abc.ABC):
                 split=self.split,
                 clips_per_shard=self.clips_per_shard,
                 codec=self.codec,
+                shortest=self.shortest,
                 jobs=self.jobs,
+                shard_range=parse_shard_range(self.shard_range),
                 retry_skipped=self.retry_skipped,
+                runner=self.runner,
+                beam_args=shlex.split(self.beam_args),
                 progress=progress,
             )
-        info = result.info
-        made = f'{result.num_shards_made} of {info.num_shards} shards made now' if info.num_shards else ''
-        hours = info.num_samples / info.sample_rate / 3600
-        print(
-            f'{self.out}: split {info.split!r} has {info.num_clips} clips ({hours:.2f} h, {info.num_captions} '
-            f'captions) in {info.num_shards} shards; {made}'
-        )
-        for skipped in result.skipped[:PROBLEMS_SHOWN]:
-            print(f'left out: {skipped.reason}', file=sys.stderr)
-        if result.skipped:
-            where = skipped_path(self.out, info.split)
-            print(f'{len(result.skipped)} of {info.num_inputs} clips were left out, listed in {where}', file=sys.stderr)
+        print_result(self.out, result)
+        if not result.info.complete:
+            return 0
         print(f'next: python -m data_prep embed {self.out} --encoder words')
-        return 1 if self.strict and result.skipped else 0
+        return 1 if self.strict and any(skipped.reason != 'excluded' for skipped in result.skipped) else 0
+
+
+def parse_shard_range(text: str | None) -> tuple[int, int | None] | None:
+    """'20:30' as (20, 30); either number may be left out. Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r'(\d*):(\d*)', text)
+    if not match:
+        raise ConfigError(f'--shard-range {text!r}: give FIRST:END, as 20:30')
+    first, end = match.groups()
+    return int(first or 0), int(end) if end else None
+
+
+def print_result(out: str | os.PathLike, result: BuildResult) -> None:
+    """Says what became of a build; what was left out goes to stderr, cut short."""
+    info = result.info
+    if not info.complete:
+        print(
+            f'{out}: split {info.split!r}: {result.num_shards_made} shards made now; {result.num_shards_missing} of '
+            f'{info.num_shards} are still missing: who makes the last of them finishes the split'
+        )
+        return
+    hours = info.num_samples / info.sample_rate / 3600
+    print(
+        f'{out}: split {info.split!r} has {info.num_clips} clips ({hours:.2f} h, {info.num_captions} '
+        f'captions) in {info.num_shards} shards; {result.num_shards_made} of {info.num_shards} shards made now'
+    )
+    counts = ', '.join(f'{reason} {count}' for reason, count in result.counts.items())
+    print(f'clips: {counts}')
+    for skipped in result.skipped[:PROBLEMS_SHOWN]:
+        print(f'left out ({skipped.reason}): {skipped.message}', file=sys.stderr)
+    if result.skipped:
+        in_all = info.num_clips + len(result.skipped)
+        where = skipped_path(out, info.split)
+        print(f'{len(result.skipped)} of {in_all} clips were left out, listed in {where}', file=sys.stderr)

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,10 @@ import pytest
 from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips, tone
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from audiosep_jax.records import Shards, read_split_info
+from audiosep_jax.records import Shards, read_split_info, summary_path, write_json
 from data_prep import synthetic
 from data_prep.build import build_shards, skipped_path
-from data_prep.datasets import Clip, ClipsInMemory
+from data_prep.datasets import Clip, ClipsInMemory, LeftOut, LeftOutError
 from data_prep.datasets.synthetic import SyntheticClips
 
 SYNTHETIC = SyntheticClips(num_clips=24, seed=1, seconds=0.25)
@@ -130,13 +131,80 @@ def test_unreadable_clips_are_left_out_and_listed(tmp_path):
     result = build_shards(source, tmp_path, sample_rate=SAMPLE_RATE, name='small', clips_per_shard=4)
     assert [s.id for s in result.skipped] == ['clip-1', 'clip-8', 'clip-9']
     with open(skipped_path(tmp_path, 'train'), newline='') as file:
-        assert next(csv.DictReader(file)) == {'id': 'clip-1', 'reason': 'clip-1.wav: damaged'}
+        assert next(csv.DictReader(file)) == {
+            'id': 'clip-1',
+            'reason': 'unreadable',
+            'message': 'clip-1.wav: damaged',
+        }
     shards = Shards(tmp_path)
     assert shards.info.shard_lengths == (3, 4, 0)
     assert [shards.read(i).id for i in range(7)] == [f'clip-{n}' for n in (0, 2, 3, 4, 5, 6, 7)]
     import tensorflow_datasets as tfds
 
     assert len(tfds.builder_from_directory(tmp_path).as_data_source(split='train')) == 7
+
+
+class WithReports(ClipsInMemory):
+    """As a dataset whose metadata lists more than is there, with clips that are too short."""
+
+    left_out = (
+        LeftOut('gone', 'missing', 'gone.wav: no such file'),
+        LeftOut('leak', 'excluded', 'leak.wav: on a list'),
+    )
+
+    def read(self, index, sample_rate):
+        if self.clip_id(index) == 'clip-2':
+            raise LeftOutError('missing', 'clip-2.wav: no such file')
+        return super().read(index, sample_rate)
+
+    def part(self, start, stop):
+        return WithReports(self._clips[start:stop])
+
+
+def test_clips_left_out_have_reasons(tmp_path):
+    clips = [*small_clips(4), dataclasses.replace(small_clips(1, 799)[0], id='short')]
+    settings = dict(sample_rate=SAMPLE_RATE, name='small', clips_per_shard=5, shortest=0.1)
+    result = build_shards(WithReports(clips), tmp_path, **settings)
+    with open(skipped_path(tmp_path, 'train'), newline='') as file:
+        assert list(csv.reader(file)) == [
+            ['id', 'reason', 'message'],
+            ['gone', 'missing', 'gone.wav: no such file'],
+            ['leak', 'excluded', 'leak.wav: on a list'],
+            ['clip-2', 'missing', 'clip-2.wav: no such file'],
+            ['short', 'too short', 'short: 0.10 s'],
+        ]
+    assert result.counts == {'found': 3, 'missing': 2, 'unreadable': 0, 'too short': 1, 'excluded': 1}
+    assert (result.info.num_inputs, result.info.num_skipped) == (5, 2)
+    assert build_shards(WithReports(clips), tmp_path, **settings).counts == result.counts
+
+
+def test_what_is_known_to_be_missing_decides_no_byte(tmp_path):
+    settings = dict(sample_rate=SAMPLE_RATE, name='small', clips_per_shard=5)
+    known, unknown = WithReports(small_clips(4)), WithReports(small_clips(4))
+    unknown.left_out = ()
+    for source, directory in ((known, 'a'), (unknown, 'b')):
+        build_shards(source, tmp_path / directory, **settings)
+    a, b = contents(tmp_path / 'a'), contents(tmp_path / 'b')
+    assert {name for name in a if a[name] != b[name]} == {'splits/train-skipped.csv'}
+
+
+def test_reports_of_earlier_versions_are_read(tmp_path):
+    source = SomeUnreadable(small_clips(3), {'clip-1'})
+    settings = dict(sample_rate=SAMPLE_RATE, name='small')
+    info = build_shards(source, tmp_path, **settings).info
+    path = summary_path(tmp_path, info, 0)
+    new = ('ids', 'labels', 'sources', 'num_bytes', 'sha256')
+    summary = {name: value for name, value in json.loads(path.read_text()).items() if name not in new}
+    write_json(path, summary | {'skipped': [{'id': 'clip-1', 'reason': 'clip-1.wav: damaged'}]})
+    result = build_shards(source, tmp_path, **settings)
+    assert (result.num_shards_made, result.info) == (0, info)
+    assert result.skipped == (LeftOut('clip-1', 'unreadable', 'clip-1.wav: damaged'),)
+
+
+@pytest.mark.parametrize('shortest', [-1.0, float('nan'), float('inf')])
+def test_a_length_that_is_none_is_refused(tmp_path, shortest):
+    with pytest.raises(ConfigError, match='--shortest'):
+        build_shards(small_clips(1), tmp_path / 'd', sample_rate=SAMPLE_RATE, shortest=shortest)
 
 
 def test_mended_clips_join_when_asked_for(tmp_path):
@@ -234,7 +302,7 @@ def test_places_that_are_no_dataset_are_left_alone(tmp_path):
 def test_clips_that_cannot_be_trained_on_are_left_out(tmp_path, clip, reason):
     result = build_shards([*small_clips(1), clip], tmp_path, sample_rate=SAMPLE_RATE, name='small')
     assert len(result.skipped) == 1
-    assert reason in result.skipped[0].reason
+    assert reason in result.skipped[0].message
     assert result.info.num_clips == 1
 
 

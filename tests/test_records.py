@@ -26,6 +26,7 @@ from audiosep_jax.records import (
     split_info_path,
     to_int16,
 )
+from data_prep.build import build_shards
 
 
 def record_of(waveform: np.ndarray, codec: str = 'flac') -> Record:
@@ -33,21 +34,29 @@ def record_of(waveform: np.ndarray, codec: str = 'flac') -> Record:
     return Record('a', audio, codec, SAMPLE_RATE, len(waveform), ('a siren', 'sirène'), (), 'x.wav')
 
 
-@given(st.binary(), st.lists(st.text(), min_size=1), st.lists(st.text()), st.integers(1, 2**31))
-def test_record_survives_serialization(audio, captions, labels, rate):
-    record = Record('id', audio, 'pcm16', rate, 3, tuple(captions), tuple(labels), '')
+@given(st.binary(), st.lists(st.text(), min_size=1), st.lists(st.text()), st.lists(st.binary()), st.integers(1, 2**31))
+def test_record_survives_serialization(audio, captions, labels, frames, rate):
+    record = Record('id', audio, 'pcm16', rate, 3, tuple(captions), tuple(labels), '', tuple(frames))
     assert record_from_bytes(record_to_bytes(record)) == record
 
 
-def test_record_is_the_example_that_tfds_writes():
+@pytest.mark.parametrize('frames', [(), (b'\xff\xd8 one', b'\xff\xd8 two')])
+def test_record_is_the_example_that_tfds_writes(frames):
     from tensorflow_datasets.proto import tf_example_pb2
 
-    record = record_of(tone(1))
+    record = dataclasses.replace(record_of(tone(1)), frames=frames)
     schema = features()
     theirs = schema.serialize_example(schema.encode_example(dataclasses.asdict(record)))
     assert record_from_bytes(theirs) == record
     parse = tf_example_pb2.Example.FromString
     assert parse(theirs) == parse(record_to_bytes(record))
+
+
+def test_record_of_an_earlier_version_has_no_frames():
+    record = record_of(tone(1))
+    example = records._Example.FromString(record_to_bytes(record))
+    del example.features.feature['frames']
+    assert record_from_bytes(example.SerializeToString()) == record
 
 
 @pytest.mark.parametrize('data', [b'', b'\xff\xff\xff', b'\n\x03abc', bytes(100)])
@@ -156,6 +165,21 @@ def test_tfds_reads_the_dataset(tmp_path):
     assert source[4]['id'] == b'clip-4'
     assert [len(example['captions']) for example in source] == [1, 2, 3, 1, 2]
     assert len(builder.as_data_source(split='validation')) == 3
+
+
+def test_tfds_reads_frames(tmp_path):
+    import tensorflow_datasets as tfds
+
+    clips = [dataclasses.replace(clip, frames=(b'\xff\xd8 jpeg',) * n) for n, clip in enumerate(small_clips(3))]
+    build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='small')
+    assert [Shards(tmp_path).read(n).frames for n in range(3)] == [clip.frames for clip in clips]
+    source = tfds.builder_from_directory(tmp_path).as_data_source(split='train')
+    assert [list(example['frames']) for example in source] == [list(clip.frames) for clip in clips]
+
+
+def test_a_bucket_is_not_read_directly():
+    with pytest.raises(DataError, match='is in a bucket: bring it here with --stage-dir'):
+        Shards('gs://b/d')
 
 
 def test_reading_imports_no_tfds_nor_tensorflow(tmp_path):

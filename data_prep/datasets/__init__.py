@@ -8,6 +8,7 @@ must not be trained on, is in `left_out`, with a reason of four: missing, unread
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from audiosep_jax.errors import DataError
+from audiosep_jax.errors import ConfigError, DataError
 
 Reason = Literal['missing', 'unreadable', 'too short', 'excluded']
 
@@ -188,6 +189,40 @@ class ClipsInMemory:
             digest.update(repr((clip.id, tuple(clip.captions), tuple(clip.labels), clip.audio.shape)).encode())
             digest.update(np.ascontiguousarray(clip.audio, '<f4').tobytes())
         return {'kind': 'clips in memory', 'sha256': digest.hexdigest()}
+
+
+class LongEnough:
+    """The clips of another source that last at least `shortest` seconds; the others are left out as too short.
+
+    Raises:
+        ConfigError: `shortest` is negative or not finite.
+    """
+
+    def __init__(self, source: ClipSource, shortest: float):
+        if not (math.isfinite(shortest) and shortest >= 0):
+            raise ConfigError(f'--shortest {shortest}: must be a number of seconds, 0 or more')
+        self._source, self._shortest = source, shortest
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def check(self, sample_rate: int) -> None:
+        self._source.check(sample_rate)
+
+    def clip_id(self, index: int) -> str:
+        return self._source.clip_id(index)
+
+    def read(self, index: int, sample_rate: int) -> Any:
+        clip = self._source.read(index, sample_rate)
+        if len(clip.audio) < self._shortest * sample_rate:
+            raise LeftOutError('too short', f'{clip.id}: {len(clip.audio) / sample_rate:.2f} s')
+        return clip
+
+    def part(self, start: int, stop: int) -> 'LongEnough':
+        return LongEnough(self._source.part(start, stop), self._shortest)
+
+    def description(self) -> Any:
+        return {'shortest': self._shortest, 'of': self._source.description()}
 
 
 def check_unique(ids: Sequence[str]) -> None:
