@@ -5,7 +5,7 @@
 
 Until `load`, everything is arithmetic on indices: position p of the global stream, and the random draws there, are a
 function of (seed, p) alone. So a run resumes from one number, on any number of hosts and workers. Letters: B clips in
-the global batch, B_local those of this host, T samples, E embedding size.
+the global batch, B_local those of this host, T samples, E embedding size, L labels.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ import logging
 import math
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
 from grain.experimental import WindowShuffleMapDataset
 
-from audiosep_jax.audio import resample
 from audiosep_jax.embedding_cache import (
     EmbeddingCache,
+    Modality,
     cached_encoders,
     check_same_encoder,
     read_encoder_identity,
@@ -32,15 +32,17 @@ from audiosep_jax.embedding_cache import (
 from audiosep_jax.encoders import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.processes import end_with_parent
-from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, to_int16
+from audiosep_jax.records import Shards, read_split_info
+from audiosep_jax.resources import keep_freed_memory
+from audiosep_jax.segments import LoadSegment
 
 _log = logging.getLogger(__name__)
 
 # Grain interleaves datasets in a fixed pattern; shuffled within windows of this many, who meets whom in a batch is
 # random, while the proportions hold over every window.
 _MIX_WINDOW = 1000
-# Consecutive unreadable records that are stepped over before the dataset is given up.
-_MAX_NEIGHBOURS = 64
+# Records to see before a share of corrupt ones means anything.
+_CORRUPT_AFTER = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,13 @@ class DataConfig:
         segment_seconds: length of the crops. Of a longer clip a random part is taken; a shorter one is put at a random
             place among zeros.
         encoder: name of the query encoder, whose embeddings must be there; empty: the only one that has any.
+        use_text_ratio: share of the examples that are asked for by a caption, 0 to 1; the others by `other`.
+        other: the embedding of the whole clip's sound, or of one of its video's pictures, drawn at random; a clip
+            without pictures is asked for by a caption. Made by `python -m data_prep embed --what audio|image`.
+        ratio_per: whether use_text_ratio is drawn for each example or, as the original does, for each batch.
+        max_corrupt_share: more unreadable records than this share of those seen end the run, once there were 100, and
+            more than chance explains (two standard deviations); 1: never.
+        stage_dir: folder on a local disk; datasets are copied there first, and read from there.
         workers: processes that decode; 0 decodes in threads of this one.
         threads: per process, each fills one batch at a time.
         read_ahead: batches kept ready, per process.
@@ -67,6 +76,11 @@ class DataConfig:
     split: str = 'train'
     segment_seconds: float = 5.0
     encoder: str = ''
+    use_text_ratio: float = 1.0
+    other: Literal['audio', 'image'] = 'audio'
+    ratio_per: Literal['example', 'batch'] = 'example'
+    max_corrupt_share: float = 0.01
+    stage_dir: str = ''
     workers: int = 0
     threads: int = 4
     read_ahead: int = 4
@@ -78,9 +92,22 @@ class DataConfig:
             raise ConfigError(f'weights {self.weights}: must be above 0; leave out a dataset that is not to be used')
         if not (math.isfinite(self.segment_seconds) and self.segment_seconds > 0):
             raise ConfigError(f'segment_seconds {self.segment_seconds}: must be above 0')
+        for name in ('use_text_ratio', 'max_corrupt_share'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f'{name} {getattr(self, name)}: must be between 0 and 1')
+        for name, known in (('other', ('audio', 'image')), ('ratio_per', ('example', 'batch'))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f'{name} {getattr(self, name)!r}: must be {" or ".join(known)}')
         for name, least in (('workers', 0), ('threads', 1), ('read_ahead', 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f'{name} {getattr(self, name)}: must be at least {least}')
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Which embeddings it takes."""
+        # Text also where nothing else is asked for: of some clips there is no picture.
+        text = ('text',) if self.use_text_ratio > 0 or self.other == 'image' else ()
+        return text + ((self.other,) if self.use_text_ratio < 1 else ())
 
 
 def encoder_identity(config: DataConfig) -> dict[str, Any]:
@@ -93,6 +120,7 @@ def encoder_identity(config: DataConfig) -> dict[str, Any]:
         EncoderMismatchError: embeddings of another encoder, or of two versions of it.
     """
     _check_given(config)
+    config = staged(config)
     for directory in config.data:
         read_split_info(directory, config.split)  # before its embeddings: a mistyped folder has nothing to embed
     name = config.encoder or _only_encoder(config.data)
@@ -127,6 +155,7 @@ def make_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    labels: bool = False,
 ) -> 'Batches':
     """An endless iterator of this host's part of the global batches.
 
@@ -134,6 +163,7 @@ def make_batches(
         sample_rate: of the crops, Hz; T = round(segment_seconds * sample_rate).
         batch_size: B. Host h of H gets rows h·B/H to (h+1)·B/H - 1 of every batch.
         seed: of order, crops and captions.
+        labels: whether batches hold `labels`, for a mixer that keeps clips of the same label apart.
 
     Raises:
         ConfigError: sizes that do not fit.
@@ -149,14 +179,29 @@ def make_batches(
     num_samples = round(config.segment_seconds * sample_rate)
     if num_samples < 1:
         raise ConfigError(f'segment_seconds {config.segment_seconds} is less than one sample at {sample_rate} Hz')
+    config = staged(config)
     encoder = encoder_identity(config)['name']
+    keep_freed_memory()
     shards = [Shards(directory, config.split) for directory in config.data]
-    caches = [EmbeddingCache(s, encoder) for s in shards]
     weights = [float(w) for w in config.weights or map(len, shards)]
-    load = _LoadSegment(shards, caches, num_samples, sample_rate)
+    load = LoadSegment(
+        shards,
+        [{what: EmbeddingCache(s, encoder, what) for what in config.modalities} for s in shards],
+        num_samples=num_samples,
+        sample_rate=sample_rate,
+        use_text_ratio=config.use_text_ratio,
+        other=config.other,
+        # One draw for so many positions of the stream; 0: one for each.
+        text_block=batch_size if config.ratio_per == 'batch' else 0,
+        block_seed=seed,
+        labels=labels,
+    )
     order_seed, crop_seed = _seeds(seed, 2)
-    stream = _clip_stream([len(s) for s in shards], weights, order_seed).random_map(load, seed=crop_seed)
+    stream = _clip_stream([len(s) for s in shards], weights, order_seed).map_with_index(_with_position)
+    stream = stream.random_map(load, seed=crop_seed)
     told_apart_by = [[s.info.content for s in shards], weights, seed, num_samples, sample_rate]
+    if config.use_text_ratio < 1:
+        told_apart_by += [config.use_text_ratio, config.other, load.text_block]
     return Batches(
         stream,
         shards,
@@ -171,8 +216,9 @@ def make_batches(
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Yields `{'waveforms': int16 [B_local, T], 'embeddings': float32 [B_local, E]}` for ever.
 
-    float audio is waveforms / 32768. A record that cannot be read is replaced by the next one that can, and counted in
-    `corrupt_records`. Made by `make_batches`.
+    float audio is waveforms / 32768. If they were asked for there are also `labels`, int32 [B_local, L]: a number for
+    each of the clip's labels, -1 where it has fewer; see `segments.label_numbers`. A record that cannot be read is
+    replaced by the next one that can, and counted in `corrupt_records`. Made by `make_batches`.
     """
 
     def __init__(
@@ -198,6 +244,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._open: list[grain.DatasetIterator] = []
         weakref.finalize(self, _close_all, self._open)
         self._corrupt: set[tuple[int, int]] = set()
+        self._seen = self._replaced = 0  # rows since the start, and those of them that stand in for a corrupt record
 
     @property
     def corrupt_records(self) -> int:
@@ -205,7 +252,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return len(self._corrupt)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Raises DataError where too many records in a row are unreadable."""
+        """Raises DataError where too many records are unreadable, in a row or as a share."""
         if not self._open:
             self._open.append(iter(self._pipeline()))
         try:
@@ -216,18 +263,33 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             # A worker process sends its exception as text.
             raise DataError(f'reading {", ".join(self._config.data)} failed: {" ".join(str(error).split())}') from error
         self._position += self._batch_size
-        for dataset, clip in batch.pop('corrupt'):
-            if clip >= 0 and (dataset, clip) not in self._corrupt:
-                self._corrupt.add((int(dataset), int(clip)))
-                shard, record = self._shards[dataset].locate(int(clip))
+        self._count_corrupt(batch.pop('corrupt'))
+        # Worker processes send arrays in shared memory, which Grain frees when it likes: copies are plain arrays.
+        return {name: np.array(array) for name, array in batch.items()} if self._config.workers else batch
+
+    def _count_corrupt(self, found: np.ndarray) -> None:
+        """`found` int [B_local, 2]: (dataset, clip) of each row's corrupt record, or -1."""
+        self._seen += len(found)
+        for dataset, clip in found[found[:, 1] >= 0].tolist():
+            self._replaced += 1
+            if (dataset, clip) not in self._corrupt:
+                self._corrupt.add((dataset, clip))
+                shard, record = self._shards[dataset].locate(clip)
                 _log.warning(
                     '%s: record %d cannot be read, its neighbour stands in for it; see `python -m data_prep verify %s`',
                     self._shards[dataset].path(shard),
                     record,
                     self._shards[dataset].directory,
                 )
-        # Worker processes send arrays in shared memory, which Grain frees when it likes: copies are plain arrays.
-        return {name: np.array(array) for name, array in batch.items()} if self._config.workers else batch
+        expected = self._config.max_corrupt_share * self._seen
+        # Two of 100 are nothing to stop for where one is allowed; of 10,000, 200 are.
+        if self._seen >= _CORRUPT_AFTER and self._replaced > expected + 2 * math.sqrt(expected):
+            worst = {self._shards[dataset].directory for dataset, _ in self._corrupt}
+            raise DataError(
+                f'{self._replaced} of {self._seen} records read are corrupt, more than --max-corrupt-share '
+                f'{self._config.max_corrupt_share}: run `python -m data_prep verify` on {", ".join(map(str, worst))}, '
+                'build the damaged shards again or allow a larger share'
+            )
 
     def _pipeline(self) -> grain.IterDataset:
         # Batches of B_local from the global stream, of which host h takes h, h+H, h+2H …: contiguous rows of each
@@ -259,7 +321,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if state.get('stream') != self._fingerprint or not isinstance(state.get('position'), int):
             raise DataError(
                 f'the saved data position {state} is not of this stream: continue with the same data, weights, '
-                'segment length, sample rate and seed, or begin a new run'
+                'segment length, sample rate, share of text and seed, or begin a new run'
             )
         self.close()
         self._position = state['position']
@@ -282,6 +344,21 @@ def _close_all(iterators: list[grain.DatasetIterator]) -> None:
 
 def _begin_worker(worker: int, num_workers: int) -> None:
     end_with_parent()
+    keep_freed_memory()
+
+
+def staged(config: DataConfig) -> DataConfig:
+    """The configuration with its datasets copied to `stage_dir`, if one is given; what is there already stays.
+
+    Raises:
+        DataError: a dataset that is not there, or cannot be copied.
+    """
+    if not config.stage_dir or not config.data:
+        return config
+    from audiosep_jax.staging import stage
+
+    local = tuple(str(stage(directory, config.stage_dir)) for directory in config.data)
+    return dataclasses.replace(config, data=local, stage_dir='')
 
 
 def _check_given(config: DataConfig) -> None:
@@ -316,57 +393,5 @@ class _WithDataset(grain.transforms.Map):
         return self.number, clip
 
 
-class _LoadSegment(grain.transforms.RandomMap):
-    """(dataset, clip) to one row of a batch. Pickled into worker processes: shards and caches open their files anew."""
-
-    def __init__(self, shards: Sequence[Shards], caches: Sequence[EmbeddingCache], num_samples: int, sample_rate: int):
-        self.shards, self.caches = shards, caches
-        self.num_samples, self.sample_rate = num_samples, sample_rate
-
-    def random_map(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        dataset, clip = element
-        # Drawn at once and as fractions: what stands in for a corrupt record does not shift later draws.
-        where, caption = rng.random(2)
-        corrupt = (-1, -1)
-        shards = self.shards[dataset]
-        for _ in range(min(len(shards), _MAX_NEIGHBOURS)):
-            try:
-                segment = random_segment(shards, clip, where, self.num_samples, self.sample_rate)
-                break
-            except DataError:
-                if corrupt[0] < 0:
-                    corrupt = (dataset, clip)
-                clip = (clip + 1) % len(shards)
-        else:
-            raise DataError(
-                f'{shards.directory}: too many unreadable records in a row: run `python -m data_prep verify '
-                f'{shards.directory}`'
-            )
-        rows = self.caches[dataset].rows(clip)
-        embedding = rows[int(caption * len(rows))].astype(np.float32)
-        return {'waveforms': segment, 'embeddings': embedding, 'corrupt': np.array(corrupt, np.int64)}
-
-
-def random_segment(shards: Shards, clip: int, where: float, num_samples: int, sample_rate: int) -> np.ndarray:
-    """int16 [num_samples] of a clip at `sample_rate` Hz; `where` in [0, 1) decides which part of it.
-
-    Of a clip longer than the segment a part is decoded; a shorter one lies among zeros. Of the clips of another sample
-    rate the part is resampled, and attenuated as a whole where that overshoots full scale.
-
-    Raises:
-        DataError: a record that cannot be read.
-    """
-    record = shards.read(clip)
-    same_rate = record.sample_rate == sample_rate
-    needed = num_samples if same_rate else math.ceil(num_samples * record.sample_rate / sample_rate)
-    start = int(where * (max(record.num_samples - needed, 0) + 1))
-    samples = decode_audio(record, start, min(needed, record.num_samples))
-    if not same_rate:
-        samples = to_int16(resample(samples.astype(np.float32) / INT16_SCALE, record.sample_rate, sample_rate))
-    samples = samples[:num_samples]
-    if len(samples) == num_samples:
-        return samples
-    segment = np.zeros(num_samples, np.int16)
-    offset = int(where * (num_samples - len(samples) + 1))
-    segment[offset : offset + len(samples)] = samples
-    return segment
+def _with_position(position: int, clip: tuple[int, int]) -> tuple[int, int, int]:
+    return position, *clip

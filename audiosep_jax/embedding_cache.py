@@ -4,6 +4,8 @@
     embeddings/ENCODER/SPLIT-00000-of-00128.npy           float16 [rows, E], one row per caption, in the shard's order
     embeddings/ENCODER/SPLIT-00000-of-00128.offsets.npy   int64 [clips + 1]: clip n has the rows offsets[n]:offsets[n+1]
     embeddings/ENCODER/SPLIT.json                         written last: which build of the split this was made from
+    embeddings/ENCODER/audio/SPLIT…                       the same of the sounds: a row per clip
+    embeddings/ENCODER/image/SPLIT…                       the same of the pictures: a row per frame, of some clips none
 
 A new encoder never rewrites audio. Letters: E embedding size.
 """
@@ -12,26 +14,38 @@ import functools
 import os
 import pathlib
 import uuid
-from typing import Any
+from concurrent import futures
+from typing import Any, Literal
 
 import numpy as np
 
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
 from audiosep_jax.records import Shards, SplitInfo, read_json
+from audiosep_jax.resources import most_open_files
 
-_MAX_OPEN_MAPS = 256  # of all datasets together: each holds a file open, of which 1,024 is the usual limit
-
-
-def cache_directory(directory: str | os.PathLike, encoder_name: str) -> pathlib.Path:
-    """The folder of one encoder's embeddings of a dataset."""
-    return pathlib.Path(directory) / 'embeddings' / encoder_name
+Modality = Literal['text', 'audio', 'image']
 
 
-def cache_paths(directory: str | os.PathLike, encoder_name: str, info: SplitInfo, shard: int):
+def cache_directory(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> pathlib.Path:
+    """The folder of one encoder's embeddings of a dataset, of its captions, sounds or pictures."""
+    folder = pathlib.Path(directory) / 'embeddings' / encoder_name
+    return folder if what == 'text' else folder / what
+
+
+def cache_paths(
+    directory: str | os.PathLike, encoder_name: str, info: SplitInfo, shard: int, what: Modality = 'text'
+) -> tuple[pathlib.Path, pathlib.Path]:
     """(rows, offsets) files of one shard."""
-    stem = cache_directory(directory, encoder_name) / f'{info.split}-{shard:05d}-of-{info.num_shards:05d}'
-    return stem.with_suffix('.npy'), stem.with_suffix('.offsets.npy')
+    folder = cache_directory(directory, encoder_name, what)
+    stem = f'{info.split}-{shard:05d}-of-{info.num_shards:05d}'
+    return folder / f'{stem}.npy', folder / f'{stem}.offsets.npy'
+
+
+def embed_command(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> str:
+    """What the user is told to run."""
+    flag = '' if what == 'text' else f' --what {what}'
+    return f'`python -m data_prep embed {directory} --encoder {encoder_name}{flag}`'
 
 
 def cached_encoders(directory: str | os.PathLike) -> list[str]:
@@ -45,7 +59,7 @@ def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> di
     if not path.is_file():
         raise DataError(
             f'{directory}: no embeddings of encoder {encoder_name!r}: '
-            f'run `python -m data_prep embed {directory} --encoder {encoder_name}`'
+            f'run {embed_command(directory, encoder_name)}'
         )
     identity = read_json(path)
     if not isinstance(identity, dict) or not isinstance(identity.get('embedding_size'), int) or 'name' not in identity:
@@ -68,57 +82,78 @@ def check_same_encoder(
 
 
 class EmbeddingCache:
-    """The cache of one split, memory-mapped; `rows(n)` are the embeddings of clip n's captions.
+    """The cache of one split, memory-mapped; `rows(n)` are the embeddings of clip n's captions, sound or pictures.
 
     Raises:
         DataError: no cache, an unfinished one, one of another build, damaged or of another size than the shards.
     """
 
-    def __init__(self, shards: Shards, encoder_name: str):
+    def __init__(self, shards: Shards, encoder_name: str, what: Modality = 'text'):
         self._shards = shards
-        self._name = encoder_name
+        self._folder = cache_directory(shards.directory, encoder_name, what)
+        self._embed = embed_command(shards.directory, encoder_name, what)
+        self._what = what
+        # Kept as text: to put paths together took longer than to read a row.
+        self._paths = [
+            tuple(map(str, cache_paths(shards.directory, encoder_name, shards.info, shard, what)))
+            for shard in range(len(shards.info.shard_lengths))
+        ]
         self.identity = read_encoder_identity(shards.directory, encoder_name)
         self._owner = uuid.uuid4().hex  # as in Shards
         self._check()
 
     def _check(self) -> None:
-        directory, info = self._shards.directory, self._shards.info
-        folder = cache_directory(directory, self._name)
-        embed = f'`python -m data_prep embed {directory} --encoder {self._name}`'
-        done = folder / f'{info.split}.json'
+        info = self._shards.info
+        done = self._folder / f'{info.split}.json'
         if not done.is_file():
-            raise DataError(f'{folder}: no complete embeddings of split {info.split!r}: run {embed}')
+            raise DataError(f'{self._folder}: no complete embeddings of split {info.split!r}: run {self._embed}')
         if read_json(done) != {'content': info.content, 'complete': True}:
             raise DataError(
-                f'{folder}: unfinished, or embeddings of another build of split {info.split!r}: run {embed}'
+                f'{self._folder}: unfinished, or embeddings of another build of split {info.split!r}: run {self._embed}'
             )
-        for shard, length in enumerate(info.shard_lengths):
+        with futures.ThreadPoolExecutor(16) as pool:  # as for shards: thousands of files, perhaps over a network
+            for problem in pool.map(self._problem, range(len(info.shard_lengths))):
+                if problem:
+                    raise DataError(problem)
+
+    def _problem(self, shard: int) -> str | None:
+        try:
             rows, offsets = self._open(shard)
-            if rows.ndim != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
-                raise DataError(f'{folder}: shard {shard} is {rows.dtype} {rows.shape}: delete it and run {embed}')
-            # Every clip has a caption, so every clip has a row.
-            if len(offsets) != length + 1 or offsets[0] or offsets[-1] != len(rows) or (np.diff(offsets) < 1).any():
-                raise DataError(f'{folder}: shard {shard} does not fit its clips: delete it and run {embed}')
+        except DataError as error:
+            return str(error)
+        if rows.ndim != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
+            return f'{self._folder}: shard {shard} is {rows.dtype} {rows.shape}: delete it and run {self._embed}'
+        # Every clip has a caption and a sound, so every clip has a row; a picture only those of videos.
+        least = 0 if self._what == 'image' else 1
+        length = self._shards.info.shard_lengths[shard]
+        if len(offsets) != length + 1 or offsets[0] or offsets[-1] != len(rows) or (np.diff(offsets) < least).any():
+            return f'{self._folder}: shard {shard} does not fit its clips: delete it and run {self._embed}'
+        return None
 
     def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, offsets = cache_paths(self._shards.directory, self._name, self._shards.info, shard)
+        rows, offsets = self._paths[shard]
         try:
-            return _shared_map(str(rows), str(offsets), self._owner)
+            return _shared_maps()(rows, offsets, self._owner)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f'{rows}: embeddings are missing or damaged ({error}): delete {rows.parent} and run '
-                f'`python -m data_prep embed {self._shards.directory} --encoder {self._name}`'
+                f'{rows}: embeddings are missing or damaged ({error}): run {self._embed}, which makes them again'
             ) from error
 
     def rows(self, index: int) -> np.ndarray:
-        """float16 [captions of clip `index`, E], a view of the file."""
+        """float16 [captions, 1 or frames of clip `index`, E], a view of the file."""
         shard, position = self._shards.locate(index)
         rows, offsets = self._open(shard)
         return rows[offsets[position] : offsets[position + 1]]
 
 
-@functools.lru_cache(_MAX_OPEN_MAPS)
-def _shared_map(rows: str, offsets: str, owner: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kept by path, not in the object: a pickled memmap copies the whole file into the other process."""
-    # offsets are small (16 kB a shard) and looked up for every clip: read, not mapped.
-    return np.load(rows, mmap_mode='r'), np.load(offsets)
+@functools.cache
+def _shared_maps():
+    """The maps of all caches, kept by path, not in the object: a pickled memmap copies the whole file into the other
+    process. Each holds a file open: a quarter of what may be, the shards have half."""
+    return functools.lru_cache(most_open_files() // 4)(_open_map)
+
+
+def _open_map(rows: str, offsets: str, owner: str) -> tuple[np.ndarray, np.ndarray]:
+    # offsets are small (16 kB a shard) and looked up for every clip: read, not mapped. A plain array over the map:
+    # slicing a np.memmap costs some microseconds more, each time.
+    return np.load(rows, mmap_mode='r').view(np.ndarray), np.load(offsets)

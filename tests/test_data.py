@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips
 
-from audiosep_jax.data import DataConfig, encoder_identity, make_batches, random_segment
+from audiosep_jax.data import DataConfig, encoder_identity, make_batches
 from audiosep_jax.embedding_cache import cache_directory
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.records import INT16_SCALE, Shards, write_json
+from audiosep_jax.segments import random_segment
 from data_prep.build import build_shards
 from data_prep.datasets import Clip
 from data_prep.embed import embed_captions
