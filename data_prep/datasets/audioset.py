@@ -1,0 +1,221 @@
+"""AudioSet (Gemmeke et al. 2017): two million ten-second clips of YouTube videos, labelled with 527 classes.
+
+It is distributed as tables, in which three lines begin with #, and the names of the classes:
+
+    balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv
+        # YTID, start_seconds, end_seconds, positive_labels
+        --PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"
+    class_labels_indices.csv
+        index,mid,display_name
+
+The sounds everybody fetches himself. A clip's file is looked for below the source folder, at any depth and with any
+suffix, as `YTID`, `YYTID` (a Y before the id), and either with its times, `_30`, `_30_40`, `_30.000_40.000`,
+`_30000_40000` (milliseconds) or `_000030`. A clip's id is `YTID_START`, START in seconds.
+
+Labels are the display names. Captions are made of them: each name as it is, and one sentence of all, in which commas
+and parentheses within a name become one pair of parentheses:
+
+    Dog                                     Dog
+    Male speech, man speaking               Male speech, man speaking
+                                            the sounds of dog and male speech (man speaking)
+
+Labels that the list of classes does not have are passed over; a clip without any other is left out as excluded.
+"""
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.exclusions import ExcludingOptions, is_excluded
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, read_text
+from data_prep.youtube import find_clip
+
+# The splits that may be asked for, and the tables of each.
+_BALANCED, _UNBALANCED, _EVAL = (f'{name}_segments.csv' for name in ('balanced_train', 'unbalanced_train', 'eval'))
+_TABLES = {
+    'train': (_BALANCED, _UNBALANCED),
+    'balanced_train': (_BALANCED,),
+    'unbalanced_train': (_UNBALANCED,),
+    'eval': (_EVAL,),
+    'test': (_EVAL,),
+}
+_CLASSES = 'class_labels_indices.csv'
+_COLUMNS = ('YTID', 'start_seconds', 'end_seconds', 'positive_labels')
+# Names of classes that begin with a name.
+_PROPER = ('Bollywood', 'Carnatic', 'Christian', 'Christmas', 'French', 'Hammond', 'Middle Eastern', 'Rhodes')
+
+
+@dataclasses.dataclass
+class _Segment:
+    """A row, or several of the same clip."""
+
+    youtube_id: str
+    start: float
+    end: float
+    mids: str  # as in the table: mid,mid,…
+
+
+def read_audioset(
+    source: str | os.PathLike,
+    split: str = 'train',
+    *,
+    segments: Sequence[str | os.PathLike] = (),
+    classes: str | os.PathLike | None = None,
+    whole_videos: bool = False,
+    frames: int = 0,
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """The clips of a split, in the order of its tables.
+
+    Args:
+        source: the folder with the sounds, at any depth; and, there or in a folder directly in it, the tables.
+        split: 'balanced_train', 'unbalanced_train', 'train' (both, or the one that is there), 'eval' or 'test' (one).
+        segments: other tables than those of the split, in the same form.
+        classes: the list of classes, if not in `source`.
+        whole_videos: files are not cut: a clip is its part of the video.
+        frames: pictures to take of each video.
+        excluded: YouTube ids or clip ids to leave out.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: a table is not there or damaged; no file of the clips is there.
+    """
+    folder = pathlib.Path(source)
+    tables = [pathlib.Path(table) for table in segments] or _find_tables(folder, split)
+    names = read_classes(classes or find_file(folder, _CLASSES) or folder / _CLASSES)
+    merged = _merge(row for table in tables for row in _read_segments(table))
+    paths = first_of(list_media(folder, video_first=frames > 0))
+    videos = Counter(segment.youtube_id for segment in merged)
+    entries, left_out = [], []
+    texts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # two million clips share them
+    for segment in merged:
+        youtube, start, end = segment.youtube_id, segment.start, segment.end
+        clip_id = f'{youtube}_{start:g}'
+        if segment.mids not in texts:
+            labels = distinct(names[mid] for mid in map(str.strip, segment.mids.split(',')) if mid in names)
+            texts[segment.mids] = labels, captions_of(labels)
+        labels, captions = texts[segment.mids]
+        path = find_clip(paths, youtube, start, end, whole_video=whole_videos, only_one=videos[youtube] == 1)
+        if is_excluded(excluded, clip_id, youtube):
+            left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: in a list of --exclude'))
+        elif not labels:
+            message = f'{clip_id}: none of its labels is in {_CLASSES}: {segment.mids}'
+            left_out.append(LeftOut(clip_id, 'excluded', message))
+        elif path is None:
+            message = f'{clip_id}: no file below {folder} named {youtube} or Y{youtube}, with or without its times'
+            left_out.append(LeftOut(clip_id, 'missing', message))
+        elif whole_videos:
+            entries.append(Entry(clip_id, path, captions, labels, start, end - start))
+        else:
+            entries.append(Entry(clip_id, path, captions, labels))
+    return files_or_refuse(entries, folder, left_out, 'audioset', frames)
+
+
+def read_classes(path: str | os.PathLike) -> dict[str, str]:
+    """Display names by mid. Raises DataError: no such list, or not one of `index,mid,display_name`."""
+    names = {row['mid'].strip(): row['display_name'].strip() for _, row in read_table(path, ('mid', 'display_name'))}
+    if not any(names.values()):
+        raise DataError(f'{path}: lists no classes')
+    return names
+
+
+def captions_of(labels: Sequence[str]) -> tuple[str, ...]:
+    """Each label as it is, and a sentence of all of them; see above."""
+    phrases = [_phrase(label) for label in labels]
+    if not phrases:
+        return ()
+    listed = ' and '.join([', '.join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+    return distinct([*labels, f'the {"sounds" if phrases[1:] else "sound"} of {listed}'])
+
+
+def _phrase(label: str) -> str:
+    """'Fire engine, fire truck (siren)' as 'fire engine (fire truck, siren)'."""
+    head, *rest = (text.strip() for text in re.split(r'[,(]', label.replace(')', '')) if text.strip())
+    if not head.startswith(_PROPER) and head[1:2].islower():
+        head = head[0].lower() + head[1:]
+    return f'{head} ({", ".join(rest)})' if rest else head
+
+
+def _find_tables(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+    if split not in _TABLES:
+        raise ConfigError(f'--split {split!r}: AudioSet has {", ".join(_TABLES)}; or give --segments, the table')
+    tables = [find_file(folder, name) for name in _TABLES[split]]
+    found = [table for table in tables if table is not None]
+    if not found:
+        raise DataError(f'{folder}: no {" or ".join(_TABLES[split])} in it: give --segments, the table of the split')
+    return found
+
+
+def _read_segments(path: pathlib.Path) -> list[_Segment]:
+    """Raises DataError for a table of another form."""
+    segments = []
+    reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            # YouTube's ids have no #. Some copies have lost the sign before the header.
+            if not row or row[0].startswith('#') or row[0] == _COLUMNS[0]:
+                continue
+            segments.append(_segment(row, f'{path}: line {reader.line_num}'))
+    except csv.Error as error:
+        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    if not segments:
+        raise DataError(f'{path}: lists no clips')
+    return segments
+
+
+def _segment(row: list[str], where: str) -> _Segment:
+    try:
+        youtube, first, last, mids = (text.strip() for text in row)
+        start, end = float(first), float(last)
+    except ValueError:
+        youtube, start, end = '', 0.0, 0.0
+    if not youtube or not 0 <= start < end < float('inf'):
+        shown = ', '.join(row)
+        raise DataError(f'{where}: expected {", ".join(_COLUMNS)} (in quotes), got {shown:.80}')
+    return _Segment(youtube, start, end, mids)
+
+
+def _merge(segments) -> list[_Segment]:
+    """Clips that are listed twice become one with the labels of both."""
+    merged: dict[tuple[str, str], _Segment] = {}
+    for segment in segments:
+        # By what the id tells apart.
+        known = merged.setdefault((segment.youtube_id, f'{segment.start:g}'), segment)
+        if known is not segment and segment.mids != known.mids:
+            known.mids = f'{known.mids},{segment.mids}'
+    return list(merged.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildAudioSet(ExcludingOptions):
+    """Shards from AudioSet: --split train, balanced_train, unbalanced_train or eval."""
+
+    source: pathlib.Path
+    """The folder with the sounds or videos, at any depth, with the tables (…_segments.csv) and
+    class_labels_indices.csv."""
+    segments: tuple[pathlib.Path, ...] = ()
+    """Tables of the split (default: those of its name, in the source; for train the balanced and the unbalanced)."""
+    classes: pathlib.Path | None = None
+    """The list of classes (default: class_labels_indices.csv in the source)."""
+    whole_videos: bool = False
+    """The files are whole videos: take the part from start_seconds to end_seconds."""
+    frames: int = 0
+    """Pictures to keep of each video, for image queries."""
+
+    def clips(self) -> ClipSource:
+        return read_audioset(
+            self.source,
+            self.split,
+            segments=self.segments,
+            classes=self.classes,
+            whole_videos=self.whole_videos,
+            frames=self.frames,
+            excluded=self.excluded,
+        )

@@ -1,0 +1,152 @@
+"""MUSIC (Zhao et al. 2018): YouTube videos of people who play an instrument alone, or two together.
+
+It is distributed as lists of ids, `MUSIC_solo_videos.json` and `MUSIC_duet_videos.json` (a later one, of more
+instruments, has the same form: `MUSIC21_solo_videos.json`):
+
+    {"videos": {"acoustic_guitar": ["YouTube id", …], "flute violin": [...]}}
+
+A video's file is looked for below the source folder as `INSTRUMENT/ID`, then as `ID` in any folder, with any suffix.
+The videos are minutes long: they are cut into pieces of ten seconds, one after the other; what is left over at the end
+is a piece, too, if it has at least half the length. A piece's id is `ID_START`, START in seconds. Labels are the
+instruments; captions are these names, and 'the sound of an acoustic guitar' or 'the sound of a flute and a violin'.
+
+There are no splits: the whole is one, by default called test. To train on some of the videos, `--exclude` the others.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
+from data_prep.exclusions import ExcludingOptions, is_excluded
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_text, stem_of
+from data_prep.media import sound_seconds
+
+PIECE_SECONDS = 10.0
+_LISTS = ('MUSIC_solo_videos.json', 'MUSIC_duet_videos.json')
+
+
+def read_music(
+    source: str | os.PathLike,
+    *,
+    lists: Sequence[str | os.PathLike] = (),
+    piece_seconds: float = PIECE_SECONDS,
+    frames: int = 0,
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """The pieces of all videos, in the order of the lists. The header of each file is read, to tell how long it is.
+
+    Args:
+        source: the folder with the videos or sounds, at any depth; and, there or in a folder directly in it, the lists.
+        lists: by default the list of solos and the one of duets, whichever is in `source`.
+        piece_seconds: length of a piece.
+        frames: pictures to take of each piece.
+        excluded: YouTube ids or ids of pieces to leave out.
+
+    Raises:
+        ConfigError: a length that is not positive; PyAV is needed and not installed.
+        DataError: no list, or a damaged one; no file of the videos.
+    """
+    if not 0 < piece_seconds < float('inf'):
+        raise ConfigError(f'--piece-seconds {piece_seconds}: must be a positive number of seconds')
+    folder = pathlib.Path(source)
+    found = [pathlib.Path(path) for path in lists] or [p for p in (find_file(folder, name) for name in _LISTS) if p]
+    if not found:
+        raise DataError(f'{folder}: no {" or ".join(_LISTS)} in it: give --lists')
+    listed = list_media(folder, video_first=frames > 0)
+    anywhere = first_of(listed)
+    in_folders = first_of((f'{pathlib.PurePosixPath(path).parent.name}/{stem}', path) for stem, path in listed)
+    entries, left_out = [], []
+    for youtube, (groups, instruments) in _read_videos(found).items():
+        path = next((in_folders[f'{g}/{youtube}'] for g in groups if f'{g}/{youtube}' in in_folders), None)
+        path = path or anywhere.get(youtube)
+        if is_excluded(excluded, youtube):
+            left_out.append(LeftOut(youtube, 'excluded', f'{youtube}: in a list of --exclude'))
+            continue
+        if path is None:
+            left_out.append(LeftOut(youtube, 'missing', f'{youtube}: no file of this name below {folder}'))
+            continue
+        try:
+            starts = _starts(sound_seconds(folder / path), piece_seconds)
+        except LeftOutError as error:
+            left_out.append(LeftOut(youtube, error.reason, str(error)))
+            continue
+        except AudioFileError as error:
+            left_out.append(LeftOut(youtube, 'unreadable', str(error)))
+            continue
+        if not starts:
+            message = f'{folder / path}: less than half of {piece_seconds:g} s'
+            left_out.append(LeftOut(youtube, 'too short', message))
+        for start in starts:
+            piece = f'{youtube}_{start:g}'
+            if is_excluded(excluded, piece):
+                left_out.append(LeftOut(piece, 'excluded', f'{piece}: in a list of --exclude'))
+            else:
+                captions = captions_of(instruments)
+                entries.append(Entry(piece, path, captions, instruments, start, piece_seconds))
+    return files_or_refuse(entries, folder, left_out, 'music', frames)
+
+
+def captions_of(instruments: Sequence[str]) -> tuple[str, ...]:
+    """'flute and violin' and 'the sound of a flute and a violin'."""
+    with_articles = [f'{"an" if name[:1].lower() in "aeio" else "a"} {name}' for name in instruments]
+    return ' and '.join(instruments), f'the sound of {" and ".join(with_articles)}'
+
+
+def _starts(length: float, piece: float) -> list[float]:
+    """Of the pieces of a sound, seconds; the last one may have half the length."""
+    count = int(length / piece + 0.5)
+    return [k * piece for k in range(count)]
+
+
+def _read_videos(lists: Sequence[pathlib.Path]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """By YouTube id: the names it is listed under, and the instruments in these. Raises DataError for other forms."""
+    groups: dict[str, list[str]] = {}
+    for path in lists:
+        try:
+            value = json.loads(read_text(path))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f'{path}: not valid JSON: {error}') from error
+        videos = value.get('videos') if isinstance(value, dict) else None
+        if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
+            raise DataError(f'{path}: expected {{"videos": {{"INSTRUMENT": ["YouTube id", …], …}}}}')
+        for name, ids in videos.items():
+            for youtube in ids:
+                if not isinstance(youtube, str) or not youtube.strip():
+                    raise DataError(f'{path}: under {name!r}: expected YouTube ids, got {youtube!r:.80}')
+                groups.setdefault(stem_of(youtube.strip()), []).append(name)
+    if not groups:
+        raise DataError(f'{lists[0]}: lists no videos')
+    return {youtube: (tuple(names), _instruments(names)) for youtube, names in groups.items()}
+
+
+def _instruments(names: Sequence[str]) -> tuple[str, ...]:
+    return distinct(part.replace('_', ' ') for name in names for part in name.split())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildMUSIC(ExcludingOptions):
+    """Shards from MUSIC, solos and duets: videos cut into pieces of ten seconds."""
+
+    source: pathlib.Path
+    """The folder with the videos or sounds, at any depth, with MUSIC_solo_videos.json and MUSIC_duet_videos.json."""
+    split: str = 'test'
+    """Name of the split; MUSIC has none of its own."""
+    lists: tuple[pathlib.Path, ...] = ()
+    """The lists of videos (default: those of solos and of duets in the source)."""
+    piece_seconds: float = PIECE_SECONDS
+    """Length of a piece."""
+    frames: int = 0
+    """Pictures to keep of each piece, for image queries."""
+
+    def clips(self) -> ClipSource:
+        return read_music(
+            self.source,
+            lists=self.lists,
+            piece_seconds=self.piece_seconds,
+            frames=self.frames,
+            excluded=self.excluded,
+        )

@@ -1,0 +1,150 @@
+"""VGGSound (Chen et al. 2020): 200,000 ten-second clips of YouTube videos whose sound is to be seen, in 309 classes.
+
+Its list has no header; older ones, `train.csv` and `test.csv`, name files:
+
+    vggsound.csv            --0PQM4-hqg,30,waterfall burbling,train
+    train.csv, test.csv     --0PQM4-hqg_000030.mp4,waterfall burbling
+
+A clip's file is looked for below the source folder, at any depth and with any suffix, as `YTID_000030`; also with the
+times that other scripts write (see `data_prep.youtube`), or by its YouTube id where the list has one clip of the video.
+A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall burbling'.
+"""
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+from collections import Counter
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.exclusions import ExcludingOptions, is_excluded
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_text, stem_of
+from data_prep.youtube import find_clip
+
+CLIP_SECONDS = 10.0
+_SPLITS = ('train', 'test')
+
+
+@dataclasses.dataclass
+class _Listed:
+    """A clip of the list."""
+
+    youtube_id: str
+    start: int
+    labels: list[str]
+
+    @property
+    def id(self) -> str:
+        return f'{self.youtube_id}_{self.start:06d}'
+
+
+def read_vggsound(
+    source: str | os.PathLike,
+    split: str = 'train',
+    *,
+    table: str | os.PathLike | None = None,
+    whole_videos: bool = False,
+    frames: int = 0,
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """The clips of a split, in the order of the list.
+
+    Args:
+        source: the folder with the videos or sounds, at any depth; and, there or in a folder directly in it, the list.
+        split: 'train' or 'test'.
+        table: the list; by default vggsound.csv in `source`, or SPLIT.csv.
+        whole_videos: files are not cut: a clip is the ten seconds from its start on.
+        frames: pictures to take of each video.
+        excluded: YouTube ids or clip ids to leave out.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: no list, or a damaged one; no clip of the split, or no file of them.
+    """
+    if split not in _SPLITS:
+        raise ConfigError(f'--split {split!r}: VGGSound has train and test')
+    folder = pathlib.Path(source)
+    table = table or find_file(folder, 'vggsound.csv') or find_file(folder, f'{split}.csv')
+    if table is None:
+        raise DataError(f'{folder}: no vggsound.csv or {split}.csv in it: give --table, the list of VGGSound')
+    listed = _read_clips(pathlib.Path(table), split)
+    paths = first_of(list_media(folder, video_first=frames > 0))
+    videos = Counter(clip.youtube_id for clip in listed)
+    entries, left_out = [], []
+    for clip in listed:
+        youtube, end = clip.youtube_id, clip.start + CLIP_SECONDS
+        labels = distinct(clip.labels)
+        path = None if whole_videos else paths.get(clip.id)
+        path = path or find_clip(
+            paths, youtube, clip.start, end, whole_video=whole_videos, only_one=videos[youtube] == 1
+        )
+        if is_excluded(excluded, clip.id, youtube):
+            left_out.append(LeftOut(clip.id, 'excluded', f'{clip.id}: in a list of --exclude'))
+        elif path is None:
+            name = youtube if whole_videos else clip.id
+            left_out.append(LeftOut(clip.id, 'missing', f'{clip.id}: no file below {folder} named {name}'))
+        else:
+            captions = (*labels, *(f'the sound of {label}' for label in labels))
+            part = (clip.start, CLIP_SECONDS) if whole_videos else (0.0, None)
+            entries.append(Entry(clip.id, path, captions, labels, *part))
+    return files_or_refuse(entries, folder, left_out, 'vggsound', frames)
+
+
+def _read_clips(path: pathlib.Path, split: str) -> list[_Listed]:
+    clips: dict[tuple[str, int], _Listed] = {}
+    rows = 0
+    reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            if not row:
+                continue
+            rows += 1
+            youtube, start, label, found = _fields(row, split, f'{path}: line {reader.line_num}')
+            if found == split:
+                clips.setdefault((youtube, start), _Listed(youtube, start, [])).labels.append(label)
+    except csv.Error as error:
+        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    if not clips:
+        raise DataError(f'{path}: lists no clips' + (f' of the split {split!r}' if rows else ''))
+    return list(clips.values())
+
+
+def _fields(row: list[str], split: str, where: str) -> tuple[str, int, str, str]:
+    """YouTube id, start in seconds, label and split of a row of either list. Labels with commas have quotes in the
+    authors' lists, and sometimes lose them on the way."""
+    row = [text.strip() for text in row]
+    if len(row) >= 4 and row[1].isdecimal() and row[-1] in _SPLITS:
+        youtube, start, label, split = row[0], row[1], ', '.join(row[2:-1]), row[-1]
+    else:
+        youtube, _, start = stem_of(row[0]).rpartition('_')
+        label = ', '.join(row[1:])
+    if not (youtube and label.strip() and start.isdecimal() and start.isascii()):
+        shown = ','.join(row)
+        raise DataError(f'{where}: expected YTID,start,label,split or YTID_000030.mp4,label, got {shown:.80}')
+    return youtube, int(start), label, split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildVGGSound(ExcludingOptions):
+    """Shards from VGGSound: --split train or test."""
+
+    source: pathlib.Path
+    """The folder with the videos or sounds, at any depth, and with vggsound.csv (or the older train.csv, test.csv)."""
+    table: pathlib.Path | None = None
+    """The list of clips (default: vggsound.csv in the source, or SPLIT.csv)."""
+    whole_videos: bool = False
+    """The files are whole videos: take ten seconds from the start on."""
+    frames: int = 0
+    """Pictures to keep of each video, for image queries."""
+
+    def clips(self) -> ClipSource:
+        return read_vggsound(
+            self.source,
+            self.split,
+            table=self.table,
+            whole_videos=self.whole_videos,
+            frames=self.frames,
+            excluded=self.excluded,
+        )

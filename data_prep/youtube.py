@@ -1,0 +1,43 @@
+"""Ten seconds of a YouTube video: how those who cut and download them name the files.
+
+AudioSet and VGGSound are distributed as lists of these; the sounds everybody fetches himself, with one of some ten
+scripts, each with its own way of writing the times into the name.
+"""
+
+from collections.abc import Iterator, Mapping
+
+
+def clip_names(youtube_id: str, start: float, end: float) -> Iterator[str]:
+    """Names, without suffix, that tell the clip from others of its video, the commonest first.
+
+    The times (seconds) are as in 30, 000030, 30.000, 30.0 or, milliseconds, 30000; the end may be absent; AudioSet's
+    embeddings and some scripts put a Y before the id.
+    """
+    for first, last in zip(_spellings(start), _spellings(end), strict=True):
+        for prefix in ('', 'Y'):
+            yield f'{prefix}{youtube_id}_{first}'
+            yield f'{prefix}{youtube_id}_{first}_{last}'
+
+
+def _spellings(time: float) -> tuple[str, ...]:
+    return f'{time:g}', f'{round(time):06d}', f'{time:.3f}', f'{time:.1f}', f'{time * 1000:.0f}'
+
+
+def find_clip(
+    paths: Mapping[str, str], youtube_id: str, start: float, end: float, *, whole_video: bool, only_one: bool
+) -> str | None:
+    """The path of a clip's file among `paths` (stem to path), or of its video's; None where there is none.
+
+    Args:
+        whole_video: files are not cut; only the id is in their names.
+        only_one: of this video: then the id alone will do for a name.
+    """
+    if whole_video or only_one:
+        for name in (youtube_id, f'Y{youtube_id}'):
+            if name in paths:
+                return paths[name]
+    if not whole_video:
+        for name in clip_names(youtube_id, start, end):
+            if name in paths:
+                return paths[name]
+    return None
