@@ -15,15 +15,15 @@ from data_prep.datasets.audiocaps import BuildAudioCaps
 from data_prep.datasets.audioset import BuildAudioSet
 from data_prep.datasets.clotho import BuildClotho
 from data_prep.datasets.esc50 import BuildESC50
-from data_prep.datasets.fsd50k import BuildFSD50K
 from data_prep.datasets.folder import BuildFolder
+from data_prep.datasets.fsd50k import BuildFSD50K
 from data_prep.datasets.manifest import BuildManifest
 from data_prep.datasets.music import BuildMUSIC
 from data_prep.datasets.synthetic import BuildSynthetic
 from data_prep.datasets.vggsound import BuildVGGSound
 from data_prep.datasets.voicebank import BuildVoiceBank
-from data_prep.datasets.webdataset import BuildWebDataset
 from data_prep.datasets.wavcaps import BuildWavCaps
+from data_prep.datasets.webdataset import BuildWebDataset
 from data_prep.embed import embed_captions
 from data_prep.options import PROBLEMS_SHOWN, BuildOptions, num_cores
 from data_prep.verify import verify_dataset
@@ -36,13 +36,13 @@ _DATASETS: dict[str, type[BuildOptions]] = {
     'audioset': BuildAudioSet,
     'clotho': BuildClotho,
     'esc50': BuildESC50,
-    'fsd50k': BuildFSD50K,
     'folder': BuildFolder,
+    'fsd50k': BuildFSD50K,
     'music': BuildMUSIC,
     'vggsound': BuildVGGSound,
     'voicebank': BuildVoiceBank,
-    'webdataset': BuildWebDataset,
     'wavcaps': BuildWavCaps,
+    'webdataset': BuildWebDataset,
 }
 _Dataset = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in _DATASETS.items())]  # noqa: UP007
 

@@ -9,14 +9,13 @@ A clip's id is its file's name; its one label is the category with spaces for un
 caption: 'chirping birds'. Rows of the same file are one clip with several categories.
 """
 
-import csv
 import dataclasses
-import io
 import os
 import pathlib
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.listing import files_or_refuse, read_table
 from data_prep.options import BuildOptions
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -56,39 +55,22 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
             entries.append(Entry(name, f'audio/{name}', texts, texts))
         else:
             left_out.append(LeftOut(name, 'missing', f'{folder / "audio" / name}: no such file'))
-    if not entries:
-        raise DataError(f'{folder}: none of the {len(left_out)} files of folds {", ".join(map(str, folds))} is there')
-    return Files(entries, folder, kind='esc50', left_out=left_out)
+    return files_or_refuse(entries, folder, left_out, 'esc50')
 
 
 def _clips(path: pathlib.Path) -> dict[str, tuple[int, list[str]]]:
     """File name to fold and categories."""
-    try:
-        text = path.read_text(encoding='utf-8-sig')
-    except FileNotFoundError as error:
-        raise DataError(f'{path}: no such file: give the folder of ESC-50 that holds meta and audio') from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'{path}: cannot be read as UTF-8 text: {error}') from error
-    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
     clips: dict[str, tuple[int, list[str]]] = {}
-    try:
-        absent = {'filename', 'fold', 'category'} - set(reader.fieldnames or ())
-        if absent:
-            raise DataError(f'{path}: no column {sorted(absent)[0]!r}: expected filename,fold,target,category,…')
-        for row in reader:
-            name, fold, category = ((row[key] or '').strip() for key in ('filename', 'fold', 'category'))
-            # The name is joined to a folder, and compared with what is listed there.
-            if not name or '/' in name or not category or fold not in map(str, FOLDS):
-                raise DataError(
-                    f'{path}: line {reader.line_num}: expected a file name, a fold of 1 to 5 and a category'
-                )
-            known_fold, categories = clips.setdefault(name, (int(fold), []))
-            if known_fold != int(fold):
-                raise DataError(f'{path}: line {reader.line_num}: {name} is in fold {known_fold} and in {fold}')
-            if category not in categories:
-                categories.append(category)
-    except csv.Error as error:
-        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    for line, row in read_table(path, ('filename', 'fold', 'category')):
+        name, fold, category = (row[key].strip() for key in ('filename', 'fold', 'category'))
+        # The name is joined to a folder, and compared with what is listed there.
+        if not name or '/' in name or not category or fold not in map(str, FOLDS):
+            raise DataError(f'{path}: line {line}: expected a file name, a fold of 1 to 5 and a category')
+        known_fold, categories = clips.setdefault(name, (int(fold), []))
+        if known_fold != int(fold):
+            raise DataError(f'{path}: line {line}: {name} is in fold {known_fold} and in {fold}')
+        if category not in categories:
+            categories.append(category)
     return clips
 
 

@@ -1,0 +1,177 @@
+"""Any folder of sounds: class folders, sounds with their captions in text files beside them, or both.
+
+    SOURCE/dog_barking/1.wav             caption and label 'dog barking': the name of its folder, underscores as spaces
+    SOURCE/field/a.flac, field/a.txt     every line of the text file is a caption; no label
+
+Folders may be nested and linked to each other; each is read once. In a folder that has such text files, a sound without
+one is left out: the folder's name ('clips', 'batch_3') need not be a class. `--captions class` takes it all the same.
+Sounds directly in SOURCE need a text file. Suffixes count in small and capital letters; names that begin with a dot are
+passed over. A clip's id is its path below SOURCE.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import unicodedata
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
+from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
+from data_prep.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+
+SUFFIXES = frozenset((*SOUND_SUFFIXES, *VIDEO_SUFFIXES, '.aif', '.aiff', '.au', '.caf', '.oga', '.w64', '.wma'))
+CaptionSource = Literal['auto', 'text', 'class']
+ClassFolder = Literal['parent', 'top']
+
+
+def read_folder(
+    source: str | os.PathLike,
+    *,
+    captions: CaptionSource = 'auto',
+    class_folder: ClassFolder = 'parent',
+    excluded: frozenset[str] = frozenset(),
+) -> Files:
+    """All sounds below a folder that have captions, sorted by path.
+
+    Args:
+        source: the folder.
+        captions: 'text': of text files alone; 'class': of the class folder where there is no text file; 'auto': so, but
+            not in folders where other sounds have text files.
+        class_folder: of nested folders, the class is the one that the file is in, or the one directly in `source`.
+        excluded: ids, file names or YouTube ids of clips that must not be trained on.
+
+    Raises:
+        ConfigError: another way to caption.
+        DataError: no such folder, or no sound in it with a caption.
+    """
+    for flag, value, kind in (('captions', captions, CaptionSource), ('class-folder', class_folder, ClassFolder)):
+        if value not in get_args(kind):
+            raise ConfigError(f'--{flag} {value!r}: {", ".join(get_args(kind))}')
+    folder = pathlib.Path(source)
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
+    for inner, files in _folders(folder, left_out):
+        texts = {_key(entry.name): entry.name for entry in files if _suffix(entry.name) == '.txt'}
+        sounds = [entry for entry in files if _suffix(entry.name) in SUFFIXES]
+        has_pairs = any(_key(entry.name) in texts for entry in sounds)
+        by_class = captions == 'class' or (captions == 'auto' and not has_pairs)
+        class_name = _class_name(inner, class_folder) if by_class else ''
+        for sound in sounds:
+            path = _joined(inner, sound.name)
+            try:
+                _check(sound, excluded, path)
+                text = texts.get(_key(sound.name))
+                if text is not None:
+                    entries.append(Entry(path, path, _lines(folder, _joined(inner, text))))
+                elif class_name:
+                    entries.append(Entry(path, path, (class_name,), (class_name,)))
+                else:
+                    raise LeftOutError('missing', _no_caption(captions, inner, has_pairs))
+            except LeftOutError as error:
+                left_out.append(LeftOut(_printable(path), error.reason, f'{_printable(path)}: {error}'))
+    if not entries and not left_out:
+        raise DataError(f'{folder}: holds no sounds ({", ".join(SOUND_SUFFIXES)}, …)')
+    entries.sort(key=lambda entry: entry.id)
+    return files_or_refuse(entries, folder, sorted(left_out, key=lambda clip: clip.id), 'folder')
+
+
+def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[str, list[os.DirEntry]]]:
+    """(path below `folder`, files sorted by name) of each folder once: those in the tree before those linked to."""
+    waiting, links, seen = collections.deque(['']), collections.deque(), set()
+    while waiting or links:
+        inner = waiting.popleft() if waiting else links.popleft()
+        files = []
+        try:
+            status = os.stat(folder / inner)
+            if (status.st_dev, status.st_ino) in seen:  # linked to from elsewhere, or from within itself
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / inner) as listing:
+                for entry in sorted(listing, key=lambda entry: entry.name):
+                    if entry.name.startswith('.') or entry.name == '__MACOSX':
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(_joined(inner, entry.name))
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        links.append(_joined(inner, entry.name))
+                    else:
+                        files.append(entry)
+        except OSError as error:
+            why = f'cannot be listed: {error.strerror or error}'
+            if not inner:
+                raise DataError(f'{folder}: {why}') from error
+            left_out.append(LeftOut(_printable(inner), 'unreadable', f'{_printable(inner)}: {why}'))
+        yield inner, files
+
+
+def _check(sound: os.DirEntry, excluded: frozenset[str], path: str) -> None:
+    """Raises LeftOutError for a sound that must not be used or cannot be."""
+    if is_excluded(excluded, path, sound.name, youtube_id(sound.name) or ''):
+        raise LeftOutError('excluded', 'is in a list of --exclude')
+    if _printable(path) != path:
+        raise LeftOutError('unreadable', 'its name is not UTF-8: rename it')
+    if not sound.is_file(follow_symlinks=False) and not os.path.isfile(sound.path):
+        if sound.is_symlink():
+            raise LeftOutError('missing', 'is a link to a file that is not there')
+        raise LeftOutError('unreadable', 'is not a file')  # a pipe, of which a reader would wait for ever
+
+
+def _lines(folder: pathlib.Path, path: str) -> tuple[str, ...]:
+    """The captions in a text file. Raises LeftOutError where there is none."""
+    try:
+        captions = distinct(read_text(folder / path).splitlines())
+    except DataError as error:
+        raise LeftOutError('unreadable', str(error)) from error
+    if not captions:
+        raise LeftOutError('missing', f'no caption in {path}')
+    return captions
+
+
+def _no_caption(captions: CaptionSource, inner: str, has_pairs: bool) -> str:
+    if captions == 'text' or not inner:
+        return 'no caption: there is no text file beside it'
+    return 'no caption: others in its folder have a text file (--captions class takes the name of the folder)'
+
+
+def _class_name(inner: str, class_folder: ClassFolder) -> str:
+    """'dog barking' of the folder `animals/dog_barking`; '' of no folder."""
+    parts = inner.split('/')
+    name = unicodedata.normalize('NFC', parts[-1] if class_folder == 'parent' else parts[0])
+    return ' '.join(name.replace('_', ' ').split())
+
+
+def _joined(inner: str, name: str) -> str:
+    return f'{inner}/{name}' if inner else name
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _key(name: str) -> str:
+    """What a sound and its text file share. Macs unpack accents decomposed, other systems as they were."""
+    return unicodedata.normalize('NFC', os.path.splitext(name)[0])
+
+
+def _printable(path: str) -> str:
+    """The path; with its bytes spelled out where they are not UTF-8, which no record can hold."""
+    return path.encode('utf-8', 'backslashreplace').decode('utf-8')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildFolder(ExcludingOptions):
+    """Shards from a folder of sounds: class folders, or sounds with text files of captions beside them."""
+
+    source: pathlib.Path
+    """The folder. Sounds may lie at any depth."""
+    captions: CaptionSource = 'auto'
+    """text: of text files alone; class: of the name of the folder where there is no text file; auto: so, but not in
+    folders where other sounds have text files."""
+    class_folder: ClassFolder = 'parent'
+    """Of nested folders, the class is the one that the sound is in (parent), or the one directly in --source (top)."""
+
+    def clips(self) -> ClipSource:
+        return read_folder(self.source, captions=self.captions, class_folder=self.class_folder, excluded=self.excluded)

@@ -1,0 +1,308 @@
+"""Tar archives of samples, as WebDataset has them: what many labs hold AudioSet or LAION-Audio-630K in.
+
+    data-000000.tar     dogs/1.flac     a sound or video: all suffixes of `data_prep.datasets.folder`
+                        dogs/1.json     {"text": "a dog barks" or [several], "tag": ["Dog", …], …}
+                        dogs/1.txt      every line is a caption
+                        dogs/1.cls      the number of a class, or its name
+
+Members whose names differ in nothing but the suffix are a sample, wherever they are in the archive: keys may have
+folders and, other than in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the
+key, for keys may begin anew in every archive. Where a name occurs twice in an archive, the last one counts, as when it
+is unpacked. A sample with labels and no caption gets LAION's: 'The sounds of Dog, Speech and Wind'.
+
+Each archive is listed by going through it once, from header to header; sounds are read at their offsets later, for
+which an archive must not be compressed. Of one that was cut short, what is whole is used.
+"""
+
+import concurrent.futures
+import dataclasses
+import glob
+import json
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from audiosep_jax.errors import DataError
+from audiosep_jax.progress import progress_bar
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
+from data_prep.datasets.folder import SUFFIXES
+from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
+from data_prep.listing import SOUND_SUFFIXES, distinct, files_or_refuse, read_text
+
+CAPTION_KEYS = ('text', 'caption', 'captions')
+LABEL_KEYS = ('tag', 'tags', 'label', 'labels')
+
+_TEXT_SUFFIXES = ('.json', '.txt', '.cls')
+_LARGEST_TEXT = 2**24  # bytes; more is no text of a sample
+_COMPRESSED = re.compile(r'\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$', re.IGNORECASE)
+_MAGICS = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd', b'PK\x03\x04': 'zip'}
+# Listing waits for the disk more than it computes.
+_THREADS = 8
+
+
+@dataclasses.dataclass
+class _Sample:
+    """The members of one key: names of sounds, contents of texts, by suffix."""
+
+    sounds: dict[str, str] = dataclasses.field(default_factory=dict)
+    texts: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """How a sample's texts are read."""
+
+    caption_keys: tuple[str, ...]
+    label_keys: tuple[str, ...]
+    class_names: tuple[str, ...]
+    excluded: frozenset[str]
+
+
+def read_webdataset(
+    source: Sequence[str | os.PathLike],
+    *,
+    caption_keys: Sequence[str] = CAPTION_KEYS,
+    label_keys: Sequence[str] = LABEL_KEYS,
+    class_names: Sequence[str] = (),
+    excluded: frozenset[str] = frozenset(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Files:
+    """The samples of some archives that have a sound and captions, in the archives' order.
+
+    Args:
+        source: archives, folders of them, or patterns: `data-*.tar`, `data-{000000..000099}.tar`.
+        caption_keys: what holds captions in a JSON member, a text or a list of texts.
+        label_keys: the same for labels.
+        class_names: what the numbers in `.cls` members and labels mean, from 0 on.
+        excluded: keys, or YouTube ids in them, of clips that must not be trained on.
+        progress: called with (archives listed, archives in all).
+
+    Raises:
+        DataError: no archive, a compressed one, or no sample of any use.
+    """
+    archives, folder = _archives(source)
+    reading = _Reading(tuple(caption_keys), tuple(label_keys), tuple(class_names), excluded)
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        listed = pool.map(lambda path: _listed(path, path.relative_to(folder).as_posix(), reading), archives)
+        for number, (some_entries, some_left_out) in enumerate(listed, start=1):
+            entries += some_entries
+            left_out += some_left_out
+            progress(number, len(archives))
+    return files_or_refuse(entries, folder, left_out, 'webdataset')
+
+
+def _archives(source: Sequence[str | os.PathLike]) -> tuple[list[pathlib.Path], pathlib.Path]:
+    """The archives, sorted, and the folder that holds them all."""
+    found: set[pathlib.Path] = set()
+    tops: list[str] = []
+    for given in source:
+        for pattern in _expanded(os.fspath(given)):
+            if pattern.startswith('pipe:') or '://' in pattern:
+                raise DataError(f'{pattern}: is not on a file system: fetch or mount the archives first')
+            pattern = os.path.abspath(pattern)
+            if os.path.isdir(pattern):
+                paths = [p for p in _below(pattern) if p.lower().endswith('.tar') or _COMPRESSED.search(p)]
+                tops.append(pattern)
+            else:
+                paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True) or [pattern]
+                tops += map(os.path.dirname, paths)
+            for path in paths:
+                if _COMPRESSED.search(path):
+                    raise DataError(f'{path}: is compressed, and members are read at their places: unpack it to a .tar')
+                if not path.lower().endswith('.tar'):
+                    raise DataError(f'{path}: is not named .tar')
+            found.update(map(pathlib.Path, paths))
+    if not found:
+        raise DataError(f'{", ".join(map(str, source))}: no archive (*.tar) there')
+    return sorted(found), pathlib.Path(os.path.commonpath(tops))
+
+
+def _below(folder: str) -> Iterator[str]:
+    """All files below a folder, other than hidden ones."""
+    for top, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        yield from (os.path.join(top, name) for name in files if not name.startswith('.'))
+
+
+def _expanded(pattern: str) -> list[str]:
+    """`data-{000..002}.tar` as three names, `{a,b}.tar` as two; nothing else is changed."""
+    match = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', pattern)
+    if not match:
+        return [pattern]
+    first, last, several = match.groups()
+    width = len(first or '')
+    texts = several.split(',') if several else [f'{n:0{width}d}' for n in range(int(first), int(last) + 1)]
+    return [name for text in texts for name in _expanded(pattern[: match.start()] + text + pattern[match.end() :])]
+
+
+def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entry], list[LeftOut]]:
+    """The samples of one archive, `name` among the others."""
+    samples: dict[str, _Sample] = {}
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
+    stem = name[: -len('.tar')]
+    try:
+        for member, content in _members(path):
+            key, suffix = os.path.splitext(member.removeprefix('./'))
+            sample, suffix = samples.setdefault(key, _Sample()), suffix.lower()
+            known = sample.texts if suffix in _TEXT_SUFFIXES else sample.sounds
+            if suffix in known:
+                message = f'{_printable(member)} occurs more than once: the last one counts'
+                left_out.append(LeftOut(_printable(f'{stem}/{key}'), 'excluded', f'{name}: {message}'))
+            known[suffix] = content if suffix in _TEXT_SUFFIXES else member
+    except LeftOutError as error:
+        left_out.append(LeftOut(name, error.reason, f'{path}: {error}'))
+    for key, sample in samples.items():
+        clip_id = f'{stem}/{key}'
+        try:
+            entries.append(_entry(clip_id, name, key, sample, reading))
+        except LeftOutError as error:
+            left_out.append(LeftOut(_printable(clip_id), error.reason, f'{_printable(clip_id)}: {error}'))
+    return entries, left_out
+
+
+def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+    """Names of the sounds in an archive and of the texts, these with their contents, one after the other.
+
+    Raises:
+        LeftOutError: after those that are whole, what is wrong with the archive.
+        DataError: it is compressed.
+    """
+    try:
+        with open(path, 'rb') as file:
+            size = os.fstat(file.fileno()).st_size
+            _refuse_compressed(path, file.read(8))
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode='r:') as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # it would keep them all
+                    suffix = os.path.splitext(member.name)[1].lower()
+                    is_text = suffix in _TEXT_SUFFIXES
+                    if not member.isreg() or os.path.basename(member.name).startswith('.'):
+                        continue
+                    if not 0 <= member.size <= size - member.offset_data:
+                        raise LeftOutError('unreadable', f'was cut short within {_printable(member.name)}; get it anew')
+                    if is_text or suffix in SUFFIXES:
+                        yield member.name, tar.extractfile(member).read(_LARGEST_TEXT) if is_text else None
+                file.seek(tar.offset)
+                problem = _problem_after(file.read(2**16))
+            if problem:
+                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; get it anew')
+    except FileNotFoundError as error:
+        raise LeftOutError('missing', 'no such archive') from error
+    except (OSError, ValueError, tarfile.TarError) as error:
+        reason = ' '.join(str(error).split())
+        raise LeftOutError('unreadable', f'cut short, damaged or not a tar archive ({reason}); get it anew') from error
+
+
+def _refuse_compressed(path: pathlib.Path, head: bytes) -> None:
+    for magic, kind in _MAGICS.items():
+        if head.startswith(magic):
+            raise DataError(
+                f'{path}: is compressed ({kind}), and members are read at their places: unpack it to a .tar'
+            )
+
+
+def _problem_after(rest: bytes) -> str:
+    """What is wrong where no member follows: tar ends an archive with zeros. '' where nothing is."""
+    if not rest:
+        return 'ends without a mark of its end, as one that was cut short,'
+    if rest[:512].strip(b'\0'):
+        return 'cannot be read on'
+    return 'goes on (another one appended to it?)' if rest.strip(b'\0') else ''
+
+
+def _entry(clip_id: str, archive: str, key: str, sample: _Sample, reading: _Reading) -> Entry:
+    """Raises LeftOutError where a sample has no sound or no caption, or must not be used."""
+    if is_excluded(reading.excluded, key, os.path.basename(key), youtube_id(os.path.basename(key)) or ''):
+        raise LeftOutError('excluded', 'is in a list of --exclude')
+    if _printable(clip_id) != clip_id:
+        raise LeftOutError('unreadable', 'its name is not UTF-8')
+    if not sample.sounds:
+        raise LeftOutError('missing', f'{" and ".join(sorted(sample.texts))} without a sound')
+    captions, labels = _captions(sample.texts, reading)
+    rank = {suffix: number for number, suffix in enumerate(SOUND_SUFFIXES)}
+    best = min(sample.sounds, key=lambda suffix: (rank.get(suffix, len(rank)), suffix))
+    return Entry(clip_id, f'{archive}::{sample.sounds[best]}', captions or (caption_of_labels(labels),), labels)
+
+
+def _captions(texts: Mapping[str, bytes], reading: _Reading) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Captions and labels of a sample. Raises LeftOutError where there is neither."""
+    captions: list[str] = []
+    labels: list[str] = []
+    problem = None
+    if '.json' in texts:
+        try:
+            value = json.loads(texts['.json'])
+            if not isinstance(value, dict):
+                raise ValueError('expected an object, {"text": …}')
+            captions += (text for key in reading.caption_keys for text in _texts(value.get(key)))
+            labels += (name for key in reading.label_keys for name in _texts(value.get(key), reading.class_names))
+        except (ValueError, RecursionError) as error:
+            problem = LeftOutError('unreadable', f'its .json is damaged: {" ".join(str(error).split())}')
+    try:
+        captions += texts.get('.txt', b'').decode('utf-8-sig').splitlines()
+        of_class = texts.get('.cls', b'').decode('utf-8-sig').strip()
+        is_number = of_class.isascii() and of_class.isdigit()
+        labels += _texts(int(of_class[:9]) if is_number else of_class, reading.class_names)
+    except UnicodeDecodeError as error:
+        problem = LeftOutError('unreadable', f'its text is not UTF-8: {error}')
+    found = distinct(captions), distinct(labels)
+    if not any(found):
+        hint = ' (give --class-names for the numbers of classes)' if '.cls' in texts and not reading.class_names else ''
+        where = ', '.join(sorted(texts)) or 'a file beside it'
+        raise problem or LeftOutError('missing', f'no caption and no label in {where}{hint}')
+    return found
+
+
+def _texts(value: Any, class_names: Sequence[str] = ()) -> list[str]:
+    """The texts in a JSON value, one or a list; and of numbers the classes' names."""
+    texts = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(class_names):
+            texts.append(class_names[item])
+    return texts
+
+
+def caption_of_labels(labels: Sequence[str]) -> str:
+    """'The sounds of Dog, Speech and Wind', as in LAION-Audio-630K; 'dog barking' of the one label 'dog_barking'."""
+    names = [label.replace('_', ' ') for label in labels]
+    return names[0] if len(names) == 1 else f'The sounds of {", ".join(names[:-1])} and {names[-1]}'
+
+
+def _printable(name: str) -> str:
+    """The name; with its bytes spelled out where they are not UTF-8, which no record can hold."""
+    return name.encode('utf-8', 'backslashreplace').decode('utf-8')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildWebDataset(ExcludingOptions):
+    """Shards from tar archives in WebDataset's form: KEY.flac (or another sound) with KEY.json, KEY.txt or KEY.cls."""
+
+    source: tuple[str, ...]
+    """Archives, folders of them, or patterns in quotes: 'data-*.tar', 'data-{000000..000099}.tar'."""
+    caption_keys: tuple[str, ...] = CAPTION_KEYS
+    """What holds the captions in a JSON file."""
+    label_keys: tuple[str, ...] = LABEL_KEYS
+    """What holds the labels in a JSON file."""
+    class_names: pathlib.Path | None = None
+    """Text file of the classes' names, one per line, where archives hold their numbers (from 0 on)."""
+
+    def clips(self) -> ClipSource:
+        names = read_text(self.class_names).splitlines() if self.class_names else ()
+        with progress_bar('listing') as progress:
+            return read_webdataset(
+                self.source,
+                caption_keys=self.caption_keys,
+                label_keys=self.label_keys,
+                class_names=[name.strip() for name in names],
+                excluded=self.excluded,
+                progress=progress,
+            )
