@@ -21,8 +21,23 @@ from audiosep_jax.audio import read_audio, resample
 from audiosep_jax.errors import AudioFileError
 from data_prep.datasets import LeftOutError
 
-# Suffixes of containers, for those that the first bytes do not give away.
-_CONTAINERS = frozenset('.mp4 .m4a .m4v .mov .3gp .webm .mkv .mka .avi .flv .wmv .wma .aac .ts .mpg .mpeg .ogv'.split())
+# What a listing of a folder takes for sounds and for containers; files of other names are read all the same.
+AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
+VIDEO_SUFFIXES = (
+    '.m4a',
+    '.mp4',
+    '.webm',
+    '.mkv',
+    '.mka',
+    '.mov',
+    '.m4v',
+    '.avi',
+    '.flv',
+    '.aac',
+    '.3gp',
+    '.wmv',
+    '.ts',
+)
 
 # Around a part, so that resampling it alone gives what resampling the whole would: soxr's filter is shorter.
 _CONTEXT = 0.1  # seconds
@@ -148,7 +163,7 @@ def _is_container(file: pathlib.Path | io.BytesIO, name: str) -> bool:
         return False
     if head[4:8] in _FIRST_BOXES or head[:4] == b'\x1a\x45\xdf\xa3' or (head[:4], head[8:12]) == (b'RIFF', b'AVI '):
         return True
-    return bool(head) and pathlib.PurePath(name).suffix.lower() in _CONTAINERS
+    return bool(head) and pathlib.PurePath(name).suffix.lower() in (*VIDEO_SUFFIXES, '.wma', '.mpg', '.mpeg', '.ogv')
 
 
 def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:
