@@ -11,8 +11,8 @@ from audiosep_jax.errors import DataError
 from data_prep.datasets import Entry, Files, LeftOut
 
 # In the order of preference where a clip is there in several forms: lossless ones first, pictures with sound last.
-SOUND_SUFFIXES = ('.flac', '.wav', '.ogg', '.opus', '.mp3', '.m4a', '.aac', '.mka')
-VIDEO_SUFFIXES = ('.mp4', '.webm', '.mkv', '.mov', '.avi')
+SOUND_SUFFIXES = ('.flac', '.wav', '.aiff', '.aif', '.ogg', '.opus', '.mp3', '.m4a', '.mka', '.aac')
+VIDEO_SUFFIXES = ('.mp4', '.webm', '.mkv', '.mov', '.m4v', '.avi', '.flv', '.3gp', '.wmv', '.ts')
 
 
 def read_text(path: str | os.PathLike, encodings: Sequence[str] = ('utf-8-sig',)) -> str:

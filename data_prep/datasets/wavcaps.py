@@ -29,10 +29,11 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 from data_prep.listing import distinct, files_or_refuse, find_file, list_media, one_line, read_text, stem_of
+from data_prep.media import sound_seconds
 
 Source = Literal['AudioSet_SL', 'BBC_Sound_Effects', 'FreeSound', 'SoundBible']
 
@@ -238,11 +239,9 @@ def _seconds(value: Any) -> float:
 
 def _header_seconds(path: pathlib.Path) -> float:
     """Of a sound whose metadata do not tell its duration; NaN where the file does not either."""
-    import soundfile
-
     try:
-        return soundfile.info(str(path)).duration
-    except (OSError, RuntimeError):
+        return sound_seconds(path)
+    except AudioSepError:
         return math.nan  # reported as unreadable when it is read
 
 
