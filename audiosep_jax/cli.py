@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from audiosep_jax.separate import Separator
 
 _FRONT_END = ('sample_rate', 'window_size', 'hop_size')
-_OF_OUR_SIDE = (*_FRONT_END, 'encoder')
+_OF_OUR_SIDE = ('preset', *_FRONT_END, 'encoder')
 _Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: the official weights)')]
 _SUBTYPES: dict[str, audio.Subtype] = {'16': 'PCM_16', '24': 'PCM_24', 'float': 'FLOAT'}
 
@@ -95,7 +95,7 @@ class Convert:
     """Convert a checkpoint of the original PyTorch code to one of ours, or one of ours to PyTorch.
 
     The suffix of DST tells the direction: .ckpt, .pt, .pth, .bin and .safetensors are for PyTorch. The way there and
-    back is bit-exact for every tensor, used or not.
+    back is bit-exact for every tensor, used or not (but for those inside objects of Python classes).
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='SRC')]
@@ -103,7 +103,10 @@ class Convert:
     organisation/name:FILE), or a checkpoint of ours."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar='DST')]
     """The folder, or the file for PyTorch, to make."""
-    preset: Literal['audiosep-32k', 'dcase2024-16k'] = 'audiosep-32k'
+    preset: Annotated[
+        Literal['audiosep-32k', 'dcase2024-16k'] | None,
+        tyro.conf.arg(metavar='{audiosep-32k,dcase2024-16k}', help_behavior_hint='(default: audiosep-32k)'),
+    ] = None
     """Rate, window and hop, which no such file records: 32000 Hz, 2048, 320; or 16000 Hz, 1024, 160. The window is
     checked against the tensors."""
     sample_rate: Annotated[int | None, tyro.conf.arg(metavar='HZ')] = None
@@ -327,13 +330,15 @@ def _convert(command: Convert) -> int:
     _quieten()
     if command.destination.suffix in SUFFIXES:
         from audiosep_jax.convert import to_torch
-        from audiosep_jax.pretrained import find_checkpoint
+        from audiosep_jax.published import find_checkpoint
 
         given = [f'--{name.replace("_", "-")}' for name in _OF_OUR_SIDE if getattr(command, name) is not None]
         if given:
             raise ConfigError(f'{given[0]} is for the way to our checkpoints: leave it away')
-        count = to_torch(find_checkpoint(command.source), command.destination, force=command.force)
+        count, notes = to_torch(find_checkpoint(command.source), command.destination, force=command.force)
         _say(f'{command.destination}: {count} tensors')
+        for note in notes:
+            _say(f'audiosep-jax: note: {note}', file=sys.stderr)
         return 0
     from audiosep_jax.convert import PRESETS, from_torch
 
@@ -341,7 +346,7 @@ def _convert(command: Convert) -> int:
         names = ', '.join(SUFFIXES)
         raise ConfigError(f'{command.source} is a checkpoint of ours already: give DST a suffix of PyTorch ({names})')
     changed = {name: getattr(command, name) for name in _FRONT_END if getattr(command, name) is not None}
-    front_end = dataclasses.replace(PRESETS[command.preset], **changed)
+    front_end = dataclasses.replace(PRESETS[command.preset or 'audiosep-32k'], **changed)
     converted = from_torch(
         command.source, command.destination, front_end=front_end, encoder=command.encoder, force=command.force
     )
@@ -349,7 +354,7 @@ def _convert(command: Convert) -> int:
     _say(f'{converted.path}: separator at {model.sample_rate} Hz, window {model.window_size}, hop {model.hop_size}')
     if converted.encoder is not None:
         _say(f'query encoder: {converted.encoder["name"]}, {converted.encoder["embedding_size"]} numbers')
-    _say(f'kept for the way back: {converted.num_kept} tensors that separation does not use')
+    _say(f'kept for the way back: {converted.num_kept} tensors (not used here, or of another precision)')
     for note in converted.notes:
         _say(f'audiosep-jax: note: {note}', file=sys.stderr)
     return 0
@@ -362,7 +367,7 @@ def _inspect(command: Inspect) -> int:
     import jax
 
     from audiosep_jax.checkpoint import load_for_inference
-    from audiosep_jax.pretrained import find_checkpoint
+    from audiosep_jax.published import find_checkpoint
 
     _quieten()
     checkpoint = load_for_inference(find_checkpoint(command.checkpoint))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,3 +31,31 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path`, which takes its place at the end; on any exception it is removed.
+
+    A folder that was at `path` before is there again if anything fails, and gone if all went well.
+
+    Raises:
+        OSError: the parent is missing or not writable.
+    """
+    path = Path(os.path.realpath(path))  # of a link it is the folder behind it that is replaced
+    mark = f'{os.getpid()}-{uuid.uuid4().hex[:12]}'
+    temporary, old = (path.with_name(f'.{path.name}.{kind}-{mark}') for kind in ('tmp', 'old'))
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)

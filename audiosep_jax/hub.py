@@ -1,31 +1,58 @@
 """Files of Hugging Face repositories through `huggingface_hub`: its cache, its progress bar, one clear line offline."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import socket
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from audiosep_jax.errors import DownloadError
+from audiosep_jax.tensor_files import SUFFIXES
 
-_REPO_ID = re.compile(r'(?!.*(--|\.\.))[\w][\w.-]*/[\w][\w.-]*', re.ASCII)
-
-
-def is_repo_id(name: str | os.PathLike) -> bool:
-    """Whether a name could be a repository's, `organisation/name`, rather than a file's."""
-    return _REPO_ID.fullmatch(str(name)) is not None
+_REPOSITORY = re.compile(r'(?!.*(--|\.\.))[\w][\w.-]*/[\w][\w.-]*', re.ASCII)
 
 
-def fetch(repo_id: str, filename: str, *, place: Path | str, repo_type: str = 'model') -> Path:
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A repository, and perhaps a file in it."""
+
+    repository: str
+    kind: Literal['model', 'space'] = 'model'
+    file: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the repository's page."""
+        return f'https://huggingface.co/{"spaces/" if self.kind == "space" else ""}{self.repository}'
+
+
+def parse_reference(text: str) -> Reference | None:
+    """`organisation/name`, `organisation/name:FILE`, either behind `spaces/`; None: it rather means a local path.
+
+    A mistyped path must not be looked for on the network: nothing that begins with a folder that is here, or ends in
+    the suffix of a file, is a repository's name.
+    """
+    name, _, file = text.partition(':')
+    kind = 'space' if name.startswith('spaces/') else 'model'
+    name = name.removeprefix('spaces/')
+    if not _REPOSITORY.fullmatch(name):
+        return None
+    if not file and (Path(name).suffix in SUFFIXES or Path(name.partition('/')[0]).exists()):
+        return None
+    return Reference(name, kind, file or None)
+
+
+def fetch(repository: str | Reference, filename: str, *, place: Path | str) -> Path:
     """A file of a repository: from the local cache if it is there, else downloaded, with a progress bar on stderr.
 
     Args:
-        repo_id: `organisation/name`.
+        repository: a model's `organisation/name`, or a reference.
         filename: its path in the repository.
         place: where a user without a network should put the file; only for the message.
-        repo_type: 'model', 'space' or 'dataset'.
 
     Raises:
         DownloadError: offline with a cold cache, no such repository or file, no space on the disk.
@@ -33,19 +60,23 @@ def fetch(repo_id: str, filename: str, *, place: Path | str, repo_type: str = 'm
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    arguments = {'repo_id': repo_id, 'filename': filename, 'repo_type': repo_type}
+    reference = _reference(repository)
+    arguments = {'repo_id': reference.repository, 'filename': filename, 'repo_type': reference.kind}
     try:
         return Path(huggingface_hub.hf_hub_download(**arguments, local_files_only=True))
     except LocalEntryNotFoundError:
         pass  # the usual case: it has to be downloaded
     except HFValidationError as error:
-        raise DownloadError(f'{repo_id!r} is not the name of a Hugging Face repository: {error}') from error
-    with _told(repo_id, filename, place, repo_type):
+        raise DownloadError(
+            f'{reference.repository!r} is not the name of a Hugging Face repository: {error}'
+        ) from error
+    with _told(reference, filename, place):
         return Path(huggingface_hub.hf_hub_download(**arguments))
 
 
-def list_files(repo_id: str, *, place: Path | str) -> list[str]:
-    """The files of a model repository: what its server says, or, offline, those in the local cache.
+def list_files(repository: str | Reference, *, place: Path | str, suffixes: Iterable[str]) -> list[str]:
+    """The files of a repository: what its server says; offline, those in the local cache, if one of them ends in one of
+    the suffixes (of weights): settings alone are the remains of something else.
 
     Raises:
         DownloadError: offline with a cold cache, or no such repository.
@@ -53,40 +84,44 @@ def list_files(repo_id: str, *, place: Path | str) -> list[str]:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    reference = _reference(repository)
+    arguments = {'repo_id': reference.repository, 'repo_type': reference.kind}
     try:
-        with _told(repo_id, 'the list of files', place):
-            return huggingface_hub.list_repo_files(repo_id)
+        with _told(reference, 'the list of files', place):
+            return huggingface_hub.list_repo_files(**arguments)
     except DownloadError:
         try:
-            folder = Path(huggingface_hub.snapshot_download(repo_id, local_files_only=True))
+            folder = Path(huggingface_hub.snapshot_download(**arguments, local_files_only=True))
         except LocalEntryNotFoundError:
             folder = None
         files = [] if folder is None else [str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file()]
-        if not files:
+        if not any(name.endswith(tuple(suffixes)) for name in files):
             raise
         return files
 
 
-def snapshot(repo_id: str, filenames: list[str], *, place: Path | str) -> Path:
-    """The folder that holds these files of a model repository, fetched where needed.
+def snapshot(repository: str | Reference, filenames: list[str], *, place: Path | str) -> Path:
+    """The folder that holds these files of a repository, fetched where needed.
 
     Raises:
         DownloadError: see `fetch`.
     """
     for name in filenames:
-        path = fetch(repo_id, name, place=place)
+        path = fetch(repository, name, place=place)
     return path.parents[len(Path(name).parts) - 1]
 
 
+def _reference(repository: str | Reference) -> Reference:
+    return repository if isinstance(repository, Reference) else Reference(repository)
+
+
 @contextlib.contextmanager
-def _told(repo_id: str, what: str, place: Path | str, repo_type: str = 'model') -> Iterator[None]:
+def _told(reference: Reference, what: str, place: Path | str) -> Iterator[None]:
     """Whatever the hub's library raises, and its five retries without a network, as one line that helps."""
-    url = f'https://huggingface.co/{"" if repo_type == "model" else repo_type + "s/"}{repo_id}'
 
     def failure(reason: str) -> DownloadError:
-        return DownloadError(
-            f'{what} of {url} cannot be fetched ({reason}): download it on another machine and put it at {place}'
-        )
+        remedy = f'download it on another machine and put it at {place}'
+        return DownloadError(f'{what} of {reference.url} cannot be fetched ({reason}): {remedy}')
 
     reason = _offline()
     if reason:

@@ -1,4 +1,4 @@
-"""Nested containers with arrays in them, as JSON: every plain type of Python comes back as it was, arrays by name."""
+"""Nested containers with arrays in them, as JSON: plain values of Python come back as they were, arrays by name."""
 
 import base64
 from collections import OrderedDict
@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 _DROPPED = object()
+_KEYS = (str, int, float, bytes, type(None), tuple)  # that a PyTorch file can be written with
+_NOT_NUMBERS = 'OSUmM'  # arrays of objects, texts and dates
+
+
+_SEQUENCES = {'list': list, 'tuple': tuple, 'set': set, 'frozenset': frozenset}
 
 
 def to_json(tree: Any, name_of: Callable[[tuple, np.ndarray], str]) -> tuple[Any, list[str]]:
-    """(JSON, places of what was left out: objects of other classes).
+    """(JSON, places of what was left out: objects of other classes, arrays of anything but numbers, odd keys).
 
     Args:
         tree: dict, OrderedDict, list, tuple, set, str, bytes, numbers, None, arrays.
@@ -24,17 +29,23 @@ def to_json(tree: Any, name_of: Callable[[tuple, np.ndarray], str]) -> tuple[Any
             return value
         if isinstance(value, np.generic):
             return visit(value.item(), path)
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and value.dtype.kind not in _NOT_NUMBERS and value.dtype.names is None:
             return {'array': name_of(path, value)}
         if isinstance(value, bytes | bytearray):
             return {'bytes': base64.b64encode(value).decode()}
         if isinstance(value, complex):
             return {'complex': [value.real, value.imag]}
-        if type(value) in (dict, OrderedDict) or isinstance(value, dict):
-            pairs = [(visit(k, (*path, 'key')), visit(v, (*path, k))) for k, v in value.items()]
-            kind = 'ordered' if isinstance(value, OrderedDict) else 'dict'
-            return {kind: [[k, v] for k, v in pairs if k is not _DROPPED and v is not _DROPPED]}
-        for kind, cls in (('list', list), ('tuple', tuple), ('set', set), ('set', frozenset)):
+        if isinstance(value, dict):
+            pairs = []
+            for key, item in value.items():
+                if not isinstance(key, _KEYS):
+                    dropped.append('/'.join(map(str, (*path, key))))
+                    continue
+                pair = [visit(key, (*path, 'key')), visit(item, (*path, key))]
+                if pair[1] is not _DROPPED:
+                    pairs.append(pair)
+            return {'ordered' if isinstance(value, OrderedDict) else 'dict': pairs}
+        for kind, cls in _SEQUENCES.items():
             if isinstance(value, cls):
                 items = [visit(v, (*path, i)) for i, v in enumerate(value)]
                 # In a sequence the others keep their places.
@@ -64,6 +75,6 @@ def from_json(value: Any, array: Callable[[str], np.ndarray]) -> Any:
     if kind in ('dict', 'ordered'):
         pairs = [(from_json(k, array), from_json(v, array)) for k, v in content]
         return OrderedDict(pairs) if kind == 'ordered' else dict(pairs)
-    if kind in ('list', 'tuple', 'set'):
-        return {'list': list, 'tuple': tuple, 'set': set}[kind](from_json(v, array) for v in content)
+    if kind in _SEQUENCES:
+        return _SEQUENCES[kind](from_json(v, array) for v in content)
     raise ValueError(f'a node of the unknown kind {kind!r}')

@@ -1,5 +1,8 @@
 """Checkpoints by name: the official weights, and the hub's repositories, converted once into the user's cache."""
 
+import hashlib
+import logging
+import re
 from pathlib import Path
 
 from audiosep_jax import hub
@@ -8,6 +11,7 @@ from audiosep_jax.errors import CheckpointError
 from audiosep_jax.tensor_files import SUFFIXES
 
 OFFICIAL = 'spaces/Audio-AGI/AudioSep:checkpoint/audiosep_base_4M_steps.ckpt'
+_log = logging.getLogger(__name__)
 
 
 def find_checkpoint(path: str | Path | None) -> Path:
@@ -32,23 +36,21 @@ def find_checkpoint(path: str | Path | None) -> Path:
             raise CheckpointError(
                 f'{path} is for PyTorch: convert it with `audiosep-jax convert {path} DIR`, then give DIR'
             )
-        raise CheckpointError(f'{found.absolute()} is not a checkpoint: it is a file, and a checkpoint of ours is a folder')
-    repository, _, file = str(path).removeprefix('spaces/').partition(':')
-    if not hub.is_repo_id(repository) or (found.suffix in SUFFIXES and not file):
+        raise CheckpointError(f'{found.absolute()} is not a checkpoint: it is a file, and one of ours is a folder')
+    reference = hub.parse_reference(str(path))
+    if reference is None:
         raise CheckpointError(f'no such checkpoint: {found.absolute()}')
-    place = f'{cache_folder() / "checkpoints"} or elsewhere, and give that path'
-    if not file and not _cached(str(path)).exists():
-        names = hub.list_files(repository, place=place)
+    if reference.file is None and not _cached(str(path)).exists():
+        place = f'a folder of your choice, and give that (there is no folder {found.absolute()} either)'
+        names = hub.list_files(reference, place=place, suffixes=(*SUFFIXES, '_METADATA'))
         if any(Path(name).parent.name == 'params' for name in names):
-            return hub.snapshot(repository, names, place=place)
+            return hub.snapshot(reference, names, place=place)
     return _converted(str(path))
 
 
 def _cached(reference: str) -> Path:
-    name = reference.replace('/', '--').replace(':', '--')
-    for suffix in SUFFIXES:  # a folder that ended in .ckpt would look like a file for PyTorch
-        name = name.removesuffix(suffix)
-    return cache_folder() / 'checkpoints' / name
+    digest = hashlib.sha256(reference.encode()).hexdigest()[:8]
+    return cache_folder() / 'checkpoints' / f'{re.sub("[/:.]+", "-", reference)}-{digest}'
 
 
 def _converted(reference: str) -> Path:
@@ -56,5 +58,8 @@ def _converted(reference: str) -> Path:
     if not folder.exists():
         from audiosep_jax.convert import from_torch
 
-        from_torch(reference, folder, place=f'any path FILE, and run `audiosep-jax convert FILE {folder}`')
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        converted = from_torch(reference, folder, place=f'any path FILE, and run `audiosep-jax convert FILE {folder}`')
+        for note in converted.notes:
+            _log.warning('%s: %s', reference, note)
     return folder

@@ -24,7 +24,7 @@ from audiosep_jax.errors import (
     EncoderMismatchError,
 )
 from audiosep_jax.model import AudioSep, ModelConfig
-from audiosep_jax.pretrained import find_checkpoint
+from audiosep_jax.published import find_checkpoint
 from audiosep_jax.queries import Embedded, Query, embed, keep_out
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.stft import istft, num_frames, reflect_pad, stft

@@ -11,9 +11,8 @@ import numpy as np
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.files import replacing
 
-TORCH_SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin')
 SAFETENSORS = '.safetensors'
-SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
+SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin', SAFETENSORS)
 # What safetensors' numpy side both writes and reads. Any other type is stored as bytes, named in the metadata.
 _NATIVE = {'bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'}
 _NATIVE |= {'float16', 'bfloat16', 'float32', 'float64', 'complex64'}
@@ -62,13 +61,15 @@ def state_dict_of(tree: object, path: Path) -> dict[str, np.ndarray]:
 
 def state_dict_place(tree: object, path: Path) -> tuple[str | None, dict]:
     """(key, state dict): where in a PyTorch file's tree the state dict stands; None: the tree itself is one."""
+    candidates = []
     if isinstance(tree, dict):
-        for key in (None, *_STATE_KEYS):
-            candidate = tree if key is None else tree.get(key)
-            if isinstance(candidate, dict) and any(
-                isinstance(k, str) and isinstance(v, np.ndarray) for k, v in candidate.items()
-            ):
-                return key, candidate
+        for key in (*_STATE_KEYS, None):
+            found = tree if key is None else tree.get(key)
+            if isinstance(found, dict):
+                candidates.append((sum(isinstance(value, np.ndarray) for value in found.values()), key, found))
+    most = max(candidates, key=lambda candidate: candidate[0], default=(0, None, {}))
+    if most[0]:
+        return most[1:]
     raise CheckpointError(f'{path}: no state dict in this file, neither at its top nor under {", ".join(_STATE_KEYS)}')
 
 
@@ -84,14 +85,14 @@ class SafeTensors(Mapping):
             # would copy each tensor, though, and a fingerprint of weights reads a little of every one.
             with safe_open(str(path), framework='np') as file:
                 self.metadata = dict(file.metadata() or {})
-            self._dtypes = json.loads(self.metadata.pop(_DTYPES, '{}'))
+            self._dtypes = dict(json.loads(self.metadata.pop(_DTYPES, '{}')))
             with open(path, 'rb') as file:
                 size = int.from_bytes(file.read(8), 'little')
                 self._entries = {k: v for k, v in json.loads(file.read(size)).items() if k != '__metadata__'}
             has_data = path.stat().st_size > 8 + size  # nothing at all cannot be mapped
             mapped = np.memmap(path, np.uint8, 'r', offset=8 + size) if has_data else np.empty(0, np.uint8)
             self._data = np.asarray(mapped)
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f'{path}: not a safetensors file, or a truncated one ({error})') from error
         except OSError as error:
             raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
@@ -99,8 +100,8 @@ class SafeTensors(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
         begin, end = entry['data_offsets']
-        dtype, shape = self._dtypes.get(name, (entry['dtype'], entry['shape']))
         try:
+            dtype, shape = self._dtypes.get(name, (entry['dtype'], entry['shape']))
             dtype = _STORED.get(dtype) or getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
             return self._data[begin:end].view(dtype).reshape(shape)
         except (TypeError, ValueError) as error:
@@ -168,5 +169,5 @@ def write_tensors(
             mode = temporary.stat().st_mode
             save_file(native, temporary, metadata=strings or None)
             os.chmod(temporary, mode)  # it leaves a file that only its owner may read
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeError) as error:
         raise CheckpointError(f'{path}: cannot be written: {getattr(error, "strerror", None) or error}') from error

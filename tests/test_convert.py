@@ -191,6 +191,45 @@ def test_the_full_size_separator_gives_the_original_s_output(reference, referenc
     assert np.abs(out - reference['out_b']).max() < 1e-5 * np.abs(reference['out_b']).max()
 
 
+def test_the_state_dict_is_the_one_with_the_tensors(lightning, tmp_path):
+    """A training checkpoint may keep a loss beside it."""
+    write_torch(tmp_path / 'x.ckpt', lightning | {'loss': np.float32(0.3) * np.ones(1)})
+    from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
+    to_torch(tmp_path / 'ours', tmp_path / 'back.ckpt')
+    assert read_torch(tmp_path / 'back.ckpt')['loss'] == np.float32(0.3)
+
+
+def test_what_beside_tensors_cannot_come_back_is_named(separator, tmp_path):
+    extras = {'texts': np.array(['ab']), 'sets': {frozenset({1}): 2}, 'global_step': 2**70}
+    with open(tmp_path / 'x.ckpt', 'wb') as file:
+        torch = pytest.importorskip('torch')
+        torch.save({'state_dict': {k: torch.from_numpy(np.array(v)) for k, v in separator.items()}, **extras}, file)
+    converted = from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
+    assert converted.step == 0
+    assert any('texts, sets/frozenset({1})' in note for note in converted.notes)
+    to_torch(tmp_path / 'ours', tmp_path / 'back.ckpt')
+    back = torch.load(tmp_path / 'back.ckpt', weights_only=True)
+    assert back['global_step'] == 2**70
+    assert back['sets'] == {}
+    assert all(np.array_equal(back['state_dict'][name], separator[name]) for name in separator)
+
+
+def test_a_tensor_that_is_named_twice_is_stored_once(lightning, tmp_path):
+    moment = np.ones((500, 500), np.float32)
+    write_torch(tmp_path / 'x.ckpt', lightning | {'moments': [moment] * 20})
+    from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
+    assert (tmp_path / 'ours' / 'original' / 'tensors.safetensors').stat().st_size < 3e6
+
+
+def test_a_file_that_unfolds_is_refused(separator, tmp_path):
+    torch = pytest.importorskip('torch')
+    state = {k: torch.from_numpy(np.array(v)) for k, v in separator.items()}
+    bomb = [torch.zeros(1).expand(10_000_000 + i) for i in range(4)]
+    torch.save({'state_dict': state, 'optimizer_states': bomb}, tmp_path / 'x.ckpt')
+    with pytest.raises(CheckpointError, match=r'would unfold to 15\d MiB'):
+        from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
+
+
 # ---- query encoders of a file without one ----------------------------------------------------------------------------
 
 
@@ -266,6 +305,8 @@ def drop(state, name):
         (lambda s: s | {'ss_model.base.bn0.weight': np.zeros(129, 'f4')}, 'bn0 has 129 entries, which is window 256'),
         (lambda s: {k: v for k, v in s.items() if not k.startswith('ss_model')}, 'not a separator'),
         (lambda s: {'a': 'text'}, 'no state dict'),
+        (lambda s: s | {3: np.zeros(1)}, 'has the name 3'),
+        (lambda s: s | {'\ud800': np.zeros(1)}, r"has the name '\ud800'"),
     ],
 )  # fmt: skip
 def test_a_readable_report_and_exit_code_1(lightning, change, says, tmp_path, capsys):
@@ -310,6 +351,35 @@ def test_nothing_is_overwritten_unasked(converted, lightning, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ['ours', 'run', 'x.ckpt']
 
 
+def test_nobody_s_folder_is_replaced(lightning, tmp_path, capsys):
+    write_torch(tmp_path / 'x.ckpt', lightning)
+    for names in (['original', 'precious'], ['checkpoints', 'original', 'log.jsonl'], ['checkpoints']):
+        for name in names:
+            (tmp_path / 'mine' / name).mkdir(parents=True, exist_ok=True)
+        assert main(['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'mine'), *FLAGS, '--force']) == 1
+        assert 'no converted checkpoint' in capsys.readouterr().err
+        assert set(os.listdir(tmp_path / 'mine')) == set(names)
+        shutil.rmtree(tmp_path / 'mine')
+
+
+def test_a_conversion_that_fails_leaves_what_was_there(converted, lightning, tmp_path, monkeypatch):
+    shutil.copytree(converted, tmp_path / 'ours')
+    write_torch(tmp_path / 'x.ckpt', lightning)
+    before = sorted(str(p) for p in tmp_path.rglob('*'))
+    real, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if str(target) == str(tmp_path / 'ours') and len(calls) > 1 and '.old-' not in str(source):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END, force=True)
+    assert sorted(str(p) for p in tmp_path.rglob('*')) == before
+
+
 @pytest.mark.parametrize(
     ('arguments', 'code', 'says'),
     [
@@ -319,9 +389,12 @@ def test_nothing_is_overwritten_unasked(converted, lightning, tmp_path, capsys):
         (['ours', 'y.pt', '--encoder', 'e'], 2, '--encoder'),
         (['x.ckpt', 'ours2', '--encoder', 'e', *FLAGS], 2, 'brings its own query encoder'),
         (['folder', 'ours2'], 1, 'without model.safetensors'),
-        (['x.ckpt', 'x.ckpt/ours', *FLAGS], 1, 'x.ckpt/ours: cannot be written'),
-        (['x.ckpt', 'ours2', '--window-size', '100'], 1, 'window 128 and not 100'),
-        (['x.ckpt', 'ours2', *FLAGS, '--hop-size', '0'], 1, 'hop_size'),
+        (['x.ckpt', 'x.ckpt/ours', *FLAGS], 1, 'does not exist; make it first'),
+        (['x.ckpt', 'ours2', '--window-size', '100'], 2, 'model.window_size'),
+        (['x.ckpt', 'ours2', '--window-size', '1024'], 1, 'window 128 and not 1024'),
+        (['ours', 'y.pt', '--preset', 'dcase2024-16k'], 2, '--preset'),
+        (['ours', 'missing/y.pt'], 1, 'does not exist; make it first'),
+        (['x.ckpt', 'ours2', *FLAGS, '--hop-size', '0'], 2, 'model.hop_size'),
         (['folder', 'y.pt'], 1, 'not a checkpoint'),
     ],
 )

@@ -97,7 +97,7 @@ def test_without_a_tokenizer(published, offline, tmp_path):  # noqa: F811
     ('files', 'says'),
     [
         ({}, 'no model.safetensors'),
-        ({'config.json': '{"model_type": "bert"}'}, "'bert' is neither clap nor clip"),
+        ({'config.json': '{"model_type": "bert"}'}, 'no model.safetensors'),
         ({'config.json': 'nonsense'}, 'config.json: cannot be read'),
         ({'config.json': '[]'}, 'config.json: cannot be read'),
     ],
@@ -117,6 +117,20 @@ def test_weights_of_other_things(tmp_path):
         write_tensors(tmp_path / 'x.safetensors', tensors)
         with pytest.raises(CheckpointError, match=says):
             kind_of(tmp_path / 'x.safetensors')
+
+
+def test_settings_of_another_model_beside_the_weights(tmp_path):
+    """A repository of AudioSep's whole module has a config.json of its own, and a downloads folder anybody's."""
+    tiny_clap.write_tokenizer(tmp_path)
+    (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+    tensors = {f'query_encoder.model.{k}': v for k, v in tiny_clap.laion_tensors().items()}
+    write_tensors(tmp_path / 'model.safetensors', tensors)
+    assert load_encoder(tmp_path).name == 'clap'
+    store(tmp_path / 'model.safetensors', tmp_path / 'stored')
+    assert sorted(os.listdir(tmp_path / 'stored')) == ['merges.txt', 'model.safetensors', 'vocab.json']
+    write_tensors(tmp_path / 'model.safetensors', {'x': np.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"no CLAP or CLIP weights.*'bert'"):
+        load_encoder(tmp_path)
 
 
 def test_names_that_are_nothing():

@@ -39,18 +39,18 @@ def offline(tmp_path, monkeypatch):
 def test_what_is_in_the_cache_needs_no_network(offline):
     offline('some/thing', {'a.json': 'A', 'sub/b.json': 'B'})
     assert hub.fetch('some/thing', 'a.json', place='nowhere').read_text() == 'A'
-    assert sorted(hub.list_files('some/thing', place='nowhere')) == ['a.json', 'sub/b.json']
+    assert sorted(hub.list_files('some/thing', place='nowhere', suffixes=['.json'])) == ['a.json', 'sub/b.json']
     folder = hub.snapshot('some/thing', ['a.json', 'sub/b.json'], place='nowhere')
     assert (folder / 'sub' / 'b.json').read_text() == 'B'
     offline('some/space', {'c': 'C'}, kind='spaces')
-    assert hub.fetch('some/space', 'c', place='nowhere', repo_type='space').read_text() == 'C'
+    assert hub.fetch(hub.Reference('some/space', 'space'), 'c', place='nowhere').read_text() == 'C'
 
 
 @pytest.mark.parametrize(
     'call',
     [
         lambda: hub.fetch('some/thing', 'tokenizer.json', place='DST/encoder/tokenizer.json'),
-        lambda: hub.list_files('some/thing', place='DST/encoder/tokenizer.json'),
+        lambda: hub.list_files('some/thing', place='DST/encoder/tokenizer.json', suffixes=['']),
         lambda: hub.snapshot('some/thing', ['tokenizer.json'], place='DST/encoder/tokenizer.json'),
     ],
 )
@@ -62,6 +62,12 @@ def test_offline_with_a_cold_cache_says_which_file_to_put_where(offline, call):
     assert 'https://huggingface.co/some/thing' in message
     assert 'Name or service not known' in message
     assert message.endswith('put it at DST/encoder/tokenizer.json')
+
+
+def test_the_remains_of_something_else_are_no_listing(offline):
+    offline('some/thing', {'config.json': '{}'})
+    with pytest.raises(DownloadError, match='put it at there'):
+        hub.list_files('some/thing', place='there', suffixes=['.safetensors'])
 
 
 def test_offline_by_setting(offline, monkeypatch):
@@ -93,6 +99,11 @@ def test_what_the_library_raises_is_one_line(offline, monkeypatch):
         assert '\n' not in str(caught.value)
 
 
-def test_names_of_repositories():
-    assert all(map(hub.is_repo_id, ('a/b', 'a-b/c.d_e')))
-    assert not any(map(hub.is_repo_id, ('a', 'a/b/c', '../a', 'a/..', '/a/b', '', 'a b/c')))
+def test_references(folder):
+    assert hub.parse_reference('a/b') == hub.Reference('a/b')
+    assert hub.parse_reference('a-b/c.d_e:f/g.ckpt') == hub.Reference('a-b/c.d_e', file='f/g.ckpt')
+    assert hub.parse_reference('spaces/a/b').url == 'https://huggingface.co/spaces/a/b'
+    for path in ('a', 'a/b/c', '../a', 'a/..', '/a/b', '', 'a b/c', './a', 'a/b.ckpt', 'a/b.safetensors'):
+        assert hub.parse_reference(path) is None
+    (folder / 'runs').mkdir()
+    assert hub.parse_reference('runs/bse') is None  # a mistyped path

@@ -9,7 +9,7 @@ import tiny_clap
 from test_hub import offline  # noqa: F401
 
 import audiosep_jax as asj
-from audiosep_jax import convert, pretrained
+from audiosep_jax import convert, published
 from audiosep_jax.cli import main
 from audiosep_jax.errors import CheckpointError, DownloadError
 from audiosep_jax.model import ModelConfig, init_variables
@@ -81,9 +81,16 @@ def test_a_repository_with_several_checkpoints_is_not_guessed(offline, cache):  
     with pytest.raises(CheckpointError, match=r'several checkpoints \(a.ckpt, b/c.pt\).*some/many:FILE'):
         asj.load('some/many')
     offline('some/none', {'a.txt': ''})
-    with pytest.raises(CheckpointError, match='no checkpoint'):
+    with pytest.raises(DownloadError, match=r'there is no folder .*some/none either'):
         asj.load('some/none')
     assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_references_have_folders_of_their_own():
+    references = ['a/b:m.ckpt', 'a/b:m.safetensors', 'a/b:x/y.pt', 'a/b:x--y.pt', 'a/b']
+    folders = [published._cached(reference) for reference in references]
+    assert len(set(folders)) == 5
+    assert not any(folder.suffix for folder in folders)  # a folder that ended in .ckpt would be one for PyTorch
 
 
 def test_paths(tmp_path, cache):
@@ -91,11 +98,11 @@ def test_paths(tmp_path, cache):
     (tmp_path / 'notes.txt').write_text(json.dumps({}))
     for path, says in (
         (tmp_path / 'x.ckpt', f'convert it with `audiosep-jax convert {tmp_path}/x.ckpt DIR`'),
-        (tmp_path / 'notes.txt', 'a checkpoint of ours is a folder'),
+        (tmp_path / 'notes.txt', 'one of ours is a folder'),
         (tmp_path / 'missing', 'no such checkpoint'),
         ('missing.ckpt', 'no such checkpoint'),
         ('missing/x.ckpt', 'no such checkpoint'),
     ):
         with pytest.raises(CheckpointError, match=says):
-            pretrained.find_checkpoint(path)
-    assert pretrained.find_checkpoint(tmp_path) == tmp_path
+            published.find_checkpoint(path)
+    assert published.find_checkpoint(tmp_path) == tmp_path

@@ -86,6 +86,15 @@ def test_types_that_the_file_lies_about(tmp_path):
             SafeTensors(tmp_path / 'x.safetensors')['x']
 
 
+@pytest.mark.parametrize('table', ['[1]', '{"x": 3}', '{"x": []}', '[' * 100_000, 'null'])
+def test_a_table_of_types_that_is_none(tmp_path, table):
+    from safetensors.numpy import save_file
+
+    save_file({'x': np.zeros(8, np.uint8)}, tmp_path / 'x.safetensors', {'audiosep_jax.dtypes': table})
+    with pytest.raises(CheckpointError, match=r'x\.safetensors'):
+        _ = SafeTensors(tmp_path / 'x.safetensors')['x']
+
+
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
     with pytest.raises(CheckpointError, match='cannot be written'):
         write_tensors(tmp_path / 'missing' / 'x.safetensors', TENSORS)

@@ -23,8 +23,7 @@ _ENCODERS = {
     'clap': ('audiosep_jax.encoders.clap', 'ClapEncoder'),
     'clip': ('audiosep_jax.encoders.clip', 'ClipEncoder'),
 }
-# What the bare name of a pretrained encoder means.
-_REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}
+_PRETRAINED = ('clap', 'clip')
 
 
 @runtime_checkable
@@ -91,8 +90,8 @@ def load_encoder(
     if isinstance(reference, dict):
         return _of_identity(dict(reference), [Path(folder) for folder in folders])
     name = str(reference)
-    if name in _REPOSITORIES:
-        return _open(_REPOSITORIES[name], name)
+    if name in _PRETRAINED:
+        return _open(name, name)
     if name in _ENCODERS:
         return encoder_class(name)()
     if os.path.exists(name) or '/' in name:
@@ -127,8 +126,7 @@ def _open(reference: str | Path, name: str | None = None, **settings: Any) -> Qu
     from audiosep_jax.encoders.pretrained import kind_of, locate
 
     path = locate(str(reference))
-    encoder = encoder_class(name or kind_of(path)).open(path, source=str(reference), **settings)
-    return encoder
+    return encoder_class(name or kind_of(path)).open(path, source=str(reference), **settings)
 
 
 def _of_identity(identity: dict[str, Any], folders: list[Path]) -> QueryEncoder:
@@ -139,9 +137,9 @@ def _of_identity(identity: dict[str, Any], folders: list[Path]) -> QueryEncoder:
         k: v for k, v in identity.items() if k not in ('name', 'version', 'embedding_size', 'weights', 'source')
     }
     try:
-        if name in _REPOSITORIES:
+        if name in _PRETRAINED:
             stored = [folder for folder in folders if folder.exists()]
-            source = identity.get('source') or _REPOSITORIES[name]
+            source = identity.get('source') or name
             encoder = _open(stored[0] if stored else source, name, **settings)
         else:
             sizes = {k: v for k, v in identity.items() if k == 'embedding_size'}

@@ -10,59 +10,66 @@ from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.files import replacing
 from audiosep_jax.tensor_files import open_tensors, write_tensors
 
+# What the bare name of a pretrained encoder means.
+REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}
 # All that an encoder reads of a folder.
 _SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
 def locate(reference: str) -> Path:
-    """The folder or file that a path or hub reference (`organisation/name`, `organisation/name:FILE`) means.
+    """The folder or file that a name (`clap`, `clip`), a path or a hub reference means.
 
     Of a checkpoint's folder it is the encoder in it.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of them.
         DownloadError: it is not in the cache and the hub cannot be reached.
     """
     path = Path(reference).expanduser()
     if path.exists():
         stored = path / 'encoder'
         return stored if (stored / _WEIGHTS[0]).is_file() else path
-    repository, _, file = reference.partition(':')
-    if not hub.is_repo_id(repository):
+    repository = hub.parse_reference(REPOSITORIES.get(reference, reference))
+    if repository is None:
         raise ConfigError(f'no query encoder at {reference}: no such file or folder, nor a name of the hub')
-    if file:
-        return hub.fetch(repository, file, place='a path of your choice, and give that path instead')
+    if repository.file is not None:
+        return hub.fetch(repository, repository.file, place='a path of your choice, and give that path instead')
     place = f'a folder of your choice ({", ".join((*_SETTINGS, _WEIGHTS[0], TOKENIZER_FILES[0]))}), and give that'
-    names = hub.list_files(repository, place=place)
+    names = hub.list_files(repository, place=place, suffixes=_WEIGHTS)
     weights = next((name for name in _WEIGHTS if name in names), None)
     if weights is None:
-        raise CheckpointError(f'https://huggingface.co/{repository} has no {" or ".join(_WEIGHTS)}')
+        raise CheckpointError(f'{repository.url} has no {" or ".join(_WEIGHTS)}')
     wanted = [name for name in (*_SETTINGS, *TOKENIZER_FILES, weights) if name in names]
     return hub.snapshot(repository, wanted, place=place)
 
 
 def kind_of(path: Path) -> str:
-    """Which encoder the weights at a path belong to.
+    """Which encoder the weights at a path belong to: by its `config.json`, else by the tensors' names.
 
     Raises:
         CheckpointError: none that is known.
     """
-    settings = path / 'config.json'
-    if settings.is_file():
-        try:
-            kind = json.loads(settings.read_text('utf-8')).get('model_type')
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f'{settings}: cannot be read: {error}') from error
-        if kind in ('clap', 'clip'):
-            return kind
-        raise CheckpointError(f'{settings}: model_type {kind!r} is neither clap nor clip')
+    kind = _model_type(path / 'config.json')
+    if kind in REPOSITORIES:
+        return kind
     names = list(open_tensors(path))
     if any('audio_branch.' in name or 'audio_model.' in name for name in names):
         return 'clap'
+    of = '' if kind is None else f' (its config.json says {kind!r})'
     if any('vision_model.' in name for name in names):
-        raise CheckpointError(f'{path}: CLIP weights without their config.json, which gives their sizes: add it')
-    raise CheckpointError(f'{path}: no CLAP or CLIP weights: there is neither an audio nor a vision tower in it')
+        raise CheckpointError(f'{path}: CLIP weights without their config.json, which gives their sizes{of}: add it')
+    raise CheckpointError(f'{path}: no CLAP or CLIP weights: there is neither an audio nor a vision tower in it{of}')
+
+
+def _model_type(settings: Path) -> str | None:
+    """What a `config.json` says that its model is; None where there is none."""
+    if not settings.is_file():
+        return None
+    try:
+        return str(json.loads(settings.read_text('utf-8')).get('model_type'))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f'{settings}: cannot be read: {error}') from error
 
 
 def store(path: Path, folder: Path) -> None:
@@ -73,16 +80,16 @@ def store(path: Path, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            write_tensors(folder / _WEIGHTS[0], open_tensors(path))
-            path = path.parent
-        elif (path / _WEIGHTS[0]).is_file():
+        if (path / _WEIGHTS[0]).is_file():
             _copy(path / _WEIGHTS[0], folder)
         else:
             write_tensors(folder / _WEIGHTS[0], open_tensors(path))
-        for name in (*_SETTINGS, *TOKENIZER_FILES):
-            if (path / name).is_file():
-                _copy(path / name, folder)
+        beside = path.parent if path.is_file() else path
+        # Beside a file may lie what belongs to others.
+        settings = _SETTINGS if path.is_dir() or _model_type(beside / 'config.json') in REPOSITORIES else ()
+        for name in (*settings, *TOKENIZER_FILES):
+            if (beside / name).is_file():
+                _copy(beside / name, folder)
     except OSError as error:
         raise CheckpointError(f'{error.filename or folder}: {error.strerror or error}') from error
 
