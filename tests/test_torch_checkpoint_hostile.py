@@ -94,7 +94,7 @@ def test_what_runs_code_is_refused_and_does_not_run(tmp_path, function, args, pr
 
 NAMES = [
     *(f'{m}.system' for m in ('os', 'posix', 'nt')),
-    *(f'builtins.{n}' for n in ('eval', 'getattr', 'setattr', 'globals', 'map', 'vars', 'print', '__build_class__')),
+    *(f'builtins.{n}' for n in ('eval', 'getattr', 'setattr', 'globals', 'map', 'vars', '__build_class__')),
     *('__builtin__.eval', '__builtin__.execfile', 'operator.attrgetter', '_operator.methodcaller', 'functools.reduce'),
     *('subprocess.Popen', 'sys.modules', 'shutil.rmtree', 'socket.socket', 'ctypes.CDLL', 'runpy.run_path'),
     *('multiprocessing.util.spawnv_passfds', 'torch.hub.load', 'torch.load', 'torch.jit.load', 'numpy.load'),
@@ -259,6 +259,14 @@ def test_numpy_arrays_with_false_states(tmp_path, pickled, reason):
 )
 def test_other_numpy_objects_are_inert(tmp_path, pickled):
     assert type(read(tmp_path, zipped(pickled))) is Inert
+
+
+@pytest.mark.parametrize('name', ['builtins.len', 'builtins.print', 'operator.itemgetter', 'signal.Signals'])
+def test_harmless_functions_in_hyper_parameters_are_inert(tmp_path, name):
+    module, _, function = name.rpartition('.')
+    path = tmp_path / 'x.pt'
+    path.write_bytes(zipped(named(module, function)))
+    assert read_torch(path).name == name
 
 
 def test_tricks_with_inert_objects(tmp_path):

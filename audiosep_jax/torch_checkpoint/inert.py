@@ -6,8 +6,8 @@ the same, and the file with them: it is an attack then, better told to the user 
     refused    modules that reach the system, the interpreter or further pickles (os, sys, subprocess, importlib,
                pickle, operator, ctypes, socket, …: `_MODULES`), single functions of harmless ones (`_NAMES`:
                functools.reduce, torch.load, …), packages that load or compile code (`_PACKAGES`: torch.hub, torch.jit,
-               …), all of builtins but its types and exceptions (eval, exec, getattr, open, …), names with dots, by
-               which a pickle reaches an attribute of an attribute, and names that are no identifiers
+               …), builtins that reach further (eval, exec, getattr, open, …), names with dots, by which a pickle
+               reaches an attribute of an attribute, and names that are no identifiers
     inert      every other class and function: argparse.Namespace, pathlib.PosixPath, functools.partial, omegaconf's and
                Lightning's containers, enumerations, the user's own
 """
@@ -25,6 +25,9 @@ _MAX_KEY = 1000
 
 _TYPES = """bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type
 Ellipsis NotImplemented""".split()  # noqa: SIM905
+# Functions that hyper-parameters do hold, and that reach nothing.
+_HARMLESS = """builtins.abs builtins.all builtins.any builtins.len builtins.max builtins.min builtins.pow builtins.print
+builtins.repr builtins.round builtins.sorted builtins.sum operator.itemgetter signal.Signals""".split()  # noqa: SIM905
 _MODULES = set(
     """_frozen_importlib _frozen_importlib_external _imp _operator _pickle _posixsubprocess _socket _winapi
     _xxsubinterpreters aiohttp antigravity asyncio atexit bdb cPickle cProfile cffi cloudpickle codeop commands
@@ -90,7 +93,9 @@ def check_name(module: str, name: str) -> None:
     full = f'{module}.{name}'
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split('.')):
         raise CheckpointError(f"refused: its pickle asks for '{shown(full)}', a dotted or malformed name")
-    if module == 'builtins':
+    if full in _HARMLESS:
+        refused = False
+    elif module == 'builtins':
         refused = name not in _TYPES and not name.endswith(('Error', 'Exception', 'Warning'))
     else:
         refused = (
