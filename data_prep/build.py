@@ -120,6 +120,10 @@ def build_shards(
     out = as_path(out)
     plan = _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs)
     shards = _shards_in(shard_range, plan)
+    if runner == 'beam':
+        from data_prep.beam import pipeline_options, run_on_beam
+
+        options = pipeline_options(beam_args)
     try:
         with reaching(out):
             _claim(out, plan)
@@ -136,9 +140,7 @@ def build_shards(
                 report = (lambda n: progress(already + n, in_all)) if progress else (lambda n: None)
                 report(0)
                 if runner == 'beam':
-                    from data_prep.beam import run_on_beam
-
-                    run_on_beam(_write_shard, parts, out, plan, beam_args, report)
+                    run_on_beam(_write_shard, parts, out, plan, options, report)
                 else:
                     run_in_processes(_write_shard, [(part, out, plan, k) for k, part in parts], jobs, report)
                 missing = _missing(out, plan, range(plan.num_shards), False) if shard_range else []
@@ -350,7 +352,7 @@ def _sweep(out: pathlib.Path, plan: SplitInfo) -> None:
     for pattern in (f'.{plan.name}-{plan.split}.array_record-*.tmp-*', f'splits/.{plan.split}[.-]*.tmp-*'):
         for leftover in out.glob(pattern):
             leftover.unlink(missing_ok=True)
-    for scratch in out.glob('.tfds-*'):
+    for scratch in (*out.glob('.tfds-*'), *out.glob(f'splits/.{plan.split}-tasks-*')):
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -1,0 +1,186 @@
+"""Builds shards with Apache Beam: the function that a local worker runs, on whatever Beam runs on.
+
+Shard numbers move through Beam, not audio. The list of a shard's clips lies in a file beside the shards, so the output
+folder or bucket must be one that all workers reach; so must the dataset's files. Apache Beam is the extra `[beam]`, in
+an environment of its own: it needs protobuf < 7.
+"""
+
+import logging
+import pathlib
+import pickle
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
+
+from audiosep_jax.buckets import as_path, is_bucket, write_bytes
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError
+from audiosep_jax.records import SplitInfo, shard_path
+from data_prep.datasets import ClipSource
+
+_LOOK_SECONDS = 2.0  # between looks at how many shards there are: all that can be known of a far-away pipeline
+_REQUESTS = 16  # at once, of files in a bucket
+
+
+# Names that Beam itself does not know.
+_RUNNERS = {'DaskRunner': 'apache_beam.runners.dask.dask_runner.DaskRunner'}
+
+
+def pipeline_options(beam_args: Sequence[str]) -> Any:
+    """Beam's `PipelineOptions` of flags such as '--runner=DirectRunner', '--direct_num_workers=2'.
+
+    Raises:
+        ConfigError: Apache Beam is not installed, or does not take these flags.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import create_runner
+    except ImportError as error:
+        raise ConfigError(
+            "--runner beam: Apache Beam is not installed: pip install 'audiosep_jax[beam]' in an environment of its own"
+        ) from error
+    for argument in beam_args:
+        if not argument.startswith('--'):
+            raise ConfigError(f"--beam-args: {argument!r}: give Beam's flags as --flag=value")
+    try:
+        runner = PipelineOptions(list(beam_args)).get_all_options().get('runner') or 'DirectRunner'
+        runner = _RUNNERS.get(runner, runner)
+        create_runner(runner)
+    except SystemExit as error:  # how argparse refuses; it has said why
+        raise ConfigError(f'--beam-args: Beam does not take {" ".join(beam_args)}') from error
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f'--beam-args: {_last_line(error)}') from error
+    more = [f'--runner={runner}']
+    if runner.endswith('DirectRunner'):
+        # It would first try Prism, a program that it downloads. This pipeline has no triggers: all that the flag does
+        # is to make it run here.
+        more.append('--allow_unsafe_triggers')
+    if runner.endswith('DaskRunner') and not any(a.startswith(('--dask_npart', '--dask_part')) for a in beam_args):
+        more.append('--dask_partition_size=1')  # else 128 shards in a row on one worker
+    return PipelineOptions([*beam_args, *more])
+
+
+def run_on_beam(
+    function: Callable[..., None],
+    parts: Sequence[tuple[int, ClipSource]],
+    out: pathlib.Path,
+    plan: SplitInfo,
+    options: Any,
+    report: Callable[[int], None],
+) -> None:
+    """Calls `function(clips, out, plan, shard, tick)` for every (shard, clips) of `parts` in a Beam pipeline.
+
+    Args:
+        function: of a module that Beam's workers can import.
+        options: of `pipeline_options`.
+        report: called from another thread with the number of clips in the shards that are there by now.
+
+    Raises:
+        DataError: what a shard raised, or the pipeline failed.
+    """
+    import apache_beam as beam
+
+    if not parts:
+        return
+    folder = out / 'splits' / f'.{plan.split}-tasks-{uuid.uuid4().hex[:12]}'
+    try:
+        with futures.ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(lambda task: write_bytes(_task_path(folder, task[0]), pickle.dumps(task[1])), parts))
+        make = _make_shard_class(beam.DoFn)(function, str(out), str(folder), plan)
+        with _Reported(out, plan, parts, report):
+            try:
+                with beam.Pipeline(options=options) as pipeline:
+                    shards = pipeline | 'Shards' >> beam.Create([shard for shard, _ in parts])
+                    # Else one worker would get all of them: fused, they follow the one list they came from.
+                    _ = shards | 'Spread' >> beam.Reshuffle() | 'Make' >> beam.ParDo(make)
+            except Exception as error:
+                raise DataError(_reason(folder) or f'Beam: {_last_line(error)}') from error
+    finally:
+        _remove(folder)
+
+
+def _make_shard_class(base: type) -> type:
+    """A `beam.DoFn`: its base class is known only when Beam is imported."""
+
+    class MakeShard(base):
+        """Makes one shard from its number."""
+
+        def __init__(self, function, out: str, folder: str, plan: SplitInfo):
+            self._function, self._out, self._folder, self._plan = function, out, folder, plan
+
+        def process(self, shard: int):
+            folder = as_path(self._folder)
+            clips = pickle.loads(_task_path(folder, shard).read_bytes())
+            try:
+                self._function(clips, as_path(self._out), self._plan, shard, _no_tick)
+            except AudioSepError as error:
+                # What Beam makes of an exception differs from runner to runner; a text in a file does not.
+                write_bytes(_error_path(folder, shard), str(error).encode())
+                raise
+            yield shard
+
+    return MakeShard
+
+
+def _no_tick() -> None:
+    pass
+
+
+def _task_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
+    return folder / f'{shard:05d}.pickle'
+
+
+def _error_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
+    return folder / f'{shard:05d}.error'
+
+
+def _reason(folder: pathlib.Path) -> str | None:
+    """What the first shard that failed says of it."""
+    for path in sorted(folder.glob('*.error'))[:1]:
+        return path.read_text()
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    """Beam puts whole tracebacks into its messages; the last line is the exception itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _remove(folder: pathlib.Path) -> None:
+    for path in list(folder.glob('*')):
+        path.unlink(missing_ok=True)
+    if not is_bucket(folder) and folder.is_dir():
+        folder.rmdir()
+
+
+class _Reported:
+    """While entered, a thread looks at which shards are there and reports their clips."""
+
+    def __init__(self, out: pathlib.Path, plan: SplitInfo, parts, report):
+        self._clips = {shard_path(out, plan, shard).name: len(clips) for shard, clips in parts}
+        self._out, self._plan, self._report = out, plan, report
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self):
+        self._before = set(self._there())  # damaged ones, which are made again
+        self._thread.start()
+
+    def __exit__(self, kind, *exception):
+        self._ended.set()
+        self._thread.join()
+        if kind is None:
+            self._report(sum(self._clips.values()))
+
+    def _there(self) -> list[str]:
+        pattern = f'{self._plan.name}-{self._plan.split}.array_record-*'
+        return [path.name for path in self._out.glob(pattern) if path.name in self._clips]
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            try:
+                self._report(sum(self._clips[name] for name in self._there() if name not in self._before))
+            except Exception as error:  # a look that failed is no reason to end a pipeline
+                logging.getLogger(__name__).debug('%s: %s', self._out, error)
