@@ -6,8 +6,8 @@ Its repository has `dataset/` (v1) and `dataset2.0/` with a table per split, `tr
 
 A training clip has one row, a test or validation clip five, which have the video and the start in common: they are one
 clip with several captions. The videos are cut and named by those who download them. A clip's file is looked for below
-the source folder, whatever its suffix, under any of its audiocap ids, `YTID_START`, `YYTID_START`, `YYTID` and `YTID`;
-folders with another split's name are passed over. A clip's id is `YTID_START`, START in seconds.
+the source folder, whatever its suffix, under any of its audiocap ids, as `YTID` or `YYTID`, and either with its times
+(see `data_prep.youtube`); folders of another split's name are passed over. Its id is `YTID_START`, START in seconds.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded
 from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table
+from data_prep.youtube import find_clip
 
 CLIP_SECONDS = 10.0
 
@@ -82,10 +83,11 @@ def read_audiocaps(
     videos = Counter(clip.youtube_id for clip in clips)
     entries, left_out = [], []
     for clip in clips:
-        youtube, names = clip.youtube_id, [number for number in clip.numbers if numbers[number] == 1]
-        names += [f'{prefix}{youtube}_{start}' for prefix in ('', 'Y') for start in _spellings(clip.start)]
-        names += [f'Y{youtube}', youtube] if videos[youtube] == 1 else []
-        path = next((paths[name] for name in names if name in paths), None)
+        youtube, end = clip.youtube_id, clip.start + CLIP_SECONDS
+        path = next((paths[number] for number in clip.numbers if numbers[number] == 1 and number in paths), None)
+        path = path or find_clip(
+            paths, youtube, clip.start, end, whole_video=whole_videos, only_one=videos[youtube] == 1
+        )
         texts = distinct(clip.captions)
         if is_excluded(excluded, clip.id, youtube, *clip.numbers):
             left_out.append(LeftOut(clip.id, 'excluded', f'{clip.id}: in a list of --exclude'))
@@ -120,11 +122,6 @@ def _read_clips(path: pathlib.Path) -> list[_Listed]:
     if not clips:
         raise DataError(f'{path}: lists no clips')
     return list(clips.values())
-
-
-def _spellings(start: float) -> list[str]:
-    """Of a start in a file's name: 30, 000030 as VGGSound's files have it, 30.000."""
-    return [f'{start:g}', f'{round(start):06d}', f'{start:.3f}', f'{start:.3f}_{start + CLIP_SECONDS:.3f}']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

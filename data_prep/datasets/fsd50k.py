@@ -7,9 +7,14 @@ The folder into which its archives were unpacked:
     FSD50K.dev_audio/*.wav              also FSD50K.eval_audio, named by fname, a number of Freesound
     FSD50K.metadata/dev_clips_info_FSD50K.json      title, description, tags, …; also eval_…; read for --titles alone
 
-Splits are train and val (of dev.csv), dev (both) and test or eval. The labels `Chirp_and_tweet,Bird` are kept in
-AudioSet's spelling, 'Chirp, tweet' and 'Bird', and make one caption, 'chirp and tweet, bird': small letters, in the
-order of the file, which goes from a class to its parents. A clip's id is its fname.
+Splits are train and val (of dev.csv), dev (both) and test or eval. A clip's id is its fname.
+
+Labels are kept in AudioSet's spelling, 'Chirp, tweet' of `Chirp_and_tweet`, and make the same captions as AudioSet's:
+each label as it is, and one sentence of all, in the order of the file, which goes from a class to its parents.
+
+    Chirp_and_tweet,Bird            Chirp, tweet
+                                    Bird
+                                    the sounds of chirp (tweet) and bird
 """
 
 import dataclasses
@@ -19,6 +24,7 @@ import pathlib
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.datasets.audioset import captions_of
 from data_prep.exclusions import ExcludingOptions, is_excluded
 from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, read_text, stem_of
 
@@ -77,9 +83,8 @@ def read_fsd50k(
     known = _titles(folder, part) if titles else {}
     entries, left_out = [], []
     for clip_id, listed in clips.items():
-        labels = tuple(dict.fromkeys(filter(None, listed)))
-        caption = ', '.join(label.replace('_', ' ').lower() for label in labels)
-        texts = distinct([caption, known.get(clip_id, '')])
+        labels = distinct(map(audioset_name, listed))
+        texts = distinct([*captions_of(labels), known.get(clip_id, '')])
         if is_excluded(excluded, clip_id):
             left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: in a list of --exclude'))
         elif not texts:
@@ -87,7 +92,7 @@ def read_fsd50k(
         elif clip_id not in paths:
             left_out.append(LeftOut(clip_id, 'missing', f'{folder / sounds / clip_id}.wav: no such file'))
         else:
-            entries.append(Entry(clip_id, f'{sounds}/{paths[clip_id]}', texts, tuple(map(audioset_name, labels))))
+            entries.append(Entry(clip_id, f'{sounds}/{paths[clip_id]}', texts, labels))
     return files_or_refuse(entries, folder, left_out, 'fsd50k')
 
 
