@@ -2,11 +2,13 @@
 
 Source: `SegmentMixer` and `dynamic_loudnorm` of the original (data/waveform_mixers.py); "Separate Anything You
 Describe" (arXiv 2308.05037). Given the same draws the mixtures are the original's. The draws differ: gains are by
-default uniform in dB where the original takes whole decibels, and partners may be kept to groups of consecutive clips.
+default uniform in dB where the original takes whole decibels, and partners may be kept to groups of consecutive clips,
+and to clips without a common label.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,9 @@ class SegmentMixer:
     mixture beyond ±1 is scaled to a peak of 0.9, its target with it. Silent clips are no special case: a silent
     partner adds nothing, and against a silent target the noise keeps at least a fiftieth of its amplitude.
 
+    With avoid_same_label the partners of clip n are the next ones that share no label with it: a mixture of two clips
+    both called "male speech" teaches nothing. Where too few are left, the others follow in their order.
+
     A pure function of key and batch, for use under `jax.jit`; hashable. Nothing crosses a group, so a batch whose
     devices each hold whole groups is mixed without communication.
 
@@ -37,6 +42,8 @@ class SegmentMixer:
         upper_db: greatest such gain, in dB.
         mix_group: consecutive clips that mix with each other; 0 is the whole batch.
         integer_gains: draw whole decibels, bounds included, as the original does.
+        avoid_same_label: mix clips that share no label, as far as the group has such; the batch must hold labels. The
+            draws stay the same.
 
     Raises:
         ConfigError: a value out of range, or a group too small for max_mix_num.
@@ -47,6 +54,7 @@ class SegmentMixer:
     upper_db: float = 10.0
     mix_group: int = 0
     integer_gains: bool = False
+    avoid_same_label: bool = False
 
     def __post_init__(self):
         if self.max_mix_num < 2:
@@ -60,19 +68,23 @@ class SegmentMixer:
         if self.mix_group:
             self._check_group(self.mix_group)
 
-    def __call__(self, key: jax.Array, waveforms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, key: jax.Array, waveforms: jax.Array, labels: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """float [B, T] in ±1 -> (mixtures, targets), both float32 [B, T]. No gradient reaches the clips.
 
         Args:
             key: a `jax.random` key. The draws of a row depend on it and on the row's index in the batch alone, not on
                 B and not on how the batch lies on devices.
             waveforms: the clips; under `jax.jit` of a sharded array B is the global batch.
+            labels: int [B, L], a number for each of a clip's labels, negative where it has fewer; used with
+                avoid_same_label alone.
 
         Raises:
             ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
-            ValueError: waveforms that are not floating point [B, T].
+            ValueError: waveforms that are not floating point [B, T]; avoid_same_label without labels [B, L].
         """
-        return self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]))
+        return self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]), labels)
 
     def draw(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(num_sources int32 [B], source_gains_db float32 [B, max_mix_num - 1], noise_gain_db float32 [B])."""
@@ -86,7 +98,12 @@ class SegmentMixer:
         return jax.vmap(draw_row)(jnp.arange(batch_size))
 
     def mix_with_draws(
-        self, waveforms: jax.Array, num_sources: jax.Array, source_gains_db: jax.Array, noise_gain_db: jax.Array
+        self,
+        waveforms: jax.Array,
+        num_sources: jax.Array,
+        source_gains_db: jax.Array,
+        noise_gain_db: jax.Array,
+        labels: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T].
 
@@ -95,13 +112,14 @@ class SegmentMixer:
         Args:
             waveforms: float [B, T] in ±1.
             num_sources: int [B], sources in each mixture, 2 … max_mix_num.
-            source_gains_db: float [B, max_mix_num - 1], the gain of the clips n + 1, n + 2, … over clip n, in dB;
+            source_gains_db: float [B, max_mix_num - 1], the gain of the first, second, … partner over clip n, in dB;
                 those past num_sources are not used.
             noise_gain_db: float [B], the gain of the noise, their sum, over clip n, in dB.
+            labels: int [B, L], as for `__call__`.
 
         Raises:
             ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
-            ValueError: waveforms that are not floating point [B, T], or draws of other shapes than these.
+            ValueError: waveforms that are not floating point [B, T], or draws or labels of other shapes than these.
         """
         if waveforms.ndim != 2 or not jnp.issubdtype(waveforms.dtype, jnp.floating):
             raise ValueError(
@@ -125,8 +143,9 @@ class SegmentMixer:
         )
         energies = _energy(targets)
         noise = jnp.zeros_like(targets)
+        partner = self.partners(batch_size, labels)
         for i in range(1, self.max_mix_num):
-            partners, partner_energies = jnp.roll(targets, -i, axis=1), jnp.roll(energies, -i, axis=1)
+            partners, partner_energies = partner(targets, i), partner(energies, i)
             gains = _matching_gain(partner_energies, energies, source_gains_db[..., i - 1])
             noise += partners * jnp.where(i < num_sources, gains, 0)[..., None]
         noise *= _matching_gain(_energy(noise), energies, noise_gain_db)[..., None]
@@ -137,6 +156,33 @@ class SegmentMixer:
         scales = jnp.where(peaks > 1, _DECLIPPED_PEAK / jnp.maximum(peaks, 1), 1)
         shape = (batch_size, num_samples)
         return (mixtures * scales).reshape(shape), (targets * scales).reshape(shape)
+
+    def partners(self, batch_size: int, labels: jax.Array | None = None) -> Callable[[jax.Array, int], jax.Array]:
+        """The function (values [G, g, …], i) -> [G, g, …] that gives each clip of G groups its i-th partner's value.
+
+        i from 1 to g - 1; those below max_mix_num can be in the mixture, no later one is. `labels` int [B, L].
+
+        Raises:
+            ValueError: avoid_same_label without labels [B, L].
+        """
+        if not self.avoid_same_label:
+            return lambda values, i: jnp.roll(values, -i, axis=1)
+        if labels is None or jnp.ndim(labels) != 2 or len(labels) != batch_size:
+            found = 'none' if labels is None else list(jnp.shape(labels))
+            raise ValueError(f'avoid_same_label needs labels of the shape [{batch_size}, L], got {found}')
+        group = self.group_size(batch_size)
+        labels = jnp.asarray(labels).reshape(-1, group, labels.shape[1])
+        shared = share_label(labels[:, :, None], labels[:, None])  # [G, g, g]
+        clip = jnp.arange(group)
+        steps = (clip - clip[:, None]) % group  # from clip n (rows) on to each other one
+        order = jnp.where(steps == 0, 2 * group, steps + group * shared)  # itself never
+        places = jnp.argsort(order, axis=-1)
+
+        def partner(values: jax.Array, i: int) -> jax.Array:
+            # Mapped over the groups, so that a group stays on its device.
+            return jax.vmap(lambda rows, place: rows[place])(values, places[..., i - 1])
+
+        return partner
 
     def group_size(self, batch_size: int) -> int:
         """The clips that mix with each other in a (global) batch of `batch_size` clips.
@@ -176,7 +222,8 @@ class AbsentQueries:
         start: steps of the run before the first of them. A network that cannot separate yet learns from them to answer
             sparse sounds (knocks, barks) with silence as well, which is never far off in L1, and stays there.
         similarity: a mixture keeps its own query if the other one has at least this cosine with the query of any clip
-            in the mixture: it may describe the same sound in other words.
+            in the mixture: it may describe the same sound in other words. So it does, with the mixer's avoid_same_label,
+            if their clips share a label.
 
     Raises:
         ConfigError: a value out of range.
@@ -202,12 +249,18 @@ class AbsentQueries:
         return group
 
     def __call__(
-        self, key: jax.Array, step: jax.Array, mixer: SegmentMixer, embeddings: jax.Array, targets: jax.Array
+        self,
+        key: jax.Array,
+        step: jax.Array,
+        mixer: SegmentMixer,
+        embeddings: jax.Array,
+        targets: jax.Array,
+        labels: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Embeddings [B, E] and targets [B, T] -> the same, with the queries of some rows replaced and their targets 0.
 
         As the mixer's, a row's draw depends on the key and the row alone, and nothing crosses a group. `step` is that
-        of the run, int [].
+        of the run, int []; `labels` int [B, L] are what the mixer got.
 
         Raises:
             ConfigError: see `check`.
@@ -215,10 +268,20 @@ class AbsentQueries:
         if not self.share:
             return embeddings, targets
         batch_size, size = embeddings.shape
-        grouped = embeddings.reshape(-1, self.check(mixer, batch_size), size)
-        other = jnp.roll(grouped, -mixer.max_mix_num, axis=1)
-        cosines = [_cosine(other, jnp.roll(grouped, -i, axis=1)) for i in range(mixer.max_mix_num)]
-        differs = (jnp.max(jnp.stack(cosines), axis=0) < self.similarity).reshape(batch_size)
+        group, partner = self.check(mixer, batch_size), mixer.partners(batch_size, labels)
+
+        def in_mixture(values):
+            return [values, *(partner(values, i) for i in range(1, mixer.max_mix_num))]
+
+        grouped = embeddings.reshape(-1, group, size)
+        other = partner(grouped, mixer.max_mix_num)
+        cosines = [_cosine(other, one) for one in in_mixture(grouped)]
+        differs = jnp.max(jnp.stack(cosines), axis=0) < self.similarity
+        if mixer.avoid_same_label:
+            numbers = jnp.asarray(labels).reshape(-1, group, labels.shape[1])
+            its_own = partner(numbers, mixer.max_mix_num)
+            differs &= ~jnp.any(jnp.stack([share_label(its_own, one) for one in in_mixture(numbers)]), axis=0)
+        differs = differs.reshape(batch_size)
 
         def drawn(row):
             return jax.random.uniform(jax.random.fold_in(key, row)) < self.share
@@ -226,6 +289,11 @@ class AbsentQueries:
         asked = (differs & jax.vmap(drawn)(jnp.arange(batch_size)) & (step >= self.start))[:, None]
         other = other.reshape(batch_size, size)
         return jnp.where(asked, other, embeddings), jnp.where(asked, 0, targets)
+
+
+def share_label(a: jax.Array, b: jax.Array) -> jax.Array:
+    """int [..., L] twice -> bool [...]: whether a number that is not negative is in both."""
+    return jnp.any((a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0), axis=(-2, -1))
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:

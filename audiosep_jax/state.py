@@ -66,9 +66,10 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics) of one optimizer step; pure, to be jitted by the caller.
 
-    The batch holds `waveforms` int16 [B, T] and `embeddings` float [B, E]. It is mixed on the device (clip i with its
-    neighbours), separated, and compared with the clips by L1; for the queries that `absent` replaces, with silence.
-    The keys are a function of the seed and the step, so that a resumed run draws what the uninterrupted one would have.
+    The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that avoids pairs of the same
+    label, `labels` int32 [B, L]. It is mixed on the device (clip i with its neighbours), separated, and compared with
+    the clips by L1; for the queries that `absent` replaces, with silence. The keys are a function of the seed and the
+    step, so that a resumed run draws what the uninterrupted one would have.
 
     Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
     """
@@ -77,8 +78,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
         mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        mixtures, targets = mixer(mix_key, waveforms)
-        embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets)
+        labels = batch.get('labels')
+        mixtures, targets = mixer(mix_key, waveforms, labels)
+        embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets, labels)
 
         def loss_fn(params):
             variables = {'params': params, 'batch_stats': state.batch_stats}

@@ -119,6 +119,7 @@ def train(config: TrainConfig) -> TrainResult:
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        labels=config.mixing.avoid_same_label,
     )
     workdir = Path(config.workdir)
     record = describe(config, encoder)

@@ -239,6 +239,97 @@ def test_configuration_survives_the_way_through_json():
     assert from_dict(SegmentMixer, to_dict(mixer)) == mixer
 
 
+# ---- Pairs of the same label ----
+
+
+def labelled(*labels):
+    """int32 [B, 3] of tuples of numbers."""
+    return np.array([[*numbers, -1, -1, -1][:3] for numbers in labels], np.int32)
+
+
+def partners_of(mixer, labels):
+    """[B, g - 1]: the clips of the batch in the order in which clip n would be mixed with them."""
+    count = len(labels)
+    partner = mixer.partners(count, labels)
+    group = mixer.group_size(count)
+    places = jnp.arange(count).reshape(-1, group)
+    return np.stack([np.asarray(partner(places, i)).reshape(-1) for i in range(1, group)], axis=1)
+
+
+def test_partners_are_the_next_clips_without_a_common_label():
+    mixer = SegmentMixer(max_mix_num=2, mix_group=4, avoid_same_label=True)
+    labels = labelled((7,), (7, 1), (2,), (3, 2), (5,), (6,), (5,), (5, 6, 9))
+    np.testing.assert_array_equal(
+        partners_of(mixer, labels)[:, :2], [[2, 3], [2, 3], [0, 1], [0, 1], [5, 6], [6, 4], [5, 7], [4, 5]]
+    )
+
+
+def test_where_all_share_a_label_the_usual_order_holds():
+    mixer = SegmentMixer(max_mix_num=3, mix_group=4, avoid_same_label=True)
+    same, none = labelled(*[(4, 8)] * 8), labelled(*[()] * 8)
+    key, waveforms = jax.random.key(2), clips(5)
+    usual = SegmentMixer(max_mix_num=3, mix_group=4)(key, waveforms)
+    for labels in (same, none):  # clips without labels share none: an empty place is no label
+        for ours, theirs in zip(mixer(key, waveforms, labels), usual, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@few
+@given(st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=6, max_size=6), st.integers(2, 4))
+def test_every_partner_is_another_clip_and_common_labels_come_last(labels, max_mix_num):
+    mixer = SegmentMixer(max_mix_num=max_mix_num, avoid_same_label=True)
+    for n, others in enumerate(partners_of(mixer, labelled(*labels))):
+        assert sorted([n, *others]) == list(range(6))
+        shared = [bool(set(labels[n]) & set(labels[k])) for k in others]
+        assert shared == sorted(shared)
+        for same in (False, True):
+            steps = [(k - n) % 6 for k, s in zip(others, shared, strict=True) if s == same]
+            assert steps == sorted(steps)
+
+
+def test_avoiding_labels_leaves_the_draws_and_the_targets_alone():
+    plain, avoiding = SegmentMixer(3, mix_group=4), SegmentMixer(3, mix_group=4, avoid_same_label=True)
+    key, waveforms = jax.random.key(1), clips(1)
+    labels = labelled((1,), (1,), (2,), (3,), (1,), (1,), (1,), (2,))
+    for a, b in zip(plain.draw(key, 8), avoiding.draw(key, 8), strict=True):
+        np.testing.assert_array_equal(a, b)
+    mixtures, targets = jax.jit(avoiding)(key, waveforms, labels)
+    # Clip 0 is mixed with 2 and 3, as if clip 1 were the last of its group.
+    moved = np.concatenate([waveforms[[0, 2, 3, 1]], waveforms[4:]])
+    expected = plain(key, moved)
+    np.testing.assert_allclose(mixtures[0], expected[0][0], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(targets[0], expected[1][0], rtol=0, atol=1e-7)
+
+
+def test_avoiding_labels_costs_no_communication_inside_a_device():
+    split, whole = on_devices(8)
+    mixer = SegmentMixer(3, mix_group=4, avoid_same_label=True)
+    mix = jax.jit(mixer, in_shardings=(whole, split, split), out_shardings=split)
+    key, waveforms = jax.random.key(0), clips(3, batch_size=32)
+    labels = np.random.default_rng(0).integers(-1, 3, (32, 2))
+    assert not COLLECTIVE.search(mix.lower(key, waveforms, labels).compile().as_text())
+    for ours, alone in zip(mix(key, waveforms, labels), mixer(key, waveforms, labels), strict=True):
+        np.testing.assert_allclose(ours, alone, rtol=0, atol=1e-6)
+
+
+def test_labels_that_are_missing_or_of_another_shape_are_refused():
+    mixer, key = SegmentMixer(avoid_same_label=True), jax.random.key(0)
+    for labels, found in ((None, 'none'), (np.zeros(8, int), r'\[8\]'), (np.zeros((4, 2), int), r'\[4, 2\]')):
+        with pytest.raises(ValueError, match=rf'labels of the shape \[8, L\], got {found}'):
+            mixer(key, clips(0), labels)
+
+
+def test_absent_queries_know_the_partners_that_labels_choose():
+    mixer = SegmentMixer(max_mix_num=2, mix_group=4, avoid_same_label=True)
+    labels = labelled((1,), (1,), (2,), (3,))
+    ask = AbsentQueries(share=1.0)
+    asked, silenced = ask(jax.random.key(0), 0, mixer, jnp.eye(4), jnp.ones((4, 3)), labels)
+    # Clip 0 is mixed with 2, and 3 is absent; clip 1 with 2, and 3; clip 2 with 3, and 0; clip 3 with 0, and 1: but 1
+    # has the label of 0.
+    np.testing.assert_array_equal(asked, np.eye(4)[[3, 3, 0, 3]])
+    np.testing.assert_array_equal(silenced[:, 0], [0, 0, 0, 1])
+
+
 # ---- Queries for what is not there ----
 
 
