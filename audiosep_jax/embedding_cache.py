@@ -58,8 +58,7 @@ def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> di
     path = cache_directory(directory, encoder_name) / 'encoder.json'
     if not path.is_file():
         raise DataError(
-            f'{directory}: no embeddings of encoder {encoder_name!r}: '
-            f'run {embed_command(directory, encoder_name)}'
+            f'{directory}: no embeddings of encoder {encoder_name!r}: run {embed_command(directory, encoder_name)}'
         )
     identity = read_json(path)
     if not isinstance(identity, dict) or not isinstance(identity.get('embedding_size'), int) or 'name' not in identity:

@@ -222,7 +222,7 @@ class AbsentQueries:
         start: steps of the run before the first of them. A network that cannot separate yet learns from them to answer
             sparse sounds (knocks, barks) with silence as well, which is never far off in L1, and stays there.
         similarity: a mixture keeps its own query if the other one has at least this cosine with the query of any clip
-            in the mixture: it may describe the same sound in other words. So it does, with the mixer's avoid_same_label,
+            in the mixture: it may describe the same sound in other words. With the mixer's avoid_same_label so it does
             if their clips share a label.
 
     Raises:
