@@ -8,7 +8,8 @@
 Members whose names differ in nothing but the suffix are a sample, wherever they are in the archive: keys may have
 folders and, other than in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the
 key, for keys may begin anew in every archive. Where a name occurs twice in an archive, the last one counts, as when it
-is unpacked. A sample with labels and no caption gets LAION's: 'The sounds of Dog, Speech and Wind'.
+is unpacked. A sample with labels and no caption gets captions as in `data_prep.datasets.audioset`: 'Dog', 'Wind', 'the
+sounds of dog and wind'.
 
 Each archive is listed by going through it once, from header to header; sounds are read at their offsets later, for
 which an archive must not be compressed. Of one that was cut short, what is whole is used.
@@ -28,6 +29,7 @@ from typing import Any
 from audiosep_jax.errors import DataError
 from audiosep_jax.progress import progress_bar
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
+from data_prep.datasets.audioset import captions_of
 from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 from data_prep.listing import SOUND_SUFFIXES, distinct, files_or_refuse, read_text
@@ -228,7 +230,7 @@ def _entry(clip_id: str, archive: str, key: str, sample: _Sample, reading: _Read
     captions, labels = _captions(sample.texts, reading)
     rank = {suffix: number for number, suffix in enumerate(SOUND_SUFFIXES)}
     best = min(sample.sounds, key=lambda suffix: (rank.get(suffix, len(rank)), suffix))
-    return Entry(clip_id, f'{archive}::{sample.sounds[best]}', captions or (caption_of_labels(labels),), labels)
+    return Entry(clip_id, f'{archive}::{sample.sounds[best]}', captions or captions_of(labels), labels)
 
 
 def _captions(texts: Mapping[str, bytes], reading: _Reading) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -269,12 +271,6 @@ def _texts(value: Any, class_names: Sequence[str] = ()) -> list[str]:
         elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(class_names):
             texts.append(class_names[item])
     return texts
-
-
-def caption_of_labels(labels: Sequence[str]) -> str:
-    """'The sounds of Dog, Speech and Wind', as in LAION-Audio-630K; 'dog barking' of the one label 'dog_barking'."""
-    names = [label.replace('_', ' ') for label in labels]
-    return names[0] if len(names) == 1 else f'The sounds of {", ".join(names[:-1])} and {names[-1]}'
 
 
 def _printable(name: str) -> str:
