@@ -231,7 +231,7 @@ def _frames(container, stream, name: str) -> Iterator[tuple[Any, float]]:
         for packet in container.demux(stream):
             try:
                 decoded = packet.decode()
-            except av.error.InvalidDataError:
+            except av.FFmpegError:
                 yield None, float((packet.duration or 0) * packet.time_base)
             else:
                 for frame in decoded:

@@ -83,6 +83,8 @@ def write_video(
         video = container.add_stream(video_codec, rate=FRAME_RATE) if pictures and video_codec else None
         audio = None if sound is False else container.add_stream(audio_codec, rate=rate, layout='stereo')
         if video:
+            if video_codec == 'libvpx':
+                video.options = {'deadline': 'realtime', 'cpu-used': '8'}
             video.width, video.height, video.pix_fmt, video.gop_size = *size, 'yuv420p', gop
             packets += _encoded(video, _grey_frames(round(seconds * FRAME_RATE), size))
         if audio:
