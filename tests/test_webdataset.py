@@ -96,8 +96,12 @@ def test_keys_may_have_dots_and_folders(tmp_path):
 
 def test_members_of_a_sample_may_lie_apart_and_a_lossless_sound_is_preferred(tmp_path):
     members = [('1.mp4', b''), ('2.mp3', b''), ('1.mp3', b''), ('2.flac', b''), ('2.txt', 'two'), ('1.txt', 'one')]
-    files = read(archive(tmp_path / 'x.tar', *members))
-    assert [(e.path, e.captions) for e in files.entries] == [('x.tar::1.mp3', ('one',)), ('x.tar::2.flac', ('two',))]
+    path = archive(tmp_path / 'x.tar', *members)
+    assert [(e.path, e.captions) for e in read(path).entries] == [
+        ('x.tar::1.mp3', ('one',)),
+        ('x.tar::2.flac', ('two',)),
+    ]
+    assert [e.path for e in read(path, frames=2).entries] == ['x.tar::1.mp4', 'x.tar::2.flac']  # pictures wanted
 
 
 def test_archives_by_name_folder_and_pattern(tmp_path):

@@ -32,6 +32,7 @@ def read_folder(
     *,
     captions: CaptionSource = 'auto',
     class_folder: ClassFolder = 'parent',
+    frames: int = 0,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
     """All sounds below a folder that have captions, sorted by path.
@@ -41,6 +42,7 @@ def read_folder(
         captions: 'text': of text files alone; 'class': of the class folder where there is no text file; 'auto': so, but
             not in folders where other sounds have text files.
         class_folder: of nested folders, the class is the one that the file is in, or the one directly in `source`.
+        frames: pictures to take of each file, which must be a video.
         excluded: ids, file names or YouTube ids of clips that must not be trained on.
 
     Raises:
@@ -75,7 +77,7 @@ def read_folder(
     if not entries and not left_out:
         raise DataError(f'{folder}: holds no sounds ({", ".join(SOUND_SUFFIXES)}, …)')
     entries.sort(key=lambda entry: entry.id)
-    return files_or_refuse(entries, folder, sorted(left_out, key=lambda clip: clip.id), 'folder')
+    return files_or_refuse(entries, folder, sorted(left_out, key=lambda clip: clip.id), 'folder', frames)
 
 
 def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[str, list[os.DirEntry]]]:
@@ -172,6 +174,14 @@ class BuildFolder(ExcludingOptions):
     folders where other sounds have text files."""
     class_folder: ClassFolder = 'parent'
     """Of nested folders, the class is the one that the sound is in (parent), or the one directly in --source (top)."""
+    frames: int = 0
+    """Pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
-        return read_folder(self.source, captions=self.captions, class_folder=self.class_folder, excluded=self.excluded)
+        return read_folder(
+            self.source,
+            captions=self.captions,
+            class_folder=self.class_folder,
+            frames=self.frames,
+            excluded=self.excluded,
+        )

@@ -18,6 +18,7 @@ which an archive must not be compressed. Of one that was cut short, what is whol
 import concurrent.futures
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import pathlib
@@ -32,7 +33,7 @@ from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
 from data_prep.datasets.audioset import captions_of
 from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
-from data_prep.listing import SOUND_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
 
 CAPTION_KEYS = ('text', 'caption', 'captions')
 LABEL_KEYS = ('tag', 'tags', 'label', 'labels')
@@ -60,6 +61,7 @@ class _Reading:
     caption_keys: tuple[str, ...]
     label_keys: tuple[str, ...]
     class_names: tuple[str, ...]
+    suffixes: tuple[str, ...]  # of sounds, in the order of preference
     excluded: frozenset[str]
 
 
@@ -69,6 +71,7 @@ def read_webdataset(
     caption_keys: Sequence[str] = CAPTION_KEYS,
     label_keys: Sequence[str] = LABEL_KEYS,
     class_names: Sequence[str] = (),
+    frames: int = 0,
     excluded: frozenset[str] = frozenset(),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Files:
@@ -79,6 +82,7 @@ def read_webdataset(
         caption_keys: what holds captions in a JSON member, a text or a list of texts.
         label_keys: the same for labels.
         class_names: what the numbers in `.cls` members and labels mean, from 0 on.
+        frames: pictures to take of each sample, which must be a video.
         excluded: keys, or YouTube ids in them, of clips that must not be trained on.
         progress: called with (archives listed, archives in all).
 
@@ -86,7 +90,9 @@ def read_webdataset(
         DataError: no archive, a compressed one, or no sample of any use.
     """
     archives, folder = _archives(source)
-    reading = _Reading(tuple(caption_keys), tuple(label_keys), tuple(class_names), excluded)
+    preferred = (VIDEO_SUFFIXES, SOUND_SUFFIXES) if frames else (SOUND_SUFFIXES, VIDEO_SUFFIXES)
+    suffixes = dict.fromkeys(itertools.chain(*preferred, sorted(SUFFIXES)))
+    reading = _Reading(tuple(caption_keys), tuple(label_keys), tuple(class_names), tuple(suffixes), excluded)
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -95,7 +101,7 @@ def read_webdataset(
             entries += some_entries
             left_out += some_left_out
             progress(number, len(archives))
-    return files_or_refuse(entries, folder, left_out, 'webdataset')
+    return files_or_refuse(entries, folder, left_out, 'webdataset', frames)
 
 
 def _archives(source: Sequence[str | os.PathLike]) -> tuple[list[pathlib.Path], pathlib.Path]:
@@ -228,8 +234,7 @@ def _entry(clip_id: str, archive: str, key: str, sample: _Sample, reading: _Read
     if not sample.sounds:
         raise LeftOutError('missing', f'{" and ".join(sorted(sample.texts))} without a sound')
     captions, labels = _captions(sample.texts, reading)
-    rank = {suffix: number for number, suffix in enumerate(SOUND_SUFFIXES)}
-    best = min(sample.sounds, key=lambda suffix: (rank.get(suffix, len(rank)), suffix))
+    best = min(sample.sounds, key=reading.suffixes.index)
     return Entry(clip_id, f'{archive}::{sample.sounds[best]}', captions or captions_of(labels), labels)
 
 
@@ -290,6 +295,8 @@ class BuildWebDataset(ExcludingOptions):
     """What holds the labels in a JSON file."""
     class_names: pathlib.Path | None = None
     """Text file of the classes' names, one per line, where archives hold their numbers (from 0 on)."""
+    frames: int = 0
+    """Pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
         names = read_text(self.class_names).splitlines() if self.class_names else ()
@@ -299,6 +306,7 @@ class BuildWebDataset(ExcludingOptions):
                 caption_keys=self.caption_keys,
                 label_keys=self.label_keys,
                 class_names=[name.strip() for name in names],
+                frames=self.frames,
                 excluded=self.excluded,
                 progress=progress,
             )
