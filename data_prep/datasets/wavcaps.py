@@ -231,8 +231,8 @@ def _read_clips(source: Source, path: pathlib.Path) -> Iterator[_Listed]:
 def _seconds(value: Any) -> float:
     """A duration; NaN for what is none: metadata gathered by machine have `NaN`, null and texts."""
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return math.nan
     return seconds if 0 < seconds < math.inf else math.nan
 
