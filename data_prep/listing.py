@@ -84,9 +84,14 @@ def one_line(text: str) -> str:
     return ' '.join(text.encode('utf-8', 'replace').decode('utf-8').split())
 
 
+def visible(texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts that are not blank, on one line each."""
+    return tuple(line for line in map(one_line, texts) if line)
+
+
 def distinct(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each of the visible texts once, in their order, on one line each."""
-    return tuple(dict.fromkeys(line for line in map(one_line, texts) if line))
+    """Each of the visible texts once, in their order."""
+    return tuple(dict.fromkeys(visible(texts)))
 
 
 def stem_of(name: str) -> str:

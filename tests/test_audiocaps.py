@@ -22,6 +22,7 @@ TEST = [
     '3,7fmOlUlwoNg,20,Vibrations and rattling',
     '4,6BJ455B1aAs,0,An explosion',
     '5,7fmOlUlwoNg,20,Constant rattling noise',
+    '4,6BJ455B1aAs,0,An explosion',  # a row that is there twice
 ]
 
 
@@ -62,7 +63,10 @@ def test_rows_of_a_clip_are_its_captions(tmp_path):
     write_sound(tmp_path / 'audio/Y7fmOlUlwoNg.wav', 0.1)
     write_sound(tmp_path / 'audio/4.wav', 0.1)  # by the second of its two ids
     assert listed(read_audiocaps(tmp_path, 'test')) == {
-        '7fmOlUlwoNg_20': ('audio/Y7fmOlUlwoNg.wav', ('Constant rattling noise', 'Vibrations and rattling')),
+        '7fmOlUlwoNg_20': (
+            'audio/Y7fmOlUlwoNg.wav',
+            ('Constant rattling noise', 'Vibrations and rattling', 'Constant rattling noise'),
+        ),
         '6BJ455B1aAs_0': ('audio/4.wav', ('A rocket flies by', 'An explosion')),
     }
 
@@ -178,7 +182,7 @@ def test_build(tmp_path, capsys):
     shards = Shards(out, 'test')
     records = [shards.read(index) for index in range(len(shards))]
     assert [(record.id, len(record.captions), record.num_samples) for record in records] == [
-        ('7fmOlUlwoNg_20', 2, 8000),
+        ('7fmOlUlwoNg_20', 3, 8000),
         ('6BJ455B1aAs_0', 2, 8000),
         ('stereo00000_3', 1, 4000),
     ]

@@ -48,7 +48,7 @@ def tree(
 def test_five_captions_and_keywords(tmp_path, ending, encoding):
     files = read_clotho(tree(tmp_path, ending=ending, encoding=encoding))
     assert [(entry.id, entry.path) for entry in files.entries] == [(name, f'development/{name}') for name in NAMES]
-    assert files.entries[0].captions == ('A Sant hums.', 'Rain, and wind', 'Someone walks', 'It rains.')
+    assert files.entries[0].captions == ('A Sant hums.', 'Rain, and wind', 'Someone walks', 'It rains.', 'It rains.')
     assert {entry.labels for entry in files.entries} == {('rain', 'Wind')}
     assert files.left_out == []
     assert all(entry.seconds is None for entry in files.entries)
@@ -154,9 +154,9 @@ def test_build(tmp_path, capsys):
     shards = Shards(out, 'test')
     records = [shards.read(index) for index in range(len(shards))]
     assert [(record.id, len(record.captions), record.num_samples) for record in records] == [
-        (NAMES[0], 4, 3200),
-        (NAMES[1], 4, 3200),
-        ('stereo.wav', 4, 6400),
+        (NAMES[0], 5, 3200),
+        (NAMES[1], 5, 3200),
+        ('stereo.wav', 5, 6400),
     ]
     assert records[1].labels == ('rain', 'Wind')
     assert records[1].source == f'clotho:evaluation/{NAMES[1]}'

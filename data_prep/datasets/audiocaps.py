@@ -18,7 +18,7 @@ from collections import Counter
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table
+from data_prep.listing import files_or_refuse, find_file, first_of, list_media, read_table, visible
 from data_prep.youtube import find_clip
 
 CLIP_SECONDS = 10.0
@@ -79,16 +79,18 @@ def read_audiocaps(
     others = frozenset().union(*(names for name, names in _FOLDERS.items() if name != split))
     paths = first_of(list_media(folder, skip=others, video_first=frames > 0))
     # A name that would do for two clips tells neither.
-    numbers = Counter(number for clip in clips for number in clip.numbers)
+    numbers = Counter(number for clip in clips for number in set(clip.numbers))
     videos = Counter(clip.youtube_id for clip in clips)
     entries, left_out = [], []
     for clip in clips:
         youtube, end = clip.youtube_id, clip.start + CLIP_SECONDS
-        path = next((paths[number] for number in clip.numbers if numbers[number] == 1 and number in paths), None)
+        path = next(
+            (paths[number] for number in clip.numbers if number and numbers[number] == 1 and number in paths), None
+        )
         path = path or find_clip(
             paths, youtube, clip.start, end, whole_video=whole_videos, only_one=videos[youtube] == 1
         )
-        texts = distinct(clip.captions)
+        texts = visible(clip.captions)
         if is_excluded(excluded, clip.id, youtube, *clip.numbers):
             left_out.append(LeftOut(clip.id, 'excluded', f'{clip.id}: in a list of --exclude'))
         elif not texts:
@@ -116,8 +118,9 @@ def _read_clips(path: pathlib.Path) -> list[_Listed]:
                 f'{path}: line {line}: expected a YouTube id and a start in seconds, got {youtube!r}, {start!r}'
             )
         clip = clips.setdefault((youtube, seconds), _Listed(youtube, seconds, [], []))
-        clip.captions.append(row['caption'])
-        if number and number not in clip.numbers:
+        # People do write the same sentence; the same row twice is a slip.
+        if number not in clip.numbers or row['caption'] not in clip.captions:
+            clip.captions.append(row['caption'])
             clip.numbers.append(number)
     if not clips:
         raise DataError(f'{path}: lists no clips')

@@ -18,7 +18,7 @@ import unicodedata
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, stem_of
+from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, stem_of, visible
 
 SPLITS = {'train': 'development', 'val': 'validation', 'test': 'evaluation'}
 
@@ -58,7 +58,9 @@ def read_clotho(
     for line, row in read_table(table, ('file_name', *_CAPTIONS), encodings=_ENCODINGS):
         if not row['file_name'].strip():
             raise DataError(f'{table}: line {line}: no file name')
-        captions.setdefault(_key(row['file_name']), []).extend(row[column] for column in _CAPTIONS)
+        known = captions.setdefault(_key(row['file_name']), [])
+        # Of one row the same sentence may well be there twice; of a second row of the file what is new is taken.
+        known += [text for text in visible(row[column] for column in _CAPTIONS) if not known or text not in known]
     if not captions:
         raise DataError(f'{table}: lists no clips')
     keywords, sound_ids = _metadata(folder, part)
@@ -67,7 +69,7 @@ def read_clotho(
     paths = first_of((stem.strip(), path) for stem, path in list_media(folder, skip=others))
     entries, left_out = [], []
     for clip_id, listed in captions.items():
-        path, texts = paths.get(stem_of(clip_id).strip()), distinct(listed)
+        path, texts = paths.get(stem_of(clip_id).strip()), tuple(listed)
         if is_excluded(excluded, clip_id, *sound_ids.get(clip_id, ())):
             left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: in a list of --exclude'))
         elif not texts:
