@@ -3,14 +3,16 @@
 
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated, Union
 
 import tyro
 
+from audiosep_jax.embedding_cache import Modality
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import explained
-from audiosep_jax.progress import progress_bar
+from audiosep_jax.progress import printed_progress, progress_bar
 from data_prep.datasets.audiocaps import BuildAudioCaps
 from data_prep.datasets.audioset import BuildAudioSet
 from data_prep.datasets.clotho import BuildClotho
@@ -24,8 +26,8 @@ from data_prep.datasets.vggsound import BuildVGGSound
 from data_prep.datasets.voicebank import BuildVoiceBank
 from data_prep.datasets.wavcaps import BuildWavCaps
 from data_prep.datasets.webdataset import BuildWebDataset
-from data_prep.embed import embed_captions
-from data_prep.options import PROBLEMS_SHOWN, BuildOptions, num_cores
+from data_prep.embed import embed_dataset
+from data_prep.options import PROBLEMS_SHOWN, BuildOptions, num_cores, parse_shard_range
 from data_prep.verify import verify_dataset
 
 # What `build` knows: one line per dataset.
@@ -56,19 +58,46 @@ def embed(
     shards: tyro.conf.Positional[pathlib.Path],
     /,
     encoder: str = 'words',
+    what: Modality = 'text',
     split: tuple[str, ...] = (),
+    shard_range: str | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> int:
-    """Fill the embedding cache: every caption through a query encoder.
+    """Fill the embedding cache: every caption, sound or picture through a query encoder.
+
+    Several calls, also on several hosts, may share the shards of a dataset; the last one to end completes the cache.
 
     Args:
         shards: Directory of the dataset.
         encoder: Query encoder: words; clap or clip (fetched from the hub); or a path of CLAP or CLIP weights.
+        what: Captions (text), whole sounds (audio, for clap) or the pictures of videos (image, for clip).
         split: Only these splits (default: all complete ones).
+        shard_range: Only these shards of each split, FIRST:END, as 0:100.
+        process_index: Number of this call among those that share the shards.
+        process_count: How many calls share the shards.
     """
+    share = parse_shard_range(shard_range)
     loaded = load_encoder(encoder)
-    with progress_bar('embedding') as progress:
-        rows = embed_captions(shards, loaded, splits=split, progress=progress)
-    print(f'{shards}: {rows} captions embedded now with {encoder!r} (E = {loaded.embedding_size}); complete')
+    started = time.perf_counter()
+    with progress_bar('embedding') as bar, printed_progress('embedded', bar) as progress:
+        done = embed_dataset(
+            shards,
+            loaded,
+            what=what,
+            splits=split,
+            shard_range=share,
+            process_index=process_index,
+            process_count=process_count,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - started
+    things = {'text': 'captions', 'audio': 'sounds', 'image': 'pictures'}[what]
+    rate = f' ({done.num_encoded} encoded, {done.num_encoded / seconds:.0f} a second)' if done.num_encoded else ''
+    end = f'{done.num_missing} shards of other calls are missing' if done.num_missing else 'complete'
+    print(
+        f'{shards}: {done.num_rows} {things} embedded now with {encoder!r} (E = {loaded.embedding_size}){rate}; {end}'
+    )
     return 0
 
 

@@ -1,21 +1,39 @@
-"""Fills the embedding cache of a dataset: every caption through one query encoder. Audio is neither read nor written.
+"""Fills the embedding caches of a dataset: every caption, sound or picture through one query encoder.
 
 The layout is described in `audiosep_jax/embedding_cache.py`. Each file is renamed into place, and `SPLIT.json` says
-`complete` last: a killed run, started again, continues with the next shard.
+`complete` last: a killed run, started again, continues with the next shard, and hosts may share the shards of a split.
 """
 
+import collections
+import contextlib
+import dataclasses
+import io
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, Protocol
 
 import numpy as np
 
-from audiosep_jax.embedding_cache import cache_directory, cache_paths, check_same_encoder, read_encoder_identity
+from audiosep_jax.buckets import is_bucket
+from audiosep_jax.embedding_cache import (
+    Modality,
+    cache_directory,
+    cache_paths,
+    check_same_encoder,
+    read_encoder_identity,
+)
 from audiosep_jax.encoders import QueryEncoder
-from audiosep_jax.errors import DataError
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.files import replacing
+from audiosep_jax.locks import AtWork, locked
 from audiosep_jax.records import (
+    INT16_SCALE,
+    Shards,
     SplitInfo,
+    decode_audio,
     read_json,
     read_split_info,
     read_summary,
@@ -23,7 +41,25 @@ from audiosep_jax.records import (
     write_json,
 )
 
-_TEXTS_PER_CALL = 256  # of the encoder: enough to fill an accelerator, little enough for any memory
+# Of the encoder: enough to fill an accelerator, little enough for any memory.
+_TEXTS_PER_CALL = 256
+_SOUNDS_PER_CALL = 32
+_PICTURES_PER_CALL = 64
+# Embeddings kept of captions met before, about 1.5 kB each. A caption that is frequent enough to matter comes again
+# within so many others.
+_CAPTIONS_KEPT = 131_072
+_METHODS = {'text': 'encode_text', 'audio': 'encode_audio', 'image': 'encode_image'}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """What a call of `embed_dataset` did."""
+
+    num_rows: int  # written
+    num_encoded: int  # of them went through the encoder; the others were captions met before
+    num_missing: int  # shards of other calls that are not there yet; the splits are complete when there are none
 
 
 def embed_captions(
@@ -31,94 +67,330 @@ def embed_captions(
     encoder: QueryEncoder,
     *,
     splits: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
-    """Embeds what is missing of the given splits (all complete ones, by default); returns the rows made by this call.
+    """`embed_dataset` of all captions; returns the rows made by this call."""
+    return embed_dataset(directory, encoder, splits=splits, progress=progress).num_rows
+
+
+def embed_dataset(
+    directory: str | os.PathLike,
+    encoder: QueryEncoder,
+    *,
+    what: Modality = 'text',
+    splits: Sequence[str] = (),
+    shard_range: tuple[int, int | None] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embeds what is missing of the given splits (all complete ones, by default).
 
     Args:
-        progress: called with (clips done, clips in all).
+        what: captions, whole sounds, or the pictures that records hold of their videos.
+        shard_range: (first, last + 1) of the shards of this call, in each split; other calls make the others.
+        process_index, process_count: of hosts that run the same call: shards k, k + count, k + 2 count … are made here.
+        progress: called with (clips done, clips in all) of the shards of this call.
 
     Raises:
-        DataError: no dataset, no complete split, a shard summary that is damaged, an encoder that gives NaN.
+        ConfigError: an encoder that has no such embeddings, or shards that are none.
+        DataError: no dataset, no complete split, records or summaries that are damaged, an encoder that gives NaN.
         EncoderMismatchError: the directory has embeddings of another version or setting of this encoder.
     """
+    if not hasattr(encoder, _METHODS[what]):
+        raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
+    infos = _complete_splits(directory, splits)
+    source = _SOURCES[what](directory, encoder)
+    folder = cache_directory(directory, encoder.name, what)
+    work = [(info, _shards_of(info, shard_range, process_index, process_count)) for info in infos]
+    total = sum(info.shard_lengths[shard] for info, shards in work for shard in shards)
+    done, num_rows, num_missing, has_rows = 0, 0, 0, False
+
+    def tick(clips: int) -> None:
+        nonlocal done
+        done += clips
+        if progress:
+            progress(done, total)
+
+    try:
+        _claim(directory, encoder)
+        for info, shards in work:
+            folder.mkdir(parents=True, exist_ok=True)
+            with AtWork(folder / f'.{info.split}.lock') as at_work:
+                _begin(folder, info, directory, encoder, what)
+                for shard in shards:
+                    saved = _load(directory, encoder, info, shard, what)
+                    if source.is_done(info, shard, saved):
+                        has_rows |= len(saved[0]) > 0
+                        tick(info.shard_lengths[shard])
+                        continue
+                    _note(folder, info, complete=False)
+                    rows, counts = source.embed(info, shard, tick)
+                    rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard, what)
+                    _save(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
+                    _save(rows_path, rows)
+                    num_rows += len(rows)
+                    has_rows |= len(rows) > 0
+                others = [shard for shard in range(len(info.shard_lengths)) if shard not in shards]
+                missing = [k for k in others if not _fits(info, k, _load(directory, encoder, info, k, what))]
+                num_missing += len(missing)
+                if not (has_rows or others):
+                    raise DataError(f'{directory}: no clip has a picture: build it with --frames N, from videos')
+                if not missing:
+                    _finish(folder, info, alone=at_work.alone() or (at_work.alone() is None and not others))
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be written: {error}') from error
+    return Embedded(num_rows, source.num_encoded, num_missing)
+
+
+def _complete_splits(directory: str | os.PathLike, splits: Sequence[str]) -> list[SplitInfo]:
+    if is_bucket(directory):
+        raise DataError(f'{directory}: is in a bucket: bring it here with `python -m data_prep stage`, and embed there')
     infos = [read_split_info(directory, split) for split in splits or split_names(directory)]
     if not splits:
         infos = [info for info in infos if info.complete]
     if not infos or not all(info.complete for info in infos):
         names = ', '.join(info.split for info in infos if not info.complete)
-        what = f'split {names} is not complete' if names else 'no dataset with a complete split here'
-        raise DataError(f'{directory}: {what}: run `python -m data_prep build` first')
+        problem = f'split {names} is not complete' if names else 'no dataset with a complete split here'
+        raise DataError(f'{directory}: {problem}: run `python -m data_prep build` first')
+    return infos
+
+
+def _shards_of(info: SplitInfo, shard_range: tuple[int, int | None] | None, index: int, count: int) -> range:
+    first, end = shard_range or (0, None)
+    if first < 0 or (end is not None and end <= first):
+        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END, of which END is not made, as 0:10, 10:20')
+    if count < 1 or not 0 <= index < count:
+        raise ConfigError(f'--process-index {index} of --process-count {count}: give 0 to count - 1')
+    return range(first, len(info.shard_lengths))[: None if end is None else end - first][index::count]
+
+
+def _claim(directory: str | os.PathLike, encoder: QueryEncoder) -> None:
     folder = cache_directory(directory, encoder.name)
-    try:
-        if (folder / 'encoder.json').is_file():
-            found = read_encoder_identity(directory, encoder.name)
-            check_same_encoder(folder, found, encoder.identity(), 'the one installed', remedy=f'delete {folder}')
-        else:
-            write_json(folder / 'encoder.json', encoder.identity())
-        total, done, made = sum(info.num_clips for info in infos), 0, 0
-        for info in infos:
-            state_path = folder / f'{info.split}.json'
-            resume = _content(state_path) == info.content
-            write_json(state_path, {'content': info.content, 'complete': False})
+    if (folder / 'encoder.json').is_file():
+        found = read_encoder_identity(directory, encoder.name)
+        check_same_encoder(folder, found, encoder.identity(), 'the one installed', remedy=f'delete {folder}')
+    else:
+        write_json(folder / 'encoder.json', encoder.identity())
+
+
+def _begin(folder: pathlib.Path, info: SplitInfo, directory, encoder: QueryEncoder, what: Modality) -> None:
+    """Removes what was made from another build of the split, before any host takes it for its own."""
+    with locked(folder / f'.{info.split}.begin.lock'):
+        if _content(folder, info) != info.content:
             for shard in range(info.num_shards):
-                captions = read_summary(directory, info, shard)['captions']
-                if not (resume and _is_done(directory, encoder, info, shard, captions)):
-                    _embed_shard(directory, encoder, info, shard, captions)
-                    made += sum(map(len, captions))
-                done += len(captions)
-                if progress:
-                    progress(done, total)
-            for leftover in folder.glob(f'.{info.split}[.-]*.tmp-*'):  # of runs that were killed
-                leftover.unlink(missing_ok=True)
-            write_json(state_path, {'content': info.content, 'complete': True})
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be written: {error}') from error
-    return made
+                for path in cache_paths(directory, encoder.name, info, shard, what):
+                    path.unlink(missing_ok=True)
+            _note(folder, info, complete=False)
 
 
-def _content(state_path: pathlib.Path) -> str | None:
+def _finish(folder: pathlib.Path, info: SplitInfo, *, alone: bool) -> None:
+    if alone:
+        for leftover in folder.glob(f'.{info.split}[.-]*.tmp-*'):  # of runs that were killed
+            leftover.unlink(missing_ok=True)
+    _note(folder, info, complete=True)
+
+
+def _note(folder: pathlib.Path, info: SplitInfo, *, complete: bool) -> None:
+    path, note = folder / f'{info.split}.json', {'content': info.content, 'complete': complete}
+    with contextlib.suppress(DataError):
+        if read_json(path) == note:
+            return
+    write_json(path, note)
+
+
+def _content(folder: pathlib.Path, info: SplitInfo) -> str | None:
     """Which build of the split the rows that are there were made from; None: nobody knows, they are made again."""
     try:
-        return read_json(state_path)['content']
+        return read_json(folder / f'{info.split}.json')['content']
     except (DataError, KeyError, TypeError):
         return None
 
 
-def _is_done(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, captions: list) -> bool:
-    rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard)
+_Saved = tuple[np.ndarray, np.ndarray] | None  # rows and offsets; None: missing, or damaged since
+
+
+def _load(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, what: Modality) -> _Saved:
+    rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard, what)
     try:
         rows, offsets = np.load(rows_path, mmap_mode='r'), np.load(offsets_path)
-    except (OSError, ValueError, EOFError):  # missing, or damaged since: made again
-        return False
-    return rows.shape == (sum(map(len, captions)), encoder.embedding_size) and np.array_equal(
-        offsets, _offsets(captions)
-    )
+    except (OSError, ValueError, EOFError):
+        return None
+    return (rows, offsets) if rows.ndim == 2 and rows.shape[1] == encoder.embedding_size else None
 
 
-def _embed_shard(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, captions: list) -> None:
-    texts = [text for clip in captions for text in clip]
-    distinct = list(dict.fromkeys(texts))  # corpora repeat their captions
-    embeddings = np.zeros((0, encoder.embedding_size), np.float16)
-    if distinct:
-        parts = [
-            encoder.encode_text(distinct[i : i + _TEXTS_PER_CALL]) for i in range(0, len(distinct), _TEXTS_PER_CALL)
-        ]
-        embeddings = np.concatenate(parts).astype(np.float16)
-    bad = ~np.isfinite(embeddings).all(axis=-1)
-    if bad.any():
-        raise DataError(f'encoder {encoder.name!r} gives non-finite embeddings for {distinct[bad.argmax()]!r}')
-    place = {text: row for row, text in enumerate(distinct)}
-    rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard)
-    _save(offsets_path, _offsets(captions))
-    _save(rows_path, embeddings[[place[text] for text in texts]])
-
-
-def _offsets(captions: list) -> np.ndarray:
-    return np.cumsum([0, *map(len, captions)], dtype=np.int64)
+def _fits(info: SplitInfo, shard: int, saved: _Saved) -> bool:
+    """Whether a shard of another host is there, as far as can be seen without its summary."""
+    return saved is not None and len(saved[1]) == info.shard_lengths[shard] + 1 and saved[1][-1] == len(saved[0])
 
 
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
     # An open file: to a name that does not end in .npy numpy would append it.
     with replacing(path) as temporary, open(temporary, 'wb') as file:
         np.save(file, array)
+
+
+class _Source(Protocol):
+    """The captions, sounds or pictures of the shards."""
+
+    num_encoded: int
+
+    def is_done(self, info: SplitInfo, shard: int, saved: _Saved) -> bool:
+        """Whether these rows and offsets are all that the shard needs."""
+
+    def embed(self, info: SplitInfo, shard: int, tick: Callable[[int], None]) -> tuple[np.ndarray, Sequence[int]]:
+        """float16 [rows, E] and the rows of each clip; `tick` is told how many clips are done."""
+
+
+class _Captions:
+    """Audio is neither read nor written; a caption met before is not encoded again."""
+
+    def __init__(self, directory: str | os.PathLike, encoder: QueryEncoder):
+        self.directory, self.encoder, self.num_encoded = directory, encoder, 0
+        self._known: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+
+    def is_done(self, info: SplitInfo, shard: int, saved: _Saved) -> bool:
+        if saved is None:
+            return False
+        captions = read_summary(self.directory, info, shard)['captions']
+        return _fits(info, shard, saved) and np.array_equal(np.diff(saved[1]), [len(clip) for clip in captions])
+
+    def embed(self, info: SplitInfo, shard: int, tick: Callable[[int], None]) -> tuple[np.ndarray, Sequence[int]]:
+        captions = read_summary(self.directory, info, shard)['captions']
+        texts = [text for clip in captions for text in clip]
+        rows, new = {}, []
+        for text in dict.fromkeys(texts):
+            if text in self._known:
+                self._known.move_to_end(text)
+                rows[text] = self._known[text]
+            else:
+                new.append(text)
+        for start in range(0, len(new), _TEXTS_PER_CALL):
+            part = new[start : start + _TEXTS_PER_CALL]
+            embeddings = _finite(self.encoder, self.encoder.encode_text(part), part)
+            for text, row in zip(part, embeddings, strict=True):
+                rows[text] = self._known[text] = row.copy()  # of a view the whole batch would stay
+        self.num_encoded += len(new)
+        while len(self._known) > _CAPTIONS_KEPT:
+            self._known.popitem(last=False)
+        tick(len(captions))
+        return _stacked(self.encoder, [rows[text] for text in texts]), [len(clip) for clip in captions]
+
+
+class _Recordings:
+    """What has to be read from the records, by threads that are some batches ahead of the encoder."""
+
+    per_call: int
+
+    def __init__(self, directory: str | os.PathLike, encoder: QueryEncoder):
+        self.directory, self.encoder, self.num_encoded = directory, encoder, 0
+        self._shards: dict[str, Shards] = {}
+
+    def embed(self, info: SplitInfo, shard: int, tick: Callable[[int], None]) -> tuple[np.ndarray, Sequence[int]]:
+        if info.split not in self._shards:
+            self._shards[info.split] = Shards(self.directory, info.split)
+        shards = self._shards[info.split]
+        first = sum(info.shard_lengths[:shard])
+        clips = range(first, first + info.shard_lengths[shard])
+        rows: list[np.ndarray] = []
+        counts: list[int] = []
+        batch: list[tuple[str, Any]] = []  # what it is of, and itself
+
+        def encode() -> None:
+            names = [name for name, _ in batch]
+            try:
+                embeddings = self.encode([one for _, one in batch], info)
+            except AudioSepError as error:
+                raise DataError(f'{names[0]} … {names[-1]}: cannot be embedded: {error}') from error
+            rows.extend(_finite(self.encoder, embeddings, names))
+            batch.clear()
+
+        for name, found in _ahead(lambda clip: self.read(shards, clip), clips, 2 * self.per_call):
+            counts.append(len(found))
+            for one in found:
+                batch.append((name, one))
+                if len(batch) == self.per_call:
+                    encode()
+            tick(1)
+        if batch:
+            encode()
+        self.num_encoded += len(rows)
+        return _stacked(self.encoder, rows), counts
+
+    def read(self, shards: Shards, clip: int) -> tuple[str, list[Any]]:
+        """The clip's name in messages, and what of it is to be encoded. Raises DataError for a damaged record."""
+        raise NotImplementedError
+
+    def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
+        raise NotImplementedError
+
+
+class _Sounds(_Recordings):
+    per_call = _SOUNDS_PER_CALL
+
+    def is_done(self, info: SplitInfo, shard: int, saved: _Saved) -> bool:
+        return saved is not None and _fits(info, shard, saved) and len(saved[0]) == info.shard_lengths[shard]
+
+    def read(self, shards: Shards, clip: int) -> tuple[str, list[Any]]:
+        record = shards.read(clip)
+        return f'clip {record.id!r}', [decode_audio(record).astype(np.float32) / INT16_SCALE]
+
+    def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
+        return self.encoder.encode_audio(batch, sample_rate=info.sample_rate)
+
+
+class _Pictures(_Recordings):
+    per_call = _PICTURES_PER_CALL
+
+    def is_done(self, info: SplitInfo, shard: int, saved: _Saved) -> bool:
+        return _fits(info, shard, saved)
+
+    def read(self, shards: Shards, clip: int) -> tuple[str, list[Any]]:
+        from PIL import Image, UnidentifiedImageError
+
+        record = shards.read(clip)
+        try:
+            pictures = [Image.open(io.BytesIO(frame)) for frame in record.frames]
+            for picture in pictures:
+                picture.load()  # here, in a thread of its own
+        except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+            raise DataError(f'clip {record.id!r}: one of its pictures does not decode: {error}') from error
+        return f'clip {record.id!r}', pictures
+
+    def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
+        return self.encoder.encode_image(batch)
+
+
+_SOURCES: dict[str, Callable[[str | os.PathLike, QueryEncoder], _Source]] = {
+    'text': _Captions,
+    'audio': _Sounds,
+    'image': _Pictures,
+}
+
+
+def _ahead(read: Callable[[int], Any], clips: Iterable[int], depth: int) -> Iterator[Any]:
+    """`read` of each clip in turn, by threads, at most `depth` of them ahead."""
+    clips = iter(clips)
+    with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting = collections.deque(pool.submit(read, clip) for clip in itertools.islice(clips, depth))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(read, clip) for clip in itertools.islice(clips, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _finite(encoder: QueryEncoder, embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """float16 [rows, E]. Raises DataError where that is not a number."""
+    with np.errstate(over='ignore'):
+        embeddings = np.asarray(embeddings).astype(np.float16)
+    bad = ~np.isfinite(embeddings).all(axis=-1)
+    if bad.any():
+        raise DataError(f'encoder {encoder.name!r} gives non-finite embeddings for {names[bad.argmax()]!r}')
+    return embeddings
+
+
+def _stacked(encoder: QueryEncoder, rows: list[np.ndarray]) -> np.ndarray:
+    return np.stack(rows) if rows else np.zeros((0, encoder.embedding_size), np.float16)
