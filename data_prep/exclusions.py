@@ -19,7 +19,9 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from audiosep_jax.errors import DataError
 from data_prep.listing import read_text, stem_of
@@ -30,6 +32,8 @@ ID_COLUMNS = (
     *('youtube_id', 'ytid', 'video_id', 'id', 'filename', 'file_name', 'fname'),
     *('sound_id', 'src_file', 'fsid', 'freesound_id'),
 )
+
+_FILES = tyro.conf.arg(metavar='FILE [FILE ...]')
 
 # YouTube's ids have 11 characters. What may follow: one or two times, in seconds or milliseconds.
 _YOUTUBE = re.compile(r'(?P<bare>[\w-]{11})(_\d+(\.\d+)?){0,2}|Y(?P<marked>[\w-]{11})(_\d+(\.\d+)?){0,2}', re.ASCII)
@@ -144,11 +148,12 @@ def _csv_ids(path: pathlib.Path, text: str, column: str | None) -> list[str]:
 class ExcludingOptions(BuildOptions):
     """Options of a dataset of which some clips may be in an evaluation set."""
 
-    exclude: tuple[pathlib.Path, ...] = ()
-    """Lists of ids that must not be in the shards, .txt, .json or .csv (FILE.csv:COLUMN for a certain column): the
-    dataset's own ids, or YouTube's."""
+    # Of a flag that takes several values and is given twice, all count: what is dropped here is trained on.
+    exclude: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, _FILES] = ()
+    """Lists of ids that must not be in the shards: .txt, .json or .csv (FILE.csv:COLUMN for a certain column). Ids are
+    the dataset's own, or YouTube's."""
 
     @functools.cached_property
     def excluded(self) -> frozenset[str]:
         """The ids of these lists."""
-        return read_all_ids(self.exclude)
+        return read_all_ids(path for paths in self.exclude for path in paths)

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import pytest
+import tyro
 
 from audiosep_jax.errors import DataError
-from data_prep.exclusions import is_excluded, read_all_ids, read_ids, youtube_id
+from data_prep.exclusions import ExcludingOptions, is_excluded, read_all_ids, read_ids, youtube_id
 
 
 def write(path, text, encoding='utf-8'):
@@ -76,6 +78,18 @@ def test_a_clip_is_excluded_by_any_of_its_names():
     assert is_excluded(ids, '0bRUkLsttto.flac')
     assert is_excluded(ids, 'rain #2.flac')
     assert not is_excluded(ids, '0bRUkLsttt', '')
+
+
+def test_every_list_on_the_command_line_counts(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Build(ExcludingOptions):
+        def clips(self):
+            raise NotImplementedError
+
+    paths = [str(write(tmp_path / f'{name}.txt', name)) for name in 'abc']
+    for flags in (['--exclude', *paths], ['--exclude', *paths[:2], '--exclude', paths[2]]):
+        assert tyro.cli(Build, args=['--out', 'x', *flags]).excluded == {'a', 'b', 'c'}
+    assert tyro.cli(Build, args=['--out', 'x']).excluded == frozenset()
 
 
 @pytest.mark.parametrize(
