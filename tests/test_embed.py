@@ -1,15 +1,20 @@
+import io
+
 import numpy as np
+import PIL.Image
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
+from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
-from audiosep_jax.errors import DataError, EncoderMismatchError
+from audiosep_jax.errors import ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.records import Shards, write_split_info
+from data_prep import embed
+from data_prep.__main__ import main
 from data_prep.build import build_shards
 from data_prep.datasets import Clip
-from data_prep.embed import embed_captions
+from data_prep.embed import embed_captions, embed_dataset
 
 
 class Counting(WordsEncoder):
@@ -24,6 +29,151 @@ class Counting(WordsEncoder):
             raise KeyboardInterrupt
         self.texts += texts
         return super().encode_text(texts)
+
+
+class Listening(Counting):
+    """Also embeds sounds and pictures, by numbers that tell which one it was."""
+
+    def encode_audio(self, waveforms, *, sample_rate):
+        assert sample_rate == SAMPLE_RATE
+        return np.stack([np.full(512, len(wave) + 2000 * wave.max(), np.float32) for wave in waveforms])
+
+    def encode_image(self, images):
+        return np.stack([np.full(512, np.asarray(image).mean(), np.float32) for image in images])
+
+
+def picture(grey: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new('RGB', (8, 8), (grey, grey, grey)).save(file, 'JPEG')
+    return file.getvalue()
+
+
+def clip_with_frames(n: int, frames) -> Clip:
+    return Clip(f'clip-{n}', tone(n, 100), (f'sound {n}',), frames=frames)
+
+
+def test_a_caption_met_in_an_earlier_shard_is_not_encoded_again(tmp_path):
+    clips = [Clip(f'c{n}', np.ones(10, np.float32), ('rain', f'rain {n % 3}')) for n in range(9)]
+    build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='rain', clips_per_shard=2)
+    encoder = Counting()
+    done = embed_dataset(tmp_path, encoder)
+    assert (done.num_rows, done.num_encoded, done.num_missing) == (18, 4, 0)
+    assert encoder.texts == ['rain', 'rain 0', 'rain 1', 'rain 2']
+    cache = EmbeddingCache(Shards(tmp_path), 'words')
+    for n in (0, 5, 8):
+        np.testing.assert_array_equal(cache.rows(n), encoder.encode_text(list(clips[n].captions)).astype(np.float16))
+
+
+def test_what_is_kept_of_earlier_captions_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, '_CAPTIONS_KEPT', 2)
+    clips = [Clip(f'c{n}', np.ones(10, np.float32), ('rain', f'rain {n}')) for n in range(4)]
+    build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='rain', clips_per_shard=1)
+    encoder = Counting()
+    embed_dataset(tmp_path, encoder)
+    assert encoder.texts == ['rain', 'rain 0', 'rain 1', 'rain 2', 'rain 3']  # the frequent one stays
+    source = embed._Captions(tmp_path, encoder)
+    for shard in range(4):
+        source.embed(Shards(tmp_path).info, shard, lambda clips: None)
+    assert len(source._known) == 2
+
+
+def test_sounds_have_a_row_each(tmp_path):
+    build_small(tmp_path, 10)
+    shown = []
+    done = embed_dataset(tmp_path, Listening(), what='audio', progress=lambda *counts: shown.append(counts))
+    assert (done.num_rows, done.num_encoded) == (10, 10)
+    assert shown == [(n, 10) for n in range(1, 11)]
+    cache = EmbeddingCache(Shards(tmp_path), 'words', 'audio')
+    for n in (0, 3, 9):
+        expected = np.float16(2000 + 2000 * tone(n).max())
+        np.testing.assert_array_equal(cache.rows(n), np.full((1, 512), expected))
+    assert embed_dataset(tmp_path, Listening(), what='audio').num_rows == 0
+    # The captions' embeddings are others, and still there.
+    np.testing.assert_array_equal(EmbeddingCache(Shards(tmp_path), 'words').rows(3).shape, (1, 512))
+
+
+def test_pictures_have_a_row_each_and_clips_may_have_none(tmp_path):
+    frames = [(picture(40), picture(200)), (), (picture(120),), ()]
+    clips = [clip_with_frames(n, some) for n, some in enumerate(frames)]
+    build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='video', clips_per_shard=2)
+    assert embed_dataset(tmp_path, Listening(), what='image').num_rows == 3
+    cache = EmbeddingCache(Shards(tmp_path), 'words', 'image')
+    found = [cache.rows(n)[:, 0].round().tolist() for n in range(4)]
+    assert found == [[40, 200], [], [120], []]
+    assert embed_dataset(tmp_path, Listening(), what='image').num_rows == 0
+
+
+def test_sounds_and_pictures_that_cannot_be_read_are_named(tmp_path):
+    build_small(tmp_path / 'none', 3)
+    with pytest.raises(DataError, match='no clip has a picture'):
+        embed_dataset(tmp_path / 'none', Listening(), what='image')
+    with pytest.raises(DataError, match='unfinished'):
+        EmbeddingCache(Shards(tmp_path / 'none'), 'words', 'image')
+    clips = [clip_with_frames(0, (picture(9),)), clip_with_frames(1, (b'no picture',))]
+    build_shards(clips, tmp_path / 'bad', sample_rate=SAMPLE_RATE, name='video', codec='pcm16')
+    with pytest.raises(DataError, match="'clip-1': one of its pictures does not decode"):
+        embed_dataset(tmp_path / 'bad', Listening(), what='image')
+    path = shard_files(tmp_path / 'bad')[0]
+    overwrite(path, path.read_bytes().index(b'clip-1'), b'!')
+    with pytest.raises(DataError, match='record 1 cannot be read'):
+        embed_dataset(tmp_path / 'bad', Listening(), what='audio')
+
+
+def test_encoder_without_the_modality_is_refused(tmp_path, capsys):
+    build_small(tmp_path, 3)
+    with pytest.raises(ConfigError, match="encoder 'words' has no embeddings of audio"):
+        embed_dataset(tmp_path, load_encoder('words'), what='audio')
+    assert main(['embed', str(tmp_path), '--what', 'image']) == 2
+    assert "encoder 'words' has no embeddings of image" in capsys.readouterr().err
+
+
+def test_hosts_share_the_shards_and_the_last_completes(tmp_path, capsys):
+    build_small(tmp_path / 'shared', 10, embed=False)
+    build_small(tmp_path / 'alone', 10)
+    command = ['embed', str(tmp_path / 'shared')]
+    assert main([*command, '--process-index', '1', '--process-count', '2']) == 0
+    assert '4 captions embedded now' in (said := capsys.readouterr().out)
+    assert '2 shards of other calls are missing' in said
+    with pytest.raises(DataError, match='unfinished'):
+        EmbeddingCache(Shards(tmp_path / 'shared'), 'words')
+    assert main([*command, '--shard-range', '0:1']) == 0
+    assert main([*command, '--shard-range', '1:9']) == 0
+    assert '2 captions embedded now' in (said := capsys.readouterr().out)
+    assert said.strip().endswith('complete')
+    files = sorted(p.relative_to(tmp_path / 'alone') for p in (tmp_path / 'alone').glob('embeddings/**/*'))
+    assert files == sorted(p.relative_to(tmp_path / 'shared') for p in (tmp_path / 'shared').glob('embeddings/**/*'))
+    for file in files:
+        if file.suffix:
+            assert (tmp_path / 'shared' / file).read_bytes() == (tmp_path / 'alone' / file).read_bytes()
+
+
+def test_one_host_after_the_other_replaces_rows_of_an_earlier_build(tmp_path):
+    """The second host must not take for done what the first has not got to yet."""
+    build_small(tmp_path, 10)
+    info = Shards(tmp_path).info
+    other = cache_directory(tmp_path, 'words') / 'train.json'
+    other.write_text(other.read_text().replace(info.content, 'another build'))
+    for path in cache_directory(tmp_path, 'words').glob('*-of-00003.npy'):
+        np.save(path, np.zeros_like(np.load(path)))
+    for index in range(2):
+        embed_dataset(tmp_path, load_encoder('words'), process_index=index, process_count=2)
+    cache = EmbeddingCache(Shards(tmp_path), 'words')
+    assert all(cache.rows(n).any() for n in range(10))
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(shard_range=(2, 2)),
+        dict(shard_range=(-1, 2)),
+        dict(process_count=0),
+        dict(process_index=2, process_count=2),
+    ],
+)
+def test_shares_that_are_none_are_refused(tmp_path, settings):
+    build_small(tmp_path, 3, embed=False)
+    with pytest.raises(ConfigError, match=r'--shard-range|--process-index'):
+        embed_dataset(tmp_path, load_encoder('words'), **settings)
 
 
 def test_each_distinct_caption_of_a_shard_is_encoded_once(tmp_path):

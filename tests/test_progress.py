@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from audiosep_jax.progress import TrainingProgress, _clock, progress_bar
+from audiosep_jax.progress import TrainingProgress, _clock, printed_progress, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -18,6 +18,18 @@ def terminal(monkeypatch):
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '120')
     return Terminal()
+
+
+def test_a_log_has_lines_with_the_rate(capsys):
+    shown = []
+    with printed_progress('embedded', lambda *counts: shown.append(counts), every=0) as progress:
+        progress(100, 300)
+        progress(200, 300)
+    assert shown == [(100, 300), (200, 300)]
+    assert capsys.readouterr().err.splitlines()[1].startswith('embedded 200 of 300, ')
+    with printed_progress('embedded', lambda *counts: None, every=60) as progress:
+        progress(100, 300)
+    assert capsys.readouterr().err == ''
 
 
 def test_training_writes_a_line_per_update_to_a_log(capsys):
