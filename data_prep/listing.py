@@ -133,7 +133,8 @@ def list_media(
             with os.scandir(here) as listing:
                 for entry in listing:
                     name = entry.name
-                    if name.startswith('.') or name == '__MACOSX':  # `._a.wav`: what a Mac leaves beside `a.wav`
+                    # `._a.wav` is what a Mac leaves beside `a.wav`; lost+found may be listed by root alone.
+                    if name.startswith('.') or name in ('__MACOSX', 'lost+found'):
                         continue
                     suffix = os.path.splitext(name)[1].lower()
                     path = f'{inner}/{name}' if inner else name

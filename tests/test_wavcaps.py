@@ -150,6 +150,15 @@ def test_without_a_blacklist_nothing_is_built(tmp_path, name):
             read_wavcaps(source, blacklists=other)
 
 
+def test_files_are_named_by_id_or_as_the_metadata_say(tmp_path):
+    items = [audioset('b0RFKhbpFJA'), audioset('Yabcdefghij'), {**audioset('c0RFKhbpFJA'), 'audio': 'x/third one.flac'}]
+    tree(tmp_path, {'AudioSet_SL': items}, sounds=False)
+    for name in ('Yb0RFKhbpFJA.wav', 'Yabcdefghij.flac', 'third one.flac', 'wav_path.flac'):
+        write_sound(tmp_path / 'audio/AudioSet_SL' / name, 0.1)
+    found = [entry.path.removeprefix('audio/AudioSet_SL/') for entry in read_wavcaps(tmp_path).entries]
+    assert found == ['Yb0RFKhbpFJA.wav', 'Yabcdefghij.flac', 'third one.flac']
+
+
 def test_github_layout_and_lfs_notes(tmp_path):
     tree(tmp_path, layout='{0}')
     (tmp_path / 'data').mkdir()

@@ -62,6 +62,7 @@ class _Listed:
     name: str
     captions: list[str]
     seconds: float  # NaN: not known
+    audio: str  # file name without suffix, where the metadata tell it
 
     @property
     def id(self) -> str:
@@ -74,7 +75,9 @@ class _Listed:
 
     @property
     def file_stems(self) -> tuple[str, ...]:
-        return (self.name, f'Y{self.youtube_id}', self.youtube_id) if self.youtube_id else (self.name,)
+        """Under which it may be there, the likeliest first."""
+        forms = (f'Y{self.youtube_id}', self.youtube_id) if self.youtube_id else ()
+        return (self.name, *forms, self.audio)
 
 
 def read_wavcaps(
@@ -221,7 +224,8 @@ def _read_clips(source: Source, path: pathlib.Path) -> Iterator[_Listed]:
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{path}: entry {number}: 'caption' must be a text, got {texts!r:.80}")
         name = one_line(stem_of(str(name).strip()))
-        clip = clips.setdefault(name, _Listed(source, name, [], _seconds(item.get('duration'))))
+        audio = stem_of(str(item.get('audio') or '').rsplit('/', 1)[-1])  # 'wav_path' as published
+        clip = clips.setdefault(name, _Listed(source, name, [], _seconds(item.get('duration')), audio))
         clip.captions += texts  # one file, listed twice, has the captions of both
     if not clips:
         raise DataError(f'{path}: lists no clips')
