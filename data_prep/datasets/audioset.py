@@ -24,6 +24,7 @@ Labels that the list of classes does not have are passed over; a clip without an
 
 import csv
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -34,7 +35,7 @@ from collections.abc import Sequence
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, read_text
+from data_prep.listing import files_or_refuse, find_file, first_of, list_media, one_line, read_table, read_text
 from data_prep.youtube import find_clip
 
 # The splits that may be asked for, and the tables of each.
@@ -52,7 +53,7 @@ _COLUMNS = ('YTID', 'start_seconds', 'end_seconds', 'positive_labels')
 _PROPER = ('Bollywood', 'Carnatic', 'Christian', 'Christmas', 'French', 'Hammond', 'Middle Eastern', 'Rhodes')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Segment:
     """A row, or several of the same clip."""
 
@@ -99,7 +100,8 @@ def read_audioset(
         youtube, start, end = segment.youtube_id, segment.start, segment.end
         clip_id = f'{youtube}_{start:g}'
         if segment.mids not in texts:
-            labels = distinct(names[mid] for mid in map(str.strip, segment.mids.split(',')) if mid in names)
+            mids = map(str.strip, segment.mids.split(','))
+            labels = tuple(dict.fromkeys(names[mid] for mid in mids if mid in names))
             texts[segment.mids] = labels, captions_of(labels)
         labels, captions = texts[segment.mids]
         path = find_clip(paths, youtube, start, end, whole_video=whole_videos, only_one=videos[youtube] == 1)
@@ -120,10 +122,10 @@ def read_audioset(
 
 def read_classes(path: str | os.PathLike) -> dict[str, str]:
     """Display names by mid. Raises DataError: no such list, or not one of `index,mid,display_name`."""
-    names = {row['mid'].strip(): row['display_name'].strip() for _, row in read_table(path, ('mid', 'display_name'))}
+    names = {row['mid'].strip(): one_line(row['display_name']) for _, row in read_table(path, ('mid', 'display_name'))}
     if not any(names.values()):
         raise DataError(f'{path}: lists no classes')
-    return names
+    return {mid: name for mid, name in names.items() if name}
 
 
 def captions_of(labels: Sequence[str]) -> tuple[str, ...]:
@@ -132,9 +134,10 @@ def captions_of(labels: Sequence[str]) -> tuple[str, ...]:
     if not phrases:
         return ()
     listed = ' and '.join([', '.join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
-    return distinct([*labels, f'the {"sounds" if phrases[1:] else "sound"} of {listed}'])
+    return *labels, f'the {"sounds" if phrases[1:] else "sound"} of {listed}'
 
 
+@functools.cache
 def _phrase(label: str) -> str:
     """'Fire engine, fire truck (siren)' as 'fire engine (fire truck, siren)'."""
     head, *rest = (text.strip() for text in re.split(r'[,(]', label.replace(')', '')) if text.strip())
