@@ -1,17 +1,20 @@
-"""Checks a dataset from end to end: every record decodes, and the counts of shards, metadata and caches agree."""
+"""Checks a dataset from end to end: every record decodes, the shards are the bytes that were written, and the counts of
+shards, metadata and caches agree."""
 
 import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
 from concurrent import futures
+from typing import get_args
 
 import numpy as np
 
-from audiosep_jax.embedding_cache import EmbeddingCache
+from audiosep_jax.embedding_cache import EmbeddingCache, Modality, cache_directory, embed_command
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.records import Shards, decode_audio, read_json, read_summary, split_names
+from data_prep.build import checksum
 
 # Rows are float16: relative 2^-11, and encoders on an accelerator differ in the last digits.
 _SAME_COSINE = 0.99
@@ -67,7 +70,8 @@ def verify_dataset(
         with futures.ThreadPoolExecutor(jobs) as pool:
             _verify_records(shards, pool, result, ids, tick)
         for folder in sorted(directory.glob('embeddings/*/')):
-            _verify_cache(shards, folder.name, result)
+            for what in _modalities(folder, shards.info.split):
+                _verify_cache(shards, folder.name, what, result)
     _verify_tfds_metadata(directory, splits, result)
     return result
 
@@ -81,11 +85,13 @@ def _verify_records(shards: Shards, pool: futures.Executor, result: Verification
         if problem:
             result.problems.append(problem)
             continue
+        known = len(result.problems)
         try:
-            captions = read_summary(shards.directory, shards.info, shard)['captions']
+            summary = read_summary(shards.directory, shards.info, shard)
         except DataError as error:
             result.problems.append(str(error))
-            captions = None
+            summary = {}
+        captions = summary.get('captions')
         if captions is not None and len(captions) != length:
             result.problems.append(f'{shards.path(shard)}: {length} clips, but captions of {len(captions)}')
             captions = None
@@ -107,6 +113,12 @@ def _verify_records(shards: Shards, pool: futures.Executor, result: Verification
             result.num_captions += len(record.captions)
             result.seconds += record.num_samples / record.sample_rate
             result.num_silent += silent
+        # Last, where nothing else was found: a record that cannot be read says more than a checksum.
+        if len(result.problems) == known and summary.get('sha256', written := checksum(shards.path(shard))) != written:
+            result.problems.append(
+                f'{shards.path(shard)}: not the bytes that were written (SHA-256 {written[:12]}… instead of '
+                f'{summary["sha256"][:12]}…): delete the shard and run the same `data_prep build` again'
+            )
 
 
 def _read(shards: Shards, index: int):
@@ -121,23 +133,35 @@ def _read(shards: Shards, index: int):
         return f'{where}{text}; delete the shard and run the same `data_prep build` again'
 
 
-def _verify_cache(shards: Shards, encoder_name: str, result: Verification) -> None:
+def _modalities(folder: pathlib.Path, split: str) -> list[Modality]:
+    """What of a split an encoder has embeddings of; captions, where there are none at all: then they are missed."""
+    found = [
+        what for what in get_args(Modality) if (folder / ('' if what == 'text' else what) / f'{split}.json').is_file()
+    ]
+    return found or ['text']
+
+
+def _verify_cache(shards: Shards, encoder_name: str, what: Modality, result: Verification) -> None:
     try:
-        cache = EmbeddingCache(shards, encoder_name)
+        cache = EmbeddingCache(shards, encoder_name, what)
     except DataError as error:
         result.problems.append(str(error))
         return
-    if encoder_name not in result.encoders:
-        result.encoders.append(encoder_name)
+    name = encoder_name if what == 'text' else f'{encoder_name} ({what})'
+    if name not in result.encoders:
+        result.encoders.append(name)
+    folder = cache_directory(shards.directory, encoder_name, what)
     for index in range(len(shards)):
         rows = cache.rows(index).astype(np.float32)
-        if not len(rows) or not np.isfinite(rows).all() or not np.linalg.norm(rows, axis=-1).all():
+        # A clip without a picture has no row; the sums of whole clips were compared when the cache was opened.
+        if not np.isfinite(rows).all() or not np.linalg.norm(rows, axis=-1).all():
             result.problems.append(
-                f'{shards.directory}: embeddings {encoder_name!r} of clip {index} of {shards.info.split!r} are '
-                f'damaged: delete embeddings/{encoder_name} and embed again'
+                f'{folder}: the embeddings of clip {index} of {shards.info.split!r} are damaged: delete it and run '
+                f'{embed_command(shards.directory, encoder_name, what)}'
             )
             return
-    _compare_with_encoder(shards, cache, encoder_name, result)
+    if what == 'text':
+        _compare_with_encoder(shards, cache, encoder_name, result)
 
 
 def _compare_with_encoder(shards: Shards, cache: EmbeddingCache, encoder_name: str, result: Verification) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -88,6 +89,55 @@ def test_equal_ids_are_found(tmp_path, monkeypatch):
     clips = [Clip('same', np.ones(100, np.float32), ('x',)) for _ in range(2)]
     build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='small')
     assert 'the id occurs twice' in the_problem(tmp_path)
+
+
+def test_bytes_that_changed_between_the_records_are_found(tmp_path):
+    info = build_small(tmp_path, 4).info
+    summary = json.loads(summary_path(tmp_path, info, 0).read_text())
+    path = shard_files(tmp_path)[0]
+    assert summary['num_bytes'] == path.stat().st_size == info.num_bytes
+    # ArrayRecord fills up a file's last block; no record's checksum covers what it is filled with.
+    data = path.read_bytes()
+    overwrite(path, _padding(data), b'!')
+    assert 'not the bytes that were written' in the_problem(tmp_path)
+    path.write_bytes(data)
+    assert verify_dataset(tmp_path).problems == []
+
+
+def _padding(data: bytes) -> int:
+    """Where the longest run of zeros is in the middle of."""
+    start, longest = max(((m.start(), m.end() - m.start()) for m in re.finditer(rb'\0+', data)), key=lambda run: run[1])
+    return start + longest // 2
+
+
+def test_shards_of_earlier_versions_have_no_checksum(tmp_path):
+    info = build_small(tmp_path, 4).info
+    path = summary_path(tmp_path, info, 0)
+    summary = json.loads(path.read_text())
+    write_json(path, {key: summary[key] for key in ('fingerprint', 'captions', 'num_samples', 'skipped')})
+    assert verify_dataset(tmp_path).problems == []
+
+
+@pytest.mark.parametrize('what', ['audio', 'image'])
+@pytest.mark.parametrize('damage', [None, 'cut', 'nan', 'unfinished'])
+def test_caches_of_sounds_and_pictures_are_looked_at(tmp_path, what, damage):
+    info = build_small(tmp_path, 4).info
+    rows_path, offsets_path = cache_paths(tmp_path, 'words', info, 0, what)
+    rows = np.ones((4 if what == 'audio' else 6, 512), np.float16)
+    if damage == 'nan':
+        rows[3, 3] = np.nan
+    rows_path.parent.mkdir()
+    np.save(rows_path, rows if damage != 'cut' else rows[1:])
+    np.save(offsets_path, np.array([0, 1, 2, 3, 4] if what == 'audio' else [0, 2, 2, 3, 6]))
+    state = {'content': info.content, 'complete': damage != 'unfinished'}
+    write_json(cache_directory(tmp_path, 'words', what) / 'train.json', state)
+    if damage is None:
+        found = verify_dataset(tmp_path)
+        assert (found.problems, found.encoders) == ([], ['words', f'words ({what})'])
+    else:
+        expected = {'cut': 'does not fit its clips', 'nan': 'clip 3', 'unfinished': 'unfinished'}[damage]
+        assert expected in (problem := the_problem(tmp_path))
+        assert f'--what {what}' in problem
 
 
 @pytest.mark.parametrize('damage', ['cut', 'nan', 'swapped'])
