@@ -32,9 +32,11 @@ from audiosep_jax.embedding_cache import (
 from audiosep_jax.encoders import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.processes import end_with_parent
+from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Shards, read_split_info
 from audiosep_jax.resources import keep_freed_memory
 from audiosep_jax.segments import LoadSegment
+from audiosep_jax.staging import stage
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class DataConfig:
         ratio_per: whether use_text_ratio is drawn for each example or, as the original does, for each batch.
         max_corrupt_share: more unreadable records than this share of those seen end the run, once there were 100, and
             more than chance explains (two standard deviations); 1: never.
-        stage_dir: folder on a local disk; datasets are copied there first, and read from there.
+        stage_dir: folder on a local disk; datasets, which may be in buckets, are copied there first and read there.
         workers: processes that decode; 0 decodes in threads of this one.
         threads: per process, each fills one batch at a time.
         read_ahead: batches kept ready, per process.
@@ -350,15 +352,22 @@ def _begin_worker(worker: int, num_workers: int) -> None:
 def staged(config: DataConfig) -> DataConfig:
     """The configuration with its datasets copied to `stage_dir`, if one is given; what is there already stays.
 
+    Every host copies all of it: any clip may come up on any host.
+
     Raises:
+        ConfigError: no dataset is given, or a stage_dir that is in a bucket.
         DataError: a dataset that is not there, or cannot be copied.
     """
-    if not config.stage_dir or not config.data:
+    if not config.stage_dir:
         return config
-    from audiosep_jax.staging import stage
-
-    local = tuple(str(stage(directory, config.stage_dir)) for directory in config.data)
-    return dataclasses.replace(config, data=local, stage_dir='')
+    _check_given(config)
+    encoders = [config.encoder] if config.encoder else None
+    local = []
+    for directory in config.data:
+        with progress_bar(f'copying {directory} (MB)') as progress:
+            copy = stage(directory, config.stage_dir, splits=[config.split], encoders=encoders, progress=progress)
+        local.append(str(copy))
+    return dataclasses.replace(config, data=tuple(local), stage_dir='')
 
 
 def _check_given(config: DataConfig) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax.checkpoint import Checkpointer, describe
-from audiosep_jax.data import DataConfig, encoder_identity, make_batches
+from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable, load_encoder
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.evaluate import evaluate_music, read_music
@@ -104,7 +104,8 @@ def train(config: TrainConfig) -> TrainResult:
     mesh = make_mesh()
     check_batch_size(config.batch_size, config.mixing, mesh)
     config.absent.check(config.mixing, config.batch_size)
-    encoder = encoder_identity(config.input)
+    data = staged(config.input)
+    encoder = encoder_identity(data)
     if encoder['embedding_size'] != config.model.condition_size:
         raise ConfigError(
             f'model.condition_size is {config.model.condition_size}, but the embeddings of {encoder["name"]!r} '
@@ -113,7 +114,7 @@ def train(config: TrainConfig) -> TrainResult:
     if config.validation:
         read_music(config.validation)
     batches = make_batches(
-        config.input,
+        data,
         sample_rate=config.model.sample_rate,
         batch_size=config.batch_size,
         seed=config.seed,
