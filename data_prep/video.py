@@ -8,7 +8,7 @@ import io
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ _FORMATS = 'mov,matroska,webm,avi,flv,aac,mp3,ogg,asf,mpegts,mpeg,wav,flac'
 _SEEKABLE = ('mov', 'matroska')
 _WARM_UP = 0.5  # seconds decoded before a part: AAC needs 50 ms of what was before, Opus 80, HE-AAC more
 _JITTER = 0.005  # seconds; Matroska rounds its time stamps to 1 ms
-_LONGEST_GAP = 600.0  # seconds of silence; a time stamp farther on is nonsense
+_LONGEST_SILENCE = 600.0  # seconds, of all gaps; a time stamp farther on is nonsense
 _LOST = 0.1  # of a part: what may be undecodable, and is silent
 _SHORTER_SIDE = 256  # pixels
 _JPEG_QUALITY = 90
@@ -42,12 +42,19 @@ class SoundTrack:
 
     def __init__(self, file: pathlib.Path | io.BytesIO, name: str):
         self._file, self._name = file, name
-        self._container = _open(file, name)
-        self._stream = self._find()
+        self._open()
         self.rate = self._stream.rate or 0
         if not self.rate:
             self._container.close()
             raise AudioFileError(f'{name}: its sound track gives no sample rate; it cannot be decoded')
+
+    def _open(self) -> None:
+        self._container = _open(self._file, self._name)
+        try:
+            self._stream = _only(self._container, 'audio', self._name)
+        except AudioFileError:
+            self._container.close()
+            raise
 
     def __enter__(self) -> 'SoundTrack':
         return self
@@ -66,17 +73,15 @@ class SoundTrack:
 
     def read(self, first: int, stop: int | None) -> np.ndarray:
         """float32 [T]: samples first to stop - 1, fewer where the track ends sooner; None: to the end."""
-        pieces, lost = self._decode(first, stop, seek=True)
+        pieces, end, lost = self._decode(first, stop, seek=True)
         if pieces and pieces[0][0] > first and first > 0:
             # Where an index is missing or wrong a container goes to a place behind the one that was asked for.
             self._container.close()
-            self._container = _open(self._file, self._name)
-            self._stream = self._find()
-            pieces, lost = self._decode(first, stop, seek=False)
-        end = max((at + len(samples) for at, samples in pieces), default=0)
+            self._open()
+            pieces, end, lost = self._decode(first, stop, seek=False)
         if (stop is None or end < stop) and _is_seekable(self._container) and _cut_short(self._file):
             raise AudioFileError(f'{self._name}: damaged or cut short, its header promises more than it holds')
-        sound = np.zeros(max((end if stop is None else min(end, stop)) - first, 0), np.float32)
+        sound = np.zeros(max(end - first, 0), np.float32)
         for at, samples in pieces:
             into = sound[max(at - first, 0) : max(at - first + len(samples), 0)]
             into[:] = samples[max(first - at, 0) :][: len(into)]
@@ -84,21 +89,17 @@ class SoundTrack:
             raise AudioFileError(f'{self._name}: damaged, {lost / self.rate:.1f} s of the sound cannot be decoded')
         return sound
 
-    def _find(self) -> Any:
-        stream = self._container.streams.best('audio')
-        if stream is None:
-            self._container.close()
-            raise AudioFileError(f'{self._name}: has no sound track')
-        _only(self._container, stream)
-        return stream
-
-    def _decode(self, first: int, stop: int | None, *, seek: bool) -> tuple[list[tuple[int, np.ndarray]], float]:
-        """Runs of samples with their places, and how many samples could not be decoded. Places may lie outside."""
+    def _decode(self, first: int, stop: int | None, *, seek: bool) -> tuple[list[tuple[int, np.ndarray]], int, float]:
+        """Runs of samples with their places, which may lie outside; where the track ends, or stop; how many samples
+        could not be decoded."""
         origin = self._container.start_time or 0
         before = first - round(_WARM_UP * self.rate)
         if seek and before > 0 and _is_seekable(self._container):
             _seek(self._container, origin + before * 1_000_000 // self.rate, self._name)
-        pieces, lost, reached = [], 0.0, None
+            expected = before
+        else:
+            expected = 0
+        pieces, lost, silent, reached = [], 0.0, 0, None
         for frame, unreadable in _frames(self._container, self._stream, self._name):
             if frame is None:
                 lost += unreadable * self.rate
@@ -106,19 +107,21 @@ class SoundTrack:
             samples = _mono(frame)
             if frame.sample_rate != self.rate:
                 raise AudioFileError(f'{self._name}: its sample rate changes on the way; convert it to WAV first')
-            at = reached or 0
+            at = expected
             if frame.pts is not None:
                 stamped = round((float(frame.pts * frame.time_base) - origin / 1e6) * self.rate)
                 if reached is None or abs(stamped - reached) > _JITTER * self.rate:
                     at = stamped
-            if at - (reached or 0) > _LONGEST_GAP * self.rate and reached is not None:
+            silent += max(at - expected, 0)
+            if silent > _LONGEST_SILENCE * self.rate:
                 raise AudioFileError(f'{self._name}: damaged, its time stamps jump')
-            reached = at + len(samples)
-            if stop is not None and at >= stop:
-                break
+            expected = reached = at + len(samples)
             if reached > first or not pieces:
                 pieces.append((at, samples))
-        return pieces, lost
+            if stop is not None and reached >= stop:
+                break
+        end = reached or 0
+        return pieces, end if stop is None else min(end, stop), lost
 
 
 def pictures(
@@ -126,10 +129,7 @@ def pictures(
 ) -> list[bytes]:
     """`data_prep.media.read_frames` of a container."""
     with _open(file, name) as container:
-        stream = container.streams.best('video')
-        if stream is None:
-            raise AudioFileError(f'{name}: has no pictures; build without --frames')
-        _only(container, stream)
+        stream = _only(container, 'video', name)
         origin = (container.start_time or 0) / 1e6
         length = _video_seconds(container, stream, origin)
         if seconds is None or (length and start + seconds > length):
@@ -199,14 +199,21 @@ def _open(file: pathlib.Path | io.BytesIO, name: str):
         raise AudioFileError(f'{name}: damaged, cut short or not a video file ({_reason(error)})') from error
 
 
-def _only(container, stream) -> None:
-    """Demuxes one stream alone, decoded in this thread: there is a process per core already."""
+def _only(container, kind: Literal['audio', 'video'], name: str):
+    """The best stream of this kind, alone: the others are not demuxed. Raises AudioFileError where there is none."""
     from av.stream import Discard
 
+    stream = container.streams.best(kind)
+    if stream is None:
+        missing = 'sound track' if kind == 'audio' else 'pictures; build without --frames'
+        raise AudioFileError(f'{name}: has no {missing}')
+    if stream.codec_context is None:
+        raise AudioFileError(f'{name}: its {kind} is coded in a way that PyAV does not know')
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
-    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_count = 1  # there is a process per core already
+    return stream
 
 
 def _is_seekable(container) -> bool:
@@ -236,7 +243,7 @@ def _frames(container, stream, name: str) -> Iterator[tuple[Any, float]]:
             else:
                 for frame in decoded:
                     yield frame, 0.0
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:  # IndexError: streams that appear on the way
         raise AudioFileError(f'{name}: damaged: {_reason(error)}') from error
 
 

@@ -84,6 +84,7 @@ def test_a_late_sound_track_begins_with_silence(tmp_path, suffix):
     assert np.abs(everything[: int(0.45 * RATE)]).max() == 0
     part = read_sound(path, sample_rate=RATE, start=0.2, seconds=2.0)
     assert abs(place_of_click(part, RATE) - 1.3) < 0.002
+    np.testing.assert_array_equal(read_sound(path, sample_rate=RATE, seconds=0.3), np.zeros(9600))
 
 
 def test_time_begins_where_the_first_stream_does(tmp_path):
@@ -246,3 +247,20 @@ def test_sample_formats(tmp_path):
             container.mux(stream.encode(None))
         read = read_sound(path, sample_rate=16000)
         np.testing.assert_allclose(read, sound, atol={'u8': 0.01}.get(form, 1e-4))
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.webm', '.ts', '.flv'])
+def test_damage_of_any_kind_is_an_error_in_one_line_or_none(tmp_path, suffix):
+    path = write_video(tmp_path / f'a{suffix}', 1)
+    intact, random = path.read_bytes(), np.random.default_rng(7)
+    for trial in range(20):
+        damaged = np.frombuffer(intact, np.uint8).copy()
+        places = random.integers(0, len(damaged), 30)
+        damaged[places if trial % 2 else places % 1000 - 1000 * (suffix == '.mp4')] = random.integers(0, 256, 30)
+        path.write_bytes(damaged[: len(damaged) if trial % 3 else random.integers(1, len(damaged))].tobytes())
+        for read in (read_sound, lambda path, sample_rate: read_frames(path, 2, start=0.2, seconds=0.5)):
+            try:
+                read(path, sample_rate=RATE)
+            except (AudioFileError, LeftOutError) as error:
+                assert str(path) in str(error)
+                assert '\n' not in str(error)
