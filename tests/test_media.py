@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -187,3 +189,9 @@ def test_parts_that_cannot_be_are_mistakes_of_the_caller(tmp_path, part):
     path = write_sound(tmp_path / 'a.wav')
     with pytest.raises(ValueError, match='start'):
         read_sound(path, sample_rate=RATE, start=part[0], seconds=part[1])
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    program = 'import sys, data_prep.__main__, data_prep.media; print({"av", "PIL", "apache_beam"} & set(sys.modules))'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'set()'

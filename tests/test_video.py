@@ -1,5 +1,6 @@
 """Sound tracks and pictures of containers that PyAV itself wrote."""
 
+import contextlib
 import io
 import sys
 
@@ -250,17 +251,16 @@ def test_sample_formats(tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.webm', '.ts', '.flv'])
-def test_damage_of_any_kind_is_an_error_in_one_line_or_none(tmp_path, suffix):
+def test_damage_of_any_kind_is_an_error_of_the_file_or_none(tmp_path, suffix):
     path = write_video(tmp_path / f'a{suffix}', 1)
-    intact, random = path.read_bytes(), np.random.default_rng(7)
+    intact, random, opened = path.read_bytes(), np.random.default_rng(7), 0
     for trial in range(20):
         damaged = np.frombuffer(intact, np.uint8).copy()
         places = random.integers(0, len(damaged), 30)
         damaged[places if trial % 2 else places % 1000 - 1000 * (suffix == '.mp4')] = random.integers(0, 256, 30)
         path.write_bytes(damaged[: len(damaged) if trial % 3 else random.integers(1, len(damaged))].tobytes())
         for read in (read_sound, lambda path, sample_rate: read_frames(path, 2, start=0.2, seconds=0.5)):
-            try:
+            with contextlib.suppress(AudioFileError, LeftOutError):
                 read(path, sample_rate=RATE)
-            except (AudioFileError, LeftOutError) as error:
-                assert str(path) in str(error)
-                assert '\n' not in str(error)
+                opened += 1
+    assert 0 < opened < 40
