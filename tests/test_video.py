@@ -264,3 +264,21 @@ def test_damage_of_any_kind_is_an_error_of_the_file_or_none(tmp_path, suffix):
                 read(path, sample_rate=RATE)
                 opened += 1
     assert 0 < opened < 40
+
+
+def test_pictures_are_turned_as_they_are_to_be_seen(tmp_path):
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:12] = 255  # above
+    with av.open(str(tmp_path / 'a.mp4'), 'w') as container:
+        stream = container.add_stream('libx264', rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        stream.set_display_rotation(90)
+        frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (turned,) = read_frames(tmp_path / 'a.mp4', 1)
+    pixels = np.asarray(Image.open(io.BytesIO(turned)).convert('L'))
+    assert pixels.shape == (64, 48)
+    assert pixels[:, :8].mean() > 240  # a quarter turn to the left
+    assert pixels[:, 16:].mean() < 10
