@@ -1,5 +1,5 @@
-"""`python -m data_prep build|embed|verify`: from sound files to what training reads. Exit codes as in `audiosep-jax`:
-2 for flags, 1 for files and data, 0 otherwise."""
+"""`python -m data_prep build|embed|…`: from sound files to what training reads. Exit codes as in `audiosep-jax`: 2 for
+flags, 1 for files and data, 0 otherwise. The commands for datasets that are built are in `commands.py`."""
 
 import pathlib
 import sys
@@ -13,6 +13,7 @@ from audiosep_jax.embedding_cache import Modality
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import explained
 from audiosep_jax.progress import printed_progress, progress_bar
+from data_prep.commands import inspect, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
 from data_prep.datasets.audioset import BuildAudioSet
 from data_prep.datasets.clotho import BuildClotho
@@ -27,8 +28,7 @@ from data_prep.datasets.voicebank import BuildVoiceBank
 from data_prep.datasets.wavcaps import BuildWavCaps
 from data_prep.datasets.webdataset import BuildWebDataset
 from data_prep.embed import embed_dataset
-from data_prep.options import PROBLEMS_SHOWN, BuildOptions, num_cores, parse_shard_range
-from data_prep.verify import verify_dataset
+from data_prep.options import BuildOptions, parse_shard_range
 
 # What `build` knows: one line per dataset.
 _DATASETS: dict[str, type[BuildOptions]] = {
@@ -101,38 +101,22 @@ def embed(
     return 0
 
 
-def verify(shards: tyro.conf.Positional[pathlib.Path], /, jobs: int = num_cores()) -> int:
-    """Check that every record decodes and that counts and caches agree.
-
-    Args:
-        shards: Directory of the dataset.
-        jobs: Threads that decode.
-    """
-    with progress_bar('verifying') as progress:
-        found = verify_dataset(shards, jobs=jobs, progress=progress)
-    encoders = ', '.join(found.encoders) or 'none'
-    print(
-        f'{shards}: {found.num_clips} clips decoded ({found.seconds / 3600:.2f} h, {found.num_captions} captions, '
-        f'{found.num_silent} silent), embeddings: {encoders}'
-    )
-    for note in found.notes:
-        print(f'note: {note}')
-    for problem in found.problems[:PROBLEMS_SHOWN]:
-        print(f'problem: {problem}', file=sys.stderr)
-    if len(found.problems) > PROBLEMS_SHOWN:
-        print(f'… and {len(found.problems) - PROBLEMS_SHOWN} problems more', file=sys.stderr)
-    print('no problems' if not found.problems else f'{len(found.problems)} problems')
-    return 1 if found.problems else 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
-    commands = {'build': build, 'embed': embed, 'verify': verify}
+    commands = {
+        'build': build,
+        'embed': embed,
+        'verify': verify,
+        'stats': stats,
+        'merge': merge,
+        'inspect': inspect,
+        'stage': stage,
+    }
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog='python -m data_prep',
-            description='Build, embed and verify datasets.',
+            description='Build and embed datasets, and look after them.',
             args=argv,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )

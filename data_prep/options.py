@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 
+from audiosep_jax.buckets import is_bucket
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Codec
@@ -81,7 +82,8 @@ class BuildOptions(abc.ABC):
         print_result(self.out, result)
         if not result.info.complete:
             return 0
-        print(f'next: python -m data_prep embed {self.out} --encoder words')
+        then = f'stage {self.out} --to FOLDER' if is_bucket(self.out) else f'embed {self.out} --encoder words'
+        print(f'next: python -m data_prep {then}')
         return 1 if self.strict and any(skipped.reason != 'excluded' for skipped in result.skipped) else 0
 
 

@@ -1,0 +1,196 @@
+"""The commands of `python -m data_prep` for datasets that are built: verify, stats, merge, inspect, stage."""
+
+import pathlib
+import sys
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from audiosep_jax.audio import check_format, write_audio
+from audiosep_jax.buckets import write_bytes
+from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.progress import progress_bar
+from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, split_names, write_json
+from audiosep_jax.staging import stage as stage_dataset
+from data_prep.merge import merge_datasets
+from data_prep.options import PROBLEMS_SHOWN, num_cores, print_result
+from data_prep.stats import dataset_stats, draw, table
+from data_prep.verify import verify_dataset
+
+_Dataset = tyro.conf.Positional[pathlib.Path]
+_Output = Annotated[pathlib.Path | None, tyro.conf.arg(aliases=['-o'])]
+
+
+def verify(shards: _Dataset, /, jobs: int = num_cores()) -> int:
+    """Check that every record decodes, that the shards are the bytes that were written, and that counts and caches
+    agree.
+
+    Args:
+        shards: Directory of the dataset.
+        jobs: Threads that decode.
+    """
+    with progress_bar('verifying') as progress:
+        found = verify_dataset(shards, jobs=jobs, progress=progress)
+    encoders = ', '.join(found.encoders) or 'none'
+    print(
+        f'{shards}: {found.num_clips} clips decoded ({found.seconds / 3600:.2f} h, {found.num_captions} captions, '
+        f'{found.num_silent} silent), embeddings: {encoders}'
+    )
+    for note in found.notes:
+        print(f'note: {note}')
+    for problem in found.problems[:PROBLEMS_SHOWN]:
+        print(f'problem: {problem}', file=sys.stderr)
+    if len(found.problems) > PROBLEMS_SHOWN:
+        print(f'… and {len(found.problems) - PROBLEMS_SHOWN} problems more', file=sys.stderr)
+    print('no problems' if not found.problems else f'{len(found.problems)} problems')
+    return 1 if found.problems else 0
+
+
+def stats(
+    shards: _Dataset,
+    /,
+    measure: int = 2000,
+    rows: int = 20,
+    json: pathlib.Path | None = None,
+    picture: pathlib.Path | None = None,
+    jobs: int = num_cores(),
+) -> int:
+    """Show what a dataset is made of: hours, clips of each source, labels, loudness.
+
+    Args:
+        shards: Directory of the dataset.
+        measure: Clips of each split that are decoded, for loudness and length.
+        rows: Sources and labels to show, the most frequent first.
+        json: Write all of it, with every label, to this file.
+        picture: Draw it, as a PNG.
+        jobs: Threads that decode.
+    """
+    if rows < 1:
+        raise ConfigError(f'--rows {rows}: must be at least 1')
+    if picture is not None and picture.suffix.lower() != '.png':
+        raise ConfigError(f'--picture {picture}: give a name that ends in .png')
+    with progress_bar('measuring') as progress:
+        found = dataset_stats(shards, measure=measure, jobs=jobs, progress=progress)
+    print(table(found, rows=rows))
+    if json is not None:
+        write_json(json, {'directory': str(shards), 'splits': [split.as_json() for split in found]})
+    if picture is not None:
+        draw(found, picture, str(shards))
+    return 0
+
+
+def merge(
+    shards: tyro.conf.Positional[tuple[pathlib.Path, ...]],
+    /,
+    out: str,
+    name: str | None = None,
+    split: tuple[str, ...] = (),
+    clips_per_shard: int = 2000,
+    prefix_ids: bool = False,
+    jobs: int = num_cores(),
+) -> int:
+    """Make one dataset of several; records are copied, not encoded again. (Training takes several datasets as well.)
+
+    Args:
+        shards: Directories of the datasets, of one sample rate and codec.
+        out: Directory of the new dataset; a merge that was killed continues there.
+        name: Its name (default: made from the last part of --out).
+        split: Only these splits (default: all complete ones).
+        clips_per_shard: Clips in a shard file.
+        prefix_ids: Put the dataset's name before each id: where two datasets share ids.
+        jobs: Processes that copy.
+    """
+    with progress_bar('merging') as progress:
+        results = merge_datasets(
+            shards,
+            out,
+            name=name,
+            splits=split,
+            clips_per_shard=clips_per_shard,
+            prefix_ids=prefix_ids,
+            jobs=jobs,
+            progress=progress,
+        )
+    for result in results:
+        print_result(out, result)
+    return 0
+
+
+def inspect(
+    shards: _Dataset,
+    shard: tyro.conf.Positional[int],
+    clip: tyro.conf.Positional[int],
+    /,
+    split: str | None = None,
+    out: _Output = None,
+) -> int:
+    """Print the record of one clip, and write it to a sound file.
+
+    Args:
+        shards: Directory of the dataset.
+        shard: Number of the shard, from 0 on.
+        clip: Number of the clip in it, from 0 on.
+        split: Its split (default: train, or the only one).
+        out: Sound file to write: .wav, .flac or .ogg. Pictures of its video are put beside it.
+    """
+    if out is not None:
+        check_format(out, 'PCM_16')
+    names = split_names(shards)
+    split = split or ('train' if 'train' in names or len(names) != 1 else names[0])
+    opened = Shards(shards, split, check=False)
+    lengths = opened.info.shard_lengths
+    if not 0 <= shard < len(lengths):
+        raise DataError(f'{shards}: no shard {shard}: split {split!r} has {len(lengths)}, from 0 on')
+    if not 0 <= clip < lengths[shard]:
+        raise DataError(f'{opened.path(shard)}: no clip {clip}: there are {lengths[shard]}, from 0 on')
+    if problem := opened.problem(shard):
+        raise DataError(problem)
+    record = opened.read(sum(lengths[:shard]) + clip)
+    samples = decode_audio(record).astype(np.float32) / INT16_SCALE
+    about = {
+        'id': record.id,
+        'captions': record.captions,
+        'labels': record.labels,
+        'source': record.source,
+        'seconds': round(record.num_samples / record.sample_rate, 3),
+        'sample_rate': record.sample_rate,
+        'codec': record.codec,
+        'bytes': len(record.audio),
+        'peak': round(float(np.abs(samples).max(initial=0)), 4),
+        'frames': len(record.frames),
+    }
+    for name, value in about.items():
+        print(f'{name:<12} {" | ".join(value) if isinstance(value, tuple) else value}')
+    if out is not None:
+        write_audio(out, samples[None], record.sample_rate)
+        for number, frame in enumerate(record.frames):
+            write_bytes(out.with_name(f'{out.stem}-{number}.jpg'), frame)
+    return 0
+
+
+def stage(
+    shards: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    to: pathlib.Path,
+    split: tuple[str, ...] = (),
+    encoder: tuple[str, ...] = (),
+) -> int:
+    """Copy datasets from a bucket, or a network file system, to a local disk; prints where they are then.
+
+    Training does it itself, with --stage-dir. A copy that was interrupted goes on where it stopped.
+
+    Args:
+        shards: The datasets: paths, gs://… or s3://….
+        to: Folder on a local disk; each dataset gets a folder in it.
+        split: Only these splits (default: all complete ones).
+        encoder: Only embeddings of these encoders (default: all).
+    """
+    if not shards:
+        raise ConfigError('stage: give at least one dataset')
+    for dataset in shards:
+        with progress_bar(f'copying {dataset}, MB') as progress:
+            copy = stage_dataset(dataset, to, splits=split, encoders=encoder or None, progress=progress)
+        clips = {name: read_split_info(copy, name).num_clips for name in split_names(copy)}
+        print(f'{copy}: ' + ', '.join(f'{count} clips of {name}' for name, count in clips.items()))
+    return 0

@@ -1,0 +1,185 @@
+"""Several datasets as one: their records are copied into new shards, nothing is decoded or encoded.
+
+A merge is a build whose clips are the records of others: it may be killed, continued and shared as any build.
+Embeddings are not taken along: the merged dataset is embedded anew.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from audiosep_jax.buckets import is_bucket
+from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.records import Record, Shards, SplitInfo, read_split_info, read_summary, split_names
+from data_prep.build import BuildResult, build_shards
+from data_prep.datasets import Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Clips first to stop - 1 of a split of a dataset."""
+
+    shards: Shards
+    first: int
+    stop: int
+    prefix: str  # before the ids of the clips
+
+
+class MergedRecords:
+    """The clips of several datasets one after the other, as a `ClipSource`; `ids` are those of all of them."""
+
+    def __init__(self, parts: Sequence[_Part], ids: Sequence[str]):
+        self._parts, self._ids = list(parts), list(ids)
+        self._ends = list(itertools.accumulate(part.stop - part.first for part in self._parts))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def info(self) -> SplitInfo:
+        """Of the first of the datasets: all have its sample rate and codec."""
+        return self._parts[0].shards.info
+
+    def check(self, sample_rate: int) -> None:
+        """Raises ConfigError for a rate that is not that of the records."""
+        if self.info.sample_rate != sample_rate:
+            raise ConfigError(f'--sample-rate {sample_rate}: records are copied, at {self.info.sample_rate} Hz')
+
+    def clip_id(self, index: int) -> str:
+        return self._ids[index]
+
+    def record(self, index: int) -> Record:
+        """The clip as it is stored. Raises DataError for one that cannot be read."""
+        part, position = self._locate(index)
+        record = part.shards.read(position)
+        return dataclasses.replace(record, id=part.prefix + record.id) if part.prefix else record
+
+    def read(self, index: int, sample_rate: int) -> Clip:
+        """The clip decoded, as of any source; a build asks for the `record` instead."""
+        part, position = self._locate(index)
+        record = self.record(index)
+        audio = part.shards.waveform(position)
+        return Clip(record.id, audio, record.captions, record.labels, record.source, record.frames)
+
+    def _locate(self, index: int) -> tuple[_Part, int]:
+        """(where a clip is, its number there)."""
+        number = bisect.bisect_right(self._ends, index)
+        part = self._parts[number]
+        return part, part.stop - (self._ends[number] - index)
+
+    def part(self, start: int, stop: int) -> 'MergedRecords':
+        parts, before = [], 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            first, last = max(start, before), min(stop, end)
+            if first < last:
+                parts.append(
+                    dataclasses.replace(part, first=part.first + first - before, stop=part.first + last - before)
+                )
+            before = end
+        return MergedRecords(parts, self._ids[start:stop])
+
+    def description(self) -> Any:
+        return {'kind': 'merged', 'of': [[p.shards.info.content, p.first, p.stop, p.prefix] for p in self._parts]}
+
+
+def merge_datasets(
+    directories: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    name: str | None = None,
+    splits: Sequence[str] = (),
+    clips_per_shard: int = 2000,
+    prefix_ids: bool = False,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[BuildResult]:
+    """Makes one dataset of several: each split of it holds the clips of all those that have such a split.
+
+    Args:
+        name: of the new dataset; by default made from `out`'s last part.
+        splits: only these (default: all that are complete).
+        clips_per_shard: of the new shards.
+        prefix_ids: put the name of its dataset and a '/' before each id, where clips of two have the same.
+        jobs: processes that copy.
+        progress: called with (clips done, clips in all).
+
+    Raises:
+        ConfigError: fewer than two datasets; two of one name whose ids are to get it.
+        DataError: datasets that differ in sample rate or codec, or share ids; otherwise as `build_shards`.
+    """
+    if len(directories) < 2:
+        raise ConfigError('merge: give at least two datasets')
+    for directory in directories:
+        if not is_bucket(out) and pathlib.Path(directory).resolve() == pathlib.Path(out).resolve():
+            raise ConfigError(f'--out {out}: is one of the datasets to merge: give another directory')
+    sources = {}
+    for split in splits or sorted({split for directory in directories for split in split_names(directory)}):
+        shards = [
+            Shards(directory, split)
+            for directory in directories
+            if split in split_names(directory) and (splits or read_split_info(directory, split).complete)
+        ]
+        if shards:
+            sources[split] = _merged(shards, prefix_ids)
+        elif splits:
+            raise DataError(f'no dataset has a split {split!r}')
+    if not sources:
+        raise DataError(f'{directories[0]}: no dataset with a complete split here')
+    total, before, results = sum(map(len, sources.values())), 0, []
+    for split, source in sources.items():
+        results.append(
+            build_shards(
+                source,
+                out,
+                sample_rate=source.info.sample_rate,
+                name=name,
+                split=split,
+                clips_per_shard=clips_per_shard,
+                codec=source.info.codec,
+                jobs=jobs,
+                progress=(lambda done, _, before=before: progress(before + done, total)) if progress else None,
+            )
+        )
+        before += len(source)
+    return results
+
+
+def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
+    first = shards[0]
+    for other in shards[1:]:
+        for what in ('sample_rate', 'codec'):
+            here, there = getattr(first.info, what), getattr(other.info, what)
+            if here != there:
+                raise DataError(
+                    f'{other.directory}: {what} {there}, but {here} in {first.directory}: records are copied as they '
+                    'are; build one of them anew'
+                )
+    prefixes = [f'{s.info.name}/' if prefix_ids else '' for s in shards]
+    if prefix_ids and len(set(prefixes)) < len(prefixes):
+        raise ConfigError('--prefix-ids: two of the datasets have the same name: build one of them with another --name')
+    parts = [_Part(s, 0, len(s), prefix) for s, prefix in zip(shards, prefixes, strict=True)]
+    owner = {}
+    for part in parts:
+        for clip_id in _ids(part.shards):
+            clip_id = part.prefix + clip_id
+            if clip_id in owner:
+                raise DataError(
+                    f'the id {clip_id!r} occurs in {owner[clip_id]} and in {part.shards.directory}: '
+                    'tell them apart with --prefix-ids'
+                )
+            owner[clip_id] = part.shards.directory
+    return MergedRecords(parts, list(owner))
+
+
+def _ids(shards: Shards) -> list[str]:
+    ids = []
+    for shard, length in enumerate(shards.info.shard_lengths):
+        found = read_summary(shards.directory, shards.info, shard).get('ids')
+        if found is None:  # a shard of an earlier version
+            found = [shards.read(index).id for index in range(len(ids), len(ids) + length)]
+        ids += found
+    return ids
