@@ -131,9 +131,8 @@ def pictures(
     with _open(file, name) as container:
         stream = _only(container, 'video', name)
         origin = (container.start_time or 0) / 1e6
-        length = _video_seconds(container, stream, origin)
-        if seconds is None or (length and start + seconds > length):
-            seconds = length - start
+        length = _video_seconds(container, stream, origin) or _last_picture(file, name) - origin
+        seconds = length - start if seconds is None else min(seconds, length - start)
         if seconds <= 0:
             raise LeftOutError('too short', f'{name}: ends before the part that begins at {start:g} s')
         times = [origin + start + seconds * (k + 0.5) / count for k in range(count)]
@@ -163,6 +162,18 @@ def _video_seconds(container, stream, origin: float) -> float:
         begin = float(stream.start_time * stream.time_base) - origin if stream.start_time is not None else 0.0
         return begin + float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6
+
+
+def _last_picture(file: pathlib.Path | io.BytesIO, name: str) -> float:
+    """When the last picture begins, seconds: of a recording whose header was written before its length was known."""
+    import av
+
+    with _open(file, name) as container:
+        stream = _only(container, 'video', name)
+        try:
+            return max((float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None), default=0.0)
+        except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+            raise AudioFileError(f'{name}: damaged: {_reason(error)}') from error
 
 
 def _jpeg(frame, stream) -> bytes:

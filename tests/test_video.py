@@ -215,6 +215,19 @@ def test_pictures_are_those_shown_in_the_middles_of_equal_pieces(tmp_path, suffi
     assert read_frames(path, 3) == read_frames(path, 3, start=0, seconds=sound_seconds(path)) or suffix != '.mp4'
 
 
+@pytest.mark.parametrize('suffix', ['.mkv', '.webm'])
+def test_recordings_without_length_and_index(tmp_path, suffix):
+    path = write_video(tmp_path / f'a{suffix}', 9, 48000, sound=click(9, 48000, 7.0), options={'live': '1'})
+    with av.open(str(path)) as container:
+        assert container.duration is None
+    assert abs(sound_seconds(path) - 9) < 0.1
+    part = read_sound(path, sample_rate=RATE, start=6.0, seconds=2.0)
+    assert len(part) == 2 * RATE
+    assert abs(place_of_click(part, RATE) - 1.0) < 0.002
+    np.testing.assert_allclose(greys(read_frames(path, 2)), [20 * 22 % 240, 20 * 66 % 240], atol=21)
+    np.testing.assert_allclose(greys(read_frames(path, 1, start=6.0, seconds=1.0)), [20 * 65 % 240], atol=4)
+
+
 def test_pictures_are_at_most_256_pixels_on_the_shorter_side(tmp_path):
     for size, expected in [((640, 480), (341, 256)), ((360, 640), (256, 455)), ((64, 48), (64, 48))]:
         (picture,) = read_frames(write_video(tmp_path / 'a.mp4', 0.3, size=size), 1)
