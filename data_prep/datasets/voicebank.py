@@ -22,6 +22,7 @@ from typing import Literal, get_args
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.listing import one_line
 from data_prep.options import BuildOptions
 
 TEST_SPEAKERS = ('p232', 'p257')
@@ -58,13 +59,13 @@ def read_voicebank(
     for part in parts:
         for path in _files(folder / part, '.wav'):
             clip_id, relative = path.stem.lower(), path.relative_to(folder).as_posix()
-            speaker = _speaker(clip_id)
+            speaker = _speaker(clip_id) if relative.isprintable() else ''
             if speaker and (speaker in TEST_SPEAKERS) == (split == 'test'):
                 if found.setdefault(clip_id, relative) != relative:
                     left_out.append(LeftOut(clip_id, 'excluded', f'{path}: the same clip as {found[clip_id]}'))
             elif split in part:  # strangers are reported where they do not belong
                 why = f'{speaker} is a speaker of the other split' if speaker else 'its name tells no speaker'
-                left_out.append(LeftOut(clip_id, 'excluded', f'{path}: {why}'))
+                left_out.append(LeftOut(one_line(clip_id), 'excluded', one_line(f'{path}: {why}')))
     texts = {path.stem.lower(): path for part in parts for path in _transcripts(folder, part)}
     listed = {*texts, *(clip_id for part in parts for clip_id in _logged(folder, part))}
     for clip_id in sorted(listed - found.keys()):
@@ -85,7 +86,7 @@ def read_voicebank(
 def _parts(folder: pathlib.Path, split: str, train_set: TrainSet) -> list[str]:
     """The folders of clean speech to look into, that of the split first."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        names = sorted(entry.name for entry in os.scandir(folder) if os.path.isdir(entry.path))
     except OSError as error:
         raise DataError(
             f'{folder}: cannot be listed ({error.strerror}): give the folder of VoiceBank-DEMAND'
