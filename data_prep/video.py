@@ -74,7 +74,7 @@ class SoundTrack:
     def read(self, first: int, stop: int | None) -> np.ndarray:
         """float32 [T]: samples first to stop - 1, fewer where the track ends sooner; None: to the end."""
         pieces, end, lost = self._decode(first, stop, seek=True)
-        if pieces and pieces[0][0] > first and first > 0:
+        if first > 0 and (not pieces or pieces[0][0] > first):
             # Where an index is missing or wrong a container goes to a place behind the one that was asked for.
             self._container.close()
             self._open()
