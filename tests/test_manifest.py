@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from audiosep_jax.errors import AudioFileError, DataError
+from data_prep.datasets import LeftOutError
 from data_prep.datasets.manifest import read_manifest
 
 
@@ -121,11 +122,18 @@ def test_bad_files_are_errors_of_their_clip(tmp_path):
     soundfile.write(tmp_path / 'nan.wav', np.array([0.0, np.nan]), 8000, subtype='FLOAT')
     soundfile.write(tmp_path / 'cut.flac', np.random.default_rng(0).uniform(-1, 1, 8000), 8000)
     (tmp_path / 'cut.flac').write_bytes((tmp_path / 'cut.flac').read_bytes()[:3000])
-    names = ['missing.wav', 'empty.wav', 'text.wav', 'none.wav', 'nan.wav', 'cut.flac']
+    names = ['empty.wav', 'text.wav', 'none.wav', 'nan.wav', 'cut.flac']
     manifest = read_manifest(write(tmp_path / 'm.json', [{'wav': name, 'caption': 'x'} for name in names]))
     for index, name in enumerate(names):
         with pytest.raises(AudioFileError, match=name):
             manifest.read(index, 8000)
+
+
+def test_missing_files_are_told_from_unreadable_ones(tmp_path):
+    manifest = read_manifest(write(tmp_path / 'm.json', [{'wav': 'missing.wav', 'caption': 'x'}]))
+    with pytest.raises(LeftOutError, match='no such file') as caught:
+        manifest.read(0, 8000)
+    assert caught.value.reason == 'missing'
 
 
 def test_entry_without_caption_is_an_error_of_its_clip(tmp_path):

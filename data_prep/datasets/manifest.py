@@ -21,9 +21,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from audiosep_jax.audio import read_audio
 from audiosep_jax.errors import DataError
 from data_prep.datasets import Clip, ClipSource
+from data_prep.media import read_sound
 from data_prep.options import BuildOptions
 
 _KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')
@@ -56,12 +56,12 @@ class Manifest:
         return self.entries[index].id
 
     def read(self, index: int, sample_rate: int) -> Clip:
-        """Raises AudioFileError for a bad file, DataError for an entry without a caption."""
+        """Raises AudioFileError for a bad file, LeftOutError for a missing one, DataError for one without a caption."""
         entry = self.entries[index]
         if not entry.captions:
             raise DataError(f'{entry.wav}: no caption')
-        audio, _ = read_audio(self.folder / entry.wav, sample_rate=sample_rate, mono=True)
-        return Clip(entry.id, audio[0], entry.captions, entry.labels, entry.wav)
+        audio = read_sound(self.folder / entry.wav, sample_rate=sample_rate)
+        return Clip(entry.id, audio, entry.captions, entry.labels, entry.wav)
 
     def part(self, start: int, stop: int) -> 'Manifest':
         return Manifest(self.entries[start:stop], self.folder)
