@@ -83,7 +83,7 @@ def test_damaged_metadata_is_one_clear_error(tmp_path, text, message):
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match='esc50.csv: no such file'):
+    with pytest.raises(DataError, match=r'esc50\.csv: no such file'):
         read_esc50(tmp_path)
     (tree(tmp_path, files=()) / 'audio').rmdir()
     with pytest.raises(DataError, match='cannot be listed'):
