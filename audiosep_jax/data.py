@@ -1,7 +1,6 @@
 """Shards and embedding caches to training batches: a Grain pipeline with an exact, host-independent position.
 
-    range(clips) ─shuffle─▶ repeat ─┐
-    range(clips) ─shuffle─▶ repeat ─┴─mix─▶ global stream of clips ─load─▶ random crops ─batch─▶ every H-th for host h
+    global stream of clips (clip_stream.py) ─load (segments.py)─▶ random crops ─batch─▶ every H-th for host h
 
 Until `load`, everything is arithmetic on indices: position p of the global stream, and the random draws there, are a
 function of (seed, p) alone. So a run resumes from one number, on any number of hosts and workers. Letters: B clips in
@@ -20,8 +19,8 @@ from typing import Any, Literal
 import grain
 import numpy as np
 from absl import flags
-from grain.experimental import WindowShuffleMapDataset
 
+from audiosep_jax.clip_stream import clip_stream, independent_seeds
 from audiosep_jax.embedding_cache import (
     EmbeddingCache,
     Modality,
@@ -40,9 +39,7 @@ from audiosep_jax.staging import stage
 
 _log = logging.getLogger(__name__)
 
-# Grain interleaves datasets in a fixed pattern; shuffled within windows of this many, who meets whom in a batch is
-# random, while the proportions hold over every window.
-_MIX_WINDOW = 1000
+_STREAM_VERSION = 2  # of what a position means
 # Records to see before a share of corrupt ones means anything.
 _CORRUPT_AFTER = 100
 
@@ -198,10 +195,9 @@ def make_batches(
         block_seed=seed,
         labels=labels,
     )
-    order_seed, crop_seed = _seeds(seed, 2)
-    stream = _clip_stream([len(s) for s in shards], weights, order_seed).map_with_index(_with_position)
-    stream = stream.random_map(load, seed=crop_seed)
-    told_apart_by = [[s.info.content for s in shards], weights, seed, num_samples, sample_rate]
+    order_seed, crop_seed = independent_seeds(seed, 2)
+    stream = clip_stream([len(s) for s in shards], weights, order_seed).random_map(load, seed=crop_seed)
+    told_apart_by = [_STREAM_VERSION, [s.info.content for s in shards], weights, seed, num_samples, sample_rate]
     if config.use_text_ratio < 1:
         told_apart_by += [config.use_text_ratio, config.other, load.text_block]
     return Batches(
@@ -373,34 +369,3 @@ def staged(config: DataConfig) -> DataConfig:
 def _check_given(config: DataConfig) -> None:
     if not config.data:
         raise ConfigError('no data: give --data DIR, a dataset made by `python -m data_prep build`')
-
-
-def _seeds(seed: int, count: int) -> list[int]:
-    """Independent 32-bit seeds. Grain numbers epochs and windows by adding to a seed: runs 1 and 2 would overlap."""
-    return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
-
-
-def _clip_stream(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """The endless global stream of (dataset, clip), each dataset reshuffled in every epoch of its own."""
-    seeds = _seeds(seed, len(sizes) + 1)
-    streams = [
-        # repeat before mix: the mixture would end with the smallest dataset.
-        grain.MapDataset.range(size).shuffle(seed=seeds[number]).repeat().map(_WithDataset(number))
-        for number, size in enumerate(sizes)
-    ]
-    if len(streams) == 1:
-        return streams[0]
-    mixed = grain.MapDataset.mix(streams, [w / sum(weights) for w in weights])
-    return WindowShuffleMapDataset(mixed, window_size=_MIX_WINDOW, seed=seeds[-1])
-
-
-@dataclasses.dataclass(frozen=True)
-class _WithDataset(grain.transforms.Map):
-    number: int
-
-    def map(self, clip: int) -> tuple[int, int]:
-        return self.number, clip
-
-
-def _with_position(position: int, clip: tuple[int, int]) -> tuple[int, int, int]:
-    return position, *clip
