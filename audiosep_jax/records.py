@@ -32,13 +32,12 @@ from google.protobuf.message import DecodeError
 from audiosep_jax.buckets import as_path, is_bucket, write_bytes
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.resources import most_open_files
 
 FORMAT_VERSION = 1
 INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
 Codec = Literal['flac', 'pcm16']
 
-# Of all datasets together: an AudioSet alone has 1,000 shards, and the usual limit is 1,024 open files.
-_MAX_OPEN_SHARDS = 512
 
 
 def _example_message():
@@ -319,6 +318,8 @@ class Shards:
         self._ends = list(itertools.accumulate(self.info.shard_lengths))
         # Keeps the readers of files that were made anew since apart from those of this object.
         self._owner = uuid.uuid4().hex
+        # Kept as text: to put a path together took a tenth of the time of reading a record.
+        self._files = [str(self.path(shard)) for shard in range(len(self.info.shard_lengths))]
         if check:
             self._check_shards()
 
@@ -341,7 +342,7 @@ class Shards:
         or are not a record."""
         shard, position = self.locate(index)
         try:
-            return record_from_bytes(_shared_reader(str(self.path(shard)), self._owner).read([position])[0])
+            return record_from_bytes(_shared_reader(self._files[shard], self._owner).read([position])[0])
         except (RuntimeError, IndexError, DataError) as error:
             reason = ' '.join(str(error).split())
             raise DataError(f'{self.path(shard)}: record {position} cannot be read: {reason}') from error
@@ -387,7 +388,12 @@ def _new_reader(path: str):
     return ArrayRecordReader(path, 'readahead_buffer_size:0', file_reader_buffer_size=32768)
 
 
-@functools.lru_cache(_MAX_OPEN_SHARDS)
 def _shared_reader(path: str, owner: str):
     """One that threads share. Dropped from here, it closes when the last of them is done with it."""
-    return _new_reader(path)
+    return _readers()(path, owner)
+
+
+@functools.cache
+def _readers():
+    # Of all datasets together: an AudioSet alone has 1,000 shards, and to open one takes longer than to read from it.
+    return functools.lru_cache(most_open_files() // 2)(lambda path, owner: _new_reader(path))
