@@ -81,7 +81,7 @@ def check_same_encoder(
 
 
 class EmbeddingCache:
-    """The cache of one split, memory-mapped; `rows(n)` are the embeddings of clip n's captions, sound or pictures.
+    """The cache of one split; `rows(n)` reads the embeddings of clip n's captions, sound or pictures.
 
     Raises:
         DataError: no cache, an unfinished one, one of another build, damaged or of another size than the shards.
@@ -120,39 +120,68 @@ class EmbeddingCache:
             rows, offsets = self._open(shard)
         except DataError as error:
             return str(error)
-        if rows.ndim != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
+        if len(rows.shape) != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
             return f'{self._folder}: shard {shard} is {rows.dtype} {rows.shape}: delete it and run {self._embed}'
         # Every clip has a caption and a sound, so every clip has a row; a picture only those of videos.
         least = 0 if self._what == 'image' else 1
         length = self._shards.info.shard_lengths[shard]
-        if len(offsets) != length + 1 or offsets[0] or offsets[-1] != len(rows) or (np.diff(offsets) < least).any():
+        if len(offsets) != length + 1 or offsets[0] or offsets[-1] != rows.shape[0] or (np.diff(offsets) < least).any():
             return f'{self._folder}: shard {shard} does not fit its clips: delete it and run {self._embed}'
         return None
 
-    def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, shard: int) -> tuple['_Rows', np.ndarray]:
         rows, offsets = self._paths[shard]
         try:
-            return _shared_maps()(rows, offsets, self._owner)
+            return _shared_files()(rows, offsets, self._owner)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f'{rows}: embeddings are missing or damaged ({error}): run {self._embed}, which makes them again'
             ) from error
 
     def rows(self, index: int) -> np.ndarray:
-        """float16 [captions, 1 or frames of clip `index`, E], a view of the file."""
+        """float16 [captions, 1 or frames of clip `index`, E]. Raises DataError for a file cut short meanwhile."""
         shard, position = self._shards.locate(index)
         rows, offsets = self._open(shard)
-        return rows[offsets[position] : offsets[position + 1]]
+        try:
+            return rows.read(int(offsets[position]), int(offsets[position + 1]))
+        except (OSError, ValueError) as error:
+            raise DataError(f'{self._paths[shard][0]}: cannot be read ({error}): run {self._embed}') from error
+
+
+class _Rows:
+    """The rows of a .npy file, read and not mapped: of a map all that was ever touched, and what the system reads with
+    it, counts as this process's memory, 2 GB for an AudioSet."""
+
+    def __init__(self, path: str):
+        self._file = os.open(path, os.O_RDONLY)
+        with open(self._file, 'rb', closefd=False) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read_header:
+                raise ValueError(f'format {version} of .npy')
+            self.shape, fortran_order, self.dtype = read_header[version](file)
+            self._start = file.tell()
+            self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+            if fortran_order or os.fstat(self._file).st_size != self._start + self._row_bytes * self.shape[0]:
+                raise ValueError('not as long as its header says')
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """[end - first, E]. Raises OSError, or ValueError for a file that has become shorter."""
+        data = os.pread(self._file, (end - first) * self._row_bytes, self._start + first * self._row_bytes)
+        return np.frombuffer(data, self.dtype).reshape(end - first, *self.shape[1:])
+
+    def __del__(self):
+        # Not closed by whoever drops it: other threads may be reading.
+        if hasattr(self, '_file'):
+            os.close(self._file)
 
 
 @functools.cache
-def _shared_maps():
-    """The maps of all caches, kept by path, not in the object: a pickled memmap copies the whole file into the other
-    process. Each holds a file open: a quarter of what may be, the shards have half."""
-    return functools.lru_cache(most_open_files() // 4)(_open_map)
+def _shared_files():
+    """The open files of all caches, kept by path: a pickled cache opens its files anew. A quarter of those that may be
+    open; the shards have half."""
+    return functools.lru_cache(most_open_files() // 4)(_open_files)
 
 
-def _open_map(rows: str, offsets: str, owner: str) -> tuple[np.ndarray, np.ndarray]:
-    # offsets are small (16 kB a shard) and looked up for every clip: read, not mapped. A plain array over the map:
-    # slicing a np.memmap costs some microseconds more, each time.
-    return np.load(rows, mmap_mode='r').view(np.ndarray), np.load(offsets)
+def _open_files(rows: str, offsets: str, owner: str) -> tuple[_Rows, np.ndarray]:
+    return _Rows(rows), np.load(offsets)  # 16 kB of offsets a shard, looked up for every clip

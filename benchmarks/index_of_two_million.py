@@ -6,7 +6,7 @@ The clips are tiny (16 samples, a caption, two labels; 1,000 shards of 2,000), f
 `build` makes them as any dataset, the embeddings of 512 numbers are sparse files of zeros. 1 GB in a temporary folder.
 `open` and the rows after it are a new process: from importing the package to the first batch, then batches from all
 over it until every shard has been read from, then a jump to position 10^9 of the stream, as a resumed run makes.
-Memory is what belongs to the process alone; pages of shards and embeddings that the system keeps are not counted.
+Memory is resident memory, the code of the libraries included.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ from audiosep_jax.data import DataConfig, make_batches
 
 def memory(pid):
     lines = open(f'/proc/{pid}/status').read().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith('RssAnon'))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith('VmRSS'))
 
 if __name__ == '__main__':
     directory, workers, batch, count = sys.argv[1], *map(int, sys.argv[2:])

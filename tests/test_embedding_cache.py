@@ -1,9 +1,12 @@
+import functools
 import pickle
+from concurrent import futures
 
 import numpy as np
 import pytest
 from small_dataset import build_small, small_clips
 
+from audiosep_jax import embedding_cache
 from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths, read_encoder_identity
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import DataError
@@ -28,6 +31,27 @@ def test_pickle_carries_paths_not_rows(tmp_path):
     data = pickle.dumps(cache)
     assert len(data) < 4000
     np.testing.assert_array_equal(pickle.loads(data).rows(7), row)
+
+
+def test_files_are_dropped_while_threads_read_from_them(tmp_path, monkeypatch):
+    files = functools.lru_cache(2)(embedding_cache._open_files)  # room for 2 of 5
+    monkeypatch.setattr(embedding_cache, '_shared_files', lambda: files)
+    build_small(tmp_path, 10, clips_per_shard=2)
+    cache = EmbeddingCache(Shards(tmp_path), 'words')
+    expected = [cache.rows(n).tobytes() for n in range(10)]
+    with futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: cache.rows(n % 10).tobytes(), range(200)))
+    assert found == 20 * expected
+
+
+def test_file_cut_short_after_the_opening_is_an_error(tmp_path):
+    build_small(tmp_path, 4)
+    cache = EmbeddingCache(Shards(tmp_path), 'words')
+    with open(cache_paths(tmp_path, 'words', Shards(tmp_path).info, 0)[0], 'r+b') as file:
+        file.truncate(2000)
+    assert cache.rows(0).shape == (1, 512)
+    with pytest.raises(DataError, match='cannot be read'):
+        cache.rows(3)
 
 
 @pytest.mark.parametrize('file', [0, 1])
