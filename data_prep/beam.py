@@ -56,6 +56,8 @@ def pipeline_options(beam_args: Sequence[str]) -> Any:
         # It would first try Prism, a program that it downloads. This pipeline has no triggers: all that the flag does
         # is to make it run here.
         more.append('--allow_unsafe_triggers')
+        if not any(argument.startswith('--default_sdk_harness_log_level') for argument in beam_args):
+            more.append('--default_sdk_harness_log_level=WARNING')  # or each process tells its life on the screen
     if runner.endswith('DaskRunner') and not any(a.startswith(('--dask_npart', '--dask_part')) for a in beam_args):
         more.append('--dask_partition_size=1')  # else 128 shards in a row on one worker
     return PipelineOptions([*beam_args, *more])

@@ -186,7 +186,7 @@ def table(stats: list[SplitStats], *, rows: int = 20) -> str:
         lines += [
             f'split {split.split}',
             f'  clips      {split.clips}, {split.captions} captions, {split.hours:.2f} h',
-            f'  audio      {split.codec} at {split.sample_rate} Hz, {split.gigabytes:.2f} GB',
+            f'  audio      {split.codec} at {split.sample_rate} Hz, {split.gigabytes:.3g} GB',
         ]
         if split.left_out:
             lines.append('  left out   ' + ', '.join(f'{reason} {n}' for reason, n in split.left_out.items()))
