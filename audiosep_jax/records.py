@@ -39,7 +39,6 @@ INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndf
 Codec = Literal['flac', 'pcm16']
 
 
-
 def _example_message():
     """The message class of `tf.train.Example`, whose wire format is fixed (tensorflow/core/example/feature.proto).
 
@@ -146,7 +145,8 @@ def features():
             'captions': tfds.features.Sequence(text()),
             'labels': tfds.features.Sequence(text()),
             'source': text(),
-            'frames': tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
+            # No `Sequence`: of a split that was built before there were frames, TFDS could read nothing then.
+            'frames': tfds.features.Tensor(shape=(None,), dtype=np.object_),
         }
     )
 

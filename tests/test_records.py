@@ -177,6 +177,23 @@ def test_tfds_reads_frames(tmp_path):
     assert [list(example['frames']) for example in source] == [list(clip.frames) for clip in clips]
 
 
+def test_tfds_reads_a_split_of_an_earlier_version_beside_a_new_one(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def without_frames(record):
+        example = records._Example.FromString(record_to_bytes(record))
+        del example.features.feature['frames']
+        return example.SerializeToString()
+
+    with monkeypatch.context() as patch:
+        patch.setattr('data_prep.build.record_to_bytes', without_frames)
+        build_small(tmp_path, 3, embed=False)
+    build_small(tmp_path, 3, split='validation', embed=False)
+    builder = tfds.builder_from_directory(tmp_path)
+    for split in ('train', 'validation'):
+        assert [example['id'] for example in builder.as_data_source(split=split)] == [b'clip-0', b'clip-1', b'clip-2']
+
+
 def test_a_bucket_is_not_read_directly():
     with pytest.raises(DataError, match='is in a bucket: bring it here with --stage-dir'):
         Shards('gs://b/d')
