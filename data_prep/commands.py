@@ -10,7 +10,7 @@ import tyro
 from audiosep_jax.audio import check_format, write_audio
 from audiosep_jax.buckets import write_bytes
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.progress import progress_bar
+from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, split_names, write_json
 from audiosep_jax.staging import stage as stage_dataset
 from data_prep.merge import merge_datasets
@@ -30,7 +30,7 @@ def verify(shards: _Dataset, /, jobs: int = num_cores()) -> int:
         shards: Directory of the dataset.
         jobs: Threads that decode.
     """
-    with progress_bar('verifying') as progress:
+    with progress_bar('verifying') as bar, printed_progress('verified', bar) as progress:
         found = verify_dataset(shards, jobs=jobs, progress=progress)
     encoders = ', '.join(found.encoders) or 'none'
     print(
@@ -101,7 +101,7 @@ def merge(
         prefix_ids: Put the dataset's name before each id: where two datasets share ids.
         jobs: Processes that copy.
     """
-    with progress_bar('merging') as progress:
+    with progress_bar('merging') as bar, printed_progress('merged', bar) as progress:
         results = merge_datasets(
             shards,
             out,

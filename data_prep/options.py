@@ -9,7 +9,7 @@ import sys
 
 from audiosep_jax.buckets import is_bucket
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.progress import progress_bar
+from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.records import Codec
 from data_prep.build import BuildResult, Runner, build_shards, skipped_path
 from data_prep.datasets import ClipSource
@@ -62,7 +62,7 @@ class BuildOptions(abc.ABC):
     def run(self) -> int:
         """Builds the split and says what became of it; returns the exit code."""
         clips = self.clips()
-        with progress_bar('building') as progress:
+        with progress_bar('building') as bar, printed_progress('built', bar) as progress:
             result = build_shards(
                 clips,
                 self.out,
