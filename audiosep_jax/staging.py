@@ -19,6 +19,7 @@ from audiosep_jax.locks import locked
 from audiosep_jax.records import read_json, read_split_info, split_names, write_json
 
 _DESCRIPTIONS = ('features.json', 'dataset_info.json')
+_ENCODER = 'encoder.json'
 _STAMP = '.staged.json'  # in a copy: which state of the origin its files are of
 _REQUESTS = 16  # at once: one stream from a bucket fills no network card
 _CHUNK = 8 << 20
@@ -116,7 +117,7 @@ def _copy_dataset(source, target, splits, encoders, progress) -> None:
 
 
 def _groups(source: pathlib.Path, splits: Sequence[str], encoders: Sequence[str] | None) -> dict[str, list[str]]:
-    """Relative paths of the files to copy, by what they belong to: a split, an encoder's cache, neither ('')."""
+    """Relative paths of the files to copy, by what they belong to: a split, a cache of one, neither ('')."""
     groups = {'': [name for name in _DESCRIPTIONS if (source / name).exists()]}
     groups |= {split: [] for split in splits}
     for name in _names(source):
@@ -130,12 +131,16 @@ def _groups(source: pathlib.Path, splits: Sequence[str], encoders: Sequence[str]
     for encoder in _names(source / 'embeddings') if (source / 'embeddings').is_dir() else ():
         if encoders is not None and encoder not in encoders:
             continue
-        files = groups.setdefault(f'embeddings/{encoder}', [])
         for what in ('', 'audio/', 'image/'):
             folder = source / 'embeddings' / encoder / what
             for name in _names(folder) if folder.is_dir() else ():
-                if name == 'encoder.json' or name.partition('.')[0].partition('-')[0] in splits:
-                    files.append(f'embeddings/{encoder}/{what}{name}')
+                split = name.partition('.')[0].partition('-')[0]
+                if split in splits:
+                    groups.setdefault(f'embeddings/{encoder}/{what}{split}', []).append(
+                        f'embeddings/{encoder}/{what}{name}'
+                    )
+                elif name == _ENCODER:
+                    groups[''].append(f'embeddings/{encoder}/{name}')
     return groups
 
 
@@ -151,16 +156,18 @@ def _is_mark(path: str) -> bool:
 
 def _drop_outdated(target: pathlib.Path, groups: dict[str, list[str]], marks: dict[str, bytes]) -> None:
     """Removes copies of another state of the origin, which may be as long as today's files."""
-    states = {
-        group: hashlib.sha256(b'\0'.join(marks[path] for path in files if path in marks)).hexdigest()
-        for group, files in groups.items()
-    }
+    states = {}
+    for group, files in groups.items():
+        texts = [marks[path] for path in files if path in marks]
+        if group.startswith('embeddings/'):  # rows of another encoder of the same name are other rows
+            texts.append(marks.get(f'{"/".join(group.split("/")[:2])}/{_ENCODER}', b''))
+        states[group] = hashlib.sha256(b'\0'.join(texts)).hexdigest()
     stamp = target / _STAMP
     if not stamp.is_file() and any(target.iterdir()):
         raise DataError(f'{target}: is not empty and not a copy of a dataset: give another --stage-dir')
     known = read_json(stamp) if stamp.is_file() else {}
     for group, state in states.items():
-        if known.get(group) != state:
+        if group and known.get(group) != state:
             for path in groups[group]:
                 (target / path).unlink(missing_ok=True)
     write_json(stamp, known | states)

@@ -1,6 +1,7 @@
 import os
 import threading
 
+import numpy as np
 import pytest
 from fake_bucket import bucket  # noqa: F401
 from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
@@ -97,6 +98,18 @@ def test_one_split_and_one_encoder(tmp_path, dataset):
     copy = stage(dataset, tmp_path / 'stage', splits=['validation'], encoders=['words'])
     assert len(EmbeddingCache(Shards(copy, 'validation'), 'words').rows(2)) == 1
     assert not [name for name in contents(copy) if 'train' in name or 'other' in name]
+    before = times(copy)
+    stage(dataset, tmp_path / 'stage')
+    assert contents(copy) == contents(dataset)
+    assert {path: times(copy)[path] for path in before} == before  # what was there is not copied again
+
+
+def test_rows_of_another_encoder_of_the_same_name_are_copied_anew(tmp_path, dataset):
+    copy = stage(dataset, tmp_path / 'stage')
+    folder = dataset / 'embeddings' / 'words'
+    for path in folder.glob('*-of-*[0-9].npy'):
+        np.save(path, -np.load(path))
+    (folder / 'encoder.json').write_text((folder / 'encoder.json').read_text() + ' ')
     stage(dataset, tmp_path / 'stage')
     assert contents(copy) == contents(dataset)
 
