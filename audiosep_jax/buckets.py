@@ -94,4 +94,4 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
             raise
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         hint = ' (gs:// takes `pip install gcsfs`, s3:// `pip install s3fs`)' if isinstance(error, ImportError) else ''
-        raise DataError(f'{path}: the bucket cannot be reached: {reason}{hint}') from error
+        raise DataError(f'{path}: cannot be read or written: {reason}{hint}') from error

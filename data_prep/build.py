@@ -246,7 +246,7 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
     summary = dict(fingerprint=plan.fingerprint, captions=[], ids=[], num_samples=0, skipped=[])
     labels, sources = Counter(), Counter()
     try:
-        with writing(path) as temporary:
+        with reaching(out), writing(path) as temporary:
             # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink further, and trying costs.
             writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
             for index in range(len(source)):

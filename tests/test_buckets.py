@@ -2,12 +2,14 @@ import pathlib
 
 import pytest
 from fake_bucket import bucket  # noqa: F401
-from small_dataset import build_small
+from small_dataset import build_small, small_clips
 
 from audiosep_jax.buckets import as_path, is_bucket, reaching, size, write_bytes
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import read_split_info, split_names
 from data_prep.__main__ import main
+from data_prep.build import _write_shard
+from data_prep.datasets import ClipsInMemory
 
 
 def contents(directory) -> dict[str, bytes]:
@@ -60,6 +62,26 @@ def test_a_bucket_that_refuses_is_one_line_and_holds_no_half_shard(bucket, monke
     assert build_small('gs://b/small', 10, embed=False).num_shards_made == 2
 
 
+class _Strange(Exception):
+    """As cloud libraries have them: it cannot be pickled, so no worker could hand it on."""
+
+    def __reduce__(self):
+        raise TypeError('cannot be pickled')
+
+
+def test_strange_errors_of_a_worker_are_one_line(bucket, monkeypatch):  # noqa: F811
+    def refuse(source, destination):
+        raise _Strange('403: no billing')
+
+    build_small('gs://b/small', 4, embed=False)
+    bucket.store.pop(next(path for path in bucket.store if 'array_record' in path))
+    monkeypatch.setattr('audiosep_jax.buckets._copy', refuse)
+    clips = ClipsInMemory(small_clips(4))
+    plan = read_split_info('gs://b/small', 'train')
+    with pytest.raises(DataError, match='cannot be read or written: _Strange: 403: no billing'):
+        _write_shard(clips, as_path('gs://b/small'), plan, 0, lambda: None)
+
+
 def test_an_upload_that_arrives_in_part_is_an_error_and_removed(bucket, monkeypatch):  # noqa: F811
     def cut(source, destination):
         destination.write_bytes(source.read_bytes()[:-1])
@@ -86,7 +108,7 @@ def test_what_buckets_libraries_raise_is_one_line(monkeypatch, capsys):
     assert main(['build', 'synthetic', *flags, '--out', 'gs://b/d']) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert 'gs://b/d: the bucket cannot be reached: ImportError' in lines[0]
+    assert 'gs://b/d: cannot be read or written: ImportError' in lines[0]
     assert 'pip install gcsfs' in lines[0]
 
 
