@@ -90,7 +90,9 @@ def merge(
     prefix_ids: bool = False,
     jobs: int = num_cores(),
 ) -> int:
-    """Make one dataset of several; records are copied, not encoded again. (Training takes several datasets as well.)
+    """Make one dataset of several: records are copied, and embeddings that all of them have, nothing is encoded again.
+
+    Training takes several datasets as well.
 
     Args:
         shards: Directories of the datasets, of one sample rate and codec.

@@ -1,7 +1,7 @@
 """Several datasets as one: their records are copied into new shards, nothing is decoded or encoded.
 
-A merge is a build whose clips are the records of others: it may be killed, continued and shared as any build.
-Embeddings are not taken along: the merged dataset is embedded anew.
+A merge is a build whose clips are the records of others: it may be killed and continued as any build. Embeddings are
+taken along where all the datasets have them of the same encoder.
 """
 
 import bisect
@@ -10,11 +10,24 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from audiosep_jax.buckets import is_bucket
+import numpy as np
+
+from audiosep_jax.buckets import is_bucket, writing
+from audiosep_jax.embedding_cache import EmbeddingCache, Modality, cache_directory, cache_paths, cached_encoders
+from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Record, Shards, SplitInfo, read_split_info, read_summary, split_names
+from audiosep_jax.records import (
+    Record,
+    Shards,
+    SplitInfo,
+    read_json,
+    read_split_info,
+    read_summary,
+    split_names,
+    write_json,
+)
 from data_prep.build import BuildResult, build_shards
 from data_prep.datasets import Clip
 
@@ -40,6 +53,11 @@ class MergedRecords:
         return len(self._ids)
 
     @property
+    def shards(self) -> list[Shards]:
+        """The splits that are merged."""
+        return [part.shards for part in self._parts]
+
+    @property
     def info(self) -> SplitInfo:
         """Of the first of the datasets: all have its sample rate and codec."""
         return self._parts[0].shards.info
@@ -54,22 +72,22 @@ class MergedRecords:
 
     def record(self, index: int) -> Record:
         """The clip as it is stored. Raises DataError for one that cannot be read."""
-        part, position = self._locate(index)
+        number, position = self.locate(index)
+        part = self._parts[number]
         record = part.shards.read(position)
         return dataclasses.replace(record, id=part.prefix + record.id) if part.prefix else record
 
     def read(self, index: int, sample_rate: int) -> Clip:
         """The clip decoded, as of any source; a build asks for the `record` instead."""
-        part, position = self._locate(index)
+        number, position = self.locate(index)
         record = self.record(index)
-        audio = part.shards.waveform(position)
+        audio = self._parts[number].shards.waveform(position)
         return Clip(record.id, audio, record.captions, record.labels, record.source, record.frames)
 
-    def _locate(self, index: int) -> tuple[_Part, int]:
-        """(where a clip is, its number there)."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which of `shards` a clip is in, and its number there."""
         number = bisect.bisect_right(self._ends, index)
-        part = self._parts[number]
-        return part, part.stop - (self._ends[number] - index)
+        return number, self._parts[number].stop - (self._ends[number] - index)
 
     def part(self, start: int, stop: int) -> 'MergedRecords':
         parts, before = [], 0
@@ -145,7 +163,44 @@ def merge_datasets(
             )
         )
         before += len(source)
+        if not is_bucket(out):
+            _merge_caches(source, out, results[-1])
     return results
+
+
+def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildResult) -> None:
+    """The rows of each cache that all the datasets have of the split, in the order of the merged clips."""
+    info, left_out = result.info, {skipped.id for skipped in result.skipped}
+    for encoder in cached_encoders(source.shards[0].directory):
+        for what in get_args(Modality):
+            try:
+                caches = [EmbeddingCache(shards, encoder, what) for shards in source.shards]
+            except DataError:
+                continue  # one of them lacks it: the merged dataset is embedded anew
+            if any(comparable(cache.identity) != comparable(caches[0].identity) for cache in caches):
+                continue
+            done = cache_directory(out, encoder, what) / f'{info.split}.json'
+            note = {'content': info.content, 'complete': True}
+            if done.is_file() and read_json(done) == note:
+                continue
+            done.unlink(missing_ok=True)
+            write_json(cache_directory(out, encoder) / 'encoder.json', caches[0].identity)
+            for shard in range(info.num_shards):
+                first = shard * info.clips_per_shard
+                clips = range(first, min(first + info.clips_per_shard, len(source)))
+                places = [source.locate(clip) for clip in clips if source.clip_id(clip) not in left_out]
+                rows = [caches[number].rows(position) for number, position in places]
+                empty = np.zeros((0, caches[0].identity['embedding_size']), np.float16)
+                rows_path, offsets_path = cache_paths(out, encoder, info, shard, what)
+                _save(offsets_path, np.cumsum([0, *map(len, rows)], dtype=np.int64))
+                _save(rows_path, np.concatenate([empty, *rows]))
+            write_json(done, note)
+
+
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+    # An open file: to a name that does not end in .npy numpy would append it.
+    with writing(path) as temporary, open(temporary, 'wb') as file:
+        np.save(file, array)
 
 
 def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:

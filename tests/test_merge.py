@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
+from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
+from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards, summary_path, write_json
 from data_prep.build import build_shards
 from data_prep.datasets import Clip
+from data_prep.embed import embed_captions
 from data_prep.merge import merge_datasets
 from data_prep.verify import verify_dataset
 
@@ -93,6 +96,47 @@ def test_a_damaged_record_is_left_out_and_reported(tmp_path, two):
     result = merge_datasets(two, tmp_path / 'out')[0]
     assert result.info.num_clips == 14
     assert [(s.id, s.reason) for s in result.skipped] == [('clip-2', 'unreadable')]
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_embeddings_that_all_have_are_taken_along(tmp_path, damaged):
+    for name, first in (('a', 0), ('b', 20)):
+        clips = [
+            dataclasses.replace(clip, id=f'{name}-{clip.id}') for clip in small_clips(first + 6, captions=3)[first:]
+        ]
+        build_shards(clips, tmp_path / name, sample_rate=SAMPLE_RATE, name=name, clips_per_shard=4)
+        embed_captions(tmp_path / name, load_encoder('words'))
+    shards = [Shards(tmp_path / name) for name in 'ab']
+    for s in shards:  # of sounds: a row per clip, that names it
+        for shard, length in enumerate(s.info.shard_lengths):
+            rows_path, offsets_path = cache_paths(s.directory, 'words', s.info, shard, 'audio')
+            rows_path.parent.mkdir(exist_ok=True)
+            np.save(rows_path, np.arange(1, length + 1, dtype=np.float16)[:, None] + np.zeros((1, 512), np.float16))
+            np.save(offsets_path, np.arange(length + 1))
+        done = cache_directory(s.directory, 'words', 'audio') / 'train.json'
+        write_json(done, {'content': s.info.content, 'complete': True})
+    if damaged:
+        path = shard_files(tmp_path / 'a')[0]
+        overwrite(path, path.read_bytes().index(b'a-clip-2'), b'!')
+    for _ in range(2):
+        merge_datasets([tmp_path / 'a', tmp_path / 'b'], tmp_path / 'out', clips_per_shard=5)
+        merged = Shards(tmp_path / 'out')
+        places = [(s, n) for s in shards for n in range(len(s)) if not (damaged and s is shards[0] and n == 2)]
+        for what in ('text', 'audio'):
+            expected = [EmbeddingCache(s, 'words', what).rows(n) for s, n in places]
+            found = EmbeddingCache(merged, 'words', what)
+            for index, rows in enumerate(expected):
+                np.testing.assert_array_equal(found.rows(index), rows)
+    assert verify_dataset(tmp_path / 'out').problems == []
+
+
+def test_embeddings_that_one_lacks_are_not(tmp_path, two):
+    embed_captions(two[0], load_encoder('words'))
+    merge_datasets(two, tmp_path / 'out')
+    with pytest.raises(DataError, match='no complete embeddings'):
+        EmbeddingCache(Shards(tmp_path / 'out'), 'words')
+    # Of the split that only the other dataset has, there they are.
+    assert len(EmbeddingCache(Shards(tmp_path / 'out', 'validation'), 'words').rows(2)) == 1
 
 
 def test_a_part_of_a_merge_is_that_part(two):
