@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import pathlib
+import threading
 import uuid
 from concurrent import futures
 from typing import Any, Literal
@@ -213,7 +214,7 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
     if record.codec != 'flac':
         raise DataError(f'clip {record.id!r}: unknown codec {record.codec!r}')
     try:
-        with soundfile.SoundFile(io.BytesIO(record.audio)) as file:
+        with _opened(record.audio) as file:
             if (file.frames, file.channels) != (record.num_samples, 1):
                 raise DataError(
                     f'clip {record.id!r}: its FLAC holds {file.frames} samples of {file.channels} channels, '
@@ -226,6 +227,51 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
     if len(samples) != count:
         raise DataError(f'clip {record.id!r}: its FLAC ends after {start + len(samples)} samples')
     return samples
+
+
+def _opened(audio: bytes) -> soundfile.SoundFile:
+    """As a file of the thread's own that lives in memory, which libsndfile reads by itself. Out of a BytesIO it asks
+    Python a hundred times for a crop, and each time waits for the other threads: two threads read a tenth faster from
+    a file, eight a fifth or more. Raises what SoundFile does."""
+    if hasattr(os, 'memfd_create'):  # Linux
+        try:
+            return soundfile.SoundFile(_memory_file().holding(audio), closefd=False)
+        except OSError:  # forbidden, or no memory left for it
+            pass
+    return soundfile.SoundFile(io.BytesIO(audio))
+
+
+class _MemoryFile:
+    """A file without a name, used again for one clip after the other: fresh memory would cost more than the copy."""
+
+    def __init__(self):
+        self.process = os.getpid()
+        self._descriptor = os.memfd_create('audiosep-clip')
+        self._size = 0
+
+    def holding(self, data: bytes) -> int:
+        """The descriptor, at the beginning of `data` alone. Raises OSError."""
+        if len(data) < self._size:
+            os.ftruncate(self._descriptor, len(data))
+        self._size = os.pwrite(self._descriptor, data, 0)
+        if self._size != len(data):
+            raise OSError('no room in memory')
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return self._descriptor
+
+    def __del__(self):
+        if hasattr(self, '_descriptor'):
+            os.close(self._descriptor)
+
+
+_of_thread = threading.local()
+
+
+def _memory_file() -> _MemoryFile:
+    file = getattr(_of_thread, 'file', None)
+    if file is None or file.process != os.getpid():  # a forked process would share its parent's
+        file = _of_thread.file = _MemoryFile()
+    return file
 
 
 def shard_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:

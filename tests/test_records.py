@@ -1,9 +1,11 @@
 import dataclasses
 import functools
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent import futures
 
 import numpy as np
@@ -74,6 +76,41 @@ def test_any_part_decodes_exactly(codec, start, count):
     part = decode_audio(record, start, count)
     assert part.dtype == np.int16
     np.testing.assert_array_equal(part, whole[start:stop])
+
+
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_clips_of_many_lengths_decode_in_many_threads(in_memory, monkeypatch):
+    """Each thread has one file, which holds a long clip and then a short one."""
+    if not in_memory:
+        monkeypatch.delattr(os, 'memfd_create', raising=False)
+    monkeypatch.setattr(records, '_of_thread', threading.local())
+    lengths = (9000, 1500, 4000, 12000, 700)
+    waves = [np.random.default_rng(n).uniform(-1, 1, n) for n in lengths]
+    clips = [record_of(wave) for wave in waves]
+    expected = [to_int16(wave)[100:600] for wave in waves]
+    with futures.ThreadPoolExecutor(4) as pool:
+        for n, found in enumerate(pool.map(lambda n: decode_audio(clips[n % 5], 100, 500), range(100))):
+            np.testing.assert_array_equal(found, expected[n % 5])
+
+
+def test_forked_processes_do_not_share_the_file_that_is_decoded_from():
+    clip = record_of(tone(1))
+    decode_audio(clip)
+    mine = records._memory_file()
+    assert records._memory_file() is mine
+    mine.process += 1  # as the child of a fork finds it
+    assert records._memory_file() is not mine
+
+
+def test_decoding_without_memory_files_is_the_same(monkeypatch):
+    def refuse(name):
+        raise PermissionError('not allowed here')
+
+    clip = record_of(tone(1))
+    expected = decode_audio(clip, 5, 700)
+    monkeypatch.setattr(os, 'memfd_create', refuse, raising=False)
+    monkeypatch.setattr(records, '_of_thread', threading.local())
+    np.testing.assert_array_equal(decode_audio(clip, 5, 700), expected)
 
 
 def test_part_beyond_the_end_is_a_bug_of_the_caller():
