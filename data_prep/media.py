@@ -39,11 +39,20 @@ VIDEO_SUFFIXES = (
     '.ts',
 )
 
+# Hz; a header that tells of less or more is damaged.
+LOWEST_RATE, HIGHEST_RATE = 1000, 10_000_000
+LONGEST = 4 * 3600.0  # seconds of a clip
+
 # Around a part, so that resampling it alone gives what resampling the whole would: soxr's filter is shorter.
 _CONTEXT = 0.1  # seconds
 _MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
 # Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
 _FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp')
+# Where libsndfile's log tells how many bytes the header promised, by container; as in `audiosep_jax.audio`, also what
+# programs that write to a pipe put there, and by how much careless writers miscount.
+_LENGTH_FIELD = {'WAV': 'data', 'WAVEX': 'data', 'RF64': 'Riff size', 'W64': 'riff', 'AIFF': 'SSND', 'AU': 'Data Size'}
+_UNKNOWN_LENGTH = 0x7FFF0000
+_HEADER_BYTES = 64
 
 
 def read_sound(
@@ -63,18 +72,24 @@ def read_sound(
 
     Raises:
         LeftOutError: missing; too short, where the file ends before the part begins.
-        AudioFileError: unreadable: no sound in it, damaged, cut short within the part, NaN or infinite samples.
+        AudioFileError: unreadable: no sound in it, damaged, cut short within the part, NaN or infinite samples, a
+            rate that no sound has, more than `LONGEST` or than the memory holds.
         ConfigError: PyAV is needed and not installed.
     """
-    file = _locate(path)
-    if _is_container(file, str(path)):
-        from data_prep.video import SoundTrack
+    try:
+        file = _locate(path)
+        if _is_container(file, str(path)):
+            from data_prep.video import SoundTrack
 
-        with SoundTrack(file, str(path)) as track:
-            return _part(track.read, track.rate, sample_rate, start, seconds, str(path))
-    if isinstance(file, pathlib.Path) and start == 0 and seconds is None:
-        return read_audio(file, sample_rate=sample_rate, mono=True)[0][0]
-    return _part_of_audio(file, sample_rate, start, seconds, str(path))
+            with SoundTrack(file, str(path)) as track:
+                return _part(track.read, track.rate, sample_rate, start, seconds, str(path))
+        if isinstance(file, pathlib.Path) and start == 0 and seconds is None:
+            audio, rate = read_audio(file, mono=True)
+            _check_header(rate, audio.shape[-1], str(path))
+            return resample(audio[0], rate, sample_rate)
+        return _part_of_audio(file, sample_rate, start, seconds, str(path))
+    except MemoryError as error:
+        raise _too_large(path) from error
 
 
 def read_frames(
@@ -89,28 +104,36 @@ def read_frames(
         AudioFileError: unreadable: damaged, or without pictures.
         ConfigError: PyAV is not installed.
     """
-    file = _locate(path)
-    if not _is_container(file, str(path)):
-        raise AudioFileError(f'{path}: has no pictures, it is not a video; build without --frames')
-    from data_prep.video import pictures
+    try:
+        file = _locate(path)
+        if not _is_container(file, str(path)):
+            raise AudioFileError(f'{path}: has no pictures, it is not a video; build without --frames')
+        from data_prep.video import pictures
 
-    return pictures(file, str(path), count, start, seconds)
+        return pictures(file, str(path), count, start, seconds)
+    except MemoryError as error:
+        raise _too_large(path) from error
 
 
 def sound_seconds(path: str | os.PathLike) -> float:
     """How long a file's sound is, seconds, by its header alone. Raises as `read_sound`."""
-    file = _locate(path)
-    if _is_container(file, str(path)):
-        from data_prep.video import SoundTrack
+    try:
+        file = _locate(path)
+        if _is_container(file, str(path)):
+            from data_prep.video import SoundTrack
 
-        with SoundTrack(file, str(path)) as track:
-            return track.seconds
-    with _sound_file(file, str(path)) as sound:
-        return sound.frames / sound.samplerate
+            with SoundTrack(file, str(path)) as track:
+                return track.seconds
+        with _sound_file(file, str(path)) as sound:
+            return sound.frames / sound.samplerate
+    except MemoryError as error:
+        raise _too_large(path) from error
 
 
 def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
     """Offset and size in bytes of every file in an uncompressed tar archive, by name; remembered in this process.
+
+    Of an archive that was cut short, or is damaged farther on, those before that.
 
     Raises:
         LeftOutError: missing.
@@ -122,13 +145,20 @@ def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LeftOutError('missing', f'{archive}: no such archive') from error
     except (OSError, tarfile.TarError) as error:
-        raise AudioFileError(f'{archive}: not an uncompressed tar archive: {_one_line(error)}') from error
+        raise AudioFileError(f'{archive}: not an uncompressed tar archive: {_reason(error)}') from error
 
 
 @functools.lru_cache(maxsize=8)  # a shard's clips come from one archive or two
 def _tar_index(archive: str, modified: int, size: int) -> dict[str, tuple[int, int]]:
+    members = {}
     with tarfile.open(archive, 'r:') as tar:
-        return {m.name.removeprefix('./'): (m.offset_data, m.size) for m in tar if m.isreg()}
+        try:
+            for member in tar:
+                if member.isreg():
+                    members[member.name.removeprefix('./')] = member.offset_data, member.size
+        except tarfile.TarError:
+            pass
+    return members
 
 
 def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
@@ -140,9 +170,12 @@ def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
         if place is None:
             raise LeftOutError('missing', f'{path}: the archive has no such member')
         offset, size = place
-        with open(archive, 'rb') as file:
-            file.seek(offset)
-            data = file.read(size)
+        try:
+            with open(archive, 'rb') as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise AudioFileError(f'{path}: cannot be read: {error.strerror}') from error
         if len(data) < size:
             raise AudioFileError(f'{path}: the archive is cut short; get it anew')
         return io.BytesIO(data)
@@ -150,7 +183,7 @@ def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
     try:
         found = path.exists()
     except (OSError, ValueError) as error:
-        raise AudioFileError(f'{path}: cannot be read: {_one_line(error)}') from error
+        raise AudioFileError(f'{path}: cannot be read: {_reason(error)}') from error
     if not found:
         raise LeftOutError('missing', f'{path}: no such file')
     return path
@@ -184,15 +217,19 @@ def _sound_file(file: pathlib.Path | io.BytesIO, name: str) -> soundfile.SoundFi
         raise AudioFileError(f'{name}: the file is empty (0 bytes)')
     try:
         return soundfile.SoundFile(file if isinstance(file, io.BytesIO) else os.fsencode(file))
-    except (soundfile.LibsndfileError, TypeError) as error:
-        raise AudioFileError(f'{name}: damaged, cut short or not an audio file ({_one_line(error)})') from error
+    except TypeError as error:  # soundfile goes by the suffix .raw before it looks inside
+        raise AudioFileError(f'{name}: headerless audio; convert it to WAV or FLAC first') from error
+    except soundfile.LibsndfileError as error:
+        raise AudioFileError(f'{name}: damaged, cut short or not an audio file ({_reason(error)})') from error
 
 
 def _part_of_audio(file, sample_rate: int, start: float, seconds: float | None, name: str) -> np.ndarray:
     with _sound_file(file, name) as sound:
 
-        def read(first: int, stop: int | None) -> np.ndarray:
-            stop = sound.frames if stop is None else min(stop, sound.frames)
+        def read(first: int, stop: int) -> np.ndarray:
+            if stop > sound.frames and _cut_short(file, sound):
+                raise _promises_more(name)
+            stop = min(stop, sound.frames)
             if first >= stop:
                 return np.zeros(0, np.float32)
             # libsndfile finds a place in an MP3 only roughly: decode all before it.
@@ -200,33 +237,78 @@ def _part_of_audio(file, sample_rate: int, start: float, seconds: float | None, 
             try:
                 sound.seek(first - skipped)
                 samples = sound.read(stop - first + skipped, dtype='float32', always_2d=True)[skipped:]
-            except (soundfile.LibsndfileError, MemoryError, ValueError, OverflowError) as error:
-                raise AudioFileError(f'{name}: damaged or cut short ({_one_line(error)})') from error
-            if len(samples) < stop - first:
-                raise AudioFileError(f'{name}: damaged or cut short, its header promises more audio than it holds')
+            except (soundfile.LibsndfileError, ValueError, OverflowError) as error:
+                raise AudioFileError(f'{name}: damaged or cut short ({_reason(error)})') from error
+            if len(samples) < stop - first and not _length_is_a_guess(file, sound):
+                raise _promises_more(name)
             return samples.mean(axis=1)
 
         return _part(read, sound.samplerate, sample_rate, start, seconds, name)
 
 
+def _cut_short(file: pathlib.Path | io.BytesIO, sound: soundfile.SoundFile) -> bool:
+    """Whether the container promises more bytes than there are; libsndfile plays what is left and only logs it."""
+    if sound.format == 'OGG':
+        # RFC 3533, section 6: a page has 27 bytes, a table of its segments and these; at most 65,307 bytes in all.
+        tail = _bytes_of(file, -2 * 65536)
+        page = tail[tail.rfind(b'OggS') :]
+        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+    field = _LENGTH_FIELD.get(sound.format)
+    found = field and re.search(rf'{field}\s*:\s*(\d+) \(should be (\d+)\)', sound.extra_info)
+    if not found:
+        return False
+    promised, present = map(int, found.groups())
+    return promised - present > _HEADER_BYTES and promised < _UNKNOWN_LENGTH
+
+
+def _length_is_a_guess(file: pathlib.Path | io.BytesIO, sound: soundfile.SoundFile) -> bool:
+    """True for an MP3 without a Xing, Info or VBRI header: its length is estimated from the first frame's bit rate."""
+    if sound.format != 'MP3':
+        return False
+    head, tag = _bytes_of(file, 10), 0
+    if head[:3] == b'ID3':  # the tag's size is in four bytes of seven bits each
+        tag = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    return not any(name in _bytes_of(file, tag + 256)[tag:] for name in (b'Xing', b'Info', b'VBRI'))
+
+
+def _bytes_of(file: pathlib.Path | io.BytesIO, count: int) -> bytes:
+    """The first bytes of a file; where `count` is negative, the last."""
+    with io.BytesIO(file.getbuffer()) if isinstance(file, io.BytesIO) else open(file, 'rb') as opened:
+        if count < 0:
+            opened.seek(max(0, opened.seek(0, os.SEEK_END) + count))
+        return opened.read(abs(count))
+
+
+def _check_header(rate: int, length: int, name: str) -> None:
+    """Raises AudioFileError for `length` samples at `rate` Hz that no clip has: resampled they fill the memory."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioFileError(f'{name}: damaged, its header gives a sample rate of {rate} Hz')
+    if length > LONGEST * rate:
+        raise AudioFileError(f'{name}: lasts more than {LONGEST / 3600:g} hours; cut it into pieces, if that is true')
+
+
 def _part(
-    read: Callable[[int, int | None], np.ndarray],
+    read: Callable[[int, int], np.ndarray],
     rate: int,
     sample_rate: int,
     start: float,
     seconds: float | None,
     name: str,
 ) -> np.ndarray:
-    """float32 [T]: a part, resampled as if with the whole. `read(first, stop)` gives float32 samples at `rate` Hz."""
+    """float32 [T]: a part, resampled as if with the whole. `read(first, stop)` gives float32 samples at `rate` Hz, or
+    fewer where the file ends sooner."""
     if not 0 <= start < math.inf or (seconds is not None and not 0 < seconds < math.inf):
         raise ValueError(f'{name}: start {start}, seconds {seconds}')
+    _check_header(rate, 0, name)
     begin, count = round(start * sample_rate), None if seconds is None else round(seconds * sample_rate)
     context = math.ceil(_CONTEXT * rate)
     # A first sample whose time is also a sample of the result, so that both grids agree.
     step = rate // math.gcd(rate, sample_rate)
     first = max(0, (begin * rate // sample_rate - context) // step * step)
-    stop = None if count is None else math.ceil((begin + count) * rate / sample_rate) + context
-    samples = read(first, stop)
+    most = int(LONGEST * rate) + 1  # one too many
+    stop = first + most if count is None else math.ceil((begin + count) * rate / sample_rate) + context
+    samples = read(first, min(stop, first + most))
+    _check_header(rate, len(samples), name)
     if not np.isfinite(samples).all():
         raise AudioFileError(f'{name}: has NaN or infinite samples; repair or export the file again')
     skipped = begin - first // step * (sample_rate // math.gcd(rate, sample_rate))
@@ -238,5 +320,18 @@ def _part(
     return np.ascontiguousarray(part, np.float32)
 
 
-def _one_line(error: Exception) -> str:
+def _promises_more(name: str) -> AudioFileError:
+    return AudioFileError(f'{name}: damaged or cut short, its header promises more audio than it holds; get it anew')
+
+
+def _too_large(path: str | os.PathLike) -> AudioFileError:
+    return AudioFileError(f'{path}: damaged, or too long for the memory that there is')
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong on one line, the same whenever and wherever it does: no paths, no addresses."""
+    if isinstance(error, soundfile.LibsndfileError):
+        text = error.error_string.removeprefix('Error : ')
+        text = '' if text.startswith('File does not exist') else text  # what it says of an MP3 without a frame
+        return ' '.join(text.split()).rstrip('.') or 'nothing in it can be decoded'
     return ' '.join(str(error).split()).rstrip('.') or type(error).__name__

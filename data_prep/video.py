@@ -22,6 +22,7 @@ _SEEKABLE = ('mov', 'matroska')
 _WARM_UP = 0.5  # seconds decoded before a part: AAC needs 50 ms of what was before, Opus 80, HE-AAC more
 _JITTER = 0.005  # seconds; Matroska rounds its time stamps to 1 ms
 _LONGEST_SILENCE = 600.0  # seconds, of all gaps; a time stamp farther on is nonsense
+_FEWEST_BYTES = 25  # of a second of sound; no codec has less for long
 _LOST = 0.1  # of a part: what may be undecodable, and is silent
 _SHORTER_SIDE = 256  # pixels
 _JPEG_QUALITY = 90
@@ -100,6 +101,7 @@ class SoundTrack:
         else:
             expected = 0
         pieces, lost, silent, reached = [], 0.0, 0, None
+        most = (_size(self._file) / _FEWEST_BYTES + _LONGEST_SILENCE) * self.rate
         for frame, unreadable in _frames(self._container, self._stream, self._name):
             if frame is None:
                 lost += unreadable * self.rate
@@ -116,6 +118,8 @@ class SoundTrack:
             if silent > _LONGEST_SILENCE * self.rate:
                 raise AudioFileError(f'{self._name}: damaged, its time stamps jump')
             expected = reached = at + len(samples)
+            if reached > most:
+                raise AudioFileError(f'{self._name}: damaged, {_size(self._file)} bytes cannot be so much sound')
             if reached > first or not pieces:
                 pieces.append((at, samples))
             if stop is not None and reached >= stop:
@@ -272,6 +276,10 @@ def _mono(frame) -> np.ndarray:
 def _reason(error: Exception) -> str:
     """What FFmpeg says, without the path and the number of the error."""
     return getattr(error, 'strerror', None) or ' '.join(str(error).split())
+
+
+def _size(file: pathlib.Path | io.BytesIO) -> int:
+    return file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
 
 
 def _cut_short(file: pathlib.Path | io.BytesIO) -> bool:

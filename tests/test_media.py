@@ -10,6 +10,7 @@ from small_media import click, cut_short, noise, place_of_click, write_sound, wr
 
 from audiosep_jax.audio import read_audio
 from audiosep_jax.errors import AudioFileError
+from data_prep import media
 from data_prep.datasets import LeftOutError
 from data_prep.media import read_frames, read_sound, sound_seconds, tar_members
 
@@ -164,8 +165,77 @@ def test_archives_that_are_none(tmp_path):
             read_sound(tmp_path / f'{name}::a.wav', sample_rate=RATE)
     archive = write_tar(tmp_path / 'cut.tar', {'a.wav': tmp_path / 'a.wav'})
     cut_short(archive, 0.3)
+    assert list(tar_members(archive)) == ['a.wav']
     with pytest.raises((AudioFileError, LeftOutError), match=r'cut\.tar'):
         read_sound(f'{archive}::a.wav', sample_rate=RATE)
+
+
+@pytest.mark.parametrize('rate', [10, 2_000_000_000])
+def test_rates_that_no_sound_has_are_refused(tmp_path, rate):
+    path = write_sound(tmp_path / 'a.wav', sound=np.zeros(1000), rate=rate)
+    archive = write_tar(tmp_path / 'x.tar', {'a.wav': path})
+    for place, part in [(path, {}), (path, dict(seconds=1.0)), (f'{archive}::a.wav', {})]:
+        with pytest.raises(AudioFileError, match=f'its header gives a sample rate of {rate} Hz'):
+            read_sound(place, sample_rate=RATE, **part)
+
+
+def test_sounds_of_many_hours_are_read_in_parts_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, 'LONGEST', 2.0)
+    path = write_sound(tmp_path / 'a.wav', 3.0)
+    archive = write_tar(tmp_path / 'x.tar', {'a.wav': path})
+    for place, part in [(path, {}), (path, dict(start=0.5)), (f'{archive}::a.wav', {}), (path, dict(seconds=2.5))]:
+        with pytest.raises(AudioFileError, match='lasts more than'):
+            read_sound(place, sample_rate=RATE, **part)
+    assert len(read_sound(path, sample_rate=RATE, start=1.5, seconds=1.0)) == RATE
+
+
+def test_what_the_memory_does_not_hold_is_unreadable(tmp_path, monkeypatch):
+    def no_memory(*args):
+        raise MemoryError
+
+    path = write_sound(tmp_path / 'a.wav', 1.0)
+    monkeypatch.setattr(media, 'resample', no_memory)
+    for part in ({}, dict(seconds=0.5)):
+        with pytest.raises(AudioFileError, match=r'a\.wav: damaged, or too long for the memory'):
+            read_sound(path, sample_rate=RATE, **part)
+
+
+@pytest.mark.parametrize('name', ['a.wav', 'a.ogg', 'a.aiff', 'a.flac'])
+def test_what_was_cut_short_is_unreadable_as_a_whole_as_a_member_and_in_parts(tmp_path, name):
+    path = cut_short(write_sound(tmp_path / name, 4.0), 0.6)
+    archive = write_tar(tmp_path / 'x.tar', {name: path})
+    for place in (path, f'{archive}::{name}'):
+        for part in ({}, dict(start=0.5), dict(start=1.0, seconds=2.0), dict(start=3.5, seconds=0.5)):
+            with pytest.raises(AudioFileError, match='damaged'):
+                read_sound(place, sample_rate=RATE, **part)
+        assert len(read_sound(place, sample_rate=RATE, start=0.5, seconds=0.5)) == RATE // 2  # before the cut
+
+
+def test_lengths_that_are_not_known_or_miscounted_do_no_harm(tmp_path):
+    path = write_sound(tmp_path / 'a.wav', 1.0)
+    data = bytearray(path.read_bytes())
+    place = data.index(b'data') + 4
+    for promised in (0x7FFFF000, 0xFFFFFFFF, 32000 + 44):
+        data[place : place + 4] = promised.to_bytes(4, 'little')
+        path.write_bytes(data)
+        archive = write_tar(tmp_path / f'{promised}.tar', {'a.wav': path})
+        for place_of in (path, f'{archive}::a.wav'):
+            assert len(read_sound(place_of, sample_rate=RATE)) == RATE
+            assert len(read_sound(place_of, sample_rate=RATE, start=0.5)) == RATE // 2
+
+
+def test_messages_are_the_same_every_time(tmp_path):
+    (tmp_path / 'page.wav').write_text('<html>')
+    (tmp_path / 'page.mp4').write_text('<html>')
+    (tmp_path / 'page.raw').write_text('<html>')
+    archive = write_tar(tmp_path / 'x.tar', {name: tmp_path / name for name in ('page.wav', 'page.mp4')})
+    for place in (*(tmp_path / f'page.{kind}' for kind in ('wav', 'mp4', 'raw')), f'{archive}::page.wav'):
+        for part in ({}, dict(seconds=0.5)):
+            with pytest.raises(AudioFileError) as caught:
+                read_sound(place, sample_rate=RATE, **part)
+            assert str(caught.value).count(str(tmp_path)) == 1
+            assert '0x' not in str(caught.value)
+            assert "b'" not in str(caught.value)
 
 
 def test_silence_is_a_sound(tmp_path):

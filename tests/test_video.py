@@ -195,6 +195,25 @@ def test_packets_that_cannot_be_decoded_are_silent_if_they_are_few(tmp_path):
                 read_sound(path, sample_rate=44100)
 
 
+def test_no_more_sound_is_made_of_a_file_than_it_can_hold(tmp_path, monkeypatch):
+    from data_prep import video
+
+    with av.open(str(tmp_path / 'a.avi'), 'w') as container:
+        stream = container.add_stream('pcm_s16le', rate=10, layout='mono')
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.int16), format='s16', layout='mono')
+        frame.sample_rate, frame.pts = 10, 0
+        container.mux(stream.encode(frame))
+    with pytest.raises(AudioFileError, match='a sample rate of 10 Hz'):
+        read_sound(tmp_path / 'a.avi', sample_rate=RATE)
+    path = write_video(tmp_path / 'a.m4a', 5, sound=tones(5, 44100))
+    monkeypatch.setattr(video, '_LONGEST_SILENCE', 1.0)
+    assert len(read_sound(path, sample_rate=RATE)) >= 5 * RATE
+    monkeypatch.setattr(video, '_FEWEST_BYTES', path.stat().st_size / 3)
+    for part in ({}, dict(start=4.5, seconds=0.5)):
+        with pytest.raises(AudioFileError, match=r'a\.m4a: damaged, \d+ bytes cannot be so much sound'):
+            read_sound(path, sample_rate=RATE, **part)
+
+
 def test_a_part_beyond_the_end_is_too_short(tmp_path):
     path = write_video(tmp_path / 'a.mp4', 1)
     for read in (lambda: read_sound(path, sample_rate=RATE, start=5, seconds=2), lambda: read_frames(path, 2, start=5)):

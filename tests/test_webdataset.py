@@ -225,6 +225,7 @@ def test_of_an_archive_cut_short_what_is_whole_is_used(three):
             continue
         files = read(path)
         assert list(captions(files)) == [f'x/{n}' for n in range(number)]
+        assert all(files.read(i, 8000).audio.shape == (800,) for i in range(number))
         archive_left_out = [clip for clip in files.left_out if clip.id == 'x.tar']
         assert [clip.reason for clip in archive_left_out] == ['unreadable']
         assert message in archive_left_out[0].message
