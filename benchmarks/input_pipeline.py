@@ -4,9 +4,11 @@ python benchmarks/input_pipeline.py
 
 Clips of 10 s, crops of 5 s at 32 kHz, files in the page cache, one process for each measurement, medians of several
 that take turns. `a core` is clips by the CPU time of all processes: what a busy core gives, whatever else the machine
-does; `wall` is what arrived. The original (data/audiotext_dataset.py) reads whole WAV files of 44.1 kHz, resamples them
-by `torchaudio.functional.resample`, whose formula stands below, and crops; `kernel kept` spares it the resampling
-kernel that the original computes anew for each clip. Those rows need torch.
+does; `wall` is what arrived.
+
+The original (data/audiotext_dataset.py) reads whole WAV files of 44.1 kHz, resamples them by
+`torchaudio.functional.resample`, whose formula stands below, and crops; `kernel kept` spares it the resampling kernel
+that the original computes anew for each clip. Those rows need torch.
 """
 
 import contextlib
@@ -163,7 +165,12 @@ def batches_of(setting: Setting, folder: Path) -> Iterator[Iterator]:
         dataset, BATCH, sampler=sampler, num_workers=setting.workers, collate_fn=collate
     )
     torch.set_num_threads(1)  # as in DataLoader's workers
-    yield iter(loader)
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if setting.workers:
+            iterator._shutdown_workers()  # what it does itself at its end, which is far
 
 
 def cpu_seconds() -> float:
