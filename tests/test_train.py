@@ -1,5 +1,6 @@
 """Training: what a run leaves behind, and that nothing stops it from being continued exactly."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -254,6 +255,31 @@ def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
     assert load(tmp_path).info['step'] == 4  # still there, and with the weights of step 2
     lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     assert [line['loss'] is None for line in lines] == [False, False, True, True, True]
+
+
+def test_labels_reach_a_mixer_that_avoids_them(dataset, tmp_path, monkeypatch):
+    avoiding = SegmentMixer(mix_group=2, avoid_same_label=True)
+    asked = []
+
+    def make_batches(*arguments, labels, **settings):
+        asked.append(labels)
+        raise DataError('enough')
+
+    monkeypatch.setattr(train_module, 'make_batches', make_batches)
+    for mixer in (MIXER, avoiding):
+        with pytest.raises(DataError, match='enough'):
+            train(dataclasses.replace(config_of(dataset, tmp_path), mixing=mixer))
+    assert asked == [False, True]
+
+    optimizer = make_optimizer(OPTIMIZER, 1)
+    state = jax.eval_shape(lambda: init_state(MODEL, optimizer, jax.random.key(0), ema=False))
+    shapes = {'waveforms': ((4, 400), np.int16), 'embeddings': ((4, 512), np.float32), 'labels': ((4, 16), np.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    step = make_train_step(MODEL, optimizer, avoiding, seed=0, absent=AbsentQueries())
+    assert jax.eval_shape(step, state, batch)[1]['loss'].shape == ()
+    del batch['labels']
+    with pytest.raises(ValueError, match='avoid_same_label needs labels'):
+        jax.eval_shape(step, state, batch)
 
 
 def test_another_configuration_in_the_same_workdir_is_refused(dataset, uninterrupted):
