@@ -7,7 +7,8 @@
                 and FSD50K are read as they are; of `vggsound.csv`, which lists both its splits, the test clips count
 
 An id is a dataset's own (often a file's name, with or without suffix) or YouTube's, in any of the ways in which files
-are named with it: `0bRUkLsttto`, `Y0bRUkLsttto.wav`, `0bRUkLsttto_30`, `Y0bRUkLsttto_30.000_40.000.flac`.
+are named with it: `0bRUkLsttto`, `Y0bRUkLsttto.wav`, `0bRUkLsttto_30-40`, `Y0bRUkLsttto_30.000_40.000.flac`, `Title
+[0bRUkLsttto].mp4`.
 """
 
 import csv
@@ -18,8 +19,9 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -33,10 +35,14 @@ ID_COLUMNS = (
     *('sound_id', 'src_file', 'fsid', 'freesound_id'),
 )
 
-_FILES = tyro.conf.arg(metavar='FILE [FILE ...]')
+_EVALUATION_SPLITS = ('val', 'valid', 'validation', 'test', 'eval', 'evaluation')
+FILES = tyro.conf.arg(metavar='FILE [FILE ...]')
 
 # YouTube's ids have 11 characters. What may follow: one or two times, in seconds or milliseconds.
-_YOUTUBE = re.compile(r'(?P<bare>[\w-]{11})(_\d+(\.\d+)?){0,2}|Y(?P<marked>[\w-]{11})(_\d+(\.\d+)?){0,2}', re.ASCII)
+_TIMES = r'([_-]\d+(\.\d+)?){0,2}'
+_YOUTUBE = re.compile(
+    rf'((?P<bare>[\w-]{{11}})|Y(?P<marked>[\w-]{{11}})|.*\[(?P<titled>[\w-]{{11}})\]){_TIMES}', re.ASCII | re.DOTALL
+)
 
 
 def youtube_id(name: str) -> str | None:
@@ -45,7 +51,7 @@ def youtube_id(name: str) -> str | None:
     The forms are told apart by their lengths alone: an id of 11 characters may begin with Y itself.
     """
     match = _YOUTUBE.fullmatch(stem_of(name.strip()))
-    return match and (match['bare'] or match['marked'])
+    return match and (match['bare'] or match['marked'] or match['titled'])
 
 
 def read_ids(path: str | os.PathLike) -> frozenset[str]:
@@ -148,8 +154,11 @@ def _csv_ids(path: pathlib.Path, text: str, column: str | None) -> list[str]:
 class ExcludingOptions(BuildOptions):
     """Options of a dataset of which some clips may be in an evaluation set."""
 
+    # Of evaluation sets that hold clips of the dataset: which, and what to give --exclude.
+    overlap: ClassVar[str] = ''
+
     # Of a flag that takes several values and is given twice, all count: what is dropped here is trained on.
-    exclude: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, _FILES] = ()
+    exclude: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """Lists of ids that must not be in the shards: .txt, .json or .csv (FILE.csv:COLUMN for a certain column). Ids are
     the dataset's own, or YouTube's."""
 
@@ -157,3 +166,8 @@ class ExcludingOptions(BuildOptions):
     def excluded(self) -> frozenset[str]:
         """The ids of these lists."""
         return read_all_ids(path for paths in self.exclude for path in paths)
+
+    def run(self) -> int:
+        if self.overlap and not self.exclude and self.split not in _EVALUATION_SPLITS:
+            print(f'note: {self.overlap}', file=sys.stderr)
+        return super().run()

@@ -1,14 +1,16 @@
 """What readers of published datasets share: reading their tables, and finding out which of the files are there."""
 
 import csv
+import importlib.util
 import io
 import os
 import pathlib
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-from audiosep_jax.errors import DataError
-from data_prep.datasets import Entry, Files, LeftOut
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.datasets import Entry, Files, LeftOut, printable
+from data_prep.media import CONTAINER_SUFFIXES
 
 # In the order of preference where a clip is there in several forms: lossless ones first, pictures with sound last.
 SOUND_SUFFIXES = ('.flac', '.wav', '.aiff', '.aif', '.ogg', '.opus', '.mp3', '.m4a', '.mka', '.aac')
@@ -45,6 +47,7 @@ def read_table(
     encodings: Sequence[str] = ('utf-8-sig',),
     delimiter: str = ',',
     loose: bool = False,
+    bad: list[LeftOut] | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV file that has a header, each with the number of the line it ends on.
 
@@ -53,6 +56,7 @@ def read_table(
     Args:
         columns: those that must be there.
         loose: let a row have other fields than the header as long as it has these columns.
+        bad: takes the rows of another number of fields; None: they are refused. See `refuse_wrong_table`.
 
     Raises:
         DataError: as `read_text`, not CSV, a column is missing, a row of another number of fields.
@@ -68,14 +72,26 @@ def read_table(
         for row in reader:
             more, fewer = None in row, any(row.get(column) is None for column in (columns if loose else names))
             if fewer or (more and not loose):
-                raise DataError(
-                    f'{path}: line {reader.line_num}: {"fewer" if fewer else "more"} fields than the header has; '
-                    'a text with a comma needs quotes'
-                )
+                problem = f'{"fewer" if fewer else "more"} fields than the header has; a text with a comma needs quotes'
+                if bad is None:
+                    raise DataError(f'{path}: line {reader.line_num}: {problem}')
+                bad.append(bad_row(path, reader.line_num, problem))
+                continue
             rows.append((reader.line_num, {column: row[column] or '' for column in names if column in row}))
     except csv.Error as error:
         raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
     return rows
+
+
+def bad_row(path: str | os.PathLike, number: int, problem: str, unit: str = 'line') -> LeftOut:
+    """A row of a table that cannot be read: it is left out, and the others are not."""
+    return LeftOut(f'{os.path.basename(path)}:{number}', 'unreadable', f'{path}: {unit} {number}: {problem}')
+
+
+def refuse_wrong_table(bad: Sequence[LeftOut], num_good: int) -> None:
+    """Raises DataError where most rows of a table are bad: it is another one than was thought."""
+    if len(bad) > num_good:
+        raise DataError(bad[0].message)
 
 
 def one_line(text: str) -> str:
@@ -103,7 +119,11 @@ def stem_of(name: str) -> str:
 
 
 def list_media(
-    folder: str | os.PathLike, *, skip: Collection[str] = (), video_first: bool = False
+    folder: str | os.PathLike,
+    *,
+    left_out: list[LeftOut],
+    skip: Collection[str] = (),
+    video_first: bool = False,
 ) -> list[tuple[str, str]]:
     """(stem, path relative to `folder` with '/') of all sound and video files below it, links to folders followed.
 
@@ -111,6 +131,7 @@ def list_media(
     one of the least path.
 
     Args:
+        left_out: takes the files and folders whose names are not UTF-8: no record can hold them.
         skip: names of folders that are passed over, in small letters: those of other splits.
         video_first: prefer files with pictures.
 
@@ -121,6 +142,7 @@ def list_media(
     order = (*VIDEO_SUFFIXES, *SOUND_SUFFIXES) if video_first else (*SOUND_SUFFIXES, *VIDEO_SUFFIXES)
     rank = {suffix: number for number, suffix in enumerate(order)}
     found: list[tuple[int, str, str]] = []
+    odd: list[LeftOut] = []
     waiting, seen = [''], set()
     while waiting:
         inner = waiting.pop()
@@ -138,13 +160,27 @@ def list_media(
                         continue
                     suffix = os.path.splitext(name)[1].lower()
                     path = f'{inner}/{name}' if inner else name
-                    if suffix in rank and not entry.is_dir():
+                    is_sound = suffix in rank and not _is_folder(entry)
+                    if not is_sound and (name.lower() in skip or not _is_folder(entry)):
+                        continue
+                    if printable(name) != name:
+                        odd.append(LeftOut(path, 'unreadable', f'{here / name}: its name is not UTF-8: rename it'))
+                    elif is_sound:
                         found.append((rank[suffix], path, stem_of(name)))
-                    elif name.lower() not in skip and entry.is_dir():
+                    else:
                         waiting.append(path)
         except OSError as error:
             raise DataError(f'{here}: cannot be listed: {error.strerror or error}') from error
+    left_out += sorted(odd, key=lambda clip: clip.id)
     return [(stem, path) for _, path, stem in sorted(found)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """As `os.path.isdir`: of a link to itself `DirEntry.is_dir` would raise."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def first_of(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -165,7 +201,7 @@ def find_file(source: str | os.PathLike, *names: str, folders: Sequence[str] = (
     source = pathlib.Path(source)
     try:
         with os.scandir(source) as listing:
-            inner = sorted(entry.name for entry in listing if entry.is_dir() and not entry.name.startswith('.'))
+            inner = sorted(entry.name for entry in listing if not entry.name.startswith('.') and _is_folder(entry))
     except OSError as error:
         raise DataError(f'{source}: cannot be listed ({error.strerror}): give the folder of the dataset') from error
     for place in ('', *folders, *inner):
@@ -179,8 +215,18 @@ def find_file(source: str | os.PathLike, *names: str, folders: Sequence[str] = (
 def files_or_refuse(
     entries: list[Entry], folder: pathlib.Path, left_out: list[LeftOut], kind: str, frames: int = 0
 ) -> Files:
-    """Raises DataError, which names the first reason, where none of the clips is left."""
+    """Raises DataError, which names the first reason, where none of the clips is left; as `check_pyav`."""
     if not entries:
         first = f'; the first: {left_out[0].message}' if left_out else ''
         raise DataError(f'{folder}: none of the {len(left_out)} listed clips can be used{first}')
+    check_pyav((entry.path for entry in entries), frames)
     return Files(entries, folder, kind=kind, left_out=left_out, frames=frames)
+
+
+def check_pyav(paths: Iterable[str], frames: int = 0) -> None:
+    """Raises ConfigError where files need PyAV, by their names, and it is not installed: now, not in the middle."""
+    if all(importlib.util.find_spec(name) for name in (('av', 'PIL') if frames else ('av',))):
+        return
+    first = next((path for path in paths if frames or path.lower().endswith(CONTAINER_SUFFIXES)), None)
+    if first is not None:
+        raise ConfigError(f"{first}: to read it, install PyAV: pip install 'audiosep_jax[video]'")

@@ -43,6 +43,9 @@ VIDEO_SUFFIXES = (
 LOWEST_RATE, HIGHEST_RATE = 1000, 10_000_000
 LONGEST = 4 * 3600.0  # seconds of a clip
 
+# Files of these names are taken for containers where their first bytes do not tell.
+CONTAINER_SUFFIXES = (*VIDEO_SUFFIXES, '.wma', '.mpg', '.mpeg', '.ogv')
+
 # Around a part, so that resampling it alone gives what resampling the whole would: soxr's filter is shorter.
 _CONTEXT = 0.1  # seconds
 _MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
@@ -196,7 +199,7 @@ def _is_container(file: pathlib.Path | io.BytesIO, name: str) -> bool:
         return False
     if head[4:8] in _FIRST_BOXES or head[:4] == b'\x1a\x45\xdf\xa3' or (head[:4], head[8:12]) == (b'RIFF', b'AVI '):
         return True
-    return bool(head) and pathlib.PurePath(name).suffix.lower() in (*VIDEO_SUFFIXES, '.wma', '.mpg', '.mpeg', '.ogv')
+    return bool(head) and pathlib.PurePath(name).suffix.lower() in CONTAINER_SUFFIXES
 
 
 def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:

@@ -4,29 +4,48 @@ AudioSet and VGGSound are distributed as lists of these; the sounds everybody fe
 scripts, each with its own way of writing the times into the name.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from data_prep.listing import first_of
+
+# What yt-dlp calls a video, `Title [ID]`, and what may follow.
+_TITLED = re.compile(r'.*\[([\w-]{11})\](.*)', re.ASCII | re.DOTALL)
 
 
 def clip_names(youtube_id: str, start: float, end: float) -> Iterator[str]:
     """Names, without suffix, that tell the clip from others of its video, the commonest first.
 
-    The times (seconds) are as in 30, 000030, 30.000, 30.0 or, milliseconds, 30000; the end may be absent; AudioSet's
-    embeddings and some scripts put a Y before the id.
+    The times (seconds) are as in 30, 000030, 30.000, 30.0 or, milliseconds, 30000, after a _ or a -; the end may be
+    absent; AudioSet's embeddings and some scripts put a Y before the id.
     """
     for first, last in zip(_spellings(start), _spellings(end), strict=True):
         for prefix in ('', 'Y'):
             yield f'{prefix}{youtube_id}_{first}'
             yield f'{prefix}{youtube_id}_{first}_{last}'
+            yield f'{prefix}{youtube_id}_{first}-{last}'
+            yield f'{prefix}{youtube_id}-{first}-{last}'
+            yield f'{prefix}{youtube_id}-{first}'
 
 
 def _spellings(time: float) -> tuple[str, ...]:
     return f'{time:g}', f'{round(time):06d}', f'{time:.3f}', f'{time:.1f}', f'{time * 1000:.0f}'
 
 
+def by_name(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Stem to path, the first of several; `Title [ID]`, as yt-dlp names videos, also as `ID` where nothing else is."""
+    listed = list(listed)
+    paths = first_of(listed)
+    for stem, path in listed:
+        if ']' in stem and (titled := _TITLED.fullmatch(stem)):
+            paths.setdefault(titled[1] + titled[2], path)
+    return paths
+
+
 def find_clip(
     paths: Mapping[str, str], youtube_id: str, start: float, end: float, *, whole_video: bool, only_one: bool
 ) -> str | None:
-    """The path of a clip's file among `paths` (stem to path), or of its video's; None where there is none.
+    """The path of a clip's file among `paths` (as of `by_name`), or of its video's; None where there is none.
 
     Args:
         whole_video: files are not cut; only the id is in their names.

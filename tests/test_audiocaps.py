@@ -156,6 +156,18 @@ def test_damaged_tables(tmp_path, rows, message):
         read_audiocaps(tree(tmp_path, {'train': rows}))
 
 
+def test_a_bad_row_is_left_out_and_the_others_are_not(tmp_path):
+    rows = [*TRAIN, '1,,10,no id', '2,r1nicOVtvkQ,soon,no time', '3,r1nicOVtvkQ,10,rain, heavy']
+    (tree(tmp_path, {'train': rows}) / 'UDGBjjwyaqE.wav').touch()
+    files = read_audiocaps(tmp_path)
+    assert list(listed(files)) == ['UDGBjjwyaqE_20']
+    bad = [clip for clip in files.left_out if clip.reason == 'unreadable']
+    last = ''.join(f'{row}\n' for row in TRAIN).count('\n') + 1  # one of them has two lines
+    numbers = [last + n for n in (1, 2, 3)]
+    assert sorted(clip.id for clip in bad) == [f'train.csv:{n}' for n in numbers]
+    assert all(f'line {clip.id.split(":")[1]}: ' in clip.message for clip in bad)
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match='AudioCaps has train, val and test'):
         read_audiocaps(tmp_path, 'dev')

@@ -128,6 +128,17 @@ def test_damaged_captions(tmp_path, rows, message):
         read_clotho(tree(tmp_path, rows=rows))
 
 
+def test_a_bad_row_is_left_out_and_the_others_are_not(tmp_path):
+    tree(
+        tmp_path, rows=['a.wav,1,2,3,4,5', ' ,1,2,3,4,5', 'b.wav,1,2,3,4', 'c.wav,1,2,3,4,5'], files=['a.wav', 'c.wav']
+    )
+    files = read_clotho(tmp_path)
+    assert [entry.id for entry in files.entries] == ['a.wav', 'c.wav']
+    assert {clip.id: clip.reason for clip in files.left_out} == {
+        f'clotho_captions_development.csv:{n}': 'unreadable' for n in (3, 4)
+    }
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match='Clotho has train'):
         read_clotho(tmp_path, 'dev')

@@ -58,7 +58,8 @@ def test_missing_files_are_left_out_and_only_of_the_folds_asked_for(tmp_path):
 def test_a_file_listed_twice_is_one_clip(tmp_path):
     rows = [ROWS[0], ROWS[0], ROWS[0].replace('dog', 'crow')]
     files = read_esc50(tree(tmp_path, rows))
-    assert [(entry.id, entry.captions) for entry in files.entries] == [(NAMES[0], ('dog', 'crow'))]
+    assert [(entry.id, entry.captions) for entry in files.entries] == [(NAMES[0], ('dog and crow',))]
+    assert files.entries[0].labels == ('dog', 'crow')
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,8 @@ def test_a_file_listed_twice_is_one_clip(tmp_path):
         ('', "no column 'filename'"),
         ('filename,fold\na.wav,1\n', "no column 'category'"),
         (HEADER + 'a.wav,6,0,dog,True,1,A\n', 'line 2: expected a file name, a fold of 1 to 5'),
-        (HEADER + ROWS[0] + '\na.wav\n', 'line 3: fewer fields'),
+        (HEADER + 'a.wav\n', 'line 2: fewer fields'),
         (HEADER + '../a.wav,1,0,dog,True,1,A\n', 'line 2: expected a file name'),
-        (HEADER + ROWS[0] + '\n' + ROWS[0].replace(',1,', ',2,') + '\n', 'is in fold 1 and in 2'),
         (HEADER + 'a.wav,1,0,"dog\n', 'not valid CSV'),
         (HEADER + 'sirène.wav,1,0,siren,True,1,A\n', 'cannot be read as utf-8'),
     ],
@@ -80,6 +80,15 @@ def test_damaged_metadata_is_one_clear_error(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as caught:
         read_esc50(tmp_path)
     assert '\n' not in str(caught.value)
+
+
+def test_a_bad_row_is_left_out_and_the_others_are_not(tmp_path):
+    files = read_esc50(tree(tmp_path, [*ROWS, 'a.wav', 'b.wav,6,0,dog,True,1,A', ROWS[0].replace(',1,', ',2,')]))
+    assert [entry.id for entry in files.entries] == NAMES
+    assert {clip.reason for clip in files.left_out} == {'unreadable'}
+    numbers = [f'esc50.csv:{len(ROWS) + 1 + n}' for n in (1, 2, 3)]
+    assert sorted(clip.id for clip in files.left_out) == numbers
+    assert any('is in fold 1 and in 2' in clip.message for clip in files.left_out)
 
 
 def test_another_folder_is_refused(tmp_path):
@@ -97,7 +106,7 @@ def test_build(tmp_path, capsys):
     (source / 'audio' / NAMES[1]).write_bytes(b'')
     soundfile.write(source / 'audio' / NAMES[2], np.stack([NOISE, NOISE], axis=1), 48000, subtype='PCM_24')
     options = ['--source', str(source), '--out', str(out), '--jobs', '1', '--sample-rate', '16000']
-    assert main(['build', 'esc50', *options, '--folds', '1', '2']) == 0
+    assert main(['build', 'esc50', *options, '--folds', '1', '--folds', '2']) == 0
     shards = Shards(out)
     record = shards.read(0)
     assert (len(shards), record.id, record.captions) == (1, NAMES[2], ('vacuum cleaner',))

@@ -22,6 +22,9 @@ def write(path, text, encoding='utf-8'):
         ('0bRUkLsttto_000030.mp4', '0bRUkLsttto'),
         ('Y0bRUkLsttto_30.000_40.000.flac', '0bRUkLsttto'),
         ('-_0bRUkLstt_30000_40000', '-_0bRUkLstt'),
+        ('0bRUkLsttto_30-40.wav', '0bRUkLsttto'),
+        ('Y0bRUkLsttto-30-40', '0bRUkLsttto'),
+        ('A [dog] barks [0bRUkLsttto].webm', '0bRUkLsttto'),
         ('Yabcdefghij', 'Yabcdefghij'),  # an id that begins with Y
         ('YYabcdefghij', 'Yabcdefghij'),
         ('Yabcdefghij_30', 'Yabcdefghij'),

@@ -70,7 +70,7 @@ def test_mixed(tmp_path):
     text(tmp_path / 'dog' / 'LICENSE.txt', 'of no sound')
     files = read_folder(tmp_path)
     assert captions(files) == {'clips/1.wav': ('thunder',), 'clips/more/3.wav': ('more',), 'dog/1.wav': ('dog',)}
-    assert reasons(files) == [('clips/2.wav', 'missing'), ('loose.wav', 'missing')]
+    assert reasons(files) == [('clips/2.wav', 'excluded'), ('loose.wav', 'excluded')]
     assert 'others in its folder have a text file' in files.left_out[0].message
     by_class = read_folder(tmp_path, captions='class')
     assert captions(by_class)['clips/2.wav'] == ('clips',)
@@ -112,9 +112,9 @@ def test_what_cannot_be_used_is_left_out(tmp_path):
     files = read_folder(tmp_path)
     assert captions(files) == {'clips/a.wav': ('good',)}
     assert reasons(files) == [
-        ('clips/b.wav', 'missing'),
+        ('clips/b.wav', 'excluded'),
         ('clips/c.wav', 'unreadable'),
-        ('clips/d.wav', 'missing'),
+        ('clips/d.wav', 'excluded'),
         ('clips/e.wav', 'unreadable'),
         ('dog/sir\\udce8ne.wav', 'unreadable'),
     ]
@@ -169,5 +169,5 @@ def test_build(tmp_path):
     np.testing.assert_allclose(records['clips/Übung.wav'][1], NOISE, atol=1e-4)
     assert records['dog/b.flac'][1].shape == (400,)
     skipped = (tmp_path / 'shards' / 'splits' / 'train-skipped.csv').read_text(encoding='utf-8')
-    for name, reason in {'a': 'excluded', 'empty': 'unreadable', 'page': 'unreadable', 'bare': 'missing'}.items():
+    for name, reason in {'a': 'excluded', 'empty': 'unreadable', 'page': 'unreadable', 'bare': 'excluded'}.items():
         assert any(f'{name}.' in line.split(',')[0] and f',{reason},' in line for line in skipped.splitlines())

@@ -7,7 +7,6 @@ from small_media import noise, write_sound
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards
 from data_prep.__main__ import main
-from data_prep.datasets.audioset import captions_of
 from data_prep.datasets.fsd50k import audioset_name, read_fsd50k
 
 DEV = [
@@ -44,10 +43,32 @@ def test_labels_become_captions(tmp_path, ending, bom):
         ('16399', 'FSD50K.dev_audio/16399.wav'),
     ]
     assert files.entries[0].labels == ('Electric guitar', 'Guitar', 'Music')
-    assert files.entries[0].captions == captions_of(('Electric guitar', 'Guitar', 'Music'))
+    assert files.entries[0].captions == (
+        *('Electric guitar', 'Guitar', 'Music'),
+        'the sounds of electric guitar, guitar and music',
+    )
     assert files.entries[1].captions == ('Chirp, tweet', 'the sound of chirp (tweet)')
     assert files.left_out == []
     assert len(files.read(0, 44100).audio) == 4410
+
+
+def test_captions_of_several_sounds_name_all_of_them(tmp_path):
+    """Of a class and its parents each is a name of the one sound."""
+    dev = ['1,"Bark,Dog",a,train', '2,"Speech,Human",a,train', '3,"Bark,Speech,Dog,Human",a,train', '4,"Human",a,train']
+    files = read_fsd50k(tree(tmp_path, dev=dev, files='1234'))
+    assert [entry.captions for entry in files.entries] == [
+        ('Bark', 'Dog', 'the sounds of bark and dog'),
+        ('Speech', 'Human', 'the sounds of speech and human'),
+        ('Bark, Speech, Dog, Human', 'the sounds of bark, speech, dog and human'),
+        ('Human', 'the sound of human'),
+    ]
+
+
+def test_a_bad_row_is_left_out_and_the_others_are_not(tmp_path):
+    dev = [*DEV, ',Dog,/m/0bt9lr,train', '1,Dog,Bark,/m/0bt9lr,train', '2,Dog,/m/0bt9lr,dev']
+    files = read_fsd50k(tree(tmp_path, dev=dev))
+    assert [entry.id for entry in files.entries] == ['64760', '16399']
+    assert {clip.id: clip.reason for clip in files.left_out} == {f'dev.csv:{n}': 'unreadable' for n in (5, 6, 7)}
 
 
 def test_names_of_classes_are_those_of_audioset():
@@ -82,8 +103,9 @@ def test_splits(tmp_path, split, ids):
 def test_titles_on_request(tmp_path):
     tree(tmp_path)
     entries = read_fsd50k(tmp_path, titles=True).entries
-    assert entries[0].captions == (*captions_of(entries[0].labels), 'dist guitar 3')
-    assert entries[1].captions == captions_of(entries[1].labels)
+    assert entries[0].captions[-1] == 'dist guitar 3'
+    assert entries[0].captions[:-1] == read_fsd50k(tmp_path).entries[0].captions
+    assert entries[1].captions == ('Chirp, tweet', 'the sound of chirp (tweet)')
     with pytest.raises(DataError, match=r'eval_clips_info_FSD50K\.json: no such file'):
         read_fsd50k(tmp_path, 'test', titles=True)
     for text, message in (('[', 'not valid JSON'), ('[]', 'expected'), ('{"1": 2}', 'expected')):
@@ -139,7 +161,7 @@ def test_build(tmp_path):
         ('64760', ('Electric guitar', 'Guitar', 'Music'), 1600),
         ('1', ('Dog',), 3200),
     ]
-    assert records[0].captions == captions_of(records[0].labels)
+    assert records[0].captions == (*records[0].labels, 'the sounds of electric guitar, guitar and music')
     assert np.abs(shards.waveform(1) - noise(0.2, 16000, '1.wav', 2).mean(axis=1)).max() < 1e-4
     report = (out / 'splits/train-skipped.csv').read_text()
     reasons = {line.split(',')[0]: line.split(',')[1] for line in report.splitlines()[1:]}

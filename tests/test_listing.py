@@ -1,12 +1,23 @@
 import json
 import os
+import sys
 import unicodedata
 
 import pytest
 
-from audiosep_jax.errors import DataError
+from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import Entry, LeftOut
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, read_text, stem_of
+from data_prep.listing import (
+    distinct,
+    files_or_refuse,
+    find_file,
+    first_of,
+    list_media,
+    read_table,
+    read_text,
+    refuse_wrong_table,
+    stem_of,
+)
 
 
 def touch(*paths):
@@ -83,10 +94,10 @@ def test_files_are_listed_at_any_depth_in_order_of_preference(tmp_path):
     touch(*(tmp_path / name for name in ('b/x.wav', 'a/x.mp4', 'a/x.mp3', 'c/x.flac', 'd/e/y.WAV', 'z.wav', 'a/n.txt')))
     touch(tmp_path / '._z.wav', tmp_path / '__MACOSX/q.wav', tmp_path / '.cache/r.wav', tmp_path / 'test/t.wav')
     (tmp_path / 'folder.wav').mkdir()
-    listed = list_media(tmp_path, skip={'test'})
+    listed = list_media(tmp_path, left_out=[], skip={'test'})
     assert [path for stem, path in listed if stem == 'x'] == ['c/x.flac', 'b/x.wav', 'a/x.mp3', 'a/x.mp4']
     assert first_of(listed) == {'x': 'c/x.flac', 'y': 'd/e/y.WAV', 'z': 'z.wav'}
-    assert first_of(list_media(tmp_path, video_first=True))['x'] == 'a/x.mp4'
+    assert first_of(list_media(tmp_path, left_out=[], video_first=True))['x'] == 'a/x.mp4'
 
 
 def test_links_are_followed_once(tmp_path):
@@ -95,9 +106,9 @@ def test_links_are_followed_once(tmp_path):
     os.symlink(tmp_path / 'sounds', tmp_path / 'data/audio')
     os.symlink(tmp_path, tmp_path / 'sounds/up')
     os.symlink(tmp_path / 'nowhere.wav', tmp_path / 'data/broken.txt')
-    assert first_of(list_media(tmp_path / 'data')) == {'a': 'audio/a.wav'}
+    assert first_of(list_media(tmp_path / 'data', left_out=[])) == {'a': 'audio/a.wav'}
     with pytest.raises(DataError, match='cannot be listed'):
-        list_media(tmp_path / 'nowhere')
+        list_media(tmp_path / 'nowhere', left_out=[])
 
 
 def test_metadata_are_found_one_level_deeper(tmp_path):
@@ -108,6 +119,51 @@ def test_metadata_are_found_one_level_deeper(tmp_path):
     assert find_file(tmp_path, 'u.csv') is None
     with pytest.raises(DataError, match='cannot be listed'):
         find_file(tmp_path / 'nowhere', 't.csv')
+
+
+def test_links_to_themselves_are_no_folders(tmp_path):
+    touch(tmp_path / 'a.wav', tmp_path / 'meta/t.csv')
+    for name in ('x.wav', 'folder'):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    assert list_media(tmp_path, left_out=[]) == [('a', 'a.wav'), ('x', 'x.wav')]  # which will be missing
+    assert find_file(tmp_path, 't.csv') == tmp_path / 'meta/t.csv'
+
+
+def test_names_that_are_not_utf8_are_left_out(tmp_path):
+    odd = os.fsdecode(b'caf\xe9')
+    touch(tmp_path / 'a.wav', tmp_path / odd / 'b.wav', tmp_path / f'{odd}.wav', tmp_path / f'{odd}.txt')
+    left_out = []
+    assert list_media(tmp_path, left_out=left_out) == [('a', 'a.wav')]
+    assert [(clip.id, clip.reason) for clip in left_out] == [
+        ('caf\\udce9', 'unreadable'),
+        ('caf\\udce9.wav', 'unreadable'),
+    ]
+    assert all('rename it' in clip.message.encode().decode() for clip in left_out)
+
+
+def test_bad_rows_are_left_out_unless_most_are_bad(tmp_path):
+    bad = []
+    rows = read_table(table(tmp_path / 't.csv', 'id,caption\na,b\nc\nd,e,f\ng,h\n'), ['id', 'caption'], bad=bad)
+    assert [row['id'] for _, row in rows] == ['a', 'g']
+    assert [(clip.id, clip.reason) for clip in bad] == [('t.csv:3', 'unreadable'), ('t.csv:4', 'unreadable')]
+    assert 't.csv: line 3: fewer fields' in bad[0].message
+    refuse_wrong_table(bad, 2)
+    with pytest.raises(DataError, match='line 3: fewer fields'):
+        refuse_wrong_table(bad, 1)
+
+
+def test_pyav_is_missed_before_anything_is_built(tmp_path, monkeypatch):
+    video, sound = Entry('v', 'v.MP4', ('x',)), Entry('s', 's.wav', ('x',))
+    monkeypatch.setitem(sys.modules, 'av', None)
+    assert len(files_or_refuse([sound], tmp_path, [], 'kind')) == 1
+    for entries, frames in (([sound, video], 0), ([sound], 2)):
+        with pytest.raises(ConfigError, match=r"install PyAV: pip install 'audiosep_jax\[video\]'"):
+            files_or_refuse(entries, tmp_path, [], 'kind', frames)
+
+
+def test_fewer_than_no_pictures(tmp_path):
+    with pytest.raises(ConfigError, match='--frames -1'):
+        files_or_refuse([Entry('s', 's.wav', ('x',))], tmp_path, [], 'kind', -1)
 
 
 def test_nothing_to_build_from_says_why(tmp_path):

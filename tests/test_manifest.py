@@ -1,10 +1,11 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from audiosep_jax.errors import AudioFileError, DataError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from data_prep.datasets import LeftOutError
 from data_prep.datasets.manifest import read_manifest
 
@@ -136,10 +137,17 @@ def test_missing_files_are_told_from_unreadable_ones(tmp_path):
     assert caught.value.reason == 'missing'
 
 
+def test_pyav_is_missed_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'av', None)
+    with pytest.raises(ConfigError, match=r'a\.mp4: to read it, install PyAV'):
+        read_manifest(write(tmp_path / 'm.json', [{'wav': 'a.mp4', 'caption': 'x'}]))
+
+
 def test_entry_without_caption_is_an_error_of_its_clip(tmp_path):
     manifest = read_manifest(write(tmp_path / 'm.csv', 'wav,caption\na.wav,\n'))
-    with pytest.raises(DataError, match=r'a\.wav: no caption'):
+    with pytest.raises(LeftOutError, match=r'a\.wav: no caption') as caught:
         manifest.read(0, 8000)
+    assert caught.value.reason == 'excluded'
 
 
 def test_description_tells_lists_apart_but_not_places(tmp_path):

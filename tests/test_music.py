@@ -100,7 +100,7 @@ def test_exclusions(tmp_path):
         ('[]', 'expected {"videos"'),
         ('{"videos": ["a"]}', 'expected {"videos"'),
         ('{"videos": {"cello": "a"}}', 'expected {"videos"'),
-        ('{"videos": {"cello": [1]}}', "under 'cello': expected YouTube ids, got 1"),
+        ('{"videos": {"cello": [1]}}', "under 'cello': entry 1: expected a YouTube id, got 1"),
         ('{"videos": {"cello": []}}', 'lists no videos'),
         ('{"videos": {"cello": ["a"]}}', 'none of the 1 listed clips can be used; the first: a: no file'),
     ],
@@ -112,6 +112,17 @@ def test_lists_with_a_mistake_are_one_clear_error(tmp_path, text, message):
     assert message in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_a_bad_entry_is_left_out_and_the_others_are_not(tmp_path):
+    (tmp_path / 'MUSIC_solo_videos.json').write_text('{"videos": {"cello": [null, "_cello00000", "-"]}}')
+    write_sound(tmp_path / 'Bach [_cello00000].wav', 10.0, 8000)
+    files = read_music(tmp_path)
+    assert [entry.path for entry in files.entries] == ['Bach [_cello00000].wav']
+    assert [(clip.id, clip.reason) for clip in files.left_out] == [
+        ('MUSIC_solo_videos.json:1', 'unreadable'),
+        ('-', 'missing'),
+    ]
 
 
 def test_no_list(tmp_path):

@@ -78,7 +78,19 @@ def test_marks_line_ends_lost_quotes_and_repetitions(tmp_path):
     (tmp_path / 'vggsound.csv').write_bytes(b'\xef\xbb\xbf' + text.replace('\n', '\r\n').encode())
     (entry,) = read_vggsound(tmp_path).entries
     assert entry.labels == ('female speech, woman speaking', 'female singing')
-    assert entry.captions[2:] == ('the sound of female speech, woman speaking', 'the sound of female singing')
+    assert entry.captions == (
+        'female speech, woman speaking, female singing',
+        'the sounds of female speech (woman speaking) and female singing',
+    )
+
+
+def test_a_bad_row_is_left_out_and_the_others_are_not(tmp_path):
+    corpus(tmp_path, NEW + 'x,one,dog,train\n', '_0a1b2c3d4e_000120.wav')
+    files = read_vggsound(tmp_path)
+    assert len(files) == 1
+    bad = [clip for clip in files.left_out if clip.reason == 'unreadable']
+    assert [clip.id for clip in bad] == ['vggsound.csv:5']
+    assert 'line 5: expected YTID' in bad[0].message
 
 
 def test_exclusions(tmp_path):
@@ -97,11 +109,11 @@ def test_exclusions(tmp_path):
         ('', 'lists no clips'),
         ('---g-f_I2yQ,1,people marching,test\n', "lists no clips of the split 'train'"),
         ('youtube_id,label\n', 'line 1: expected YTID,start,label,split'),
-        (NEW + 'x,1,train\n', 'line 5: expected'),
-        (NEW + 'x,one,dog,train\n', 'line 5: expected'),
-        (NEW + 'x,1,,train\n', 'line 5: expected'),
-        (NEW + ',1,dog,train\n', 'line 5: expected'),
-        (NEW + 'x,1,dog,valid\n', 'line 5: expected'),
+        ('x,1,train\n', 'line 1: expected'),
+        ('x,one,dog,train\n', 'line 1: expected'),
+        ('x,1,,train\n', 'line 1: expected'),
+        (',1,dog,train\n', 'line 1: expected'),
+        ('x,1,dog,valid\n', 'line 1: expected'),
         (NEW + 'x,1,"dog,train\n', 'not valid CSV'),
         (NEW, 'none of the 3 listed clips can be used'),
     ],

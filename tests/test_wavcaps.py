@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 from small_media import noise, write_sound
@@ -10,7 +11,7 @@ from small_media import noise, write_sound
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards
 from data_prep.__main__ import main
-from data_prep.datasets.wavcaps import BLACKLISTS, METADATA, SHORTEST_PIECE, piece_bounds, read_wavcaps
+from data_prep.datasets.wavcaps import BLACKLISTS, METADATA, SHORTEST_PIECE, BuildWavCaps, piece_bounds, read_wavcaps
 
 ALL_AC, TEST_AC, UB8K = BLACKLISTS
 ARCHIVE = 'mnt/fast/nobackup/scratch4weeks/xm00178/WavCaps/data/waveforms'
@@ -261,7 +262,7 @@ def test_what_is_left_out(tmp_path):
         (['1'], "entry 1: expected a clip with an 'id'"),
         ([{'caption': 'x'}], "entry 1: expected a clip with an 'id'"),
         ([{'id': ' '}], "entry 1: expected a clip with an 'id'"),
-        ([freesound('1'), freesound('2', 7)], "entry 2: 'caption' must be a text"),
+        ([freesound('2', 7)], "entry 1: 'caption' must be a text"),
     ],
 )
 def test_damaged_metadata(tmp_path, value, message):
@@ -272,6 +273,20 @@ def test_damaged_metadata(tmp_path, value, message):
     (tmp_path / 'json_files/SoundBible/sb_final.json').write_text('{"data": [')
     with pytest.raises(DataError, match='not valid JSON'):
         read_wavcaps(tmp_path)
+
+
+def test_a_bad_entry_is_left_out_and_the_others_are_not(tmp_path):
+    clips = {'FreeSound': [freesound('1'), freesound('2', 7), freesound('3')]}
+    tree(tmp_path, clips)
+    files = read_wavcaps(tmp_path)
+    assert ids(files) == ['FreeSound/1', 'FreeSound/3']
+    assert left_out(files)['fsd_final.json:2'] == 'unreadable'
+
+
+def test_sources_may_be_given_one_by_one():
+    for flags in (['AudioSet_SL', 'SoundBible'], ['AudioSet_SL', '--sources', 'SoundBible']):
+        options = tyro.cli(BuildWavCaps, args=['--source', 'x', '--out', 'y', '--sources', *flags])
+        assert [name for names in options.sources for name in names] == ['AudioSet_SL', 'SoundBible']
 
 
 def test_what_is_not_there(tmp_path):

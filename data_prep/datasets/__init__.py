@@ -43,11 +43,17 @@ class LeftOutError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A clip that is not in the shards: `message` is one line that says why."""
+    """A clip that is not in the shards: `message` is one line that says why. Both texts are made printable."""
 
     id: str
     reason: Reason
     message: str
+
+    def __post_init__(self):
+        # Names of files that are not UTF-8 have no place in JSON and CSV files.
+        for name in ('id', 'message'):
+            if not getattr(self, name).isascii():
+                object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # there may be two million of them
@@ -81,6 +87,7 @@ class Files:
         frames: pictures to take of a clip's video, evenly spaced; 0 for sound alone.
 
     Raises:
+        ConfigError: fewer than no pictures.
         DataError: no entry at all, or two with the same id.
     """
 
@@ -94,6 +101,8 @@ class Files:
         shortest: float = 0.0,
         frames: int = 0,
     ):
+        if frames < 0:
+            raise ConfigError(f'--frames {frames}: must be a number of pictures, 0 for none')
         self.entries, self.folder, self.kind = list(entries), pathlib.Path(folder), kind
         self.left_out = list(left_out)
         self.shortest, self.frames = shortest, frames
@@ -225,6 +234,11 @@ class LongEnough:
 
     def description(self) -> Any:
         return {'shortest': self._shortest, 'of': self._source.description()}
+
+
+def printable(text: str) -> str:
+    """The text; where it is the name of a file that is not UTF-8, with the bytes that are not spelled out."""
+    return text if text.isascii() else text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def check_unique(ids: Sequence[str]) -> None:

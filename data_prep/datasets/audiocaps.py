@@ -8,6 +8,7 @@ A training clip has one row, a test or validation clip five, which have the vide
 clip with several captions. The videos are cut and named by those who download them. A clip's file is looked for below
 the source folder, whatever its suffix, under any of its audiocap ids, as `YTID` or `YYTID`, and either with its times
 (see `data_prep.youtube`); folders of another split's name are passed over. Its id is `YTID_START`, START in seconds.
+Rows that cannot be read are left out as unreadable, unless most are.
 """
 
 import dataclasses
@@ -18,8 +19,16 @@ from collections import Counter
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import files_or_refuse, find_file, first_of, list_media, read_table, visible
-from data_prep.youtube import find_clip
+from data_prep.listing import (
+    bad_row,
+    files_or_refuse,
+    find_file,
+    list_media,
+    read_table,
+    refuse_wrong_table,
+    visible,
+)
+from data_prep.youtube import by_name, find_clip
 
 CLIP_SECONDS = 10.0
 
@@ -75,13 +84,13 @@ def read_audiocaps(
     table = captions or find_file(folder, f'{split}.csv', folders=('dataset', 'dataset2.0'))
     if table is None:
         raise DataError(f'{folder}: no {split}.csv in it: give --captions, the table of AudioCaps')
-    clips = _read_clips(pathlib.Path(table))
+    entries, left_out = [], []
+    clips = _read_clips(pathlib.Path(table), left_out)
     others = frozenset().union(*(names for name, names in _FOLDERS.items() if name != split))
-    paths = first_of(list_media(folder, skip=others, video_first=frames > 0))
+    paths = by_name(list_media(folder, left_out=left_out, skip=others, video_first=frames > 0))
     # A name that would do for two clips tells neither.
     numbers = Counter(number for clip in clips for number in set(clip.numbers))
     videos = Counter(clip.youtube_id for clip in clips)
-    entries, left_out = [], []
     for clip in clips:
         youtube, end = clip.youtube_id, clip.start + CLIP_SECONDS
         path = next(
@@ -105,25 +114,30 @@ def read_audiocaps(
     return files_or_refuse(entries, folder, left_out, 'audiocaps', frames)
 
 
-def _read_clips(path: pathlib.Path) -> list[_Listed]:
+def _read_clips(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Listed]:
     clips: dict[tuple[str, float], _Listed] = {}
-    for line, row in read_table(path, _COLUMNS):
+    bad: list[LeftOut] = []
+    rows = 0
+    for line, row in read_table(path, _COLUMNS, bad=bad):
         number, youtube, start = (row[column].strip() for column in _COLUMNS[:3])
         try:
             seconds = float(start)
         except ValueError:
             seconds = -1.0
         if not youtube or not 0 <= seconds < float('inf'):
-            raise DataError(
-                f'{path}: line {line}: expected a YouTube id and a start in seconds, got {youtube!r}, {start!r}'
-            )
+            problem = f'expected a YouTube id and a start in seconds, got {youtube!r}, {start!r}'
+            bad.append(bad_row(path, line, problem))
+            continue
+        rows += 1
         clip = clips.setdefault((youtube, seconds), _Listed(youtube, seconds, [], []))
         # People do write the same sentence; the same row twice is a slip.
         if number not in clip.numbers or row['caption'] not in clip.captions:
             clip.captions.append(row['caption'])
             clip.numbers.append(number)
+    refuse_wrong_table(bad, rows)
     if not clips:
         raise DataError(f'{path}: lists no clips')
+    left_out += bad
     return list(clips.values())
 
 
@@ -131,6 +145,10 @@ def _read_clips(path: pathlib.Path) -> list[_Listed]:
 class BuildAudioCaps(ExcludingOptions):
     """Shards from AudioCaps, v1 or 2.0: --split train, val or test."""
 
+    overlap = (
+        'AudioCaps may hold clips of the test split of VGGSound and of the evaluation split of AudioSet: to evaluate '
+        'on them, leave them out with --exclude vggsound.csv eval_segments.csv'
+    )
     source: pathlib.Path
     """The folder with the sounds or videos, at any depth, and with the tables train.csv, val.csv, test.csv."""
     captions: pathlib.Path | None = None

@@ -9,17 +9,20 @@ It is distributed as tables, in which three lines begin with #, and the names of
         index,mid,display_name
 
 The sounds everybody fetches himself. A clip's file is looked for below the source folder, at any depth and with any
-suffix, as `YTID`, `YYTID` (a Y before the id), and either with its times, `_30`, `_30_40`, `_30.000_40.000`,
-`_30000_40000` (milliseconds) or `_000030`. A clip's id is `YTID_START`, START in seconds.
+suffix, as `YTID`, `YYTID` (a Y before the id), and either with its times, `_30`, `_30_40`, `_30-40`, `_30.000_40.000`,
+`_30000_40000` (milliseconds) or `_000030`, also as `Title [YTID]`. A clip's id is `YTID_START`, START in seconds.
 
-Labels are the display names. Captions are made of them: each name as it is, and one sentence of all, in which commas
-and parentheses within a name become one pair of parentheses:
+Labels are the display names. Captions are made of them: the names, and a sentence, in which commas and parentheses
+within a name become one pair of parentheses. Of several labels each caption names all: the clip is the target of its
+query, and to 'Dog' alone a clip with a man's speech in it would be the wrong answer.
 
     Dog                                     Dog
-    Male speech, man speaking               Male speech, man speaking
+                                            the sound of dog
+    Dog; Male speech, man speaking          Dog, Male speech, man speaking
                                             the sounds of dog and male speech (man speaking)
 
-Labels that the list of classes does not have are passed over; a clip without any other is left out as excluded.
+Labels that the list of classes does not have are passed over; a clip without any other is left out as excluded. Rows
+that cannot be read are left out as unreadable, unless most are.
 """
 
 import csv
@@ -31,12 +34,24 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import files_or_refuse, find_file, first_of, list_media, one_line, read_table, read_text
-from data_prep.youtube import find_clip
+from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
+from data_prep.listing import (
+    bad_row,
+    files_or_refuse,
+    find_file,
+    list_media,
+    one_line,
+    read_table,
+    read_text,
+    refuse_wrong_table,
+)
+from data_prep.youtube import by_name, find_clip
 
 # The splits that may be asked for, and the tables of each.
 _BALANCED, _UNBALANCED, _EVAL = (f'{name}_segments.csv' for name in ('balanced_train', 'unbalanced_train', 'eval'))
@@ -91,10 +106,10 @@ def read_audioset(
     folder = pathlib.Path(source)
     tables = [pathlib.Path(table) for table in segments] or _find_tables(folder, split)
     names = read_classes(classes or find_file(folder, _CLASSES) or folder / _CLASSES)
-    merged = _merge(row for table in tables for row in _read_segments(table))
-    paths = first_of(list_media(folder, video_first=frames > 0))
-    videos = Counter(segment.youtube_id for segment in merged)
     entries, left_out = [], []
+    merged = _merge(row for table in tables for row in _read_segments(table, left_out))
+    paths = by_name(list_media(folder, left_out=left_out, video_first=frames > 0))
+    videos = Counter(segment.youtube_id for segment in merged)
     texts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # two million clips share them
     for segment in merged:
         youtube, start, end = segment.youtube_id, segment.start, segment.end
@@ -129,12 +144,12 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
 
 
 def captions_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """Each label as it is, and a sentence of all of them; see above."""
+    """The labels, and a sentence of them; see above."""
     phrases = [_phrase(label) for label in labels]
     if not phrases:
         return ()
     listed = ' and '.join([', '.join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
-    return *labels, f'the {"sounds" if phrases[1:] else "sound"} of {listed}'
+    return ', '.join(labels), f'the {"sounds" if phrases[1:] else "sound"} of {listed}'
 
 
 @functools.cache
@@ -156,33 +171,38 @@ def _find_tables(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
     return found
 
 
-def _read_segments(path: pathlib.Path) -> list[_Segment]:
-    """Raises DataError for a table of another form."""
-    segments = []
+def _read_segments(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Segment]:
+    """Raises DataError for a table of another form; single rows that are bad are left out."""
+    segments, bad = [], []
     reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
     try:
         for row in reader:
             # YouTube's ids have no #. Some copies have lost the sign before the header.
             if not row or row[0].startswith('#') or row[0] == _COLUMNS[0]:
                 continue
-            segments.append(_segment(row, f'{path}: line {reader.line_num}'))
+            segment = _segment(row)
+            if segment:
+                segments.append(segment)
+            else:
+                problem = f'expected {", ".join(_COLUMNS)} (in quotes), got {", ".join(row):.80}'
+                bad.append(bad_row(path, reader.line_num, problem))
     except csv.Error as error:
         raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    refuse_wrong_table(bad, len(segments))
     if not segments:
         raise DataError(f'{path}: lists no clips')
+    left_out += bad
     return segments
 
 
-def _segment(row: list[str], where: str) -> _Segment:
+def _segment(row: list[str]) -> _Segment | None:
+    """None of a row that is none of the table's."""
     try:
         youtube, first, last, mids = (text.strip() for text in row)
         start, end = float(first), float(last)
     except ValueError:
-        youtube, start, end = '', 0.0, 0.0
-    if not youtube or not 0 <= start < end < float('inf'):
-        shown = ', '.join(row)
-        raise DataError(f'{where}: expected {", ".join(_COLUMNS)} (in quotes), got {shown:.80}')
-    return _Segment(youtube, start, end, mids)
+        return None
+    return _Segment(youtube, start, end, mids) if youtube and 0 <= start < end < float('inf') else None
 
 
 def _merge(segments) -> list[_Segment]:
@@ -200,10 +220,14 @@ def _merge(segments) -> list[_Segment]:
 class BuildAudioSet(ExcludingOptions):
     """Shards from AudioSet: --split train, balanced_train, unbalanced_train or eval."""
 
+    overlap = (
+        'AudioSet may hold clips of the test splits of VGGSound and AudioCaps: to evaluate on them, leave them out '
+        'with --exclude vggsound.csv test.csv'
+    )
     source: pathlib.Path
     """The folder with the sounds or videos, at any depth, with the tables (…_segments.csv) and
     class_labels_indices.csv."""
-    segments: tuple[pathlib.Path, ...] = ()
+    segments: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """Tables of the split (default: those of its name, in the source; for train the balanced and the unbalanced)."""
     classes: pathlib.Path | None = None
     """The list of classes (default: class_labels_indices.csv in the source)."""
@@ -216,7 +240,7 @@ class BuildAudioSet(ExcludingOptions):
         return read_audioset(
             self.source,
             self.split,
-            segments=self.segments,
+            segments=[path for paths in self.segments for path in paths],
             classes=self.classes,
             whole_videos=self.whole_videos,
             frames=self.frames,

@@ -18,7 +18,18 @@ import unicodedata
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, stem_of, visible
+from data_prep.listing import (
+    bad_row,
+    distinct,
+    files_or_refuse,
+    find_file,
+    first_of,
+    list_media,
+    read_table,
+    refuse_wrong_table,
+    stem_of,
+    visible,
+)
 
 SPLITS = {'train': 'development', 'val': 'validation', 'test': 'evaluation'}
 
@@ -54,20 +65,24 @@ def read_clotho(
     table = find_file(folder, name)
     if table is None:
         raise DataError(f'{folder}: no {name} in it: give the folder into which Clotho was downloaded')
+    entries, left_out = [], []
     captions: dict[str, list[str]] = {}
-    for line, row in read_table(table, ('file_name', *_CAPTIONS), encodings=_ENCODINGS):
+    bad: list[LeftOut] = []
+    for line, row in read_table(table, ('file_name', *_CAPTIONS), encodings=_ENCODINGS, bad=bad):
         if not row['file_name'].strip():
-            raise DataError(f'{table}: line {line}: no file name')
+            bad.append(bad_row(table, line, 'no file name'))
+            continue
         known = captions.setdefault(_key(row['file_name']), [])
         # Of one row the same sentence may well be there twice; of a second row of the file what is new is taken.
         known += [text for text in visible(row[column] for column in _CAPTIONS) if not known or text not in known]
+    refuse_wrong_table(bad, len(captions))
     if not captions:
         raise DataError(f'{table}: lists no clips')
+    left_out += bad
     keywords, sound_ids = _metadata(folder, part)
     others = frozenset(SPLITS.values()) - {part}
     # Some names have a blank before the suffix, which not every way of unpacking has kept.
-    paths = first_of((stem.strip(), path) for stem, path in list_media(folder, skip=others))
-    entries, left_out = [], []
+    paths = first_of((stem.strip(), path) for stem, path in list_media(folder, left_out=left_out, skip=others))
     for clip_id, listed in captions.items():
         path, texts = paths.get(stem_of(clip_id).strip()), tuple(listed)
         if is_excluded(excluded, clip_id, *sound_ids.get(clip_id, ())):

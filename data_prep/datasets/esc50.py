@@ -6,16 +6,20 @@ The folder as it comes from GitHub or in `ESC-50-master.zip`:
     audio/*.wav
 
 A clip's id is its file's name; its one label is the category with spaces for underscores, which is also its one
-caption: 'chirping birds'. Rows of the same file are one clip with several categories.
+caption: 'chirping birds'. Rows of the same file are one clip with several categories, which its caption names all. Rows
+that cannot be read are left out as unreadable, unless most are.
 """
 
 import dataclasses
 import os
 import pathlib
+from typing import Annotated
+
+import tyro
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.listing import files_or_refuse, read_table
+from data_prep.listing import bad_row, files_or_refuse, read_table, refuse_wrong_table
 from data_prep.options import BuildOptions
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -39,38 +43,42 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
     nested = folder / 'ESC-50-master'
     if not (folder / 'meta').is_dir() and (nested / 'meta').is_dir():
         folder = nested
-    clips = _clips(folder / 'meta' / 'esc50.csv')
+    entries, left_out = [], []
+    clips = _clips(folder / 'meta' / 'esc50.csv', left_out)
     try:
         there = {entry.name for entry in os.scandir(folder / 'audio')}
     except OSError as error:
         raise DataError(
             f'{folder / "audio"}: cannot be listed ({error.strerror}): ESC-50 has its sounds there'
         ) from error
-    entries, left_out = [], []
     for name, (fold, categories) in clips.items():
         if fold not in folds:
             continue
         if name in there:
             texts = tuple(category.replace('_', ' ') for category in categories)
-            entries.append(Entry(name, f'audio/{name}', texts, texts))
+            entries.append(Entry(name, f'audio/{name}', (' and '.join(texts),), texts))
         else:
             left_out.append(LeftOut(name, 'missing', f'{folder / "audio" / name}: no such file'))
     return files_or_refuse(entries, folder, left_out, 'esc50')
 
 
-def _clips(path: pathlib.Path) -> dict[str, tuple[int, list[str]]]:
+def _clips(path: pathlib.Path, left_out: list[LeftOut]) -> dict[str, tuple[int, list[str]]]:
     """File name to fold and categories."""
     clips: dict[str, tuple[int, list[str]]] = {}
-    for line, row in read_table(path, ('filename', 'fold', 'category')):
+    bad: list[LeftOut] = []
+    for line, row in read_table(path, ('filename', 'fold', 'category'), bad=bad):
         name, fold, category = (row[key].strip() for key in ('filename', 'fold', 'category'))
         # The name is joined to a folder, and compared with what is listed there.
         if not name or '/' in name or not category or fold not in map(str, FOLDS):
-            raise DataError(f'{path}: line {line}: expected a file name, a fold of 1 to 5 and a category')
+            bad.append(bad_row(path, line, 'expected a file name, a fold of 1 to 5 and a category'))
+            continue
         known_fold, categories = clips.setdefault(name, (int(fold), []))
         if known_fold != int(fold):
-            raise DataError(f'{path}: line {line}: {name} is in fold {known_fold} and in {fold}')
-        if category not in categories:
+            bad.append(bad_row(path, line, f'{name} is in fold {known_fold} and in {fold}'))
+        elif category not in categories:
             categories.append(category)
+    refuse_wrong_table(bad, len(clips))
+    left_out += bad
     return clips
 
 
@@ -80,8 +88,8 @@ class BuildESC50(BuildOptions):
 
     source: pathlib.Path
     """Its folder, with meta/esc50.csv and audio."""
-    folds: tuple[int, ...] = FOLDS
-    """Which of the five folds. The authors' classifiers train on four and test on the fifth."""
+    folds: Annotated[tuple[tuple[int, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Which of the five folds (default: all). The authors' classifiers train on four and test on the fifth."""
 
     def clips(self) -> ClipSource:
-        return read_esc50(self.source, self.folds)
+        return read_esc50(self.source, tuple(fold for folds in self.folds for fold in folds) or FOLDS)

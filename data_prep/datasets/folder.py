@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError, printable
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 from data_prep.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
 
@@ -71,9 +71,9 @@ def read_folder(
                 elif class_name:
                     entries.append(Entry(path, path, (class_name,), (class_name,)))
                 else:
-                    raise LeftOutError('missing', _no_caption(captions, inner, has_pairs))
+                    raise LeftOutError('excluded', _no_caption(captions, inner, has_pairs))
             except LeftOutError as error:
-                left_out.append(LeftOut(_printable(path), error.reason, f'{_printable(path)}: {error}'))
+                left_out.append(LeftOut(path, error.reason, f'{path}: {error}'))
     if not entries and not left_out:
         raise DataError(f'{folder}: holds no sounds ({", ".join(SOUND_SUFFIXES)}, …)')
     entries.sort(key=lambda entry: entry.id)
@@ -105,7 +105,7 @@ def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[st
             why = f'cannot be listed: {error.strerror or error}'
             if not inner:
                 raise DataError(f'{folder}: {why}') from error
-            left_out.append(LeftOut(_printable(inner), 'unreadable', f'{_printable(inner)}: {why}'))
+            left_out.append(LeftOut(inner, 'unreadable', f'{inner}: {why}'))
         yield inner, files
 
 
@@ -113,7 +113,7 @@ def _check(sound: os.DirEntry, excluded: frozenset[str], path: str) -> None:
     """Raises LeftOutError for a sound that must not be used or cannot be."""
     if is_excluded(excluded, path, sound.name, youtube_id(sound.name) or ''):
         raise LeftOutError('excluded', 'is in a list of --exclude')
-    if _printable(path) != path:
+    if printable(path) != path:
         raise LeftOutError('unreadable', 'its name is not UTF-8: rename it')
     if not sound.is_file(follow_symlinks=False) and not os.path.isfile(sound.path):
         if sound.is_symlink():
@@ -128,7 +128,7 @@ def _lines(folder: pathlib.Path, path: str) -> tuple[str, ...]:
     except DataError as error:
         raise LeftOutError('unreadable', str(error)) from error
     if not captions:
-        raise LeftOutError('missing', f'no caption in {path}')
+        raise LeftOutError('excluded', f'no caption in {path}')
     return captions
 
 
@@ -156,11 +156,6 @@ def _suffix(name: str) -> str:
 def _key(name: str) -> str:
     """What a sound and its text file share. Macs unpack accents decomposed, other systems as they were."""
     return unicodedata.normalize('NFC', os.path.splitext(name)[0])
-
-
-def _printable(path: str) -> str:
-    """The path; with its bytes spelled out where they are not UTF-8, which no record can hold."""
-    return path.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,24 +9,42 @@ The folder into which its archives were unpacked:
 
 Splits are train and val (of dev.csv), dev (both) and test or eval. A clip's id is its fname.
 
-Labels are kept in AudioSet's spelling, 'Chirp, tweet' of `Chirp_and_tweet`, and make the same captions as AudioSet's:
-each label as it is, and one sentence of all, in the order of the file, which goes from a class to its parents.
+Labels are kept in AudioSet's spelling, 'Chirp, tweet' of `Chirp_and_tweet`. They go from a class to its parents, each a
+true name of the clip: then each label is a caption, and so is a sentence of all. A clip of several sounds, which has
+labels that are no parents of one another, has the captions of `data_prep.datasets.audioset`, which name all of them. A
+class's parents are the labels that all its clips in the table have.
 
     Chirp_and_tweet,Bird            Chirp, tweet
                                     Bird
                                     the sounds of chirp (tweet) and bird
+    Chirp_and_tweet,Bird,Speech     Chirp, tweet, Bird, Speech
+                                    the sounds of chirp (tweet), bird and speech
+
+Rows that cannot be read are left out as unreadable, unless most are.
 """
 
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Collection, Sequence
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.datasets.audioset import captions_of
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_table, read_text, stem_of
+from data_prep.listing import (
+    bad_row,
+    distinct,
+    files_or_refuse,
+    find_file,
+    first_of,
+    list_media,
+    read_table,
+    read_text,
+    refuse_wrong_table,
+    stem_of,
+)
 
 # Split to the part of the dataset, and which of dev.csv's splits.
 _PARTS = {
@@ -67,24 +85,19 @@ def read_fsd50k(
         raise DataError(f'{source}: no FSD50K.ground_truth/{part}.csv in it: give the folder of FSD50K')
     folder = table.parent.parent if table.parent.name == 'FSD50K.ground_truth' else table.parent
     columns = ('fname', 'labels', 'split') if wanted else ('fname', 'labels')
-    clips: dict[str, list[str]] = {}
-    for line, row in read_table(table, columns):
-        clip_id = stem_of(row['fname'].strip())
-        if not clip_id:
-            raise DataError(f'{table}: line {line}: no fname')
-        if wanted and row['split'].strip() not in ('train', 'val'):
-            raise DataError(f'{table}: line {line}: split {row["split"]!r}: expected train or val')
-        if wanted is None or row['split'].strip() in wanted:
-            clips.setdefault(clip_id, []).extend(label.strip() for label in row['labels'].split(','))
+    entries, left_out = [], []
+    clips, parents = _read_clips(table, columns, wanted, left_out)
     if not clips:
         raise DataError(f'{table}: lists no clips of split {split!r}')
     sounds = f'FSD50K.{part}_audio'
-    paths = first_of(list_media(folder / sounds))
+    paths = first_of(list_media(folder / sounds, left_out=left_out))
     known = _titles(folder, part) if titles else {}
-    entries, left_out = [], []
     for clip_id, listed in clips.items():
         labels = distinct(map(audioset_name, listed))
-        texts = distinct([*captions_of(labels), known.get(clip_id, '')])
+        is_one_sound = any(parents[label].issuperset(listed) for label in listed)
+        joint = captions_of(labels)
+        captions = (*labels, *joint[1:]) if is_one_sound else joint
+        texts = distinct([*captions, known.get(clip_id, '')])
         if is_excluded(excluded, clip_id):
             left_out.append(LeftOut(clip_id, 'excluded', f'{clip_id}: in a list of --exclude'))
         elif not texts:
@@ -94,6 +107,33 @@ def read_fsd50k(
         else:
             entries.append(Entry(clip_id, f'{sounds}/{paths[clip_id]}', texts, labels))
     return files_or_refuse(entries, folder, left_out, 'fsd50k')
+
+
+def _read_clips(
+    table: pathlib.Path, columns: Sequence[str], wanted: Collection[str] | None, left_out: list[LeftOut]
+) -> tuple[dict[str, list[str]], dict[str, set[str]]]:
+    """Labels by fname, of the wanted splits; and, of each label in the table, what all its clips are labelled."""
+    clips: dict[str, list[str]] = {}
+    parents: dict[str, set[str]] = {}
+    bad: list[LeftOut] = []
+    rows = 0
+    for line, row in read_table(table, columns, bad=bad):
+        clip_id, split = stem_of(row['fname'].strip()), row.get('split', '').strip()
+        if not clip_id:
+            bad.append(bad_row(table, line, 'no fname'))
+            continue
+        if wanted and split not in ('train', 'val'):
+            bad.append(bad_row(table, line, f'split {split!r}: expected train or val'))
+            continue
+        rows += 1
+        labels = [label.strip() for label in row['labels'].split(',')]
+        for label in labels:
+            parents.setdefault(label, set(labels)).intersection_update(labels)
+        if wanted is None or split in wanted:
+            clips.setdefault(clip_id, []).extend(labels)
+    refuse_wrong_table(bad, rows)
+    left_out += bad
+    return clips, parents
 
 
 def audioset_name(label: str) -> str:
@@ -117,6 +157,10 @@ def _titles(folder: pathlib.Path, part: str) -> dict[str, str]:
 class BuildFSD50K(ExcludingOptions):
     """Shards from FSD50K: --split train, val, dev (both of them) or test. The captions are made of the labels."""
 
+    overlap = (
+        'FSD50K and the evaluation sets ESC-50 and Clotho are of Freesound and have clips in common: to evaluate on '
+        'them, leave them out with --exclude esc50.csv clotho_metadata_evaluation.csv'
+    )
     source: pathlib.Path
     """The folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio."""
     titles: bool = False

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from audiosep_jax.errors import DataError
-from data_prep.datasets import Clip, ClipSource
+from data_prep.datasets import Clip, ClipSource, LeftOutError
+from data_prep.listing import check_pyav
 from data_prep.media import read_sound
 from data_prep.options import BuildOptions
 
@@ -56,10 +57,10 @@ class Manifest:
         return self.entries[index].id
 
     def read(self, index: int, sample_rate: int) -> Clip:
-        """Raises AudioFileError for a bad file, LeftOutError for a missing one, DataError for one without a caption."""
+        """Raises AudioFileError for a bad file, LeftOutError for a missing one and one without a caption."""
         entry = self.entries[index]
         if not entry.captions:
-            raise DataError(f'{entry.wav}: no caption')
+            raise LeftOutError('excluded', f'{entry.wav}: no caption')
         audio = read_sound(self.folder / entry.wav, sample_rate=sample_rate)
         return Clip(entry.id, audio, entry.captions, entry.labels, entry.wav)
 
@@ -76,6 +77,7 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     """All entries of a manifest, checked; no audio is read yet.
 
     Raises:
+        ConfigError: PyAV is needed and not installed.
         DataError: missing, neither JSON nor CSV, no entries, an unknown or missing key, a value of the wrong kind, one
             id for two files.
     """
@@ -105,6 +107,7 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
             raise DataError(f'{where}: the id {entry.id!r} is taken by another file, {known.wav}: ids must differ')
     if not merged:
         raise DataError(f'{path}: lists no clips')
+    check_pyav(entry.wav for entry in merged.values())
     return Manifest(list(merged.values()), path.parent)
 
 

@@ -18,12 +18,26 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
-from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_text, stem_of
+from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
+from data_prep.listing import (
+    bad_row,
+    distinct,
+    files_or_refuse,
+    find_file,
+    first_of,
+    list_media,
+    read_text,
+    refuse_wrong_table,
+    stem_of,
+)
 from data_prep.media import sound_seconds
+from data_prep.youtube import by_name
 
 PIECE_SECONDS = 10.0
 _LISTS = ('MUSIC_solo_videos.json', 'MUSIC_duet_videos.json')
@@ -56,11 +70,11 @@ def read_music(
     found = [pathlib.Path(path) for path in lists] or [p for p in (find_file(folder, name) for name in _LISTS) if p]
     if not found:
         raise DataError(f'{folder}: no {" or ".join(_LISTS)} in it: give --lists')
-    listed = list_media(folder, video_first=frames > 0)
-    anywhere = first_of(listed)
-    in_folders = first_of((f'{pathlib.PurePosixPath(path).parent.name}/{stem}', path) for stem, path in listed)
     entries, left_out = [], []
-    for youtube, (groups, instruments) in _read_videos(found).items():
+    listed = list_media(folder, left_out=left_out, video_first=frames > 0)
+    anywhere = by_name(listed)
+    in_folders = first_of((f'{pathlib.PurePosixPath(path).parent.name}/{stem}', path) for stem, path in listed)
+    for youtube, (groups, instruments) in _read_videos(found, left_out).items():
         path = next((in_folders[f'{g}/{youtube}'] for g in groups if f'{g}/{youtube}' in in_folders), None)
         path = path or anywhere.get(youtube)
         if is_excluded(excluded, youtube):
@@ -102,9 +116,13 @@ def _starts(length: float, piece: float) -> list[float]:
     return [k * piece for k in range(count)]
 
 
-def _read_videos(lists: Sequence[pathlib.Path]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+def _read_videos(
+    lists: Sequence[pathlib.Path], left_out: list[LeftOut]
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """By YouTube id: the names it is listed under, and the instruments in these. Raises DataError for other forms."""
     groups: dict[str, list[str]] = {}
+    bad: list[LeftOut] = []
+    rows = 0
     for path in lists:
         try:
             value = json.loads(read_text(path))
@@ -114,12 +132,17 @@ def _read_videos(lists: Sequence[pathlib.Path]) -> dict[str, tuple[tuple[str, ..
         if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
             raise DataError(f'{path}: expected {{"videos": {{"INSTRUMENT": ["YouTube id", …], …}}}}')
         for name, ids in videos.items():
-            for youtube in ids:
+            for number, youtube in enumerate(ids, start=1):
                 if not isinstance(youtube, str) or not youtube.strip():
-                    raise DataError(f'{path}: under {name!r}: expected YouTube ids, got {youtube!r:.80}')
+                    problem = f'expected a YouTube id, got {youtube!r:.80}'
+                    bad.append(bad_row(path, number, problem, f'under {name!r}: entry'))
+                    continue
+                rows += 1
                 groups.setdefault(stem_of(youtube.strip()), []).append(name)
+    refuse_wrong_table(bad, rows)
     if not groups:
         raise DataError(f'{lists[0]}: lists no videos')
+    left_out += bad
     return {youtube: (tuple(names), _instruments(names)) for youtube, names in groups.items()}
 
 
@@ -135,7 +158,7 @@ class BuildMUSIC(ExcludingOptions):
     """The folder with the videos or sounds, at any depth, with MUSIC_solo_videos.json and MUSIC_duet_videos.json."""
     split: str = 'test'
     """Name of the split; MUSIC has none of its own."""
-    lists: tuple[pathlib.Path, ...] = ()
+    lists: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """The lists of videos (default: those of solos and of duets in the source)."""
     piece_seconds: float = PIECE_SECONDS
     """Length of a piece."""
@@ -145,7 +168,7 @@ class BuildMUSIC(ExcludingOptions):
     def clips(self) -> ClipSource:
         return read_music(
             self.source,
-            lists=self.lists,
+            lists=[path for paths in self.lists for path in paths],
             piece_seconds=self.piece_seconds,
             frames=self.frames,
             excluded=self.excluded,

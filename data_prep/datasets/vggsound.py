@@ -7,7 +7,9 @@ Its list has no header; older ones, `train.csv` and `test.csv`, name files:
 
 A clip's file is looked for below the source folder, at any depth and with any suffix, as `YTID_000030`; also with the
 times that other scripts write (see `data_prep.youtube`), or by its YouTube id where the list has one clip of the video.
-A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall burbling'.
+A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall burbling';
+of a clip with several labels, as in `data_prep.datasets.audioset`, texts that name all of them. Rows that cannot be
+read are left out as unreadable, unless most are.
 """
 
 import csv
@@ -19,9 +21,19 @@ from collections import Counter
 
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.datasets.audioset import captions_of
 from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import distinct, files_or_refuse, find_file, first_of, list_media, read_text, stem_of
-from data_prep.youtube import find_clip
+from data_prep.listing import (
+    bad_row,
+    distinct,
+    files_or_refuse,
+    find_file,
+    list_media,
+    read_text,
+    refuse_wrong_table,
+    stem_of,
+)
+from data_prep.youtube import by_name, find_clip
 
 CLIP_SECONDS = 10.0
 _SPLITS = ('train', 'test')
@@ -69,10 +81,10 @@ def read_vggsound(
     table = table or find_file(folder, 'vggsound.csv') or find_file(folder, f'{split}.csv')
     if table is None:
         raise DataError(f'{folder}: no vggsound.csv or {split}.csv in it: give --table, the list of VGGSound')
-    listed = _read_clips(pathlib.Path(table), split)
-    paths = first_of(list_media(folder, video_first=frames > 0))
-    videos = Counter(clip.youtube_id for clip in listed)
     entries, left_out = [], []
+    listed = _read_clips(pathlib.Path(table), split, left_out)
+    paths = by_name(list_media(folder, left_out=left_out, video_first=frames > 0))
+    videos = Counter(clip.youtube_id for clip in listed)
     for clip in listed:
         youtube, end = clip.youtube_id, clip.start + CLIP_SECONDS
         labels = distinct(clip.labels)
@@ -86,34 +98,41 @@ def read_vggsound(
             name = youtube if whole_videos else clip.id
             left_out.append(LeftOut(clip.id, 'missing', f'{clip.id}: no file below {folder} named {name}'))
         else:
-            captions = (*labels, *(f'the sound of {label}' for label in labels))
+            captions = captions_of(labels) if labels[1:] else (*labels, f'the sound of {labels[0]}')
             part = (clip.start, CLIP_SECONDS) if whole_videos else (0.0, None)
             entries.append(Entry(clip.id, path, captions, labels, *part))
     return files_or_refuse(entries, folder, left_out, 'vggsound', frames)
 
 
-def _read_clips(path: pathlib.Path, split: str) -> list[_Listed]:
+def _read_clips(path: pathlib.Path, split: str, left_out: list[LeftOut]) -> list[_Listed]:
     clips: dict[tuple[str, int], _Listed] = {}
-    rows = 0
+    bad, rows = [], 0
     reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
     try:
         for row in reader:
             if not row:
                 continue
+            fields = _fields(row, split)
+            if fields is None:
+                problem = f'expected YTID,start,label,split or YTID_000030.mp4,label, got {",".join(row):.80}'
+                bad.append(bad_row(path, reader.line_num, problem))
+                continue
             rows += 1
-            youtube, start, label, found = _fields(row, split, f'{path}: line {reader.line_num}')
+            youtube, start, label, found = fields
             if found == split:
                 clips.setdefault((youtube, start), _Listed(youtube, start, [])).labels.append(label)
     except csv.Error as error:
         raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    refuse_wrong_table(bad, rows)
     if not clips:
         raise DataError(f'{path}: lists no clips' + (f' of the split {split!r}' if rows else ''))
+    left_out += bad
     return list(clips.values())
 
 
-def _fields(row: list[str], split: str, where: str) -> tuple[str, int, str, str]:
-    """YouTube id, start in seconds, label and split of a row of either list. Labels with commas have quotes in the
-    authors' lists, and sometimes lose them on the way."""
+def _fields(row: list[str], split: str) -> tuple[str, int, str, str] | None:
+    """YouTube id, start in seconds, label and split of a row of either list; None of any other. Labels with commas have
+    quotes in the authors' lists, and sometimes lose them on the way."""
     row = [text.strip() for text in row]
     if len(row) >= 4 and row[1].isdecimal() and row[-1] in _SPLITS:
         youtube, start, label, split = row[0], row[1], ', '.join(row[2:-1]), row[-1]
@@ -121,8 +140,7 @@ def _fields(row: list[str], split: str, where: str) -> tuple[str, int, str, str]
         youtube, _, start = stem_of(row[0]).rpartition('_')
         label = ', '.join(row[1:])
     if not (youtube and label.strip() and start.isdecimal() and start.isascii()):
-        shown = ','.join(row)
-        raise DataError(f'{where}: expected YTID,start,label,split or YTID_000030.mp4,label, got {shown:.80}')
+        return None
     return youtube, int(start), label, split
 
 
@@ -130,6 +148,10 @@ def _fields(row: list[str], split: str, where: str) -> tuple[str, int, str, str]
 class BuildVGGSound(ExcludingOptions):
     """Shards from VGGSound: --split train or test."""
 
+    overlap = (
+        'VGGSound may hold clips of the evaluation split of AudioSet and of the test split of AudioCaps: to evaluate '
+        'on them, leave them out with --exclude eval_segments.csv test.csv'
+    )
     source: pathlib.Path
     """The folder with the videos or sounds, at any depth, and with vggsound.csv (or the older train.csv, test.csv)."""
     table: pathlib.Path | None = None

@@ -27,12 +27,24 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from data_prep.datasets import ClipSource, Entry, Files, LeftOut
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
-from data_prep.listing import distinct, files_or_refuse, find_file, list_media, one_line, read_text, stem_of
+from data_prep.listing import (
+    bad_row,
+    distinct,
+    files_or_refuse,
+    find_file,
+    list_media,
+    one_line,
+    read_text,
+    refuse_wrong_table,
+    stem_of,
+)
 from data_prep.media import sound_seconds
 
 Source = Literal['AudioSet_SL', 'BBC_Sound_Effects', 'FreeSound', 'SoundBible']
@@ -111,7 +123,7 @@ def read_wavcaps(
     folder = pathlib.Path(source)
     evaluation = frozenset() if allow_evaluation_clips else _blacklisted(folder, blacklists)
     tables = {name: _find(folder, name, file) for name, file in METADATA.items() if not sources or name in sources}
-    left_out = []
+    left_out: list[LeftOut] = []
     for name, table in tables.items():
         if table is None and sources:
             raise DataError(f'{folder}: no {METADATA[name]} in it, which lists {name}')
@@ -119,10 +131,10 @@ def read_wavcaps(
             left_out.append(LeftOut(name, 'missing', f'{folder}: no {METADATA[name]}: without the clips of {name}'))
     if not any(tables.values()):
         raise DataError(f'{folder}: no {" or ".join(METADATA.values())} in it: give the folder of WavCaps')
-    paths = _paths(folder)
+    paths = _paths(folder, left_out)
     entries: list[Entry] = []
     for name, table in tables.items():
-        for clip in _read_clips(name, table) if table else ():
+        for clip in _read_clips(name, table, left_out) if table else ():
             captions = distinct(clip.captions)
             path = next((paths[name, form] for form in clip.file_stems if (name, form) in paths), None)
             if (reason := _why_not(clip, evaluation, excluded)) or not captions:
@@ -192,11 +204,11 @@ def _find(folder: pathlib.Path, source: Source, name: str) -> pathlib.Path | Non
     return find_file(folder, f'{source}/{name}', name, folders=_PLACES)
 
 
-def _paths(folder: pathlib.Path) -> dict[tuple[str, str], str]:
+def _paths(folder: pathlib.Path, left_out: list[LeftOut]) -> dict[tuple[str, str], str]:
     """(source, stem) to the file, which lies below a folder of the source's name; the innermost such name counts."""
     names = {form.lower(): name for name in METADATA for form in (name, f'{name}_flac')}
     paths: dict[tuple[str, str], str] = {}
-    for stem, path in list_media(folder):
+    for stem, path in list_media(folder, left_out=left_out):
         source = next((names[part] for part in reversed(path.lower().split('/')[:-1]) if part in names), None)
         if source:
             paths.setdefault((source, stem), path)
@@ -210,25 +222,30 @@ def _load(path: pathlib.Path) -> Any:
         raise DataError(f'{path}: not valid JSON: {error}') from error
 
 
-def _read_clips(source: Source, path: pathlib.Path) -> Iterator[_Listed]:
+def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> Iterator[_Listed]:
     values = _load(path)
     items = values.get('data') if isinstance(values, dict) else values
     if not isinstance(items, list):
         raise DataError(f'{path}: expected {{"data": [{{"id": …, "caption": …}}, …]}}, or the list alone')
     clips: dict[str, _Listed] = {}
+    bad: list[LeftOut] = []
     for number, item in enumerate(items, start=1):
         name = item.get('id') if isinstance(item, dict) else None
         if isinstance(name, bool) or not isinstance(name, (str, int)) or not stem_of(str(name).strip()):
-            raise DataError(f"{path}: entry {number}: expected a clip with an 'id', got {item!r:.80}")
+            bad.append(bad_row(path, number, f"expected a clip with an 'id', got {item!r:.80}", 'entry'))
+            continue
         texts = [item[key] for key in ('caption', *(f'caption_{k}' for k in range(1, 6))) if item.get(key) is not None]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{path}: entry {number}: 'caption' must be a text, got {texts!r:.80}")
+            bad.append(bad_row(path, number, f"'caption' must be a text, got {texts!r:.80}", 'entry'))
+            continue
         name = one_line(stem_of(str(name).strip()))
         audio = stem_of(str(item.get('audio') or '').rsplit('/', 1)[-1])  # 'wav_path' as published
         clip = clips.setdefault(name, _Listed(source, name, [], _seconds(item.get('duration')), audio))
         clip.captions += texts  # one file, listed twice, has the captions of both
+    refuse_wrong_table(bad, len(items) - len(bad))
     if not clips:
         raise DataError(f'{path}: lists no clips')
+    left_out += bad
     return iter(clips.values())
 
 
@@ -253,9 +270,13 @@ def _header_seconds(path: pathlib.Path) -> float:
 class BuildWavCaps(ExcludingOptions):
     """Shards from WavCaps, without the clips of evaluation sets, with long sounds cut into pieces."""
 
+    overlap = (
+        'WavCaps may hold clips of the evaluation split of FSD50K, which its blacklists do not name: to evaluate on '
+        'them, leave them out with --exclude FSD50K.ground_truth/eval.csv'
+    )
     source: pathlib.Path
     """The folder with json_files (and its folder blacklist) and with the unpacked sounds."""
-    sources: tuple[Source, ...] = ()
+    sources: Annotated[tuple[tuple[Source, ...], ...], tyro.conf.UseAppendAction] = ()
     """Which of the four (default: all whose metadata are there)."""
     piece_seconds: float = 30.0
     """Sounds longer than this (and 5 s) are cut into pieces of so many seconds; 0 leaves them whole."""
@@ -269,7 +290,7 @@ class BuildWavCaps(ExcludingOptions):
             raise ConfigError(f'--split {self.split!r}: all of WavCaps is train')
         return read_wavcaps(
             self.source,
-            sources=self.sources,
+            sources=[name for names in self.sources for name in names],
             piece_seconds=self.piece_seconds,
             blacklists=self.blacklists,
             allow_evaluation_clips=self.allow_evaluation_clips,

@@ -8,7 +8,7 @@
 Members whose names differ in nothing but the suffix are a sample, wherever they are in the archive: keys may have
 folders and, other than in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the
 key, for keys may begin anew in every archive. Where a name occurs twice in an archive, the last one counts, as when it
-is unpacked. A sample with labels and no caption gets captions as in `data_prep.datasets.audioset`: 'Dog', 'Wind', 'the
+is unpacked. A sample with labels and no caption gets captions as in `data_prep.datasets.audioset`: 'Dog, Wind' and 'the
 sounds of dog and wind'.
 
 Each archive is listed by going through it once, from header to header; sounds are read at their offsets later, for
@@ -25,11 +25,13 @@ import pathlib
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from audiosep_jax.errors import DataError
+import tyro
+
+from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import progress_bar
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError, printable
 from data_prep.datasets.audioset import captions_of
 from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
@@ -160,8 +162,8 @@ def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entr
             sample, suffix = samples.setdefault(key, _Sample()), suffix.lower()
             known = sample.texts if suffix in _TEXT_SUFFIXES else sample.sounds
             if suffix in known:
-                message = f'{_printable(member)} occurs more than once: the last one counts'
-                left_out.append(LeftOut(_printable(f'{stem}/{key}'), 'excluded', f'{name}: {message}'))
+                message = f'{member} occurs more than once: the last one counts'
+                left_out.append(LeftOut(f'{stem}/{key}', 'excluded', f'{name}: {message}'))
             known[suffix] = content if suffix in _TEXT_SUFFIXES else member
     except LeftOutError as error:
         left_out.append(LeftOut(name, error.reason, f'{path}: {error}'))
@@ -170,7 +172,7 @@ def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entr
         try:
             entries.append(_entry(clip_id, name, key, sample, reading))
         except LeftOutError as error:
-            left_out.append(LeftOut(_printable(clip_id), error.reason, f'{_printable(clip_id)}: {error}'))
+            left_out.append(LeftOut(clip_id, error.reason, f'{clip_id}: {error}'))
     return entries, left_out
 
 
@@ -194,7 +196,7 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
                     if not member.isreg() or os.path.basename(member.name).startswith('.'):
                         continue
                     if not 0 <= member.size <= size - member.offset_data:
-                        raise LeftOutError('unreadable', f'was cut short within {_printable(member.name)}; get it anew')
+                        raise LeftOutError('unreadable', f'was cut short within {member.name}; get it anew')
                     if is_text or suffix in SUFFIXES:
                         yield member.name, tar.extractfile(member).read(_LARGEST_TEXT) if is_text else None
                 file.seek(tar.offset)
@@ -229,7 +231,7 @@ def _entry(clip_id: str, archive: str, key: str, sample: _Sample, reading: _Read
     """Raises LeftOutError where a sample has no sound or no caption, or must not be used."""
     if is_excluded(reading.excluded, key, os.path.basename(key), youtube_id(os.path.basename(key)) or ''):
         raise LeftOutError('excluded', 'is in a list of --exclude')
-    if _printable(clip_id) != clip_id:
+    if printable(clip_id) != clip_id:
         raise LeftOutError('unreadable', 'its name is not UTF-8')
     if not sample.sounds:
         raise LeftOutError('missing', f'{" and ".join(sorted(sample.texts))} without a sound')
@@ -263,7 +265,7 @@ def _captions(texts: Mapping[str, bytes], reading: _Reading) -> tuple[tuple[str,
     if not any(found):
         hint = ' (give --class-names for the numbers of classes)' if '.cls' in texts and not reading.class_names else ''
         where = ', '.join(sorted(texts)) or 'a file beside it'
-        raise problem or LeftOutError('missing', f'no caption and no label in {where}{hint}')
+        raise problem or LeftOutError('excluded', f'no caption and no label in {where}{hint}')
     return found
 
 
@@ -278,16 +280,11 @@ def _texts(value: Any, class_names: Sequence[str] = ()) -> list[str]:
     return texts
 
 
-def _printable(name: str) -> str:
-    """The name; with its bytes spelled out where they are not UTF-8, which no record can hold."""
-    return name.encode('utf-8', 'backslashreplace').decode('utf-8')
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildWebDataset(ExcludingOptions):
     """Shards from tar archives in WebDataset's form: KEY.flac (or another sound) with KEY.json, KEY.txt or KEY.cls."""
 
-    source: tuple[str, ...]
+    source: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TAR [TAR ...]')]
     """Archives, folders of them, or patterns in quotes: 'data-*.tar', 'data-{000000..000099}.tar'."""
     caption_keys: tuple[str, ...] = CAPTION_KEYS
     """What holds the captions in a JSON file."""
@@ -299,10 +296,13 @@ class BuildWebDataset(ExcludingOptions):
     """Pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
+        source = [given for several in self.source for given in several]
+        if not source:
+            raise ConfigError('--source: give archives, folders of them, or patterns')
         names = read_text(self.class_names).splitlines() if self.class_names else ()
         with progress_bar('listing') as progress:
             return read_webdataset(
-                self.source,
+                source,
                 caption_keys=self.caption_keys,
                 label_keys=self.label_keys,
                 class_names=[name.strip() for name in names],
