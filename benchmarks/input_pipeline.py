@@ -161,16 +161,24 @@ def batches_of(setting: Setting, folder: Path) -> Iterator[Iterator]:
 
     dataset = WholeFiles(folder / 'wav', keep_kernel=setting.data != 'wav')
     sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=10**9)
+    # Spawned, not forked as by default: this process holds the threads of other libraries, which a fork aborts.
+    context = 'spawn' if setting.workers else None
     loader = torch.utils.data.DataLoader(
-        dataset, BATCH, sampler=sampler, num_workers=setting.workers, collate_fn=collate
+        dataset,
+        BATCH,
+        sampler=sampler,
+        num_workers=setting.workers,
+        collate_fn=collate,
+        multiprocessing_context=context,
     )
     torch.set_num_threads(1)  # as in DataLoader's workers
     iterator = iter(loader)
     try:
         yield iterator
     finally:
-        if setting.workers:
-            iterator._shutdown_workers()  # what it does itself at its end, which is far
+        # What it does itself at its end, which is far. A worker that has loaded the other libraries may abort then.
+        with contextlib.suppress(RuntimeError, AttributeError):
+            iterator._shutdown_workers()
 
 
 def cpu_seconds() -> float:
