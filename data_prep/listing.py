@@ -1,16 +1,14 @@
 """What readers of published datasets share: reading their tables, and finding out which of the files are there."""
 
 import csv
-import importlib.util
 import io
 import os
 import pathlib
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.errors import DataError
 from data_prep.datasets import Entry, Files, LeftOut, printable
-from data_prep.media import CONTAINER_SUFFIXES
 
 # In the order of preference where a clip is there in several forms: lossless ones first, pictures with sound last.
 SOUND_SUFFIXES = ('.flac', '.wav', '.aiff', '.aif', '.ogg', '.opus', '.mp3', '.m4a', '.mka', '.aac')
@@ -215,18 +213,8 @@ def find_file(source: str | os.PathLike, *names: str, folders: Sequence[str] = (
 def files_or_refuse(
     entries: list[Entry], folder: pathlib.Path, left_out: list[LeftOut], kind: str, frames: int = 0
 ) -> Files:
-    """Raises DataError, which names the first reason, where none of the clips is left; as `check_pyav`."""
+    """Raises DataError, which names the first reason, where none of the clips is left."""
     if not entries:
         first = f'; the first: {left_out[0].message}' if left_out else ''
         raise DataError(f'{folder}: none of the {len(left_out)} listed clips can be used{first}')
-    check_pyav((entry.path for entry in entries), frames)
     return Files(entries, folder, kind=kind, left_out=left_out, frames=frames)
-
-
-def check_pyav(paths: Iterable[str], frames: int = 0) -> None:
-    """Raises ConfigError where files need PyAV, by their names, and it is not installed: now, not in the middle."""
-    if all(importlib.util.find_spec(name) for name in (('av', 'PIL') if frames else ('av',))):
-        return
-    first = next((path for path in paths if frames or path.lower().endswith(CONTAINER_SUFFIXES)), None)
-    if first is not None:
-        raise ConfigError(f"{first}: to read it, install PyAV: pip install 'audiosep_jax[video]'")

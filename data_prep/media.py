@@ -6,19 +6,20 @@ by the first bytes, not by the suffix: much that is called .wav is not.
 """
 
 import functools
+import importlib.util
 import io
 import math
 import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import soundfile
 
 from audiosep_jax.audio import read_audio, resample
-from audiosep_jax.errors import AudioFileError
+from audiosep_jax.errors import AudioFileError, ConfigError
 from data_prep.datasets import LeftOutError
 
 # What a listing of a folder takes for sounds and for containers; files of other names are read all the same.
@@ -131,6 +132,15 @@ def sound_seconds(path: str | os.PathLike) -> float:
             return sound.frames / sound.samplerate
     except MemoryError as error:
         raise _too_large(path) from error
+
+
+def check_pyav(paths: Iterable[str], frames: int = 0) -> None:
+    """Raises ConfigError where files need PyAV, by their names, and it is not installed: before hours of building."""
+    if all(importlib.util.find_spec(name) for name in (('av', 'PIL') if frames else ('av',))):
+        return
+    first = next((path for path in paths if frames or path.lower().endswith(CONTAINER_SUFFIXES)), None)
+    if first is not None:
+        raise ConfigError(f"{first}: to read it, install PyAV: pip install 'audiosep_jax[video]'")
 
 
 def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:

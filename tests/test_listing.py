@@ -155,10 +155,11 @@ def test_bad_rows_are_left_out_unless_most_are_bad(tmp_path):
 def test_pyav_is_missed_before_anything_is_built(tmp_path, monkeypatch):
     video, sound = Entry('v', 'v.MP4', ('x',)), Entry('s', 's.wav', ('x',))
     monkeypatch.setitem(sys.modules, 'av', None)
-    assert len(files_or_refuse([sound], tmp_path, [], 'kind')) == 1
+    files_or_refuse([sound], tmp_path, [], 'kind').check(32000)
     for entries, frames in (([sound, video], 0), ([sound], 2)):
+        files = files_or_refuse(entries, tmp_path, [], 'kind', frames)
         with pytest.raises(ConfigError, match=r"install PyAV: pip install 'audiosep_jax\[video\]'"):
-            files_or_refuse(entries, tmp_path, [], 'kind', frames)
+            files.check(32000)
 
 
 def test_fewer_than_no_pictures(tmp_path):

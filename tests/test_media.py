@@ -226,10 +226,9 @@ def test_lengths_that_are_not_known_or_miscounted_do_no_harm(tmp_path):
 
 def test_messages_are_the_same_every_time(tmp_path):
     (tmp_path / 'page.wav').write_text('<html>')
-    (tmp_path / 'page.mp4').write_text('<html>')
     (tmp_path / 'page.raw').write_text('<html>')
-    archive = write_tar(tmp_path / 'x.tar', {name: tmp_path / name for name in ('page.wav', 'page.mp4')})
-    for place in (*(tmp_path / f'page.{kind}' for kind in ('wav', 'mp4', 'raw')), f'{archive}::page.wav'):
+    archive = write_tar(tmp_path / 'x.tar', {'page.wav': tmp_path / 'page.wav'})
+    for place in (tmp_path / 'page.wav', tmp_path / 'page.raw', f'{archive}::page.wav'):
         for part in ({}, dict(seconds=0.5)):
             with pytest.raises(AudioFileError) as caught:
                 read_sound(place, sample_rate=RATE, **part)

@@ -156,10 +156,13 @@ def _nothing(path):
 def test_unreadable_videos_are_one_line_with_their_path(tmp_path, make, message):
     path = tmp_path / 'bad.mp4'
     make(path)
-    with pytest.raises(AudioFileError, match=message) as caught:
-        read_sound(path, sample_rate=RATE)
-    assert str(path) in str(caught.value)
-    assert '\n' not in str(caught.value)
+    archive = write_tar(tmp_path / 'x.tar', {'bad.mp4': path})
+    for place in (path, f'{archive}::bad.mp4'):
+        with pytest.raises(AudioFileError, match=message) as caught:
+            read_sound(place, sample_rate=RATE)
+        assert str(caught.value).count(str(tmp_path)) == 1
+        assert '\n' not in str(caught.value)
+        assert '0x' not in str(caught.value)
 
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.webm'])

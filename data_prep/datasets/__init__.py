@@ -112,7 +112,10 @@ class Files:
         return len(self.entries)
 
     def check(self, sample_rate: int) -> None:
-        """Files are resampled to any rate."""
+        """Files are resampled to any rate. Raises ConfigError where PyAV is needed and not installed."""
+        from data_prep.media import check_pyav
+
+        check_pyav((entry.path for entry in self.entries), self.frames)
 
     def clip_id(self, index: int) -> str:
         return self.entries[index].id

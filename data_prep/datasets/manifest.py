@@ -23,8 +23,7 @@ from typing import Any
 
 from audiosep_jax.errors import DataError
 from data_prep.datasets import Clip, ClipSource, LeftOutError
-from data_prep.listing import check_pyav
-from data_prep.media import read_sound
+from data_prep.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
 
 _KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')
@@ -51,7 +50,8 @@ class Manifest:
         return len(self.entries)
 
     def check(self, sample_rate: int) -> None:
-        """Files are resampled to any rate."""
+        """Files are resampled to any rate. Raises ConfigError where PyAV is needed and not installed."""
+        check_pyav(entry.wav for entry in self.entries)
 
     def clip_id(self, index: int) -> str:
         return self.entries[index].id
@@ -77,7 +77,6 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     """All entries of a manifest, checked; no audio is read yet.
 
     Raises:
-        ConfigError: PyAV is needed and not installed.
         DataError: missing, neither JSON nor CSV, no entries, an unknown or missing key, a value of the wrong kind, one
             id for two files.
     """
@@ -107,7 +106,6 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
             raise DataError(f'{where}: the id {entry.id!r} is taken by another file, {known.wav}: ids must differ')
     if not merged:
         raise DataError(f'{path}: lists no clips')
-    check_pyav(entry.wav for entry in merged.values())
     return Manifest(list(merged.values()), path.parent)
 
 
