@@ -121,17 +121,22 @@ def read_frames(
 
 def sound_seconds(path: str | os.PathLike) -> float:
     """How long a file's sound is, seconds, by its header alone. Raises as `read_sound`."""
+    from data_prep.video import SoundTrack, most_seconds
+
     try:
         file = _locate(path)
         if _is_container(file, str(path)):
-            from data_prep.video import SoundTrack
-
             with SoundTrack(file, str(path)) as track:
-                return track.seconds
-        with _sound_file(file, str(path)) as sound:
-            return sound.frames / sound.samplerate
+                rate, seconds = track.rate, track.seconds
+        else:
+            with _sound_file(file, str(path)) as sound:
+                rate, seconds = sound.samplerate, sound.frames / sound.samplerate
     except MemoryError as error:
         raise _too_large(path) from error
+    _check_header(rate, 0, str(path))
+    if not 0 <= seconds <= most_seconds(file):
+        raise AudioFileError(f'{path}: damaged, it is too small for {seconds:.0f} s of sound')
+    return seconds
 
 
 def check_pyav(paths: Iterable[str], frames: int = 0) -> None:

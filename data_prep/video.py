@@ -101,7 +101,7 @@ class SoundTrack:
         else:
             expected = 0
         pieces, lost, silent, reached = [], 0.0, 0, None
-        most = (_size(self._file) / _FEWEST_BYTES + _LONGEST_SILENCE) * self.rate
+        most = most_seconds(self._file) * self.rate
         for frame, unreadable in _frames(self._container, self._stream, self._name):
             if frame is None:
                 lost += unreadable * self.rate
@@ -119,7 +119,7 @@ class SoundTrack:
                 raise AudioFileError(f'{self._name}: damaged, its time stamps jump')
             expected = reached = at + len(samples)
             if reached > most:
-                raise AudioFileError(f'{self._name}: damaged, {_size(self._file)} bytes cannot be so much sound')
+                raise AudioFileError(f'{self._name}: damaged, it is too small for so much sound')
             if reached > first or not pieces:
                 pieces.append((at, samples))
             if stop is not None and reached >= stop:
@@ -278,8 +278,10 @@ def _reason(error: Exception) -> str:
     return getattr(error, 'strerror', None) or ' '.join(str(error).split())
 
 
-def _size(file: pathlib.Path | io.BytesIO) -> int:
-    return file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
+def most_seconds(file: pathlib.Path | io.BytesIO) -> float:
+    """More than any sound in a file of this size can last."""
+    size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
+    return size / _FEWEST_BYTES + _LONGEST_SILENCE
 
 
 def _cut_short(file: pathlib.Path | io.BytesIO) -> bool:

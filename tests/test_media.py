@@ -179,6 +179,17 @@ def test_rates_that_no_sound_has_are_refused(tmp_path, rate):
             read_sound(place, sample_rate=RATE, **part)
 
 
+def test_lengths_that_a_file_cannot_have_are_refused(tmp_path):
+    path = write_sound(tmp_path / 'a.flac', 1.0)
+    assert sound_seconds(path) == 1.0
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F  # the highest four of 36 bits for the number of samples
+    path.write_bytes(data)
+    for read in (sound_seconds, lambda path: read_sound(path, sample_rate=RATE)):
+        with pytest.raises(AudioFileError, match=r'a\.flac: '):
+            read(path)
+
+
 def test_sounds_of_many_hours_are_read_in_parts_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(media, 'LONGEST', 2.0)
     path = write_sound(tmp_path / 'a.wav', 3.0)

@@ -6,11 +6,12 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+import tyro
 
 from audiosep_jax.errors import DataError
 from audiosep_jax.records import Shards
 from data_prep.__main__ import main
-from data_prep.datasets.webdataset import read_webdataset
+from data_prep.datasets.webdataset import BuildWebDataset, read_webdataset
 
 
 def sound(seed=0, rate=8000, channels=1, form='FLAC', subtype=None) -> bytes:
@@ -279,6 +280,20 @@ def test_clips_are_excluded_by_key_and_youtube_id(tmp_path):
     files = read(path, excluded=frozenset(['0bRUkLsttto', '12', '13']))
     assert list(captions(files)) == ['x/14']
     assert [reason for _, reason in reasons(files)] == ['excluded'] * 3
+
+
+def test_keys_may_be_given_one_by_one(tmp_path):
+    path = archive(
+        tmp_path / 'x.tar', ('1.flac', FLAC), ('1.json', {'a': 'one', 'b': 'two', 'text': 'no', 'tag': 'Dog'})
+    )
+    for flags, expected in {
+        ('--caption-keys', 'a', 'b'): (('one', 'two'), ('Dog',)),
+        ('--caption-keys', 'a', '--caption-keys', 'b', '--label-keys'): (('one', 'two'), ()),
+        (): (('no',), ('Dog',)),
+    }.items():
+        options = tyro.cli(BuildWebDataset, args=['--source', str(path), '--out', 'x', *flags])
+        (entry,) = options.clips().entries
+        assert (entry.captions, entry.labels) == expected
 
 
 def test_build(tmp_path, capsys):

@@ -21,7 +21,7 @@ import re
 from typing import Literal, get_args
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
+from data_prep.datasets import ClipSource, Entry, Files, LeftOut, printable
 from data_prep.listing import one_line
 from data_prep.options import BuildOptions
 
@@ -59,6 +59,10 @@ def read_voicebank(
     for part in parts:
         for path in _files(folder / part, '.wav'):
             clip_id, relative = path.stem.lower(), path.relative_to(folder).as_posix()
+            if printable(relative) != relative:
+                if split in part:
+                    left_out.append(LeftOut(clip_id, 'unreadable', f'{path}: its name is not UTF-8: rename it'))
+                continue
             speaker = _speaker(clip_id) if relative.isprintable() else ''
             if speaker and (speaker in TEST_SPEAKERS) == (split == 'test'):
                 if found.setdefault(clip_id, relative) != relative:

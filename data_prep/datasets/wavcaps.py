@@ -61,6 +61,7 @@ BLACKLISTS = (
     'blacklist_exclude_ub8k_esc50_vggsound.json',
 )
 SHORTEST_PIECE = 5.0  # seconds: a training segment
+_LONGEST = 24 * 3600.0  # seconds of a sound
 
 # Where in the folder JSON files may be.
 _PLACES = ('json_files', 'data/json_files')
@@ -250,12 +251,12 @@ def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> 
 
 
 def _seconds(value: Any) -> float:
-    """A duration; NaN for what is none: metadata gathered by machine have `NaN`, null and texts."""
+    """A duration; NaN for what is none: metadata gathered by machine have `NaN`, null, texts and milliseconds."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-    return seconds if 0 < seconds < math.inf else math.nan
+    return seconds if 0 < seconds <= _LONGEST else math.nan
 
 
 def _header_seconds(path: pathlib.Path) -> float:

@@ -39,6 +39,7 @@ from data_prep.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or
 
 CAPTION_KEYS = ('text', 'caption', 'captions')
 LABEL_KEYS = ('tag', 'tags', 'label', 'labels')
+_KEYS = tyro.conf.arg(metavar='[KEY ...]')
 
 _TEXT_SUFFIXES = ('.json', '.txt', '.cls')
 _LARGEST_TEXT = 2**24  # bytes; more is no text of a sample
@@ -286,10 +287,10 @@ class BuildWebDataset(ExcludingOptions):
 
     source: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TAR [TAR ...]')]
     """Archives, folders of them, or patterns in quotes: 'data-*.tar', 'data-{000000..000099}.tar'."""
-    caption_keys: tuple[str, ...] = CAPTION_KEYS
-    """What holds the captions in a JSON file."""
-    label_keys: tuple[str, ...] = LABEL_KEYS
-    """What holds the labels in a JSON file."""
+    caption_keys: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _KEYS] = ()
+    """What holds the captions in a JSON file (default: text, caption, captions)."""
+    label_keys: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _KEYS] = ()
+    """What holds the labels in a JSON file (default: tag, tags, label, labels)."""
     class_names: pathlib.Path | None = None
     """Text file of the classes' names, one per line, where archives hold their numbers (from 0 on)."""
     frames: int = 0
@@ -303,8 +304,8 @@ class BuildWebDataset(ExcludingOptions):
         with progress_bar('listing') as progress:
             return read_webdataset(
                 source,
-                caption_keys=self.caption_keys,
-                label_keys=self.label_keys,
+                caption_keys=[key for keys in self.caption_keys or (CAPTION_KEYS,) for key in keys],
+                label_keys=[key for keys in self.label_keys or (LABEL_KEYS,) for key in keys],
                 class_names=[name.strip() for name in names],
                 frames=self.frames,
                 excluded=self.excluded,
