@@ -293,7 +293,7 @@ def _record(source: ClipSource, index: int, plan: SplitInfo) -> Record:
     clip = source.read(index, plan.sample_rate)
     captions = tuple(caption for caption in clip.captions if caption.strip())
     if not captions:
-        raise DataError(f'{clip.id}: no caption')
+        raise LeftOutError('excluded', f'{clip.id}: no caption')
     if clip.audio.ndim == 1 and not clip.audio.size:
         raise LeftOutError('too short', f'{clip.id}: no audio')
     if clip.audio.ndim != 1:
