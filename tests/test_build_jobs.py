@@ -3,13 +3,13 @@
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import psutil
 import pytest
 from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
 
@@ -25,13 +25,15 @@ CLIPS = SyntheticClips(num_clips=60, seed=1, seconds=1.0)
 SETTINGS = dict(sample_rate=8000, name='toy', clips_per_shard=4)
 # As a program: what is killed must be a process, with workers of its own.
 PROGRAM = """
-import sys
+import resource, sys
 from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips
 from data_prep.options import parse_shard_range
 if __name__ == '__main__':
     clips = SyntheticClips(num_clips=60, seed=1, seconds=1.0)
-    out, jobs, shards = sys.argv[1:4]
+    out, jobs, shards, limit = sys.argv[1:5]
+    if limit != '0':
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     shards = parse_shard_range(shards or None)
     build_shards(clips, out, sample_rate=8000, name='toy', clips_per_shard=4, jobs=int(jobs), shard_range=shards)
 """
@@ -41,10 +43,10 @@ def contents(directory) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob('*') if p.is_file()}
 
 
-def start(folder, out, jobs=2, shards='', **settings) -> subprocess.Popen:
+def start(folder, out, jobs=2, shards='', limit=0, **settings) -> subprocess.Popen:
     program = folder / 'build_it.py'
     program.write_text(PROGRAM)
-    return subprocess.Popen([sys.executable, program, out, str(jobs), shards], **settings)
+    return subprocess.Popen([sys.executable, program, out, str(jobs), shards, str(limit)], **settings)
 
 
 @pytest.fixture(scope='module')
@@ -187,20 +189,24 @@ def _shards(out) -> list:
 
 def _children(pid: int) -> list[int]:
     """Its processes, by number; among them that of multiprocessing's resource tracker, which comes first."""
-    found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, text=True, check=False).stdout
-    return sorted(int(number) for number in found.split())
+    return sorted(child.pid for child in psutil.Process(pid).children()) if psutil.pid_exists(pid) else []
 
 
 def _wait_for_the_session_to_end(pid: int) -> None:
     """Workers notice a moment later that their parent is gone."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        table = subprocess.run(['ps', '-A', '-o', 'pgid=,stat='], capture_output=True, text=True, check=True).stdout
-        states = [line.split()[1] for line in table.splitlines() if line.split()[0] == str(pid)]
-        if all(state.startswith('Z') for state in states):  # dead, though nobody has asked after them
+        if not any(_is_alive_in(pid, process) for process in psutil.process_iter()):
             return
         time.sleep(0.02)
     raise AssertionError('workers outlived their build')
+
+
+def _is_alive_in(group: int, process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, PermissionError, psutil.Error):
+        return False
 
 
 @pytest.mark.slow
@@ -209,11 +215,7 @@ def _wait_for_the_session_to_end(pid: int) -> None:
 def test_a_disk_that_is_full_is_one_error_to_resume_from(tmp_path, undisturbed, jobs, limit):
     """A limit on the size of files, which ends a write as a full disk does: at the plan, at a summary, at a shard."""
     out = tmp_path / 'out'
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    process = start(tmp_path, out, jobs, preexec_fn=limited, stderr=subprocess.PIPE, text=True)
+    process = start(tmp_path, out, jobs, limit=limit, stderr=subprocess.PIPE, text=True)
     last = process.communicate(timeout=60)[1].strip().splitlines()[-1]
     assert process.returncode == 1
     assert re.match(r'audiosep_jax\.errors\.DataError: .*(cannot be written|could not be written completely)', last)

@@ -210,7 +210,8 @@ class ClipEncoder:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        repository = self.source if hub.is_repo_id(self.source) else _TOKENIZER_SOURCE
+        reference = hub.parse_reference(self.source)
+        repository = _TOKENIZER_SOURCE if reference is None else reference.repository
         tokenizer = tokenizer_in(self._folder, 'clip', repository)
         if tokenizer.vocabulary_size > self.config.text.vocabulary:
             raise CheckpointError(
