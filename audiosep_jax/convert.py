@@ -179,7 +179,11 @@ def to_torch(
         state = {_SS_MODEL + name: value for name, value in fresh.items()}
         state |= {_QUERY_ENCODER + name: value for name, value in encoder.items()}
         if not encoder:
-            notes.append('the file holds the separator alone: its query encoder is not here in the naming of LAION')
+            model = checkpoint.model
+            notes.append(
+                'the file holds the separator alone, its query encoder is elsewhere; converted back it needs --encoder '
+                f'PATH --sample-rate {model.sample_rate} --window-size {model.window_size} --hop-size {model.hop_size}'
+            )
     wants_training_checkpoint = destination.suffix == '.ckpt'
     try:
         if destination.suffix == SAFETENSORS:

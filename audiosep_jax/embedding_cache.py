@@ -27,6 +27,9 @@ from audiosep_jax.resources import most_open_files
 Modality = Literal['text', 'audio', 'image']
 
 
+_CANNOT = {('words', 'audio'), ('words', 'image'), ('clap', 'image'), ('clip', 'audio')}
+
+
 def cache_directory(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> pathlib.Path:
     """The folder of one encoder's embeddings of a dataset, of its captions, sounds or pictures."""
     folder = pathlib.Path(directory) / 'embeddings' / encoder_name
@@ -49,8 +52,20 @@ def embed_command(directory: str | os.PathLike, encoder_name: str, what: Modalit
 
 
 def cached_encoders(directory: str | os.PathLike) -> list[str]:
-    """The names of the encoders that a dataset has embeddings of."""
-    return sorted(path.parent.name for path in pathlib.Path(directory).glob('embeddings/*/encoder.json'))
+    """The names of the encoders that a dataset has embeddings of: of a whole split; where none has, what was begun."""
+    folders = sorted(path.parent for path in pathlib.Path(directory).glob('embeddings/*/encoder.json'))
+    return [folder.name for folder in folders if _has_whole_split(folder)] or [folder.name for folder in folders]
+
+
+def _has_whole_split(folder: pathlib.Path) -> bool:
+    for path in folder.rglob('*.json'):
+        try:
+            state = read_json(path)
+        except DataError:  # of another encoder, perhaps: whoever asks for it is told
+            continue
+        if isinstance(state, dict) and state.get('complete'):
+            return True
+    return False
 
 
 def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> dict[str, Any]:
@@ -90,14 +105,15 @@ class EmbeddingCache:
     def __init__(self, shards: Shards, encoder_name: str, what: Modality = 'text'):
         self._shards = shards
         self._folder = cache_directory(shards.directory, encoder_name, what)
-        self._embed = embed_command(shards.directory, encoder_name, what)
+        self.identity = read_encoder_identity(shards.directory, encoder_name)
+        # Of weights from a path the name alone would mean others.
+        self._embed = embed_command(shards.directory, self.identity.get('source') or encoder_name, what)
         self._what = what
         # Kept as text: to put paths together took longer than to read a row.
         self._paths = [
             tuple(map(str, cache_paths(shards.directory, encoder_name, shards.info, shard, what)))
             for shard in range(len(shards.info.shard_lengths))
         ]
-        self.identity = read_encoder_identity(shards.directory, encoder_name)
         self._owner = uuid.uuid4().hex  # as in Shards
         self._check()
 
@@ -105,6 +121,11 @@ class EmbeddingCache:
         info = self._shards.info
         done = self._folder / f'{info.split}.json'
         if not done.is_file():
+            if (self.identity['name'], self._what) in _CANNOT:
+                raise DataError(
+                    f'{self._shards.directory}: encoder {self.identity["name"]!r} gives no embeddings of {self._what}: '
+                    'use clap (audio) or clip (image) for all of its embeddings'
+                )
             raise DataError(f'{self._folder}: no complete embeddings of split {info.split!r}: run {self._embed}')
         if read_json(done) != {'content': info.content, 'complete': True}:
             raise DataError(

@@ -99,6 +99,8 @@ def embed_dataset(
     """
     if not hasattr(encoder, _METHODS[what]):
         raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
+    if what == 'text':
+        _ = getattr(encoder, 'tokenizer', None)  # one that cannot be fetched: before anything is written
     infos = _complete_splits(directory, splits)
     source = _SOURCES[what](directory, encoder)
     folder = cache_directory(directory, encoder.name, what)

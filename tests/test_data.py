@@ -300,6 +300,8 @@ def test_of_several_encoders_one_is_named(tmp_path):
     build_small(tmp_path, 3)
     assert encoder_identity(config_of(tmp_path))['name'] == 'words'  # the only one
     write_json(cache_directory(tmp_path, 'clap') / 'encoder.json', {'name': 'clap', 'embedding_size': 512})
+    assert encoder_identity(config_of(tmp_path))['name'] == 'words'  # of clap nothing is complete
+    write_json(cache_directory(tmp_path, 'clap') / 'train.json', {'content': '', 'complete': True})
     with pytest.raises(DataError, match='embeddings of clap, words: say which with --encoder NAME'):
         encoder_identity(config_of(tmp_path))
     assert encoder_identity(config_of(tmp_path, encoder='clap'))['name'] == 'clap'

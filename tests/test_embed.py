@@ -8,7 +8,7 @@ from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, smal
 from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
-from audiosep_jax.errors import ConfigError, DataError, EncoderMismatchError
+from audiosep_jax.errors import ConfigError, DataError, DownloadError, EncoderMismatchError
 from audiosep_jax.records import Shards, write_split_info
 from data_prep import embed
 from data_prep.__main__ import main
@@ -275,3 +275,23 @@ def test_encoder_that_gives_nan_is_an_error(tmp_path):
     build_small(tmp_path, 4, embed=False)
     with pytest.raises(DataError, match="non-finite embeddings for 'sound 1 take 0'"):
         embed_captions(tmp_path, Broken())
+
+
+def test_a_tokenizer_that_cannot_be_had_leaves_nothing_behind(tmp_path):
+    class Bare:
+        name, embedding_size = 'clap', 16
+
+        @property
+        def tokenizer(self):
+            raise DownloadError('offline')
+
+        def encode_text(self, texts):
+            raise AssertionError
+
+        def identity(self):
+            return {'name': 'clap', 'embedding_size': 16}
+
+    build_small(tmp_path, 4)
+    with pytest.raises(DownloadError):
+        embed_captions(tmp_path, Bare())
+    assert not cache_directory(tmp_path, 'clap').exists()

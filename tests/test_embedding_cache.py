@@ -7,10 +7,16 @@ import pytest
 from small_dataset import build_small, small_clips
 
 from audiosep_jax import embedding_cache
-from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths, read_encoder_identity
+from audiosep_jax.embedding_cache import (
+    EmbeddingCache,
+    cache_directory,
+    cache_paths,
+    cached_encoders,
+    read_encoder_identity,
+)
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import DataError
-from audiosep_jax.records import Shards
+from audiosep_jax.records import Shards, write_json
 
 
 def test_rows_are_the_embeddings_of_the_captions(tmp_path):
@@ -108,3 +114,28 @@ def test_damaged_identity_is_an_error(tmp_path, text):
     (cache_directory(tmp_path, 'words') / 'encoder.json').write_text(text)
     with pytest.raises(DataError, match=r'encoder\.json'):
         read_encoder_identity(tmp_path, 'words')
+
+
+def test_what_was_only_begun_does_not_count(tmp_path):
+    build_small(tmp_path, 4)
+    write_json(cache_directory(tmp_path, 'clap') / 'encoder.json', {'name': 'clap', 'embedding_size': 512})
+    write_json(cache_directory(tmp_path, 'clap') / 'train.json', {'content': 'x', 'complete': False})
+    assert cached_encoders(tmp_path) == ['words']
+    (cache_directory(tmp_path, 'words') / 'train.json').write_text('damaged')
+    assert cached_encoders(tmp_path) == ['clap', 'words']  # to be told apart by whoever wants one
+
+
+def test_the_command_names_the_weights_not_the_kind(tmp_path):
+    build_small(tmp_path, 4, embed=False)
+    identity = {'name': 'clap', 'embedding_size': 512, 'source': '/models/clap'}
+    write_json(cache_directory(tmp_path, 'clap') / 'encoder.json', identity)
+    with pytest.raises(
+        DataError, match=f'run `python -m data_prep embed {tmp_path} --encoder /models/clap --what audio`'
+    ):
+        EmbeddingCache(Shards(tmp_path), 'clap', 'audio')
+
+
+def test_what_an_encoder_cannot_give_is_not_suggested(tmp_path):
+    build_small(tmp_path, 4)
+    with pytest.raises(DataError, match="encoder 'words' gives no embeddings of audio: use clap"):
+        EmbeddingCache(Shards(tmp_path), 'words', 'audio')

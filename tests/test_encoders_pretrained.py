@@ -47,6 +47,14 @@ def test_an_identity_finds_its_weights_again(published, tmp_path):
         load_encoder(elsewhere)
 
 
+def test_a_relative_path_is_recorded_in_full(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(published.parent)
+    identity = load_encoder(published.name).identity()
+    assert identity['source'] == str(published)
+    monkeypatch.chdir(tmp_path)
+    assert same_encoder(load_encoder(identity).identity(), identity)
+
+
 def test_both_namings_are_one_encoder(published, tmp_path):
     write_tensors(tmp_path / 'laion.safetensors', tiny_clap.laion_tensors())
     tiny_clap.write_tokenizer(tmp_path)

@@ -125,8 +125,10 @@ def _open(reference: str | Path, name: str | None = None, **settings: Any) -> Qu
     """A pretrained encoder from a path or repository; `name` where it is known what it must be."""
     from audiosep_jax.encoders.pretrained import kind_of, locate
 
-    path = locate(str(reference))
-    return encoder_class(name or kind_of(path)).open(path, source=str(reference), **settings)
+    path, source = locate(str(reference)), str(reference)
+    if os.path.exists(source):  # a relative path would mean something else elsewhere
+        source = os.path.abspath(source)
+    return encoder_class(name or kind_of(path)).open(path, source=source, **settings)
 
 
 def _of_identity(identity: dict[str, Any], folders: list[Path]) -> QueryEncoder:
