@@ -389,6 +389,7 @@ def test_zips(tmp_path):
     cases = {
         'empty': b'',
         'not a file of torch.save|damaged|cut off': b'\x93NUMPY',
+        'not a file of torch.save': b'fLaC and so on',
         'damaged': GOOD[:-30],
         'no data.pkl': archive(entry('a/other', b'')),
         'has no data.pkl': archive(entry('a/data.pkl', PICKLE), entry('b/data.pkl', PICKLE)),

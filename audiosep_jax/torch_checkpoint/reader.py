@@ -292,7 +292,12 @@ class _LegacyFile(_File):
     """
 
     def load(self) -> Any:
-        magic, position = self._pickle(0)
+        try:
+            magic, position = self._pickle(0)
+        except CheckpointError as error:
+            if str(error).startswith('refused'):
+                raise
+            raise CheckpointError(f'not a file of torch.save, or a damaged one ({error})') from None
         if type(magic) is not int or magic != _MAGIC_NUMBER:
             raise CheckpointError('not a file of torch.save')
         version, position = self._pickle(position)
