@@ -9,6 +9,7 @@ import tyro
 
 from audiosep_jax.audio import check_format, write_audio
 from audiosep_jax.buckets import write_bytes
+from audiosep_jax.embedding_cache import cached_encoders
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, split_names, write_json
@@ -116,6 +117,10 @@ def merge(
         )
     for result in results:
         print_result(out, result)
+    taken = cached_encoders(out)
+    others = sorted({encoder for directory in shards for encoder in cached_encoders(directory)} - set(taken))
+    left = f'; left out: {", ".join(others)}, which not all of them have, or of other weights' if others else ''
+    print(f'{out}: embeddings of {", ".join(taken) or "no encoder"}{left}')
     return 0
 
 

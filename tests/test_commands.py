@@ -57,10 +57,19 @@ def test_merge_and_stage(dataset, tmp_path, capsys):
     build_small(tmp_path / 'other', 2, name='other')
     out = tmp_path / 'out'
     assert run('merge', dataset, tmp_path / 'other', '--out', out, '--prefix-ids', '--jobs', 1) == 0
-    assert "split 'train' has 12 clips" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "split 'train' has 12 clips" in said
+    assert 'embeddings of words\n' in said
     assert run('stage', dataset, out, '--to', tmp_path / 'stage') == 0
     copies = [line.partition(': ')[0] for line in capsys.readouterr().out.splitlines()]
     assert [len(Shards(copy)) for copy in copies] == [10, 12]
+
+
+def test_merge_says_which_embeddings_it_left_out(tmp_path, capsys):
+    build_small(tmp_path / 'a', 2, name='a')
+    build_small(tmp_path / 'b', 2, name='b', embed=False)
+    assert run('merge', tmp_path / 'a', tmp_path / 'b', '--out', tmp_path / 'out', '--prefix-ids', '--jobs', 1) == 0
+    assert 'embeddings of no encoder; left out: words' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
