@@ -7,7 +7,6 @@ AIFF, ...); writing gives WAV, FLAC or OGG by suffix and never leaves half a fil
 import contextlib
 import math
 import os
-import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import soxr
 
 from audiosep_jax.errors import AudioFileError, ConfigError
 from audiosep_jax.files import replacing
+from audiosep_jax.truncation import has_guessed_length, is_cut_short
 
 Subtype = Literal['PCM_16', 'PCM_24', 'FLOAT']
 SUFFIXES = ('.wav', '.flac', '.ogg')
@@ -29,19 +29,6 @@ MAX_FLAC_RATE = 655350  # Hz
 _BLOCK = 65536
 # A plain WAV counts its bytes in 32 bits; beyond that the RF64 header (EBU Tech 3306) takes over, suffix unchanged.
 _WAV_BYTES = 2**32 - 2**16
-# Programs that write to a pipe cannot know the length and leave something like 0x7FFFF000 or 0xFFFFFFFF in the header.
-_UNKNOWN_LENGTH = 0x7FFF0000
-# Careless writers count their own header into the length; a file cut short lacks more than that.
-_HEADER_BYTES = 64
-# Where libsndfile's log tells how many bytes the header promised, by container.
-_LENGTH_FIELD = {
-    'WAV': 'data',
-    'WAVEX': 'data',
-    'RF64': 'Riff size',
-    'W64': 'riff',
-    'AIFF': 'SSND',
-    'AU': 'Data Size',
-}
 
 
 def read_audio(
@@ -67,7 +54,7 @@ def read_audio(
         with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: names need not be valid UTF-8
             rate = file.samplerate
             promised = file.frames
-            cut = _cut_short(path, file)
+            cut = is_cut_short(path, file)
             # In one call: between two, soundfile seeks, which MP3 does only roughly.
             audio = file.read(dtype='float32', always_2d=True)
     except TypeError as error:  # soundfile goes by the suffix .raw before it looks inside
@@ -83,7 +70,7 @@ def read_audio(
         raise AudioFileError(f'{path}: damaged, cut short or not an audio file ({reason})') from error
     if promised == 0:
         raise AudioFileError(f'{path}: the file holds no samples')
-    if cut or (len(audio) < promised and not _length_is_a_guess(path, file.format)):
+    if cut or (len(audio) < promised and not has_guessed_length(path, file)):
         raise AudioFileError(f'{path}: damaged or cut short, its header promises more audio than it holds; get it anew')
     if not np.isfinite(audio).all():
         count = int(np.count_nonzero(~np.isfinite(audio)))
@@ -237,44 +224,3 @@ def _check_readable(path: Path) -> None:
         raise AudioFileError(f'{str(path)!r}: not a file name') from error
     if empty:
         raise AudioFileError(f'{path}: the file is empty (0 bytes)')
-
-
-def _cut_short(path: Path, file: soundfile.SoundFile) -> bool:
-    """Whether the container promises more bytes than there are; libsndfile plays what is left and only logs it."""
-    if file.format == 'OGG':
-        return _last_ogg_page_cut(path)
-    field = _LENGTH_FIELD.get(file.format)
-    if field is None:
-        return False
-    found = re.search(rf'{field}\s*:\s*(\d+) \(should be (\d+)\)', file.extra_info)
-    if found is None:
-        return False
-    promised, present = map(int, found.groups())
-    return promised - present > _HEADER_BYTES and promised < _UNKNOWN_LENGTH
-
-
-def _last_ogg_page_cut(path: Path) -> bool:
-    """Whether the last Ogg page ends beyond the file (RFC 3533, section 6: 27 bytes, segment table, segments)."""
-    with path.open('rb') as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2 * 65536))  # a page is at most 65,307 bytes
-        tail = file.read()
-    page = tail[tail.rfind(b'OggS') :]
-    if len(page) < 27:
-        return True
-    segments = page[26]
-    return len(page) < 27 + segments + sum(page[27 : 27 + segments])
-
-
-def _length_is_a_guess(path: Path, container: str) -> bool:
-    """True for an MP3 without a Xing, Info or VBRI header: its length is estimated from the first frame's bit rate."""
-    if container != 'MP3':
-        return False
-    with path.open('rb') as file:
-        head = file.read(10)
-        if head[:3] == b'ID3':  # the tag's size is in four bytes of seven bits each
-            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
-        else:
-            file.seek(0)
-        frame = file.read(256)
-    return not any(tag in frame for tag in (b'Xing', b'Info', b'VBRI'))

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from audiosep_jax import config as configs
-from audiosep_jax.errors import CheckpointError, ConfigError
+from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.state import TrainState
 
@@ -97,7 +97,7 @@ class Checkpointer:
             self._manager.save(step, args=args, metrics={'score': float(score)})
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f'the checkpoint of step {step} could not be written: {_first_line(error)}'
+                f'the checkpoint of step {step} could not be written: {first_line(error, 300)}'
             ) from error
 
     def wait(self) -> None:
@@ -109,7 +109,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax hands on whatever its background thread met
-            raise CheckpointError(f'a checkpoint could not be written: {_first_line(error)}') from error
+            raise CheckpointError(f'a checkpoint could not be written: {first_line(error, 300)}') from error
 
     def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, dict, dict]:
         """(state, data position, record) of `step`, by default the newest, laid out over devices as `like` is.
@@ -127,7 +127,9 @@ class Checkpointer:
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
-            raise CheckpointError(f'{self.directory / str(step)} cannot be restored: {_first_line(error)}') from error
+            raise CheckpointError(
+                f'{self.directory / str(step)} cannot be restored: {first_line(error, 300)}'
+            ) from error
         return _join(like, restored), restored['data'], restored['config']
 
     def record(self, step: int | None = None) -> dict:
@@ -158,7 +160,7 @@ def save_for_inference(folder: Path, *, variables: dict, record: dict, step: int
         try:
             writer.save(folder.absolute(), args)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f'{folder}: cannot be written: {_first_line(error)}') from error
+            raise CheckpointError(f'{folder}: cannot be written: {first_line(error, 300)}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
             args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
             restored = reader.restore(folder, args=args)
         except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
-            raise CheckpointError(f'{folder} cannot be read: {_first_line(error)}') from error
+            raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
     variables = dict(restored['ema']) if items == ['ema'] else {name: restored[name] for name in items}
     return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder)
 
@@ -269,11 +271,7 @@ def _read_record(folder: Path) -> dict:
             record = reader.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
             version = record['format_version']
         except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
-            raise CheckpointError(f'{folder} cannot be read: {_first_line(error)}') from error
+            raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f'{folder} has format {version}; this version reads {FORMAT_VERSION}')
     return record
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

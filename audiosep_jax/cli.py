@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FRONT_END = ('sample_rate', 'window_size', 'hop_size')
 _OF_OUR_SIDE = ('preset', *_FRONT_END, 'encoder')
-_Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: the official weights)')]
+_Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')]
 _SUBTYPES: dict[str, audio.Subtype] = {'16': 'PCM_16', '24': 'PCM_24', 'float': 'FLOAT'}
 
 
@@ -53,9 +53,7 @@ class Separate:
     """Make one query of all that are given: one sound that is like each of them."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar='W [W ...]')] = ()
     """How much each counts in the blend: first those of --query, then --like, --image, --vector."""
-    checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
-    ] = None
+    checkpoint: _Checkpoint = None
     """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub. Without it
     the official weights are fetched and converted once."""
     output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('separated')
@@ -76,9 +74,7 @@ class Evaluate:
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
     """The benchmark's folder. music: music_eval.csv, segment-IDX and mixture-IDX files."""
-    checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
-    ] = None
+    checkpoint: _Checkpoint = None
     """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
     benchmark: Literal['music'] = 'music'
     """The protocol."""

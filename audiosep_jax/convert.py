@@ -20,7 +20,7 @@ from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_infe
 from audiosep_jax.encoders import encoder_class
 from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
-from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError
+from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
 from audiosep_jax.files import new_folder
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.originals import TorchFile
@@ -28,7 +28,6 @@ from audiosep_jax.tensor_files import SAFETENSORS, SUFFIXES, SafeTensors, open_t
 from audiosep_jax.torch_checkpoint import read_torch, write_torch
 from audiosep_jax.torch_names import (
     check_tensors,
-    listed,
     sizes_from_torch,
     tensors_from_variables,
     torch_tensors,

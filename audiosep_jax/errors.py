@@ -6,7 +6,7 @@ configurations and queries, 1 for files and data.
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class AudioSepError(Exception):
@@ -49,6 +49,17 @@ class DownloadError(AudioSepError):
 
 class TrainingDivergedError(AudioSepError):
     """Too many non-finite steps in a row."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What somebody else's error says, fit for a message of one line: its first line, cut, or the name of its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more."""
+    more = len(names) - most
+    return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')
 
 
 def explained(error: Exception) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from audiosep_jax.errors import DownloadError
+from audiosep_jax.errors import DownloadError, first_line
 from audiosep_jax.tensor_files import SUFFIXES
 
 _REPOSITORY = re.compile(r'(?!.*(--|\.\.))[\w][\w.-]*/[\w][\w.-]*', re.ASCII)
@@ -161,4 +161,4 @@ def _reason(error: Exception) -> str:
             return reason
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    return first_line(error)

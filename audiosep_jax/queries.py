@@ -78,33 +78,29 @@ class _Text:
         return self.text
 
 
+class _Named:
+    def __str__(self) -> str:
+        return self.name
+
+
 # Arrays have no truth value when compared: such parts are equal only to themselves.
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Audio:
+class _Audio(_Named):
     waveform: np.ndarray
     sample_rate: int
     name: str
 
-    def __str__(self) -> str:
-        return self.name
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Image:
+class _Image(_Named):
     image: Any
     name: str
 
-    def __str__(self) -> str:
-        return self.name
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Vector:
+class _Vector(_Named):
     values: np.ndarray
     name: str
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from audiosep_jax.errors import CheckpointError
+from audiosep_jax.errors import CheckpointError, listed
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.resunet import DOWNSAMPLING, film_layout
 
@@ -20,7 +20,6 @@ _CONV = (2, 3, 1, 0)  # [C', C, kN, kF] -> [kN, kF, C, C']
 _TRANSPOSED_CONV = (0, 2, 3, 1)  # [C, C', kN, kF] -> [C, kN, kF, C']
 _LINEAR = (1, 0)  # [C', E] -> [E, C']
 _POINTWISE = 'pointwise'  # [C', C, 1, 1] -> [C, C']
-_LISTED = 8  # tensors that a report names before it counts the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +183,6 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) ->
     report = '; '.join(f'{len(names)} {kind} ({listed(names)})' for kind, names in problems if names)
     if report:
         raise CheckpointError(f'not the tensors of the original separator: {report}')
-
-
-def listed(names: list[str]) -> str:
-    """The first few, and how many more."""
-    more = len(names) - _LISTED
-    return ', '.join(names[:_LISTED]) + (f' and {more} more' if more > 0 else '')
 
 
 def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict:

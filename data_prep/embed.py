@@ -4,6 +4,7 @@ The layout is described in `audiosep_jax/embedding_cache.py`. Each file is renam
 `complete` last: a killed run, started again, continues with the next shard, and hosts may share the shards of a split.
 """
 
+import abc
 import collections
 import contextlib
 import dataclasses
@@ -279,7 +280,7 @@ class _Captions:
         return _stacked(self.encoder, [rows[text] for text in texts]), [len(clip) for clip in captions]
 
 
-class _Recordings:
+class _Recordings(abc.ABC):
     """What has to be read from the records, by threads that are some batches ahead of the encoder."""
 
     per_call: int
@@ -319,12 +320,13 @@ class _Recordings:
         self.num_encoded += len(rows)
         return _stacked(self.encoder, rows), counts
 
+    @abc.abstractmethod
     def read(self, shards: Shards, clip: int) -> tuple[str, list[Any]]:
         """The clip's name in messages, and what of it is to be encoded. Raises DataError for a damaged record."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
-        raise NotImplementedError
+        """The embeddings [n, E] of n sounds or pictures."""
 
 
 class _Sounds(_Recordings):

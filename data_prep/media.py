@@ -20,6 +20,7 @@ import soundfile
 
 from audiosep_jax.audio import read_audio, resample
 from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.truncation import has_guessed_length, is_cut_short
 from data_prep.datasets import LeftOutError
 
 # What a listing of a folder takes for sounds and for containers; files of other names are read all the same.
@@ -52,11 +53,6 @@ _CONTEXT = 0.1  # seconds
 _MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
 # Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
 _FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp')
-# Where libsndfile's log tells how many bytes the header promised, by container; as in `audiosep_jax.audio`, also what
-# programs that write to a pipe put there, and by how much careless writers miscount.
-_LENGTH_FIELD = {'WAV': 'data', 'WAVEX': 'data', 'RF64': 'Riff size', 'W64': 'riff', 'AIFF': 'SSND', 'AU': 'Data Size'}
-_UNKNOWN_LENGTH = 0x7FFF0000
-_HEADER_BYTES = 64
 
 
 def read_sound(
@@ -245,7 +241,7 @@ def _part_of_audio(file, sample_rate: int, start: float, seconds: float | None, 
     with _sound_file(file, name) as sound:
 
         def read(first: int, stop: int) -> np.ndarray:
-            if stop > sound.frames and _cut_short(file, sound):
+            if stop > sound.frames and is_cut_short(file, sound):
                 raise _promises_more(name)
             stop = min(stop, sound.frames)
             if first >= stop:
@@ -257,44 +253,11 @@ def _part_of_audio(file, sample_rate: int, start: float, seconds: float | None, 
                 samples = sound.read(stop - first + skipped, dtype='float32', always_2d=True)[skipped:]
             except (soundfile.LibsndfileError, ValueError, OverflowError) as error:
                 raise AudioFileError(f'{name}: damaged or cut short ({_reason(error)})') from error
-            if len(samples) < stop - first and not _length_is_a_guess(file, sound):
+            if len(samples) < stop - first and not has_guessed_length(file, sound):
                 raise _promises_more(name)
             return samples.mean(axis=1)
 
         return _part(read, sound.samplerate, sample_rate, start, seconds, name)
-
-
-def _cut_short(file: pathlib.Path | io.BytesIO, sound: soundfile.SoundFile) -> bool:
-    """Whether the container promises more bytes than there are; libsndfile plays what is left and only logs it."""
-    if sound.format == 'OGG':
-        # RFC 3533, section 6: a page has 27 bytes, a table of its segments and these; at most 65,307 bytes in all.
-        tail = _bytes_of(file, -2 * 65536)
-        page = tail[tail.rfind(b'OggS') :]
-        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-    field = _LENGTH_FIELD.get(sound.format)
-    found = field and re.search(rf'{field}\s*:\s*(\d+) \(should be (\d+)\)', sound.extra_info)
-    if not found:
-        return False
-    promised, present = map(int, found.groups())
-    return promised - present > _HEADER_BYTES and promised < _UNKNOWN_LENGTH
-
-
-def _length_is_a_guess(file: pathlib.Path | io.BytesIO, sound: soundfile.SoundFile) -> bool:
-    """True for an MP3 without a Xing, Info or VBRI header: its length is estimated from the first frame's bit rate."""
-    if sound.format != 'MP3':
-        return False
-    head, tag = _bytes_of(file, 10), 0
-    if head[:3] == b'ID3':  # the tag's size is in four bytes of seven bits each
-        tag = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    return not any(name in _bytes_of(file, tag + 256)[tag:] for name in (b'Xing', b'Info', b'VBRI'))
-
-
-def _bytes_of(file: pathlib.Path | io.BytesIO, count: int) -> bytes:
-    """The first bytes of a file; where `count` is negative, the last."""
-    with io.BytesIO(file.getbuffer()) if isinstance(file, io.BytesIO) else open(file, 'rb') as opened:
-        if count < 0:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) + count))
-        return opened.read(abs(count))
 
 
 def _check_header(rate: int, length: int, name: str) -> None:

@@ -138,11 +138,15 @@ def test_clips_without_pictures_are_asked_for_by_text(tmp_path):
 
 
 def test_other_embeddings_that_are_missing_name_the_command(tmp_path):
-    build_small(tmp_path, 3)
-    with pytest.raises(DataError, match=f'run `python -m data_prep embed {tmp_path} --encoder words --what audio`'):
+    class Hearing(Marking):
+        name = 'clap'  # of an encoder that has embeddings of sounds: for `words` the command would be no help
+
+    build_small(tmp_path, 3, embed=False)
+    embed_captions(tmp_path, Hearing())
+    with pytest.raises(DataError, match=f'run `python -m data_prep embed {tmp_path} --encoder clap --what audio`'):
         batches_of(config_of(tmp_path, use_text_ratio=0.5))
-    embed_dataset(tmp_path, Marking(), what='audio')
-    (cache_directory(tmp_path, 'words') / 'train.json').unlink()
+    embed_dataset(tmp_path, Hearing(), what='audio')
+    (cache_directory(tmp_path, 'clap') / 'train.json').unlink()
     take(batches_of(config_of(tmp_path, use_text_ratio=0)), 1)  # captions are not asked for
     with pytest.raises(DataError, match='no complete embeddings'):
         batches_of(config_of(tmp_path, use_text_ratio=0.5))

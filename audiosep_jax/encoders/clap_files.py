@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from audiosep_jax.errors import CheckpointError
+from audiosep_jax.errors import CheckpointError, listed
 
 _TOWERS = re.compile(r'(?P<prefix>(?:.*\.)?)(?:text_branch|audio_branch|text_model|audio_model)\.')
 # Hugging Face's fragments of names and LAION's, in the order in which they turn the one into the other.
@@ -80,9 +80,9 @@ class ClapTensors(Mapping):
         missing = [self._stored_name(name) for name in expected if name not in self._place]
         if missing:
             missing = list(dict.fromkeys(missing))
+            tensors = f'{len(missing)} tensor{"s" * (len(missing) > 1)}'
             raise CheckpointError(
-                f'{self._where}: {len(missing)} tensor{"s" * (len(missing) > 1)} of CLAP missing: {_some(missing)}; '
-                'get the file anew'
+                f'{self._where}: {tensors} of CLAP missing: {listed(missing, _NAMED)}; get the file anew'
             )
         wrong = [
             f'{self._place[name][0]} {list(self.shapes[name])} where {list(shape)} is expected'
@@ -93,7 +93,7 @@ class ClapTensors(Mapping):
             f'{self._place[name][0]} of {self._dtypes[name]}' for name in expected if self._dtypes[name] not in _FLOATS
         ]
         if wrong:
-            raise CheckpointError(f'{self._where}: tensors that do not fit a CLAP: {_some(wrong)}')
+            raise CheckpointError(f'{self._where}: tensors that do not fit a CLAP: {listed(wrong, _NAMED)}')
 
     def _stored_name(self, name: str) -> str:
         """What the file would call a tensor, the prefix aside."""
@@ -112,8 +112,3 @@ def _hugging_face_name(name: str) -> str:
     for theirs, ours in reversed(fragments):
         name = name.replace(ours, theirs)
     return name
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - _NAMED
-    return ', '.join(items[:_NAMED]) + (f' and {more} more' if more > 0 else '')

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiosep_jax.errors import CheckpointError, QueryError
+from audiosep_jax.errors import CheckpointError, QueryError, first_line
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -119,8 +119,7 @@ def prepare(image: 'Image', config: ImageConfig, where: str = 'image') -> np.nda
     except QueryError:
         raise
     except Exception as error:  # Pillow's decoders let through whatever a damaged file makes them stumble over
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise QueryError(f'{where}: cannot be read as an image: {reason}') from error
+        raise QueryError(f'{where}: cannot be read as an image: {first_line(error)}') from error
     pixels = (np.asarray(rgb).astype(np.float64) * config.scale).astype(np.float32)
     return (pixels - np.float32(config.mean)) / np.float32(config.deviation)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from audiosep_jax.errors import CheckpointError
+from audiosep_jax.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -106,7 +106,7 @@ def _read(path: Path) -> 'tokenizers.Tokenizer':
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
     except Exception as error:  # the package raises a bare Exception for every kind of damage
-        raise CheckpointError(f'{path}: damaged or not a tokenizer: {_first_line(error)}') from error
+        raise CheckpointError(f'{path}: damaged or not a tokenizer: {first_line(error)}') from error
 
 
 def _build(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
@@ -124,7 +124,7 @@ def _build(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
     except OSError as error:
         raise CheckpointError(f'{error.filename}: cannot be read: {error.strerror or error}') from error
     except Exception as error:  # as above
-        raise CheckpointError(f'{folder}: vocab.json or merges.txt is damaged: {_first_line(error)}') from error
+        raise CheckpointError(f'{folder}: vocab.json or merges.txt is damaged: {first_line(error)}') from error
     backend = Backend(model)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if kind == 'clip':
@@ -143,7 +143,3 @@ def _build(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
             (conventions.end, end), (conventions.begin, begin), trim_offsets=False, add_prefix_space=False
         )
     return backend
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

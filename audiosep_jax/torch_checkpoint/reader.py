@@ -12,6 +12,7 @@ Writing is in `writer.py`. Sources: torch/serialization.py, torch/_utils.py,
 torch/_weights_only_unpickler.py of torch 2.13.
 """
 
+import abc
 import io
 import itertools
 import mmap
@@ -85,7 +86,7 @@ class _Source(io.FileIO):
         return super().read(_MAX_DIRECTORY if size < 0 else size)
 
 
-class _File:
+class _File(abc.ABC):
     """What both formats share: storages by key, and tensors on them."""
 
     def __init__(self, file: BinaryIO, data: mmap.mmap):
@@ -115,8 +116,9 @@ class _File:
     def _unpickler(self, data: bytes | mmap.mmap, position: int, end: int) -> InertUnpickler:
         return InertUnpickler(data, position, end, calls=self._calls, persistent_load=self._persistent)
 
+    @abc.abstractmethod
     def _persistent(self, saved_id: Any) -> Any:
-        raise NotImplementedError
+        """The storage that a pickle means."""
 
     def _peek(self, offset: int, size: int) -> bytes:
         """A few bytes between the tensors. Not by the map, where a touch brings in dozens of pages around it."""
