@@ -26,7 +26,7 @@ from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.state import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: `model.remat` was a bool
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -272,6 +272,14 @@ def _read_record(folder: Path) -> dict:
             version = record['format_version']
         except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
             raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f'{folder} has format {version}; this version reads {FORMAT_VERSION}')
+    if version == 1:
+        record = _of_version_2(record)
+    elif version != FORMAT_VERSION:
+        raise CheckpointError(f'{folder} has format {version}; this version reads 1 to {FORMAT_VERSION}')
     return record
+
+
+def _of_version_2(record: dict) -> dict:
+    model = record['config']['model']
+    remat = 'blocks' if model.get('remat') else 'none'
+    return {**record, 'format_version': 2, 'config': {**record['config'], 'model': {**model, 'remat': remat}}}

@@ -25,7 +25,8 @@ class ModelConfig:
         widths: channels of the six encoder blocks.
         condition_size: E, the size of a query embedding.
         dtype: of the network's activations; parameters, statistics, STFT and loss are float32 always.
-        remat: recompute activations in the backward pass, for less memory and more time.
+        remat: what of the activations the backward pass recomputes, for less memory and more time. `none`; `norms`:
+            what lies between two convolutions, which is cheap; `blocks`: all but the inputs of the blocks.
     """
 
     sample_rate: int = 32000
@@ -34,7 +35,7 @@ class ModelConfig:
     widths: tuple[int, ...] = (32, 64, 128, 256, 384, 384)
     condition_size: int = 512
     dtype: Literal['float32', 'bfloat16'] = 'float32'
-    remat: bool = False
+    remat: Literal['none', 'norms', 'blocks'] = 'none'
 
     def __post_init__(self):
         if self.sample_rate <= 0 or self.condition_size <= 0:
@@ -50,6 +51,8 @@ class ModelConfig:
             raise ConfigError(f'model.widths: {self.widths} are not {len(DOWNSAMPLING)} positive numbers')
         if self.dtype not in ('float32', 'bfloat16'):
             raise ConfigError(f"model.dtype: {self.dtype!r} is neither 'float32' nor 'bfloat16'")
+        if self.remat not in ('none', 'norms', 'blocks'):
+            raise ConfigError(f'model.remat: {self.remat!r} must be none, norms or blocks')
 
 
 class AudioSep(nn.Module):

@@ -64,13 +64,19 @@ def printed_progress(
 
 
 class TrainingProgress:
-    """A bar that redraws itself on a terminal; elsewhere one printed line per update, for logs of batch systems."""
+    """A bar that redraws itself on a terminal; elsewhere one printed line per update, for logs of batch systems.
 
-    def __init__(self, step: int, steps: int):
+    Args:
+        step, steps: done already, and in all.
+        quiet: shows nothing: of several processes one is enough.
+    """
+
+    def __init__(self, step: int, steps: int, *, quiet: bool = False):
         self._first, self._steps = step, steps
         self._since = (step, time.perf_counter())
         self._is_warm = False
-        self._live = sys.stderr.isatty()
+        self._quiet = quiet
+        self._live = sys.stderr.isatty() and not quiet
         self._progress = Progress(
             TextColumn('step {task.completed}/{task.total}'),
             BarColumn(),
@@ -82,8 +88,7 @@ class TrainingProgress:
 
     def __enter__(self):
         self._progress.start()
-        if not self._live:
-            print(f'step {self._first}/{self._steps}  compiling …', file=sys.stderr, flush=True)
+        self._print(f'step {self._first}/{self._steps}  compiling …')
         return self
 
     def __exit__(self, *exception):
@@ -102,13 +107,17 @@ class TrainingProgress:
         if self._live:
             self._progress.update(self._task, completed=step, description=text)
         else:
-            print(f'step {step}/{self._steps}  {text}', file=sys.stderr, flush=True)
+            self._print(f'step {step}/{self._steps}  {text}')
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
         if self._live:
             self._progress.console.print(text)
         else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if not self._live and not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
 

@@ -5,10 +5,13 @@ bottleneck, six decoder blocks with skip connections. Every batch norm is follow
 of the embedding (FiLM without the scale). Parity with the original is tested in tests/test_parity.py.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from audiosep_jax.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
 
@@ -18,6 +21,7 @@ DOWNSAMPLING = ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2), (1, 2))  # (frames, bins
 _NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.99  # torch's 0.01
 _LEAKY_SLOPE = 0.01
+_CONVOLVED = 'convolved'  # what the backward pass keeps under remat 'norms': the outputs of convolutions
 _MASK_FLOOR = 1e-20  # of the squared magnitude of (tanh real, tanh imaginary): torchlibrosa's 1e-10 on the magnitude
 
 
@@ -95,10 +99,11 @@ class ConvBlock(nn.Module):
         kernel1 = self.param('conv1', init, (3, 3, into, self.features)).astype(self.dtype)
         kernel2 = self.param('conv2', init, (3, 3, self.features, self.features)).astype(self.dtype)
         y = conv3x3(NormShiftActivate(self.dtype, name='norm1')(x, shifts['norm1'], train=train), kernel1)
+        y = checkpoint_name(y, _CONVOLVED)
         y = conv3x3(NormShiftActivate(self.dtype, name='norm2')(y, shifts['norm2'], train=train), kernel2)
         if into != self.features:
             x = _Linear(self.features, self.dtype, name='shortcut')(x)
-        return x + y
+        return checkpoint_name(x + y, _CONVOLVED)
 
 
 class EncoderBlock(nn.Module):
@@ -129,6 +134,7 @@ class DecoderBlock(nn.Module):
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=3)
         kernel = self.param('upsample', init, (x.shape[-1], *self.upsampling, self.features)).astype(self.dtype)
         x = upsample(NormShiftActivate(self.dtype, name='norm_up')(x, shifts['norm_up'], train=train), kernel)
+        x = checkpoint_name(x, _CONVOLVED)
         x = jnp.concatenate([x, skip], axis=-1)
         return ConvBlock(self.features, self.dtype, name='conv_block')(x, shifts, train=train)
 
@@ -167,12 +173,12 @@ class ResUNet30(nn.Module):
     Attributes:
         widths: channels of the six encoder blocks.
         dtype: of the activations and of the kernels as used; parameters, statistics and masks are float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: `none`, `norms` or `blocks`, see `ModelConfig`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 384, 384)
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: Literal['none', 'norms', 'blocks'] = 'none'
 
     @nn.compact
     def __call__(
@@ -199,10 +205,11 @@ class ResUNet30(nn.Module):
         if (f - 1) % FREQUENCY_DOWNSAMPLING:
             raise ValueError(f'{f} bins: one less must be a multiple of {FREQUENCY_DOWNSAMPLING}')
         encoder_block, decoder_block = EncoderBlock, DecoderBlock
-        if self.remat:
+        if self.remat != 'none':
+            policy = jax.checkpoint_policies.save_only_these_names(_CONVOLVED) if self.remat == 'norms' else None
             # `train` is static; the count of arguments includes self.
-            encoder_block = nn.remat(EncoderBlock, static_argnums=3)
-            decoder_block = nn.remat(DecoderBlock, static_argnums=4)
+            encoder_block = nn.remat(EncoderBlock, static_argnums=3, policy=policy)
+            decoder_block = nn.remat(DecoderBlock, static_argnums=4, policy=policy)
         shifts = FiLM(self.widths, name='film')(embedding)
 
         x = BatchNorm(name='norm0')(magnitude, train=train)

@@ -7,10 +7,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from audiosep_jax.losses import l1_waveform
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import AudioSep, ModelConfig, init_variables
+from audiosep_jax.sharding import replicated, state_shardings
 
 _INT16_SCALE = 1 / 32768
 _ALL_PRESENT = AbsentQueries()
@@ -63,6 +65,8 @@ def make_train_step(
     seed: int,
     ema_decay: float = 0.0,
     absent: AbsentQueries = _ALL_PRESENT,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics) of one optimizer step; pure, to be jitted by the caller.
 
@@ -71,9 +75,38 @@ def make_train_step(
     the clips by L1; for the queries that `absent` replaces, with silence. The keys are a function of the seed and the
     step, so that a resumed run draws what the uninterrupted one would have.
 
+    Args:
+        accumulate: so many parts of the batch go through the network one after the other, and their gradients are
+            averaged: the memory of a smaller batch. Batch norm sees a part at a time.
+        mesh: where the state is split over devices (`sharding.state_shardings`): weights are gathered for the step, and
+            gradients are split again before the optimizer, of which each device does its part.
+
     Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
     """
     model = AudioSep(config)
+
+    def loss_fn(params, batch_stats, mixtures, targets, embeddings):
+        variables = {'params': params, 'batch_stats': batch_stats}
+        estimates, updated = model.apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
+        return l1_waveform(estimates, targets), updated['batch_stats']
+
+    def loss_and_gradients(params, batch_stats, *examples):
+        """-> (loss, new batch_stats, gradients), the means over the parts."""
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            (loss, batch_stats), grads = grad_fn(params, batch_stats, *examples)
+            return loss, batch_stats, grads
+
+        def add_part(carry, part):
+            loss, batch_stats, grads = carry
+            (part_loss, batch_stats), part_grads = grad_fn(params, batch_stats, *part)
+            return (loss + part_loss, batch_stats, jax.tree.map(jnp.add, grads, part_grads)), None
+
+        # Every accumulate-th row, so that each part has rows of every device.
+        parts = [jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1) for x in examples]
+        start = (jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, params))
+        (loss, batch_stats, grads), _ = jax.lax.scan(add_part, start, tuple(parts))
+        return loss / accumulate, batch_stats, jax.tree.map(lambda g: g / accumulate, grads)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
@@ -82,12 +115,9 @@ def make_train_step(
         mixtures, targets = mixer(mix_key, waveforms, labels)
         embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets, labels)
 
-        def loss_fn(params):
-            variables = {'params': params, 'batch_stats': state.batch_stats}
-            estimates, updated = model.apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
-            return l1_waveform(estimates, targets), updated['batch_stats']
-
-        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        weights = _gathered(state.params, mesh)
+        loss, batch_stats, grads = loss_and_gradients(weights, state.batch_stats, mixtures, targets, embeddings)
+        grads = _split(grads, mesh)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -117,3 +147,12 @@ def make_train_step(
         ), metrics
 
     return train_step
+
+
+def _gathered(params: Any, mesh: Mesh | None) -> Any:
+    # Said, and not left to the partitioner: it might as well move the activations to where the weights are.
+    return params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
+def _split(grads: Any, mesh: Mesh | None) -> Any:
+    return grads if mesh is None else jax.lax.with_sharding_constraint(grads, state_shardings(grads, mesh))

@@ -1,15 +1,18 @@
 """Training, top to bottom: one configuration in, a workdir with checkpoints and a log out.
 
     WORKDIR/config.json   the configuration of the latest start
-           /log.jsonl     one line per `log_every` steps
+           /log.jsonl     one line per `log_every` steps, and one per validation
+           /tensorboard/  the same as curves, with sounds and spectrograms of some validation mixtures
            /checkpoints/  see checkpoint.py
+           /profile/      with `profile`: a trace of a few steps
 
-Started again with the same workdir, a run continues after its newest checkpoint, bit for bit on the same devices.
+Started again with the same workdir, a run continues after its newest checkpoint: bit for bit on the same devices, and
+with the same clips in the same order on any others. The same program runs on one device and on all hosts of a cluster
+(launch.py), which share the workdir.
 """
 
 import contextlib
 import dataclasses
-import json
 import signal
 import sys
 import time
@@ -21,19 +24,27 @@ import jax
 import numpy as np
 import tyro
 
-from audiosep_jax.checkpoint import Checkpointer, describe
+from audiosep_jax.checkpoint import Checkpointer, describe, load_for_inference
+from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
-from audiosep_jax.encoders import comparable, load_encoder
-from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.evaluate import evaluate_music, read_music
-from audiosep_jax.files import replacing
+from audiosep_jax.encoders import comparable
+from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
+from audiosep_jax.hosts import Votes, check_same, check_shared
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
-from audiosep_jax.optim import OptimizerConfig, make_optimizer, make_schedule
+from audiosep_jax.optim import OptimizerConfig, make_schedule
+from audiosep_jax.program import make_program
 from audiosep_jax.progress import TrainingProgress
-from audiosep_jax.separate import Separator
-from audiosep_jax.sharding import check_batch_size, make_mesh, put_batch, replicated
-from audiosep_jax.state import TrainState, init_state, make_train_step
+from audiosep_jax.published import find_checkpoint
+from audiosep_jax.sharding import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
+from audiosep_jax.training_log import TrainingLog, check_wandb, workdir_of
+from audiosep_jax.validation import Validation
+
+# Steps dispatched and not yet done: enough that the devices never wait for the host, and no more, for each holds its
+# batch on them.
+_IN_FLIGHT = 2
+# The steps that a profile shows, counted from the start: past the warm-up.
+_PROFILED = range(10, 15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +52,13 @@ class TrainConfig:
     """A run. The defaults are the article's recipe; `experiments/` holds the others.
 
     Attributes:
-        workdir: folder of checkpoints and log; a run found there is continued.
+        workdir: folder of checkpoints and log, or an address in a bucket; a run found there is continued.
         input: what to train on.
         steps: optimizer steps of the whole run, those before a restart included.
         batch_size: clips per step over all devices of all hosts.
+        accumulate: parts of the batch that go through the network one after the other: less memory, more time.
         seed: of weights, order of the data, crops and mixtures.
+        init_from: a checkpoint (a run, a converted one, a repository of the hub) whose weights a new run starts from.
         ema_decay: of the moving average of the weights, which evaluation and separation then use; 0: none.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -53,26 +66,43 @@ class TrainConfig:
         max_skipped_in_row: so many non-finite steps in a row end the run.
         validation: folder in the MUSIC benchmark's layout, evaluated at every checkpoint; its SDRi tells which
             checkpoint is best (without it: the mean loss since the one before).
+        tensorboard: write TensorBoard's files.
+        wandb: a project of Weights & Biases that gets the same numbers (extra `wandb`).
+        profile: write a trace of five steps, soon after the start.
     """
 
     workdir: str = ''
     input: Annotated[DataConfig, tyro.conf.arg(name='')] = dataclasses.field(default_factory=DataConfig)
     steps: int = 1_000_000
     batch_size: int = 96
+    accumulate: int = 1
     seed: int = 0
+    init_from: str = ''
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mixing: SegmentMixer = dataclasses.field(default_factory=lambda: SegmentMixer(mix_group=4))
     absent: AbsentQueries = dataclasses.field(default_factory=AbsentQueries)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     ema_decay: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 5000
     keep: int = 2
     max_skipped_in_row: int = 20
     validation: str = ''
+    tensorboard: bool = True
+    wandb: Annotated[str, tyro.conf.arg(metavar='PROJECT')] = ''
+    profile: bool = False
 
     def __post_init__(self):
-        for name in ('steps', 'batch_size', 'log_every', 'checkpoint_every', 'keep', 'max_skipped_in_row'):
+        for name in (
+            'steps',
+            'batch_size',
+            'accumulate',
+            'log_every',
+            'checkpoint_every',
+            'keep',
+            'max_skipped_in_row',
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)}')
         if not 0 <= self.ema_decay < 1:
@@ -90,7 +120,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Trains, or continues, the run in `config.workdir`.
+    """Trains, or continues, the run in `config.workdir`. Every process of the run calls it.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -101,8 +131,9 @@ def train(config: TrainConfig) -> TrainResult:
     # ---- What to train, on what, and where: whatever can be refused is refused before anything is written ----
     if not config.workdir:
         raise ConfigError('no workdir: give --workdir DIR')
-    mesh = make_mesh()
-    check_batch_size(config.batch_size, config.mixing, mesh)
+    check_wandb(config.wandb)
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, config.mixing, mesh, accumulate=config.accumulate)
     config.absent.check(config.mixing, config.batch_size)
     data = staged(config.input)
     encoder = encoder_identity(data)
@@ -111,36 +142,25 @@ def train(config: TrainConfig) -> TrainResult:
             f'model.condition_size is {config.model.condition_size}, but the embeddings of {encoder["name"]!r} '
             f'have {encoder["embedding_size"]} numbers: set --model.condition-size {encoder["embedding_size"]}'
         )
-    if config.validation:
-        read_music(config.validation)
+    record = describe(config, encoder)
+    validation = Validation(config.validation, config.model, encoder) if config.validation else None
+    beginning = _weights_of(config.init_from, record) if config.init_from else None
+    process_index, process_count = place_of_process(mesh)
     batches = make_batches(
         data,
         sample_rate=config.model.sample_rate,
         batch_size=config.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=process_index,
+        process_count=process_count,
         labels=config.mixing.avoid_same_label,
     )
-    workdir = Path(config.workdir)
-    record = describe(config, encoder)
-
-    # ---- The step: one compiled function of state and batch ----
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    check_same({**record, 'data': batches.get_state()})
+    workdir = workdir_of(config.workdir)
+    check_shared(workdir)
+    program = make_program(config, mesh)
     schedule = make_schedule(config.optimizer, config.steps)
-    on_all = replicated(mesh)
-    init = jax.jit(
-        lambda key: init_state(config.model, optimizer, key, ema=bool(config.ema_decay)), out_shardings=on_all
-    )
-    step_fn = make_train_step(
-        config.model,
-        optimizer,
-        config.mixing,
-        seed=config.seed,
-        ema_decay=config.ema_decay,
-        absent=config.absent,
-    )
-    train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=on_all)
+    speedometer = _Speedometer(config, mesh.size)
 
     with (
         batches,
@@ -148,53 +168,108 @@ def train(config: TrainConfig) -> TrainResult:
         _stop_signals() as stop_requested,
     ):
         # ---- Start, or continue ----
-        state = init(jax.random.key(config.seed))
-        step = 0
-        if checkpointer.steps():
+        first = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
+        if step:
             _check_same_run(checkpointer.record(), record, workdir)
-            state, position, _ = checkpointer.restore(state)
+            state, position, _ = checkpointer.restore(program.state)
             batches.set_state(position)
-            step = int(jax.device_get(state.step))
-        log = _Log(workdir, record, after_step=step)
-        progress = TrainingProgress(step, config.steps)
+        else:
+            state = program.initial_state(beginning)
+        if step >= config.steps:
+            return TrainResult(step, float('nan'), False, workdir / 'checkpoints')
+        votes = Votes(mesh)
+        progress = TrainingProgress(step, config.steps, quiet=jax.process_index() > 0)
+        log = TrainingLog(workdir, record, after_step=step, tensorboard=config.tensorboard, wandb=config.wandb)
 
         # ---- The loop ----
         pending: list[dict[str, jax.Array]] = []  # metrics still on the devices: fetching each would stall them
         losses_since_save: list[float] = []
         loss, stopping = float('nan'), False
-        started = time.perf_counter()
-        with progress:
+        with log, progress, _Trace(config.profile, workdir / 'profile') as trace:
+            train_step = program.compile_step()
+            speedometer.start()
             while step < config.steps and not stopping:
-                batch = next(batches)
+                with speedometer.waiting_for_input():
+                    batch = put_batch(next(batches), mesh)
+                trace.begin_step(step - first)
                 with jax.transfer_guard('disallow'):
-                    state, metrics = train_step(state, put_batch(batch, mesh))
+                    state, metrics = train_step(state, batch)
                 pending.append(metrics)
                 step += 1
-                stopping = stop_requested() and step < config.steps
+                if len(pending) > _IN_FLIGHT:
+                    jax.block_until_ready(pending[-1 - _IN_FLIGHT])
+                stopping = votes.cast(stop_requested(), batches.corrupt_records) and step < config.steps
                 saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
                 if step % config.log_every == 0 or saving:
                     fetched = jax.device_get(pending)
                     pending.clear()
-                    line = _summary(step, fetched, time.perf_counter() - started, config.batch_size)
+                    line = _summary(step, fetched) | speedometer.read(len(fetched))
                     line['learning_rate'] = float(schedule(step - 1 - line['skipped']))
-                    line['corrupt_records'] = batches.corrupt_records
+                    line['corrupt_records'] = votes.corrupt_records
                     log.write(line)
                     losses_since_save += [float(m['loss']) for m in fetched if np.isfinite(m['loss'])]
                     loss = float('nan') if line['loss'] is None else line['loss']
                     progress.update(step, loss, line['clips_per_second'], line['skipped'])
                     _check_finite(fetched, config.max_skipped_in_row, step)
-                    started = time.perf_counter()
                 if saving:
                     score = -float(np.mean(losses_since_save)) if losses_since_save else -np.inf
-                    if config.validation and not stopping:
-                        score = _validate(config, state, encoder, progress)
+                    if validation and not stopping:  # whoever is asked to stop may not have the time
+                        scores = validation.run(state, mesh)
+                        score = scores.sdri
+                        log.validation(step, scores.values, scores.panels)
+                        progress.note(
+                            f'not validated: {scores.problem}'
+                            if scores.problem
+                            else f'SDRi {scores.sdri:.2f} dB on {config.validation}'
+                        )
                     losses_since_save.clear()
                     checkpointer.save(state, data=batches.get_state(), record=record, score=score)
-                    started = time.perf_counter()
+                    log.flush()
+                    speedometer.start()
         return TrainResult(step, loss, stopping, workdir / 'checkpoints')
 
 
-def _summary(step: int, metrics: list[dict[str, np.ndarray]], seconds: float, batch_size: int) -> dict:
+def _weights_of(path: str, record: dict) -> dict:
+    """The `params` and `batch_stats` that a new run starts from, as host arrays.
+
+    Raises:
+        CheckpointError: they are of another network or query encoder.
+    """
+    checkpoint = load_for_inference(find_checkpoint(path))
+    differing = _differences(checkpoint.record, record, training_state=False)
+    if differing:
+        raise CheckpointError(f'--init-from {path} does not fit this run: {"; ".join(differing)}')
+    return jax.device_get(checkpoint.variables)
+
+
+def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
+    """Refuses to continue a run with another network, encoder or kind of state, and names what differs."""
+    changed = _differences(stored, record, training_state=True)
+    if changed:
+        raise CheckpointError(
+            f'{workdir} holds a run of another configuration ({"; ".join(changed)}): choose another --workdir'
+        )
+
+
+def _differences(stored: dict, record: dict, *, training_state: bool) -> list[str]:
+    """What makes weights unusable, and a state of training. How it is computed and optimized may change: precision,
+    rates, clipping, mixing, mesh. An encoder that is not recorded is taken for the same."""
+
+    def fixed(record):
+        config = record['config']
+        found = {f'model.{k}': v for k, v in config['model'].items() if k not in ('dtype', 'remat')}
+        if training_state:
+            found['optimizer.amsgrad'] = config['optimizer']['amsgrad']
+            found['ema_decay above 0'] = config['ema_decay'] > 0
+        if stored['encoder'] is not None:
+            found |= {f'encoder.{k}': v for k, v in comparable(record['encoder']).items()}
+        return found
+
+    old, new = fixed(stored), fixed(record)
+    return [f'{k} was {old.get(k)}, is {new.get(k)}' for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def _summary(step: int, metrics: list[dict[str, np.ndarray]]) -> dict:
     """A line of the log, of the steps since the one before."""
     finite = [float(m['loss']) for m in metrics if np.isfinite(m['loss'])]
     grad_norm = float(metrics[-1]['grad_norm'])
@@ -203,8 +278,6 @@ def _summary(step: int, metrics: list[dict[str, np.ndarray]], seconds: float, ba
         'loss': float(np.mean(finite)) if finite else None,  # JSON has no NaN
         'grad_norm': grad_norm if np.isfinite(grad_norm) else None,
         'skipped': int(metrics[-1]['skipped']),
-        'clips_per_second': len(metrics) * batch_size / seconds,
-        'seconds': seconds,
     }
 
 
@@ -217,75 +290,64 @@ def _check_finite(metrics: list[dict[str, np.ndarray]], limit: int, step: int) -
         )
 
 
-def _validate(config: TrainConfig, state: TrainState, encoder: dict, progress: TrainingProgress) -> float:
-    """The SDRi on the validation folder; what is wrong with that folder is said, and does not cost the checkpoint."""
-    variables = state.ema or {'params': state.params, 'batch_stats': state.batch_stats}
-    separator = Separator(config.model, variables, load_encoder(encoder))
-    try:
-        sdri = evaluate_music(separator, config.validation).sdri
-    except AudioSepError as error:
-        progress.note(f'not validated: {error}')
-        return -np.inf
-    progress.note(f'SDRi {sdri:.2f} dB on {config.validation}')
-    return sdri if np.isfinite(sdri) else -np.inf
+class _Speedometer:
+    """What the log says of speed, of the steps since it was last read. Saving and validating are not counted."""
 
+    def __init__(self, config: TrainConfig, num_devices: int):
+        self._batch_size, self._num_devices = config.batch_size, num_devices
+        num_samples = round(config.input.segment_seconds * config.model.sample_rate)
+        peak = peak_flops(jax.devices()[0].device_kind, config.model.dtype)
+        # Of each clip a second, the share of what all the devices could compute; None where that is not known.
+        self._utilisation = peak and training_flops(config.model, num_samples) / (peak * num_devices)
+        self.start()
 
-def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
-    """Refuses to continue a run with another network, encoder or kind of state, and names what differs.
+    def start(self) -> None:
+        self._started, self._waited = time.perf_counter(), 0.0
 
-    How it is computed and optimized may change: precision, rates, clipping, mixing.
-    """
-
-    def fixed(record):
-        config = record['config']
-        model = {f'model.{k}': v for k, v in config['model'].items() if k not in ('dtype', 'remat')}
-        state = {'optimizer.amsgrad': config['optimizer']['amsgrad'], 'ema_decay above 0': config['ema_decay'] > 0}
-        return model | state | {f'encoder.{k}': v for k, v in comparable(record['encoder']).items()}
-
-    old, new = fixed(stored), fixed(record)
-    changed = [f'{k} was {old.get(k)}, is {new.get(k)}' for k in {**old, **new} if old.get(k) != new.get(k)]
-    if changed:
-        raise CheckpointError(
-            f'{workdir} holds a run of another configuration ({"; ".join(changed)}): choose another --workdir'
-        )
-
-
-class _Log:
-    """`config.json`, and `log.jsonl`, of which a continued run drops the lines after its checkpoint: it is about to
-    write them again. Only the first process writes."""
-
-    def __init__(self, workdir: Path, record: dict, *, after_step: int):
-        self._path = workdir / 'log.jsonl'
-        self._is_writer = jax.process_index() == 0
-        if not self._is_writer:
-            return
-        with _writing_to(workdir):
-            with replacing(workdir / 'config.json') as temporary:
-                temporary.write_text(json.dumps(record, indent=2) + '\n')
-            if self._path.exists():
-                lines = [line for line in self._path.read_text().splitlines() if _logged_step(line) <= after_step]
-                with replacing(self._path) as temporary:
-                    temporary.write_text(''.join(f'{line}\n' for line in lines))
-
-    def write(self, line: dict) -> None:
-        if self._is_writer:
-            with _writing_to(self._path), self._path.open('a') as file:
-                file.write(json.dumps(line) + '\n')
-
-
-@contextlib.contextmanager
-def _writing_to(path: Path) -> Iterator[None]:
-    try:
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        started = time.perf_counter()
         yield
-    except OSError as error:
-        raise CheckpointError(f'cannot write to {path}: {error.strerror or error}') from error
+        self._waited += time.perf_counter() - started
+
+    def read(self, steps: int) -> dict[str, float]:
+        """`input_wait` is the share of the time in which the loop waited for the next batch; the devices are busy with
+        earlier ones meanwhile. `mfu` counts the model's own work, whatever `remat` does twice."""
+        seconds = time.perf_counter() - self._started
+        rate = steps * self._batch_size / seconds
+        found = {
+            'clips_per_second': rate,
+            'clips_per_second_per_device': rate / self._num_devices,
+            'input_wait': self._waited / seconds,
+            'seconds': seconds,
+        }
+        if self._utilisation:
+            found['mfu'] = rate * self._utilisation
+        self.start()
+        return found
 
 
-def _logged_step(line: str) -> float:
-    try:
-        return json.loads(line)['step']
-    except (ValueError, KeyError, TypeError):  # the half line of a run that was killed while writing it
-        return float('inf')
+class _Trace:
+    """A context manager that traces the steps of `_PROFILED`, where that is wanted."""
+
+    def __init__(self, wanted: bool, folder: Path):
+        self._wanted, self._folder, self._running = wanted, folder, False
+
+    def __enter__(self) -> '_Trace':
+        return self
+
+    def begin_step(self, step: int) -> None:
+        """`step` counts from the start of the program."""
+        if self._wanted and step == _PROFILED.start:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and step == _PROFILED.stop:
+            self.__exit__()
+
+    def __exit__(self, *exception) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 @contextlib.contextmanager

@@ -8,11 +8,8 @@ Five-second segments at 32 kHz, batch 96, two sources a mixture at ±10 dB, Adam
 warm-up, 1,000,000 steps. Every setting is a flag (`--help`). An interrupted run continues with the same command.
 """
 
-import tyro
-
-from audiosep_jax.compilation import enable_compilation_cache
-from audiosep_jax.errors import reported
-from audiosep_jax.train import TrainConfig, train
+from audiosep_jax.launch import run_experiment
+from audiosep_jax.train import TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -21,14 +18,7 @@ def get_config() -> TrainConfig:
 
 
 def main() -> None:
-    with reported('audiosep_clap'):
-        config = tyro.cli(TrainConfig, default=get_config(), description=__doc__)
-        enable_compilation_cache()
-        result = train(config)
-    verb = 'stopped; the same command continues' if result.stopped else 'done'
-    print(f'{verb}: step {result.step}, checkpoints in {result.checkpoints}')
-    if result.stopped:
-        raise SystemExit(130)  # a batch system must not take it for done
+    run_experiment(get_config, 'audiosep_clap', __doc__)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """The network: shapes, the properties that its users rely on, and its configuration."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,19 +115,25 @@ def test_batch_norm_keeps_the_unbiased_variance():
 def test_remat_changes_memory_and_nothing_else(variables):
     x, e = mixture(2, 600), mixture(2, 16)
 
-    def gradient(config):
+    def gradient(remat):
+        config = dataclasses.replace(CONFIG, remat=remat)
+
         def loss(params):
             out, _ = AudioSep(config).apply({**variables, 'params': params}, x, e, train=True, mutable=['batch_stats'])
             return jnp.sum(out**2)
 
-        return jax.jit(jax.grad(loss))(variables['params'])
+        saved = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], variables['params'])
+        return jax.jit(jax.grad(loss))(variables['params']), sum(array.size for array in jax.tree.leaves(saved))
 
-    plain, remat = gradient(CONFIG), gradient(ModelConfig(**{**CONFIG.__dict__, 'remat': True}))
+    (plain, all_of_it), *others = (gradient(remat) for remat in ('none', 'norms', 'blocks'))
+    norms, blocks = (kept for _, kept in others)
+    assert blocks < norms < all_of_it / 2
     # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's. Some
     # biases before a norm have no gradient but rounding.
     rounding = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(plain))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
-        np.testing.assert_allclose(a, b, atol=max(5e-3 * np.abs(a).max(), rounding))
+    for other, _ in others:
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=max(5e-3 * np.abs(a).max(), rounding))
 
 
 def test_bfloat16_is_close_and_keeps_float32_where_it_matters(variables):

@@ -22,7 +22,7 @@ from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import load
-from audiosep_jax.sharding import check_batch_size, make_mesh, put_batch, replicated
+from audiosep_jax.sharding import MeshConfig, check_batch_size, make_mesh, put_batch, replicated
 from audiosep_jax.state import init_state, make_train_step
 from audiosep_jax.train import TrainConfig, train
 
@@ -164,7 +164,7 @@ def test_eight_devices_give_the_losses_of_one():
     ]
 
     def losses(num_devices):
-        mesh = make_mesh(jax.devices()[:num_devices])
+        mesh = make_mesh(devices=jax.devices()[:num_devices])
         state = jax.jit(lambda k: init_state(MODEL, optimizer, k, ema=False), out_shardings=replicated(mesh))(
             jax.random.key(0)
         )
