@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from audiosep_jax import config as configs
+from audiosep_jax.buckets import as_path, is_bucket
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.state import TrainState
@@ -42,7 +43,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
-        self.directory = Path(directory).absolute()
+        self.directory = _absolute(directory)
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
@@ -191,7 +192,7 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
     Raises:
         CheckpointError: the path is not a checkpoint, or it is damaged.
     """
-    folder = _locate(Path(path), step)
+    folder = _locate(path, step)
     record = _read_record(folder)
     try:
         model = configs.from_dict(ModelConfig, record['config']['model'])
@@ -240,9 +241,15 @@ def _join(like: TrainState, items: Any) -> TrainState:
     )
 
 
-def _locate(path: Path, step: int | None) -> Path:
+def _absolute(path: str | Path) -> Path:
+    """Orbax wants it so; an address in a bucket is."""
+    path = as_path(path)
+    return path if is_bucket(path) else path.absolute()
+
+
+def _locate(path: str | Path, step: int | None) -> Path:
     """The folder of the step that a user's path means."""
-    path = path.absolute()
+    path = _absolute(path)
     if not path.exists():
         raise CheckpointError(f'no such checkpoint: {path}')
     if (path / 'config').is_dir() and (path / 'params').is_dir():

@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -211,12 +210,12 @@ def run_experiment(default: Callable[[], Any], program: str, description: str | 
     with reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
         enable_compilation_cache()
-        join(flags.launch)
+        launched = join(flags.launch)
         with ending_together(program):
             if flags.dry_run:
                 from audiosep_jax.plan import dry_run
 
-                dry_run(flags.config)
+                dry_run(flags.config, launched)
                 return
             result = train(flags.config)
     if jax.process_index() == 0:
@@ -224,8 +223,3 @@ def run_experiment(default: Callable[[], Any], program: str, description: str | 
         print(f'{verb}: step {result.step}, checkpoints in {result.checkpoints}', flush=True)
     if result.stopped:
         raise SystemExit(130)  # a batch system must not take it for done
-
-
-def program_of(path: str) -> str:
-    """An experiment's name, of its `__file__`."""
-    return Path(path).stem

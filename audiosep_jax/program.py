@@ -26,7 +26,8 @@ class Program:
     Attributes:
         mesh: of all devices of all processes.
         state: a TrainState of `jax.ShapeDtypeStruct`s that say where each array lies.
-        batch: the same of a batch: `waveforms` int16 [B, T], `embeddings` float32 [B, E], perhaps `labels` int32 [B, L].
+        batch: the same of a batch: `waveforms` int16 [B, T], `embeddings` float32 [B, E] and, for a mixer that needs
+            them, `labels` int32 [B, L].
     """
 
     mesh: Mesh

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from audiosep_jax import hub
+from audiosep_jax.buckets import as_path, is_bucket
 from audiosep_jax.compilation import cache_folder
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.tensor_files import SUFFIXES
@@ -18,8 +19,8 @@ def find_checkpoint(path: str | Path | None) -> Path:
     """The folder of a checkpoint of ours: where it is, or where it was put.
 
     Args:
-        path: a folder; `organisation/name` or `organisation/name:FILE` of the hub, with a checkpoint of ours or of the
-            original code; None: the official weights. What comes from the hub is converted once, into
+        path: a folder, also in a bucket; `organisation/name` or `organisation/name:FILE` of the hub, with a checkpoint
+            of ours or of the original code; None: the official weights. What comes from the hub is converted once, into
             `~/.cache/audiosep_jax/checkpoints`.
 
     Raises:
@@ -28,6 +29,8 @@ def find_checkpoint(path: str | Path | None) -> Path:
     """
     if path is None:
         return _converted(OFFICIAL)
+    if is_bucket(path):
+        return as_path(path)
     found = Path(path).expanduser()
     if found.is_dir():
         return found

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import tyro
 
+from audiosep_jax.buckets import as_path
 from audiosep_jax.checkpoint import Checkpointer, describe, load_for_inference
 from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
@@ -37,7 +38,7 @@ from audiosep_jax.program import make_program
 from audiosep_jax.progress import TrainingProgress
 from audiosep_jax.published import find_checkpoint
 from audiosep_jax.sharding import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
-from audiosep_jax.training_log import TrainingLog, check_wandb, workdir_of
+from audiosep_jax.training_log import TrainingLog, check_wandb
 from audiosep_jax.validation import Validation
 
 # Steps dispatched and not yet done: enough that the devices never wait for the host, and no more, for each holds its
@@ -156,7 +157,7 @@ def train(config: TrainConfig) -> TrainResult:
         labels=config.mixing.avoid_same_label,
     )
     check_same({**record, 'data': batches.get_state()})
-    workdir = workdir_of(config.workdir)
+    workdir = as_path(config.workdir)
     check_shared(workdir)
     program = make_program(config, mesh)
     schedule = make_schedule(config.optimizer, config.steps)

@@ -1,9 +1,8 @@
-"""What a run says of itself: `config.json`, `log.jsonl`, TensorBoard, Weights & Biases. The first process alone writes."""
+"""What a run says of itself: `config.json`, `log.jsonl`, TensorBoard, Weights & Biases. The first process writes."""
 
 import contextlib
 import importlib.util
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiosep_jax.buckets import as_path, is_bucket, reaching, write_bytes
+from audiosep_jax.buckets import is_bucket, reaching, write_bytes
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.files import replacing
 
@@ -140,10 +139,9 @@ class TrainingLog:
     def _append(self, line: Mapping[str, Any]) -> None:
         if not self._is_writer:
             return
-        with self._writing_to(self._workdir / 'log.jsonl'):
-            # Opened anew each time: at 2 a.m. somebody may have moved the file.
-            with self._path.open('a') as file:
-                file.write(json.dumps(line) + '\n')
+        # Opened anew each time: at 2 a.m. somebody may have moved the file.
+        with self._writing_to(self._workdir / 'log.jsonl'), self._path.open('a') as file:
+            file.write(json.dumps(line) + '\n')
         if self._scratch and time.monotonic() - self._mirrored > _MIRROR_SECONDS:
             self.flush()
 
@@ -163,12 +161,6 @@ class TrainingLog:
                 yield
         except OSError as error:
             raise CheckpointError(f'cannot write to {path}: {error.strerror or error}') from error
-
-
-def workdir_of(path: str | os.PathLike) -> Path:
-    """The folder of a run, on a file system or in a bucket. Raises ConfigError for an address of an unknown kind."""
-    path = as_path(path)
-    return path if is_bucket(path) else path.absolute()
 
 
 def _picture(waves: Mapping[str, np.ndarray], sample_rate: int, title: str) -> np.ndarray:

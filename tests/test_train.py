@@ -22,7 +22,7 @@ from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import load
-from audiosep_jax.sharding import MeshConfig, check_batch_size, make_mesh, put_batch, replicated
+from audiosep_jax.sharding import check_batch_size, make_mesh, put_batch, replicated
 from audiosep_jax.state import init_state, make_train_step
 from audiosep_jax.train import TrainConfig, train
 
