@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import json
 import secrets
 from collections.abc import Callable
@@ -11,12 +12,26 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint import multihost
 
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.sharding import batch_sharded, replicated
 
 # A vote is looked at when the devices have long counted it: the loop never waits for them.
 _LAG = 2
+_PATIENCE_MS = 24 * 3600 * 1000
+_moments = itertools.count()
+
+
+def wait_for_all(moment: str) -> None:
+    """Until all processes are there, through the coordination service.
+
+    To be called before processes meet in a computation that some may reach minutes after others (they copied data,
+    compiled, validated): the collectives of a CPU give up after 30 seconds. A process that died meanwhile is noticed.
+    """
+    if jax.process_count() > 1:
+        key = f'audiosep-{moment}-{next(_moments)}'  # a name is good for one meeting
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE_MS)
 
 
 class Votes:
@@ -95,10 +110,3 @@ def _attempt(action: Callable[[], Any]) -> str:
     except Exception as error:
         return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     return ''
-
-
-def mean_over_processes(total: float, count: int) -> float:
-    """The mean of `count` values of sum `total` on each process, over all of them; NaN where there are none."""
-    if jax.process_count() > 1:
-        total, count = multihost_utils.process_allgather(np.array([total, count], np.float32)).sum(0)
-    return float(total / count) if count else float('nan')

@@ -1,6 +1,7 @@
 """The separator: a mixture and a query embedding in, the target's waveform out; and its configuration."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -60,9 +61,16 @@ class AudioSep(nn.Module):
 
     Variables: `params` and `batch_stats`. With `train=True` the statistics are updated: apply with
     `mutable=['batch_stats']`.
+
+    Attributes:
+        config: what the network is.
+        by_clip: turns a function of arrays with the leading axis B, that treats each clip by itself, into one that is
+            run where the clips lie (`sharding.by_clip`). XLA's partitioner does not know that of an FFT: it sends all
+            clips to all devices, and each transforms all of them.
     """
 
     config: ModelConfig
+    by_clip: Callable[[Callable], Callable] = lambda function: function
 
     def setup(self):
         self.resunet = ResUNet30(self.config.widths, jnp.dtype(self.config.dtype), self.config.remat)
@@ -82,10 +90,10 @@ class AudioSep(nn.Module):
 
     def __call__(self, mixture: jax.Array, embedding: jax.Array, *, train: bool = False) -> jax.Array:
         window, hop = self.config.window_size, self.config.hop_size
-        spectrum = stft(mixture, window, hop)
+        spectrum = self.by_clip(lambda x: stft(x, window, hop))(mixture)
         # |Y| at angle(X) + angle(M), written as one product: |X| times the cosine of its angle is its real part.
         spectrum = spectrum * self.mask(spectrum, embedding, train=train)
-        return istft(spectrum, window, hop, length=mixture.shape[-1])
+        return self.by_clip(lambda y: istft(y, window, hop, length=mixture.shape[-1]))(spectrum)
 
 
 def init_variables(config: ModelConfig, key: jax.Array) -> dict:

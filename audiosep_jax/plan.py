@@ -82,7 +82,7 @@ def _memory(config: 'TrainConfig', program: Program) -> Iterator[str]:
     )
     state = memory.params + memory.gradients + memory.optimizer + memory.ema
     yield (
-        f'memory   {_size(memory.total)} on each device, estimated: {_size(state)} of weights, gradients and optimizer, '
+        f'memory   {_size(memory.total)} on each device, estimated: {_size(state)} of weights and optimizer, '
         f'{_size(memory.activations)} of activations ({clips} clips at a time), {_size(memory.workspace)} to work in'
     )
     if (limit := _device_memory()) and memory.total > limit:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -126,6 +127,13 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as global arrays, split over the mesh."""
     sharding = batch_sharded(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def by_clip(mesh: Mesh) -> Callable[[Callable], Callable]:
+    """Makes a function of one array [B, …] that treats each clip by itself run on each device with its own clips."""
+    if mesh.size == 1:
+        return lambda function: function
+    return lambda function: jax.shard_map(function, mesh=mesh, in_specs=_BATCH, out_specs=_BATCH)
 
 
 def on_this_process(tree: Any, mesh: Mesh) -> Any:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from audiosep_jax.losses import l1_waveform
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import AudioSep, ModelConfig, init_variables
-from audiosep_jax.sharding import replicated, state_shardings
+from audiosep_jax.sharding import by_clip, replicated, state_shardings
 
 _INT16_SCALE = 1 / 32768
 _ALL_PRESENT = AbsentQueries()
@@ -83,7 +83,7 @@ def make_train_step(
 
     Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
     """
-    model = AudioSep(config)
+    model = AudioSep(config) if mesh is None else AudioSep(config, by_clip(mesh))
 
     def loss_fn(params, batch_stats, mixtures, targets, embeddings):
         variables = {'params': params, 'batch_stats': batch_stats}

@@ -30,7 +30,7 @@ from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.hosts import Votes, check_same, check_shared
+from audiosep_jax.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_schedule
@@ -156,6 +156,7 @@ def train(config: TrainConfig) -> TrainResult:
         process_count=process_count,
         labels=config.mixing.avoid_same_label,
     )
+    wait_for_all('data is here')
     check_same({**record, 'data': batches.get_state()})
     workdir = as_path(config.workdir)
     check_shared(workdir)
@@ -188,6 +189,7 @@ def train(config: TrainConfig) -> TrainResult:
         loss, stopping = float('nan'), False
         with log, progress, _Trace(config.profile, workdir / 'profile') as trace:
             train_step = program.compile_step()
+            wait_for_all('compiled')
             speedometer.start()
             while step < config.steps and not stopping:
                 with speedometer.waiting_for_input():

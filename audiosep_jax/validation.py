@@ -11,6 +11,7 @@ from audiosep_jax.audio import read_audio
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioSepError
 from audiosep_jax.evaluate import evaluate_music, read_music
+from audiosep_jax.hosts import wait_for_all
 from audiosep_jax.metrics import sdri
 from audiosep_jax.separate import Separator
 from audiosep_jax.sharding import on_this_process
@@ -70,6 +71,7 @@ class Validation:
         scores = self._score(variables) if jax.process_index() == 0 else Scores({}, {})
         if jax.process_count() == 1:
             return scores
+        wait_for_all('validated')
         found = np.array([scores.values.get(name, np.nan) for name in ('SDRi', 'SI-SDR')], np.float32)
         found = multihost_utils.broadcast_one_to_all(found)  # which checkpoint is best, all have to know
         values = dict(zip(('SDRi', 'SI-SDR'), map(float, found), strict=True))

@@ -1,17 +1,17 @@
-"""Real runs of several processes on this machine: `jax.distributed` with gloo, two devices each."""
+"""The real training program, as one process or as several that find each other: `jax.distributed` with gloo."""
 
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from small_dataset import SAMPLE_RATE
 
-EXPERIMENTS = Path(__file__).parents[1] / 'experiments'
 # The run of test_train.py, as flags.
-SMALL_RUN = {
+_SMALL_RUN = {
     '--steps': [6],
     '--batch-size': [16],
     '--segment-seconds': [0.05],
@@ -29,35 +29,55 @@ SMALL_RUN = {
 }
 
 
-def command_of(dataset: Path, workdir: Path, changes: dict[str, Sequence] | None = None, **more: Sequence) -> list[str]:
-    flags = {**SMALL_RUN, '--data': [dataset], '--workdir': [workdir], **(changes or {}), **more}
-    script = str(EXPERIMENTS / 'audiosep_clap.py')
+def command_of(dataset: Path, workdir: Path, changes: dict[str, Sequence] | None = None) -> list[str]:
+    """The command of the small run; `changes` are flags with their values."""
+    flags = {**_SMALL_RUN, '--data': [dataset], '--workdir': [workdir], **(changes or {})}
+    script = str(Path(__file__).parents[1] / 'experiments' / 'audiosep_clap.py')
     return [sys.executable, script, *(str(x) for flag, values in flags.items() for x in (flag, *values))]
 
 
-def start(command: Sequence[str], count: int, *, devices: int = 2, heartbeat: int = 100) -> list[subprocess.Popen]:
-    """`count` processes of one run; 1: a program of its own with that many devices."""
-    environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    processes = []
-    for index in range(count):
-        own = ['--coordinator', f'localhost:{port}', '--num-processes', count, '--process-id', index]
-        own += ['--heartbeat-seconds', heartbeat]
-        arguments = [*command, *map(str, own if count > 1 else [])]
-        processes.append(
-            subprocess.Popen(
-                arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, bufsize=0 or -1
+class Processes:
+    """A context manager: so many processes of one run, each with two devices, killed at the end if they still live.
+
+    Args:
+        commands: one for each.
+        heartbeat: seconds after which a silent process counts as dead.
+    """
+
+    def __init__(self, commands: Sequence[Sequence[str]], *, heartbeat: int = 100):
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            address = f'localhost:{free.getsockname()[1]}'
+        environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONUNBUFFERED': '1'}
+        self.all = []
+        for index, command in enumerate(commands):
+            own = ['--coordinator', address, '--num-processes', len(commands), '--process-id', index]
+            arguments = [*command, *map(str, [*own, '--heartbeat-seconds', heartbeat])]
+            self.all.append(
+                subprocess.Popen(
+                    arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+                )
             )
-        )
-    return processes
 
+    def __enter__(self) -> 'Processes':
+        return self
 
-def outputs_of(processes: Sequence[subprocess.Popen], timeout: float = 300) -> list[str]:
-    """What each said, when all have ended; those that have not by then are killed, and that is an error."""
-    try:
-        return [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
+    def __exit__(self, *exception) -> None:
+        for process in self.all:
             process.kill()
+            process.wait()
+            process.stdout.close()
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 300) -> None:
+        """Until it holds; an error if a process ends before."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            for process in self.all:
+                assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def ends(self, timeout: float = 300) -> tuple[list[int], list[str]]:
+        """Waits for all: their exit codes, and what they said."""
+        said = [process.communicate(timeout=timeout)[0] for process in self.all]
+        return [process.returncode for process in self.all], said

@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import command_of
 from small_dataset import SAMPLE_RATE, build_small
 
 import audiosep_jax.train as train_module
@@ -22,7 +22,7 @@ from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import load
-from audiosep_jax.sharding import check_batch_size, make_mesh, put_batch, replicated
+from audiosep_jax.sharding import check_batch_size, make_mesh
 from audiosep_jax.state import init_state, make_train_step
 from audiosep_jax.train import TrainConfig, train
 
@@ -120,26 +120,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_continues(dataset, tmp_path,
 @pytest.mark.slow
 def test_killed_run_continues_bit_for_bit(dataset, tmp_path, uninterrupted):
     """The real program, ended by SIGKILL after its first checkpoint, at whatever it was doing."""
-    script = Path(__file__).parents[1] / 'experiments' / 'audiosep_clap.py'
-    flags = {
-        '--data': [dataset],
-        '--workdir': [tmp_path],
-        '--steps': [6],
-        '--batch-size': [BATCH_SIZE],
-        '--segment-seconds': [0.05],
-        '--threads': [2],
-        '--read-ahead': [2],
-        '--ema-decay': [0.9],
-        '--log-every': [1],
-        '--checkpoint-every': [2],
-        '--mixing.mix-group': [2],
-        '--model.sample-rate': [SAMPLE_RATE],
-        '--model.window-size': [128],
-        '--model.hop-size': [64],
-        '--model.widths': [2] * 6,
-        '--optimizer.schedule': ['constant'],
-    }
-    command = [sys.executable, str(script), *(str(x) for flag, values in flags.items() for x in (flag, *values))]
+    command = command_of(dataset, tmp_path)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 300
     while not (tmp_path / 'checkpoints' / '2').is_dir():
@@ -150,34 +131,6 @@ def test_killed_run_continues_bit_for_bit(dataset, tmp_path, uninterrupted):
     process.communicate()
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert_same_run(tmp_path, uninterrupted)
-
-
-def test_eight_devices_give_the_losses_of_one():
-    optimizer = make_optimizer(OPTIMIZER, 3)
-    rng = np.random.default_rng(0)
-    batches = [
-        {
-            'waveforms': rng.integers(-9000, 9000, (BATCH_SIZE, 400)).astype(np.int16),
-            'embeddings': rng.standard_normal((BATCH_SIZE, MODEL.condition_size)).astype(np.float32) / 20,
-        }
-        for _ in range(3)
-    ]
-
-    def losses(num_devices):
-        mesh = make_mesh(devices=jax.devices()[:num_devices])
-        state = jax.jit(lambda k: init_state(MODEL, optimizer, k, ema=False), out_shardings=replicated(mesh))(
-            jax.random.key(0)
-        )
-        step = jax.jit(make_train_step(MODEL, optimizer, MIXER, seed=0), donate_argnums=0)
-        found = []
-        for batch in batches:
-            state, metrics = step(state, put_batch(batch, mesh))
-            found.append(float(metrics['loss']))
-        return found
-
-    one, eight = losses(1), losses(8)
-    assert one[0] != one[1]
-    np.testing.assert_allclose(eight, one, rtol=1e-4)
 
 
 @pytest.fixture(scope='module')
