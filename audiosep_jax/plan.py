@@ -55,7 +55,7 @@ def _place(config: 'TrainConfig', program: Program, launched: 'Detected | None')
         yield f'batch    {name} {array.dtype} {list(array.shape)}, {list(each)} on each device'
     split = [leaf for leaf in jax.tree.leaves(program.state) if not leaf.sharding.is_fully_replicated]
     numbers = sum(leaf.size for leaf in split), sum(leaf.size for leaf in jax.tree.leaves(program.state))
-    yield f'state    {numbers[1] / 1e6:.1f} M numbers, {numbers[0] / numbers[1]:.0%} of them split over fsdp'
+    yield f'state    {numbers[1] / 1e6:.1f} M numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
 
 
 def _data(config: 'TrainConfig') -> Iterator[str]:

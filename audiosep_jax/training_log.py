@@ -54,17 +54,17 @@ class TrainingLog:
         self._local = Path(self._scratch.name) if self._scratch else workdir
         self._path = self._local / 'log.jsonl'
         self._mirrored = time.monotonic()
-        with self._writing_to(workdir):
-            self._begin(record, after_step)
-            if tensorboard:
-                from tensorboardX import SummaryWriter  # late: protobuf, and nobody else needs it
-
-                self._tensorboard = SummaryWriter(
-                    str(self._local / _TENSORBOARD), purge_step=after_step + 1 if after_step else None
-                )
-        if wandb:
-            self._wandb = _wandb_run(wandb, self._local, record)
-        self.flush()
+        try:
+            with self._writing_to(workdir):
+                self._begin(record, after_step)
+                if tensorboard:
+                    self._tensorboard = _summary_writer(self._local / _TENSORBOARD, after_step)
+            if wandb:
+                self._wandb = _wandb_run(wandb, self._local, record)
+            self.flush()
+        except BaseException:
+            self._close()
+            raise
 
     def _begin(self, record: dict, after_step: int) -> None:
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -87,13 +87,16 @@ class TrainingLog:
             with contextlib.suppress(CheckpointError) if kind else contextlib.nullcontext():
                 self.flush()
         finally:
-            with contextlib.suppress(OSError):
-                if self._tensorboard:
-                    self._tensorboard.close()
+            self._close()
             if self._wandb:
                 self._wandb.finish(exit_code=0 if kind is None else 1)
-            if self._scratch:
-                self._scratch.cleanup()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._tensorboard:
+                self._tensorboard.close()
+        if self._scratch:
+            self._scratch.cleanup()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """One line of `log.jsonl`; its numbers also to TensorBoard and W&B, under `train/`. It holds `step`."""
@@ -161,6 +164,13 @@ class TrainingLog:
                 yield
         except OSError as error:
             raise CheckpointError(f'cannot write to {path}: {error.strerror or error}') from error
+
+
+def _summary_writer(folder: Path, after_step: int) -> Any:
+    from tensorboardX import SummaryWriter  # late: protobuf, and nobody else needs it
+
+    purge_step = after_step + 1 if after_step else None
+    return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from-{after_step}')
 
 
 def _picture(waves: Mapping[str, np.ndarray], sample_rate: int, title: str) -> np.ndarray:
