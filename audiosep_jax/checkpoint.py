@@ -241,6 +241,13 @@ def _join(like: TrainState, items: Any) -> TrainState:
     )
 
 
+def complete_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints lie in a folder, ascending; none where there is no such folder."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / 'config').is_dir())
+
+
 def _absolute(path: str | Path) -> Path:
     """Orbax wants it so; an address in a bucket is."""
     path = as_path(path)
@@ -259,9 +266,7 @@ def _locate(path: str | Path, step: int | None) -> Path:
             )
         return path
     for directory in (path / 'checkpoints', path):
-        if not directory.is_dir():
-            continue
-        steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / 'config').is_dir())
+        steps = complete_steps(directory)
         if steps and step is None:
             return directory / str(steps[-1])
         if step in steps:

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax.buckets import as_path
-from audiosep_jax.checkpoint import Checkpointer, describe, load_for_inference
+from audiosep_jax.checkpoint import Checkpointer, complete_steps, describe, load_for_inference
 from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable
@@ -144,8 +144,10 @@ def train(config: TrainConfig) -> TrainResult:
             f'have {encoder["embedding_size"]} numbers: set --model.condition-size {encoder["embedding_size"]}'
         )
     record = describe(config, encoder)
+    workdir = as_path(config.workdir)
+    is_new = not complete_steps(workdir / 'checkpoints')
+    beginning = _weights_of(config.init_from, record) if config.init_from and is_new else None
     validation = Validation(config.validation, config.model, encoder) if config.validation else None
-    beginning = _weights_of(config.init_from, record) if config.init_from else None
     process_index, process_count = place_of_process(mesh)
     batches = make_batches(
         data,
@@ -158,7 +160,6 @@ def train(config: TrainConfig) -> TrainResult:
     )
     wait_for_all('data is here')
     check_same({**record, 'data': batches.get_state()})
-    workdir = as_path(config.workdir)
     check_shared(workdir)
     program = make_program(config, mesh)
     schedule = make_schedule(config.optimizer, config.steps)
