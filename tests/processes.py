@@ -48,7 +48,12 @@ class Processes:
         with socket.socket() as free:
             free.bind(('localhost', 0))
             address = f'localhost:{free.getsockname()[1]}'
-        environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONUNBUFFERED': '1'}
+        environment = {
+            **os.environ,
+            'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # each compiles for itself
+            'PYTHONUNBUFFERED': '1',
+        }
         self.all = []
         for index, command in enumerate(commands):
             own = ['--coordinator', address, '--num-processes', len(commands), '--process-id', index]
@@ -68,7 +73,7 @@ class Processes:
             process.wait()
             process.stdout.close()
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 300) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 600) -> None:
         """Until it holds; an error if a process ends before."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -77,7 +82,7 @@ class Processes:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def ends(self, timeout: float = 300) -> tuple[list[int], list[str]]:
+    def ends(self, timeout: float = 600) -> tuple[list[int], list[str]]:
         """Waits for all: their exit codes, and what they said."""
         said = [process.communicate(timeout=timeout)[0] for process in self.all]
         return [process.returncode for process in self.all], said

@@ -1,0 +1,108 @@
+"""What a checkpoint of the full-size network costs the run that writes it.
+
+    python benchmarks/checkpoints.py --segment-seconds 0.5 --batch-size 1
+
+Steps of the real program without and with an asynchronous save among them, alternating; the cost is the time that the
+steps with one take longer, the blocking part of it the time inside `save`. The last column is what remains of it at one
+save in 5,000 steps of `--step-seconds` (an accelerator's; here the steps only have to be going on meanwhile).
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from audiosep_jax.checkpoint import Checkpointer, describe
+from audiosep_jax.data import DataConfig
+from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.program import make_program
+from audiosep_jax.sharding import make_mesh, put_batch
+from audiosep_jax.train import TrainConfig
+
+
+def main(
+    segment_seconds: float = 0.5,
+    batch_size: int = 2,
+    steps: int = 6,
+    repeats: int = 3,
+    step_seconds: float = 0.3,
+    json_file: Path | None = None,
+) -> None:
+    """Times a training loop with and without a save in it.
+
+    Args:
+        segment_seconds, batch_size: of the steps; small ones, for a CPU.
+        steps: in each stretch; the save follows the first of them.
+        repeats: stretches of each kind.
+        step_seconds: of a step on an accelerator, for the last column.
+        json_file: where to write the figures as well.
+    """
+    config = TrainConfig(
+        input=DataConfig(segment_seconds=segment_seconds),
+        batch_size=batch_size,
+        mixing=SegmentMixer(mix_group=2),
+        ema_decay=0.999,
+    )
+    mesh = make_mesh(devices=jax.devices()[:1])
+    program = make_program(config, mesh)
+    step, state = program.compile_step(), program.initial_state()
+    rng = np.random.default_rng(0)
+    batch = put_batch(
+        {
+            'waveforms': rng.integers(-9000, 9000, program.batch['waveforms'].shape).astype(np.int16),
+            'embeddings': rng.standard_normal(program.batch['embeddings'].shape).astype(np.float32),
+        },
+        mesh,
+    )
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+    plain, saving, blocked = [], [], []
+    with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
+        for turn in range(-1, 2 * repeats):  # the first one warms up
+            saves = turn % 2 == 0
+            started, inside = time.perf_counter(), 0.0
+            for number in range(steps):
+                state, metrics = step(state, batch)
+                jax.block_until_ready(metrics)
+                if saves and number == 0:
+                    before = time.perf_counter()
+                    checkpointer.save(state, data={}, record=describe(config, None), score=0.0)
+                    inside = time.perf_counter() - before
+            seconds = time.perf_counter() - started
+            checkpointer.wait()
+            if turn >= 0:
+                (saving if saves else plain).append(seconds)
+                blocked += [inside] if saves else []
+
+    cost = statistics.median(saving) - statistics.median(plain)
+    found = {
+        'device': jax.devices()[0].device_kind,
+        'state_bytes': size,
+        'step_seconds': statistics.median(plain) / steps,
+        'blocking_seconds': statistics.median(blocked),
+        'cost_seconds': cost,
+        'share': cost / (5000 * step_seconds),
+    }
+    table = Table('device', 'state', 'step', 'save blocks for', 'save costs', f'of 5,000 steps of {step_seconds} s')
+    table.add_row(
+        found['device'],
+        f'{size / 1e6:.0f} MB',
+        f'{found["step_seconds"]:.2f} s',
+        f'{found["blocking_seconds"]:.2f} s',
+        f'{cost:.2f} s',
+        f'{found["share"]:.2%}',
+    )
+    Console().print(table)
+    if json_file:
+        json_file.write_text(json.dumps(found, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    tyro.cli(main)
