@@ -25,7 +25,8 @@ from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable, load_encoder
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.evaluate import evaluate_music, read_music
+from audiosep_jax.evaluation.protocols import read_benchmark
+from audiosep_jax.evaluation.run import validate
 from audiosep_jax.files import replacing
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
@@ -51,7 +52,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep: newest checkpoints kept; the best one is kept besides.
         max_skipped_in_row: so many non-finite steps in a row end the run.
-        validation: folder in the MUSIC benchmark's layout, evaluated at every checkpoint; its SDRi tells which
+        validation: folder of any benchmark (docs/evaluate.md), evaluated at every checkpoint; its SDRi tells which
             checkpoint is best (without it: the mean loss since the one before).
     """
 
@@ -112,7 +113,7 @@ def train(config: TrainConfig) -> TrainResult:
             f'have {encoder["embedding_size"]} numbers: set --model.condition-size {encoder["embedding_size"]}'
         )
     if config.validation:
-        read_music(config.validation)
+        read_benchmark(config.validation)
     batches = make_batches(
         data,
         sample_rate=config.model.sample_rate,
@@ -222,7 +223,7 @@ def _validate(config: TrainConfig, state: TrainState, encoder: dict, progress: T
     variables = state.ema or {'params': state.params, 'batch_stats': state.batch_stats}
     separator = Separator(config.model, variables, load_encoder(encoder))
     try:
-        sdri = evaluate_music(separator, config.validation).sdri
+        sdri = validate(separator, config.validation).sdri
     except AudioSepError as error:
         progress.note(f'not validated: {error}')
         return -np.inf

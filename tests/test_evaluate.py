@@ -7,12 +7,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from audiosep_jax.audio import write_audio
-from audiosep_jax.encoders.words import WordsEncoder
-from audiosep_jax.errors import CheckpointError, DataError
 from audiosep_jax.evaluate import (
     Pair,
     bootstrap_interval,
@@ -24,6 +18,12 @@ from audiosep_jax.evaluate import (
     write_json,
     wrong_queries,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiosep_jax.audio import write_audio
+from audiosep_jax.encoders.words import WordsEncoder
+from audiosep_jax.errors import CheckpointError, DataError
 from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.separate import Separator
 
