@@ -115,10 +115,10 @@ def detect(folder: Path, metadata: Path | None = None) -> str:
             return name
     if folder.name in PROTOCOLS:  # the original's layout keeps the tables elsewhere
         return folder.name
-    if _tables_in(folder):
-        return 'csv'
     if any(folder.glob('class_id=*')):
         return 'audioset'
+    if _tables_in(folder):
+        return 'csv'
     tables = ', '.join(protocol.table for protocol in PROTOCOLS.values() if protocol.table)
     raise DataError(f'{folder}: no benchmark: it holds none of {tables}')
 
