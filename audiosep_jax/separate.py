@@ -71,8 +71,8 @@ class Separator:
         """
         Args:
             config: of the model.
-            variables: its `params` and `batch_stats`; of arrays on the devices of several processes, which must be
-                replicated, this process's copy is taken.
+            variables: its `params` and `batch_stats`; arrays of a training run's state, replicated over the devices
+                of all its processes, will do.
             encoder: the query encoder that it was trained with.
             info: see the class.
             max_whole_seconds: longer input is separated in windows of this length; at least 5.
@@ -99,7 +99,7 @@ class Separator:
         self.info = info or {}
         self.max_whole_seconds = max_whole_seconds
         self._variables = jax.device_put(
-            {name: jax.tree.map(_of_this_process, variables[name]) for name in ('params', 'batch_stats')}
+            {name: jax.tree.map(_of_one_device, variables[name]) for name in ('params', 'batch_stats')}
         )
         self._on_all_devices: tuple | None = None  # mesh and variables, once they are needed there
 
@@ -317,10 +317,10 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
         return UnavailableEncoder(checkpoint.encoder, missing)
 
 
-def _of_this_process(array):
-    """An array, or this process's copy of one that is replicated over several."""
-    several = isinstance(array, jax.Array) and not array.is_fully_addressable
-    return array.addressable_data(0) if several else array
+def _of_one_device(array):
+    """An array as it is; of one that has a copy on each of several devices, the first of this process's copies."""
+    several = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+    return array.addressable_data(0) if several and array.is_fully_replicated else array
 
 
 def _padded_frames(num_samples: int, config: ModelConfig) -> int:

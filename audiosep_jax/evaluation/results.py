@@ -177,10 +177,11 @@ class Results:
 
     def lines(self) -> list[tuple[str, Row | Published]]:
         """(name, row) of the whole table: own rows, those without silent targets, published ones."""
-        silent = len(self.silent_targets)
+        count = len(self.silent_targets)
+        silent = f'{count} silent target{"s" if count > 1 else ""}'
         return [
             *((row.name, row) for row in self.rows),
-            *((f'{row.name}, without {silent} silent targets', row) for row in self.rows_without_silent),
+            *((f'{row.name}, without {silent}', row) for row in self.rows_without_silent),
             *((row.name, row) for row in self.benchmark.published),
         ]
 
