@@ -19,9 +19,10 @@ class SpeechScorer:
         """`sample_rate`: of what it gets, Hz; the measures are made for 16 kHz."""
         check_installed()
         self._rate = sample_rate
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
         # Spawned: a forked copy of a process that runs JAX may stand still.
         self._pool = ProcessPoolExecutor(
-            os.cpu_count(), mp_context=multiprocessing.get_context('spawn'), initializer=end_with_parent
+            cores, mp_context=multiprocessing.get_context('spawn'), initializer=end_with_parent
         )
 
     def close(self) -> None:
