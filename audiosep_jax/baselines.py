@@ -80,3 +80,28 @@ _stft = jax.jit(stft, static_argnums=(1, 2))
 def _apply(mixtures: jax.Array, gains: jax.Array, window_size: int, hop_size: int) -> jax.Array:
     spectrum = stft(mixtures, window_size, hop_size)
     return istft(spectrum * gains, window_size, hop_size, length=mixtures.shape[-1])
+
+
+@jax.jit(static_argnums=(2, 3))
+def oracle_ratio_mask(mixtures: jax.Array, targets: jax.Array, window_size: int, hop_size: int) -> jax.Array:
+    """What a mask between 0 and 1 reaches that knows the target: |S| / (|S| + |X - S|) on the mixture's spectrum.
+
+    The ideal ratio mask of Luo and Mesgarani (arXiv 1809.07454, section III.D). The signals are taken for zero outside,
+    so that zeros at their ends change nothing.
+
+    Args:
+        mixtures, targets: float [..., T].
+        window_size, hop_size: of the STFT, in samples.
+
+    Returns:
+        float32 [..., T].
+    """
+    length = mixtures.shape[-1]
+    around = [(0, 0)] * (mixtures.ndim - 1) + [(window_size, window_size)]
+    padded, wanted = (jnp.pad(jnp.asarray(x, jnp.float32), around) for x in (mixtures, targets))
+    spectrum, target = (stft(x, window_size, hop_size) for x in (padded, wanted))
+    magnitude, rest = jnp.abs(target), jnp.abs(spectrum - target)
+    mask = magnitude / jnp.maximum(magnitude + rest, 1e-10)
+    return istft(spectrum * mask, window_size, hop_size, length=padded.shape[-1])[
+        ..., window_size : window_size + length
+    ]

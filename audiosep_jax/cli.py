@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from audiosep_jax import audio
-from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
+from audiosep_jax import audio, cli_evaluate
+from audiosep_jax.cli_evaluate import Evaluate
+from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError, explained
 from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
 
 if TYPE_CHECKING:
@@ -66,24 +67,6 @@ class Separate:
     """Run the network on each channel, instead of on the downmix."""
     force: bool = False
     """Replace outputs that exist."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Score a checkpoint on a benchmark: SDRi and SI-SDR, beside no separation and wrong queries."""
-
-    data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
-    """The benchmark's folder. music: music_eval.csv, segment-IDX and mixture-IDX files."""
-    checkpoint: _Checkpoint = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
-    benchmark: Literal['music'] = 'music'
-    """The protocol."""
-    json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
-    """Also write the results there; an existing file is replaced."""
-    batch_size: int = 8
-    """Mixtures through the network at a time."""
-    seed: int = 0
-    """Of the bootstrap intervals and of the wrong queries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,48 +256,10 @@ def _checked_texts(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _evaluate(command: Evaluate) -> int:
-    from rich.console import Console
+    def say(text: str, *, error: bool = False) -> None:
+        _say(text, file=sys.stderr if error else None)
 
-    from audiosep_jax.evaluate import evaluate_music, read_music, write_json
-    from audiosep_jax.progress import progress_bar
-
-    if command.batch_size < 1:
-        raise ConfigError(f'--batch-size {command.batch_size}: must be at least 1')
-    if command.seed < 0:
-        raise ConfigError(f'--seed {command.seed}: must not be negative')
-    if command.json is not None:
-        _check_json(command.json)
-    read_music(command.data)  # before the checkpoint: its mistakes are seen sooner
-    separator = _load(command.checkpoint)
-    with progress_bar('evaluating') as show:
-        results = evaluate_music(
-            separator, command.data, seed=command.seed, batch_size=command.batch_size, progress=show
-        )
-    for line in results.left_out:
-        _complain(f'left out: {line}')
-    if results.silent_targets:
-        _say(
-            f'audiosep-jax: note: {len(results.silent_targets)} targets are silent and count all the same: '
-            + ', '.join(results.silent_targets),
-            file=sys.stderr,
-        )
-    Console(highlight=False).print(results.table(f'{command.benchmark}: {len(results.items)} mixtures'))
-    if command.json is not None:
-        record = {'benchmark': command.benchmark, 'data': str(command.data), **results.to_dict()}
-        write_json(command.json, record)
-    if results.left_out:
-        _complain(f'{len(results.left_out)} items were left out; the numbers are of the other {len(results.items)}')
-    return 1 if results.left_out else 0
-
-
-def _check_json(path: Path) -> None:
-    """Before the work: hours of evaluation must not end at a folder that is not there or not ours."""
-    if path.is_dir():
-        raise DataError(f'--json {path}: is a folder; name a file')
-    if not path.absolute().parent.is_dir():
-        raise DataError(f'--json {path}: the folder {path.absolute().parent} does not exist; make it first')
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise DataError(f'--json {path}: no permission to write into {path.absolute().parent}')
+    return cli_evaluate.run(command, load=_load, say=say, complain=_complain)
 
 
 # ---- convert ---------------------------------------------------------------------------------------------------------
@@ -392,13 +337,13 @@ def _indented(config: dict) -> Iterator[str]:
 # ---- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def _load(path: str | None) -> 'Separator':
+def _load(path: str | None, **options: float) -> 'Separator':
     from audiosep_jax.compilation import enable_compilation_cache
     from audiosep_jax.separate import load
 
     _quieten()
     enable_compilation_cache()
-    return load(path)
+    return load(path, **options)
 
 
 def _quieten() -> None:

@@ -2,6 +2,9 @@
 
 Source: `calculate_sdr` and `calculate_sisdr` of the original (utils.py), silence included: every metric of silent
 signals is finite. No mean is removed. Inputs are computed in float32.
+
+Signals of several lengths share a shape when zeros fill them up: SDR is then told how many samples count, and SI-SDR,
+made of sums, does not see the zeros.
 """
 
 import jax
@@ -12,27 +15,35 @@ _SDR_FLOOR = 1e-10
 _SI_SDR_EPSILON = float(jnp.finfo(jnp.float32).eps)
 
 
-def sdr(reference: jax.Array, estimate: jax.Array) -> jax.Array:
+def sdr(reference: jax.Array, estimate: jax.Array, *, num_samples: jax.Array | None = None) -> jax.Array:
     """Signal-to-distortion ratio, the energy of the reference over that of the error: [..., T] x 2 -> [...] dB.
 
     Mean squares below 1e-10 count as 1e-10: a perfect estimate of a signal of energy P has 10 log10(P) + 100 dB, and a
     silent estimate 0 dB.
 
+    Args:
+        num_samples: int [...], the samples that count, where what follows them is zeros; None: all T.
+
     Raises:
         ValueError: shapes that differ, or T is 0.
     """
     reference, estimate = _float32_pair(reference, estimate, 'estimate')
-    return _decibels(_floored_power(reference), _floored_power(estimate - reference))
+    return _decibels(_floored_power(reference, num_samples), _floored_power(estimate - reference, num_samples))
 
 
-def sdri(reference: jax.Array, estimate: jax.Array, mixture: jax.Array) -> jax.Array:
+def sdri(
+    reference: jax.Array, estimate: jax.Array, mixture: jax.Array, *, num_samples: jax.Array | None = None
+) -> jax.Array:
     """SDR improvement, the SDR of the estimate less that of the mixture it came from: [..., T] x 3 -> [...] dB.
+
+    Args:
+        num_samples: as of `sdr`.
 
     Raises:
         ValueError: shapes that differ, or T is 0.
     """
     reference, mixture = _float32_pair(reference, mixture, 'mixture')
-    return sdr(reference, estimate) - sdr(reference, mixture)
+    return sdr(reference, estimate, num_samples=num_samples) - sdr(reference, mixture, num_samples=num_samples)
 
 
 def si_sdr(reference: jax.Array, estimate: jax.Array) -> jax.Array:
@@ -53,8 +64,9 @@ def si_sdr(reference: jax.Array, estimate: jax.Array) -> jax.Array:
     return _decibels(signal + _SI_SDR_EPSILON, residual + _SI_SDR_EPSILON)
 
 
-def _floored_power(x: jax.Array) -> jax.Array:
-    return jnp.maximum(jnp.mean(jnp.square(x), axis=-1), _SDR_FLOOR)
+def _floored_power(x: jax.Array, num_samples: jax.Array | None) -> jax.Array:
+    count = x.shape[-1] if num_samples is None else num_samples
+    return jnp.maximum(jnp.sum(jnp.square(x), axis=-1) / count, _SDR_FLOOR)
 
 
 def _decibels(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ whole recording: off that grid the result is another one.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from audiosep_jax.model import AudioSep, ModelConfig
 from audiosep_jax.published import find_checkpoint
 from audiosep_jax.queries import Embedded, Query, embed, keep_out
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
+from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
 from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
 
 Queries = str | Query | Sequence[str | Query] | np.ndarray
@@ -54,6 +56,7 @@ class Separator:
         config: of the model.
         encoder: turns text into embeddings; None: only embeddings are understood.
         info: what is known of the checkpoint: `step`, `encoder`, `config`, `path`.
+        max_whole_seconds: what is longer is separated in windows of this length.
     """
 
     def __init__(
@@ -68,7 +71,8 @@ class Separator:
         """
         Args:
             config: of the model.
-            variables: its `params` and `batch_stats`.
+            variables: its `params` and `batch_stats`; arrays of a training run's state, replicated over the devices
+                of all its processes, will do.
             encoder: the query encoder that it was trained with.
             info: see the class.
             max_whole_seconds: longer input is separated in windows of this length; at least 5.
@@ -93,7 +97,11 @@ class Separator:
         self.config = config
         self.encoder = encoder
         self.info = info or {}
-        self._variables = jax.device_put({name: variables[name] for name in ('params', 'batch_stats')})
+        self.max_whole_seconds = max_whole_seconds
+        self._variables = jax.device_put(
+            {name: jax.tree.map(_of_one_device, variables[name]) for name in ('params', 'batch_stats')}
+        )
+        self._on_all_devices: tuple | None = None  # mesh and variables, once they are needed there
 
     def embed(self, queries: Queries) -> np.ndarray:
         """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
@@ -142,15 +150,26 @@ class Separator:
         targets = _fit(resample(separated, self.config.sample_rate, sample_rate), length)
         return Separation(targets, audio - targets.sum(0))
 
+    def fingerprint(self) -> str:
+        """Of the weights: equal for equal ones, wherever they are stored."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._variables):
+            array = np.asarray(leaf)
+            digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     def separate_batch(
         self, mixtures: Sequence[np.ndarray], embeddings: np.ndarray, *, batch_size: int = 8
     ) -> list[np.ndarray]:
         """Many mono mixtures at the model's rate, each with a query of its own: what evaluation needs.
 
+        A batch of at least as many mixtures as this process has devices is split over them.
+
         Args:
             mixtures: float [T_i], of any lengths; those of about the same length share a batch.
             embeddings: [B, E], one for each mixture.
-            batch_size: mixtures at a time.
+            batch_size: mixtures at a time; rounded up to fill all devices where there are several.
 
         Returns:
             float32 [T_i], in the order of the mixtures.
@@ -164,12 +183,17 @@ class Separator:
             else:
                 by_shape.setdefault(_padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
-            size = min(batch_size, len(rows))
+            size, devices = min(batch_size, len(rows)), jax.local_device_count()
+            split = 1 < devices <= size
+            if split:
+                size = -(-size // devices) * devices
             for first in range(0, len(rows), size):
                 batch = rows[first : first + size]
                 # A short last batch is filled up, rather than compiled for.
                 filled = batch + batch[:1] * (size - len(batch))
-                outputs = self._run([mixtures[i] for i in filled], np.stack([embeddings[i] for i in filled]))
+                outputs = self._run(
+                    [mixtures[i] for i in filled], np.stack([embeddings[i] for i in filled]), split=split
+                )
                 for i, output in zip(batch, outputs, strict=False):
                     results[i] = output[0]
         return results
@@ -215,9 +239,17 @@ class Separator:
         return targets
 
     def _run(
-        self, mixtures: list[np.ndarray], embeddings: np.ndarray, *, frames_for: int | None = None
+        self,
+        mixtures: list[np.ndarray],
+        embeddings: np.ndarray,
+        *,
+        frames_for: int | None = None,
+        split: bool = False,
     ) -> list[np.ndarray]:
-        """Mixtures [channels, T_i] of one padded shape (that of `frames_for` samples, if given) -> their targets."""
+        """Mixtures [channels, T_i] of one padded shape (that of `frames_for` samples, if given) -> their targets.
+
+        `split`: over all devices of this process, of which the number of mixtures is then a multiple.
+        """
         window, hop = self.config.window_size, self.config.hop_size
         frames = _padded_frames(frames_for or mixtures[0].shape[-1], self.config)
         samples = (frames - 1) * hop + window
@@ -228,7 +260,14 @@ class Separator:
             reflected = reflect_pad(mixture, window)[:, :samples]
             padded[row, :, : reflected.shape[-1]] = reflected
             counts[row] = num_frames(mixture.shape[-1], hop)
-        outputs = np.asarray(_separate_padded(self.config, self._variables, padded, counts, embeddings))
+        variables, inputs = self._variables, (padded, counts, np.asarray(embeddings, np.float32))
+        if split:
+            if self._on_all_devices is None:
+                mesh = make_mesh(devices=jax.local_devices())
+                self._on_all_devices = mesh, jax.device_put(self._variables, replicated(mesh))
+            mesh, variables = self._on_all_devices
+            inputs = jax.device_put(inputs, batch_sharded(mesh))
+        outputs = np.asarray(_separate_padded(self.config, variables, *inputs))
         return [output[:, : mixture.shape[-1]].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
 
 
@@ -276,6 +315,12 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
         place = checkpoint.root / 'encoder'
         missing = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
         return UnavailableEncoder(checkpoint.encoder, missing)
+
+
+def _of_one_device(array):
+    """An array as it is; of one that has a copy on each of several devices, the first of this process's copies."""
+    several = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+    return array.addressable_data(0) if several and array.is_fully_replicated else array
 
 
 def _padded_frames(num_samples: int, config: ModelConfig) -> int:

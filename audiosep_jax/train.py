@@ -65,7 +65,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep: newest checkpoints kept; the best one is kept besides.
         max_skipped_in_row: so many non-finite steps in a row end the run.
-        validation: folder in the MUSIC benchmark's layout, evaluated at every checkpoint; its SDRi tells which
+        validation: folder of any benchmark (docs/evaluate.md), evaluated at every checkpoint; its SDRi tells which
             checkpoint is best (without it: the mean loss since the one before).
         tensorboard: write TensorBoard's files.
         wandb: a project of Weights & Biases that gets the same numbers (extra `wandb`).

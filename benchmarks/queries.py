@@ -31,7 +31,8 @@ from rich.table import Table
 from audiosep_jax.audio import read_audio
 from audiosep_jax.compilation import enable_compilation_cache
 from audiosep_jax.errors import DataError, reported
-from audiosep_jax.evaluate import bootstrap_interval, read_music
+from audiosep_jax.evaluation.protocols import read_benchmark
+from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.metrics import sdri
 from audiosep_jax.queries import Query, embed, keep_out
 from audiosep_jax.separate import Separator, load
@@ -74,16 +75,17 @@ def main(
 
 def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str], list[str]]:
     """Mixtures and targets float32 [T_i], captions, and the names of the other sounds."""
-    pairs, bad_rows = read_music(data)
+    benchmark = read_benchmark(data, 'music')
+    pairs, bad_rows = benchmark.items, benchmark.bad
     with (data / 'music_eval.csv').open(newline='', encoding='utf-8-sig') as file:
         names = {row['idx'].strip(): row.get('noise_wav') or '' for row in csv.DictReader(file)}
     others = [re.sub(r'[-_ ]*\d*$', '', Path(names[pair.name]).name).replace('_', ' ') for pair in pairs]
     if bad_rows or not all(others):
-        raise DataError(f'{data}: {bad_rows[0] if bad_rows else "noise_wav does not name the other sound"}')
+        raise DataError(f'{data}: {bad_rows[0].message if bad_rows else "noise_wav does not name the other sound"}')
     sounds = [
         [read_audio(path, sample_rate=rate, mono=True)[0][0] for path in (pair.mixture, pair.target)] for pair in pairs
     ]
-    return [m for m, _ in sounds], [t for _, t in sounds], [pair.caption for pair in pairs], others
+    return [m for m, _ in sounds], [t for _, t in sounds], [pair.label for pair in pairs], others
 
 
 def methods(

@@ -13,7 +13,7 @@ from audiosep_jax.embedding_cache import Modality
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import explained
 from audiosep_jax.progress import printed_progress, progress_bar
-from data_prep.commands import inspect, merge, stage, stats, verify
+from data_prep.commands import inspect, make_eval, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
 from data_prep.datasets.audioset import BuildAudioSet
 from data_prep.datasets.clotho import BuildClotho
@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'merge': merge,
         'inspect': inspect,
         'stage': stage,
+        'make-eval': make_eval,
     }
     try:
         return tyro.extras.subcommand_cli_from_dict(

@@ -1,8 +1,9 @@
-"""The commands of `python -m data_prep` for datasets that are built: verify, stats, merge, inspect, stage."""
+"""The commands of `python -m data_prep` for datasets that are built: verify, stats, merge, inspect, stage; and
+make-eval."""
 
 import pathlib
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -14,6 +15,7 @@ from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, split_names, write_json
 from audiosep_jax.staging import stage as stage_dataset
+from data_prep.make_eval import make_eval as make_benchmark
 from data_prep.merge import merge_datasets
 from data_prep.options import PROBLEMS_SHOWN, num_cores, print_result
 from data_prep.stats import dataset_stats, draw, table
@@ -201,3 +203,49 @@ def stage(
         clips = {name: read_split_info(copy, name).num_clips for name in split_names(copy)}
         print(f'{copy}: ' + ', '.join(f'{count} clips of {name}' for name, count in clips.items()))
     return 0
+
+
+def make_eval(
+    name: tyro.conf.Positional[Literal['audiocaps', 'audioset', 'clotho', 'esc50', 'music', 'vggsound']],
+    /,
+    source: pathlib.Path,
+    out: pathlib.Path,
+    metadata: pathlib.Path | None = None,
+    sample_rate: int = 32000,
+    snr: float = 0.0,
+    seed: int = 0,
+    jobs: int = num_cores(),
+) -> int:
+    """Make the mixtures of an evaluation benchmark; `audiosep-jax evaluate --data OUT` scores on them.
+
+    Killed and started again it continues. DCASE 2024 and VoiceBank-DEMAND need no making: they are evaluated as they
+    are distributed.
+
+    Args:
+        name: The benchmark.
+        source: Folder of the source dataset, its sounds at any depth.
+        out: Folder to make.
+        metadata: The benchmark's table, or the folder that holds it: evaluation/metadata of AudioSep (default: SOURCE).
+        sample_rate: Hz of the files.
+        snr: Energy of the target over that of the noise, dB.
+        seed: Of what AudioSet's clips are mixed with; the other benchmarks' tables tell it.
+        jobs: Threads.
+    """
+    with progress_bar('mixing') as bar, printed_progress('mixed', bar) as progress:
+        made = make_benchmark(
+            name,
+            source,
+            out,
+            metadata=metadata,
+            sample_rate=sample_rate,
+            snr_db=snr,
+            seed=seed,
+            jobs=jobs,
+            progress=progress,
+        )
+    print(f'{out}: {made.num_made} mixtures made now, {made.num_there} were there, {len(made.left_out)} left out')
+    for left in made.left_out[:PROBLEMS_SHOWN]:
+        print(f'left out ({left.reason}): {left.message}', file=sys.stderr)
+    if made.left_out:
+        print(f'{len(made.left_out)} left out, all listed in {out / "left_out.csv"}', file=sys.stderr)
+    return 1 if made.left_out else 0

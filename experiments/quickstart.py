@@ -23,7 +23,8 @@ from audiosep_jax.compilation import enable_compilation_cache
 from audiosep_jax.data import DataConfig
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import reported
-from audiosep_jax.evaluate import Results, evaluate_arrays, score_estimates, write_json
+from audiosep_jax.evaluation.results import Results, write_json
+from audiosep_jax.evaluation.run import evaluate_arrays, score_estimates
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
@@ -99,7 +100,8 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     spectrogram_panels(workdir / 'separation.png', panels, rate, title=f'query: {query}')
     write_together({workdir / f'{name}.wav': sound[None] for name, sound in panels.items()}, rate)
 
-    Console().print(results.table())
+    for table in results.table():
+        Console().print(table)
     print(f'query         {query}')
     print(f'sounds        {", ".join(str(workdir / f"{name}.wav") for name in panels)}')
     print(f'spectrograms  {workdir / "separation.png"}')

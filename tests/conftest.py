@@ -56,5 +56,5 @@ def quarter(monkeypatch):
     from audiosep_jax import cli
 
     fake = QuarterSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path: fake)
+    monkeypatch.setattr(cli, '_load', lambda path, **options: fake)
     return fake

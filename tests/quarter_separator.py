@@ -18,6 +18,10 @@ class QuarterSeparator:
     encoder = WordsEncoder(16)
     info = {'path': 'somewhere', 'step': 1, 'encoder': encoder.identity(), 'config': {}}  # noqa: RUF012
     gain = 0.25
+    max_whole_seconds = 30.0
+
+    def fingerprint(self):
+        return 'quarter'
 
     def embed(self, queries):
         return self.prepare(queries).queries

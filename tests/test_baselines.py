@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from audiosep_jax import metrics
-from audiosep_jax.baselines import SpectralMask
+from audiosep_jax.baselines import SpectralMask, oracle_ratio_mask
 from audiosep_jax.errors import DataError
 
 STFT = {'window_size': 256, 'hop_size': 64}
@@ -61,3 +61,20 @@ def test_what_cannot_be_fitted_or_asked_for_is_refused():
         mask.separate(_tones(500), ['low', 'middle', 'low'])
     with pytest.raises(DataError, match='3 mixtures, 1 classes'):
         mask.separate(_tones(500), ['low'])
+
+
+def test_a_ratio_mask_knows_the_target():
+    rng = np.random.default_rng(0)
+    time = np.arange(3000) / 8000
+    targets = np.stack([np.sin(2 * np.pi * hertz * time) for hertz in (300, 1200)]).astype(np.float32)
+    mixtures = targets + np.sin(2 * np.pi * 3000 * time).astype(np.float32)
+    estimates = oracle_ratio_mask(mixtures, targets, 256, 64)
+    assert np.all(metrics.sdri(targets, estimates, mixtures) > 20)
+    # Nothing but the target: the mask is 1. Nothing of the target: it is 0.
+    np.testing.assert_allclose(oracle_ratio_mask(targets, targets, 256, 64), targets, atol=1e-5)
+    np.testing.assert_allclose(oracle_ratio_mask(mixtures, 0 * targets, 256, 64), 0, atol=1e-6)
+    # Zeros at the end, which fill a batch up, change nothing before them.
+    noisy = mixtures + 0.1 * rng.standard_normal(mixtures.shape).astype(np.float32)
+    padded = [np.pad(x, ((0, 0), (0, 1000))) for x in (noisy, targets)]
+    alone = oracle_ratio_mask(noisy, targets, 256, 64)
+    np.testing.assert_allclose(oracle_ratio_mask(*padded, 256, 64)[:, :3000], alone, atol=1e-5)

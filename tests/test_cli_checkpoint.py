@@ -1,13 +1,13 @@
-"""The command line: what is done to a checkpoint rather than to files, and a real checkpoint."""
+"""The command line: what is no checkpoint, and a real checkpoint."""
 
 import dataclasses
-import json
 import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from band_separator import make_music
 from quarter_separator import QuarterSeparator, one_error, sound, write
 
 from audiosep_jax.audio import read_audio
@@ -17,69 +17,7 @@ from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.state import init_state
 
-# ---- evaluate and inspect --------------------------------------------------------------------------------------------
-
-
-def make_benchmark(folder):
-    folder.mkdir()
-    lines = ['idx,caption,src_wav,noise_wav']
-    for i, caption in enumerate(['violin', 'cello']):
-        lines.append(f'{i},{caption},x,y')
-        write(str(folder / f'segment-{i}.wav'), seed=i)
-        write(str(folder / f'mixture-{i}.wav'), seed=i + 5)
-    (folder / 'music_eval.csv').write_text('\n'.join(lines))
-
-
-def evaluate(*arguments):
-    return main(['evaluate', '--benchmark', 'music', '--data', 'bench', '--checkpoint', 'c', *arguments])
-
-
-def test_evaluate(folder, quarter, capsys):
-    make_benchmark(folder / 'bench')
-    assert evaluate('--json', 'r.json') == 0
-    captured = capsys.readouterr()
-    assert 'separated' in captured.out
-    assert 'shuffled query' in captured.out
-    assert captured.err == ''
-    record = json.loads((folder / 'r.json').read_text())
-    assert record['benchmark'] == 'music'
-    assert len(record['items']) == 2
-
-
-def test_evaluate_with_a_missing_file(folder, quarter, capsys):
-    make_benchmark(folder / 'bench')
-    (folder / 'bench' / 'mixture-1.wav').unlink()
-    assert evaluate('--json', 'r.json') == 1
-    captured = capsys.readouterr()
-    assert 'left out: bench/mixture-1.wav: no such file' in captured.err
-    assert 'numbers are of the other 1' in captured.err
-    assert (folder / 'r.json').exists()
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'code', 'says'),
-    [
-        (['--json', 'missing/r.json'], 1, 'does not exist'),
-        (['--json', '.'], 1, 'is a folder'),
-        (['--batch-size', '0'], 2, 'at least 1'),
-        (['--seed', '-1'], 2, 'not be negative'),
-        (['--data', 'nowhere'], 1, 'nowhere/music_eval.csv: No such file'),
-    ],
-)
-def test_evaluate_flags(folder, quarter, capsys, arguments, code, says):
-    make_benchmark(folder / 'bench')
-    assert evaluate(*arguments) == code
-    assert says in one_error(capsys)
-
-
-def test_evaluate_into_a_folder_without_write_permission(folder, quarter, capsys, monkeypatch):
-    make_benchmark(folder / 'bench')
-    (folder / 'locked').mkdir()
-    monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).endswith('locked'))
-    assert evaluate('--json', 'locked/r.json') == 1
-    captured = capsys.readouterr()
-    assert 'no permission to write' in captured.err
-    assert captured.out == ''  # before the work
+# ---- what is no checkpoint -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('content', ['nothing', 'empty folder', 'other folder', 'file'])
@@ -92,7 +30,7 @@ def test_what_is_no_checkpoint(folder, capsys, command, content):
     if content == 'other folder':
         (folder / 'c' / '100').mkdir()
     write('a.wav')
-    make_benchmark(folder / 'bench')
+    make_music(folder / 'bench', samples=800)
     arguments = {
         'separate': ['a.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'x.wav'],
         'evaluate': ['--data', 'bench', '--checkpoint', 'c'],
@@ -155,7 +93,9 @@ def test_separate_and_evaluate_with_a_real_checkpoint(folder, checkpoint, capsys
     assert sorted(parts) == ['in__a_dog_barking.wav', 'in__rain.wav', 'in__residual.wav']
     np.testing.assert_allclose(sum(parts.values()), sound(channels=3), atol=1e-5)
 
-    make_benchmark(folder / 'bench')
+    make_music(folder / 'bench', samples=800)
     assert main(['evaluate', '--data', 'bench', '--checkpoint', str(checkpoint), '--json', 'r.json']) == 0
     assert '"step": 5' in (folder / 'r.json').read_text()
-    assert capsys.readouterr().err == ''
+    report = (folder / 'evaluation' / 'music' / 'report.md').read_text()
+    assert 'example_good.png' in report
+    assert 'error' not in capsys.readouterr().err

@@ -24,7 +24,8 @@ def booby_trapped(tmp_path):
     [
         'import audiosep_jax',
         'import audiosep_jax as asj; [getattr(asj, name) for name in asj.__all__]',
-        'import audiosep_jax.train, audiosep_jax.evaluate, audiosep_jax.plots, audiosep_jax.cli, audiosep_jax.convert',
+        'import audiosep_jax.train, audiosep_jax.plots, audiosep_jax.cli, audiosep_jax.convert',
+        'import audiosep_jax.evaluation.run, audiosep_jax.evaluation.report, audiosep_jax.speech_metrics',
         'import data_prep.__main__',
     ],
 )

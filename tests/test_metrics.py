@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from original_metrics import calculate_sdr, calculate_sisdr
 
 from audiosep_jax import metrics
 
@@ -152,3 +153,28 @@ def test_sdri_names_the_signal_that_does_not_fit():
         metrics.sdri(np.zeros(10), np.zeros(10), np.zeros(9))
     with pytest.raises(ValueError, match=r'reference \[10\] and estimate \[9\] differ'):
         metrics.sdri(np.zeros(10), np.zeros(9), np.zeros(10))
+
+
+def test_zeros_behind_the_signals_change_nothing():
+    ref, noise = signals(3)
+    est, mixture = ref + noise, ref + 2 * noise
+    lengths = np.array([len(ref), 100])
+    rows = [np.stack([x, np.where(np.arange(len(x)) < 100, x, 0)]) for x in (ref, est, mixture)]
+    padded = [np.pad(x, ((0, 0), (0, 77))) for x in rows]
+    for got, metric in (
+        (metrics.sdr(*padded[:2], num_samples=lengths), metrics.sdr),
+        (metrics.si_sdr(*padded[:2]), metrics.si_sdr),
+    ):
+        expected = [metric(ref[:n], est[:n]) for n in lengths]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    expected = [metrics.sdri(ref[:n], est[:n], mixture[:n]) for n in lengths]
+    np.testing.assert_allclose(metrics.sdri(*padded, num_samples=lengths), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('level', [1e-3, 1.0])
+def test_ten_seconds_agree_with_the_originals_float32(level):
+    """Sums of 320,000 squares in float32: the order of additions must not cost 1e-4 dB."""
+    ref, noise = signals(5, num_samples=320000)
+    est = ref + level * noise
+    np.testing.assert_allclose(metrics.sdr(ref, est), calculate_sdr(ref, est), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(metrics.si_sdr(ref, est), calculate_sisdr(ref, est), rtol=0, atol=1e-4)

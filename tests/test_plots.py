@@ -1,4 +1,4 @@
-"""The spectrogram picture: it is drawn, it is honest about levels, and it leaves matplotlib alone."""
+"""Pictures: they are drawn, they are honest about levels, and leave matplotlib alone."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from audiosep_jax.errors import DataError
-from audiosep_jax.plots import spectrogram_panels
+from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
 
 RATE = 8000
 
@@ -73,9 +73,38 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_importing_loads_no_matplotlib_and_drawing_loads_no_pyplot(tmp_path):
     code = f"""
 import sys, numpy
-from audiosep_jax.plots import spectrogram_panels
+from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
 assert 'matplotlib' not in sys.modules
 spectrogram_panels({str(tmp_path / 'x.png')!r}, {{'a': numpy.zeros(800)}}, 8000)
 assert 'matplotlib.pyplot' not in sys.modules
 """
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
+def blue_bars(picture):
+    """Rows of the picture that a bar crosses."""
+    red, _, blue = np.moveaxis(picture, -1, 0)
+    return int(np.sum(np.any((blue - red > 0.3), axis=1)))
+
+
+def test_bars(tmp_path):
+    bar_chart(tmp_path / 'few.png', {'a $1': 1.0, 'b': -2.0, 'ü' * 80: 3.0}, 'dB', 'bars')
+    bar_chart(tmp_path / 'many.png', {f'class {i}': float(i) for i in range(100)}, 'dB', most=10)
+    few, many = drawn(tmp_path / 'few.png'), drawn(tmp_path / 'many.png')
+    # A bar takes the same height however many there are: ten of a hundred are drawn.
+    assert blue_bars(many) == pytest.approx(blue_bars(few) * 10 / 3, rel=0.25)
+    with pytest.raises(DataError, match='cannot be written'):
+        bar_chart(tmp_path / 'no' / 'x.png', {'a': 1.0}, 'dB')
+
+
+def red_pixels(picture):
+    red, _, blue = np.moveaxis(picture, -1, 0)
+    return int(np.sum(red - blue > 0.3))
+
+
+def test_points_and_their_median(tmp_path):
+    rng = np.random.default_rng(0)
+    for count in (3, 200):
+        scatter(tmp_path / f'{count}.png', rng.normal(size=count), rng.normal(size=count), ('x, dB', 'y, dB'), 't')
+    assert red_pixels(drawn(tmp_path / '3.png')) == 0
+    assert red_pixels(drawn(tmp_path / '200.png')) > 500

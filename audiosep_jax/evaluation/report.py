@@ -1,0 +1,163 @@
+"""What an evaluation leaves in its folder, for a reader: results.json, report.md and pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from audiosep_jax.audio import resample
+from audiosep_jax.errors import DataError
+from audiosep_jax.evaluation.loading import load_item
+from audiosep_jax.evaluation.results import NO_SEPARATION, ItemScore, Results, Row, write_json
+from audiosep_jax.files import replacing
+from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
+
+if TYPE_CHECKING:
+    from audiosep_jax.separate import Separator
+
+_NAMED = 50  # items that are listed by name; all of them are in results.json
+# Where in the order of SDRi the examples lie: what a good, a usual and a bad answer look like.
+_EXAMPLES = {'good': 0.9, 'usual': 0.5, 'bad': 0.1}
+
+
+def write_report(results: Results, folder: Path, separator: 'Separator', *, pictures: bool = True) -> Path:
+    """Writes `results.json`, `report.md` and, beside them, the pictures that it shows.
+
+    Args:
+        results: of one benchmark.
+        folder: it exists.
+        separator: separates the examples once more.
+        pictures: whether to draw.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        DataError: the files cannot be written.
+    """
+    write_json(folder / 'results.json', results.to_dict())
+    shown = _pictures(results, folder, separator) if pictures else []
+    path = folder / 'report.md'
+    write_text(path, _markdown(results, shown))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all. Raises DataError where that is impossible."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, 'utf-8', errors='backslashreplace')
+    except OSError as error:
+        raise DataError(f'{path}: cannot be written: {error.strerror or error}') from error
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column to the left, the others to the right."""
+    lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
+    return '\n'.join('| ' + ' | '.join(_cell(cell) for cell in line) + ' |' for line in lines)
+
+
+def _markdown(results: Results, shown: Sequence[tuple[str, str]]) -> str:
+    info, counts = results.info, results.counts
+    metrics = results.metrics()
+    rows = []
+    for name, row in results.lines():
+        cells = [row.scores.get(metric) for metric in metrics]
+        text = [
+            '' if c is None else f'{c:.3f}' if isinstance(c, float) else f'{c.value:.3f} ({_ends(c.interval)})'
+            for c in cells
+        ]
+        rows.append([name, *text, str(row.n) if isinstance(row, Row) else ''])
+    parts = [
+        f'# {results.benchmark.title}',
+        f'Checkpoint `{info.get("path")}`, step {info.get("step")}, weights `{str(info.get("hash"))[:16]}`, query '
+        f'encoder {(info.get("encoder") or {}).get("name", "none")}. Scored at {results.sample_rate} Hz.',
+        markdown_table(['', *metrics, 'items'], rows),
+        f'Every number is the {results.aggregation}; in brackets its 95 % bootstrap interval. SDR, SDRi, SI-SDR and '
+        'SSNR are in dB. *No separation*: the mixture itself. *Oracle ratio mask*: a mask made from the target, far '
+        'above what any separator reaches. *Shuffled query*: each mixture asked for a wrong sound.',
+    ]
+    if results.notes:
+        parts.append('\n'.join(f'- {note}' for note in results.notes))
+    if results.silent_targets:
+        parts += ['## Silent targets', _silent(results)]
+    if results.left_out:
+        kinds = ', '.join(f'{reason} {count}' for reason, count in counts.items())
+        lines = [f'- `{left.name}` ({left.reason}): {left.message}' for left in results.left_out[:_NAMED]]
+        parts += ['## Left out', f'{len(results.left_out)} items: {kinds}.', '\n'.join(lines), _more(results.left_out)]
+    parts += [f'## {title}\n\n![{title}]({name})' for title, name in shown]
+    labels = results.by_label()
+    if len(labels) > 1:
+        own = [m for m in metrics if any(m in scores for scores in labels.values())]
+        lines = [[label, *(f'{s[m]:.2f}' if m in s else '' for m in own), str(s['n'])] for label, s in labels.items()]
+        parts += ['## By class', markdown_table(['class', *own, 'items'], lines)]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def _silent(results: Results) -> str:
+    names = results.silent_targets
+    return (
+        f'{len(names)} targets are silent. The table counts them, as the original does, and has rows without them: '
+        + ', '.join(f'`{name}`' for name in names[:_NAMED])
+        + (f' and {len(names) - _NAMED} more.' if len(names) > _NAMED else '.')
+    )
+
+
+def _more(entries: Sequence) -> str:
+    return f'… and {len(entries) - _NAMED} more, in results.json.' if len(entries) > _NAMED else ''
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return f'{interval[0]:.2f} … {interval[1]:.2f}'
+
+
+def _cell(text: str) -> str:
+    return text.replace('|', '\\|').replace('\n', ' ')
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(results: Results, folder: Path, separator: 'Separator') -> list[tuple[str, str]]:
+    """Draws what there is to draw -> (title, file name)."""
+    primary = results.rows[0].name
+    scored = [item for item in results.items if 'SDRi' in item.scores.get(primary, {})]
+    if not scored:
+        return []
+    shown = []
+    title = results.benchmark.title
+    labels = {label: scores['SDRi'] for label, scores in results.by_label().items() if 'SDRi' in scores}
+    if len(labels) > 1:
+        unit = 'median SDRi, dB' if results.benchmark.statistic == 'mean of class medians' else 'mean SDRi, dB'
+        bar_chart(folder / 'classes.png', labels, unit, f'{title}: by class')
+        shown.append(('SDRi by class', 'classes.png'))
+    before = [item.scores[NO_SEPARATION]['SDR'] for item in scored]
+    after = [item.scores[primary]['SDRi'] for item in scored]
+    axes = ('SDR of the mixture, dB', 'SDR improvement, dB')
+    scatter(folder / 'input_sdr.png', before, after, axes, f'{title}: {len(scored)} mixtures')
+    shown.append(('SDRi against the SDR of the mixture', 'input_sdr.png'))
+    for name, item in _examples(scored, primary).items():
+        file = f'example_{name}.png'
+        text = f'query: {item.texts[primary]}   ({item.item.name}, SDRi {item.scores[primary]["SDRi"]:.1f} dB)'
+        try:
+            panels = _panels(item, primary, results.sample_rate, separator)
+        except DataError:  # a file that went since: the scores stand
+            continue
+        spectrogram_panels(folder / file, panels, results.sample_rate, text)
+        shown.append((f'Example: a {name} answer', file))
+    return shown
+
+
+def _examples(scored: Sequence[ItemScore], primary: str) -> dict[str, ItemScore]:
+    """Items on disk whose target is not silent, by how good the answer is."""
+    usable = [item for item in scored if not item.silent_target and item.item.target is not None]
+    usable.sort(key=lambda item: item.scores[primary]['SDRi'])
+    return {name: usable[int(share * (len(usable) - 1))] for name, share in _EXAMPLES.items()} if usable else {}
+
+
+def _panels(item: ItemScore, primary: str, rate: int, separator: 'Separator') -> dict[str, np.ndarray]:
+    sound, model_rate = load_item(item.item, rate), separator.config.sample_rate
+    mixture = resample(sound.mixture, rate, model_rate)
+    separated = separator.separate_batch([mixture], separator.embed([item.texts[primary]]), batch_size=1)[0]
+    return {'mixture': sound.mixture, 'target': sound.target, 'separated': resample(separated, model_rate, rate)}

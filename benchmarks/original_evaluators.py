@@ -1,0 +1,249 @@
+"""This project's evaluation beside the original's evaluators: the same folders, the same (random) weights.
+
+    git clone https://github.com/Audio-AGI/AudioSep
+    git clone https://github.com/Audio-AGI/dcase2024_task9_baseline
+    pip install -e '.[parity]' librosa torchlibrosa pandas pyyaml tqdm
+    python benchmarks/original_evaluators.py --audiosep AudioSep --dcase dcase2024_task9_baseline
+
+Makes a small folder in each benchmark's layout, out of noise and tones: mono and stereo, at 32, 44.1 and 48 kHz, of odd
+lengths, with a silent target, rows that are there twice, and classes of different sizes. Runs the evaluators of the two
+clones on them with PyTorch, and ours on the converted weights; queries are hashed words in both, as CLAP's weights are
+not needed to compare what follows them. Prints the aggregates and their differences in dB.
+"""
+
+import contextlib
+import csv
+import importlib
+import io
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from audiosep_jax.audio import write_audio
+from audiosep_jax.encoders.words import WordsEncoder
+from audiosep_jax.evaluation.protocols import read_benchmark
+from audiosep_jax.evaluation.run import Options, evaluate
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.separate import Separator
+from audiosep_jax.torch_names import variables_from_torch
+
+FORMATS = ((32000, 1), (44100, 2), (48000, 1), (44100, 1))  # Hz, channels
+MUSIC = (
+    'acoustic guitar', 'violin', 'accordion', 'xylophone', 'erhu', 'trumpet', 'tuba', 'cello', 'flute', 'saxophone',
+)  # fmt: skip
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+class Maker:
+    """Writes pairs of a target and a mixture, no two alike."""
+
+    def __init__(self, seconds: float):
+        self._rng, self._made, self._seconds = np.random.default_rng(0), 0, seconds
+
+    def pair(self, target: Path, mixture: Path, *, silent: bool = False) -> None:
+        """Two files of one format and length, of the next kind in turn."""
+        rate, channels = FORMATS[self._made % len(FORMATS)]
+        samples = int(self._seconds * rate) + 37 * self._made
+        wanted = np.zeros((channels, samples)) if silent else self._sound(rate, channels, samples)
+        for path, sound in ((target, wanted), (mixture, wanted + self._sound(rate, channels, samples))):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_audio(path, sound.astype(np.float32), rate)
+        self._made += 1
+
+    def _sound(self, rate: int, channels: int, samples: int) -> np.ndarray:
+        time = np.arange(samples) / rate
+        hertz = self._rng.uniform(100, 5000)
+        tone = np.sin(2 * np.pi * hertz * time) * np.sin(2 * np.pi * self._rng.uniform(0.5, 4) * time) ** 2
+        noise = self._rng.standard_normal((channels, samples)).cumsum(axis=1)
+        noise -= noise.mean(axis=1, keepdims=True)
+        return self._rng.uniform(0.05, 0.2) * (tone + noise / np.abs(noise).max())
+
+
+def make_folders(root: Path, labels: list[str], seconds: float) -> None:
+    """`root/evaluation/{data,metadata}` as the original has it, and `root/lass_validation` beside its table."""
+    maker, data, metadata = Maker(seconds), root / 'evaluation' / 'data', root / 'evaluation' / 'metadata'
+    metadata.mkdir(parents=True)
+
+    def table(name: str, header: str, rows: list[list]) -> None:
+        with (metadata / name).open('w', newline='') as file:
+            csv.writer(file).writerows([header.split(','), *rows])
+
+    def numbered(name: str, count: int, silent: int | None = None) -> None:
+        for i in range(count):
+            folder = data / name
+            maker.pair(folder / f'segment-{i}.wav', folder / f'mixture-{i}.wav', silent=i == silent)
+
+    numbered('audiocaps', 6, silent=3)
+    rows = [[i, f'sound number {i}, and another', f'label {i % 3}', f'{i // 2}.wav', 'x.wav'] for i in range(6)]
+    table('audiocaps_eval.csv', 'idx,caption,labels,src_wav,noise_wav', [*rows, rows[2]])
+    numbered('clotho', 5)
+    rows = [[i, f' a caption with blanks {i} ', f'{i // 5}.wav', 'x.wav', 'y.wav'] for i in range(5)]
+    table('clotho_eval.csv', 'idx,caption,src_wav,noise_wav1,noise_wav1', rows)
+    numbered('esc50', 4, silent=1)
+    table('esc50_eval.csv', 'idx,caption,src_wav,noise_wav', [[i, f'class {i % 3}', 'x', 'y'] for i in range(4)])
+    numbered('music', 13)
+    rows = [[i, MUSIC[min(i, 9)], 'x', 'y'] for i in range(13)]
+    table('music_eval.csv', 'idx,caption,src_wav,noise_wav', rows)
+    names = [f'a{i}_000030+++b{i}_000001.wav' for i in range(4)]
+    for name in names:
+        maker.pair(data / 'vggsound' / 'data' / 's0_wav' / name, data / 'vggsound' / 'data' / 'mix_wav' / name)
+    rows = [[n[:-4], f'data/mix_wav/{n}', f'data/s0_wav/{n}', f'playing {n[:2]}', 'z', 'w'] for n in names]
+    table('vggsound_eval.csv', 'file_id,mix_wav,s0_wav,s0_text,s1_wav,s1_text', rows)
+    table('class_labels_indices.csv', 'index,mid,display_name', [[i, f'/m/{i}', x] for i, x in enumerate(labels)])
+    for class_id in range(len(labels)):  # a class without sounds, and one with more than count
+        folder = data / 'audioset' / f'class_id={class_id}'
+        folder.mkdir(parents=True)
+        for i in range((0, 1, 12, 2)[class_id]):
+            stem = f'class_id={class_id},index={i:03}'
+            maker.pair(folder / f'{stem},source.wav', folder / f'{stem},mixture.wav', silent=(class_id, i) == (3, 0))
+
+    sounds = root / 'lass_validation'
+    for i in range(4):
+        maker.pair(sounds / f'{2 * i}.wav', sounds / f'{2 * i + 1}.wav')
+    rows = [[2 * i, 2 * i + 1, snr, f'caption {i}'] for i, snr in enumerate((-15, 0, 5, 14))]
+    with (root / 'lass_synthetic_validation.csv').open('w', newline='') as file:
+        csv.writer(file).writerows([['source', 'noise', 'snr', 'caption'], *rows])
+
+
+# ---- the original ----------------------------------------------------------------------------------------------------
+
+
+class TorchModel:
+    """What the evaluators ask of a Lightning module: `ss_model`, `query_encoder`, `device`, `eval`."""
+
+    device = 'cpu'
+
+    def __init__(self, network, encoder: WordsEncoder):
+        import torch
+
+        self.ss_model, self.query_encoder = network.eval(), self
+        self._embed = lambda text: torch.from_numpy(encoder.encode_text(text))
+
+    def eval(self) -> None:
+        """The network is in that mode already."""
+
+    def get_query_embed(self, modality: str, text: list[str], device: str):
+        """float32 [1, E]."""
+        return self._embed(text)
+
+
+def import_original(audiosep: Path, dcase: Path):
+    """The modules of the two clones. What they import and the comparison has no use for is replaced by nothing."""
+    sys.path[:0] = [str(audiosep), str(dcase)]
+    for name in ('lightning', 'lightning.pytorch', 'models.audiosep', 'models.clap_encoder'):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules['lightning'].pytorch = sys.modules['lightning.pytorch']
+    sys.modules['lightning.pytorch'].LightningModule = object
+    sys.modules['models.audiosep'].AudioSep = sys.modules['models.audiosep'].get_model_class = object
+    sys.modules['models.clap_encoder'].CLAP_Encoder = object
+    return importlib.import_module('models.resunet')
+
+
+def random_network(resunet, window: int, hop: int, sample_rate: int):
+    """A network with statistics and gains that let it do something, and its state."""
+    import torch
+
+    torch.manual_seed(0)
+    network = resunet.ResUNet30(input_channels=1, output_channels=1, condition_size=512)
+    if (window, hop) != (2048, 320):  # as in the baseline of DCASE: other STFT modules
+        stft = sys.modules['models.resunet']
+        settings = {'n_fft': window, 'hop_length': hop, 'win_length': window, 'window': 'hann', 'center': True}
+        network.base.stft = stft.STFT(**settings, pad_mode='reflect', freeze_parameters=True)
+        network.base.istft = stft.ISTFT(**settings, pad_mode='reflect', freeze_parameters=True)
+        network.base.bn0 = torch.nn.BatchNorm2d(window // 2 + 1, momentum=0.01)
+    for name, tensor in network.state_dict().items():
+        if name.endswith('running_var'):
+            tensor.uniform_(0.5, 2)
+        elif name.endswith(('running_mean', 'bias')):
+            tensor.normal_(0, 0.3)
+        elif 'stft' not in name and tensor.dim() > 1:
+            tensor.mul_(1.5)
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items() if 'stft' not in name}
+    config = ModelConfig(sample_rate=sample_rate, window_size=window, hop_size=hop)
+    return network, config, variables_from_torch(state)
+
+
+def original_scores(model: TorchModel, dcase_model: TorchModel) -> dict[str, dict[str, float]]:
+    """By benchmark and metric, from the current folder's `evaluation` and `lass_validation`."""
+    scores = {}
+    for name, title in (
+        ('audiocaps', 'AudioCaps'),
+        ('clotho', 'Clotho'),
+        ('esc50', 'ESC50'),
+        ('music', 'MUSIC'),
+        ('vggsound', 'VGGSound'),
+    ):
+        evaluator = getattr(importlib.import_module(f'evaluation.evaluate_{name}'), f'{title}Evaluator')
+        si_sdr, sdri = evaluator()(model)
+        scores[name] = {'SDRi': sdri, 'SI-SDR': si_sdr}
+        if name == 'audiocaps':
+            si_sdr, sdri = evaluator(query='labels')(model)
+            scores['audiocaps, label'] = {'SDRi': sdri, 'SI-SDR': si_sdr}
+    module = importlib.import_module('evaluation.evaluate_audioset')
+    statistics = module.AudioSetEvaluator(classes_num=module.CLASSES_NUM)(model)
+    mean = module.get_mean_sdr_from_dict  # and the medians as in benchmark.py
+    scores['audioset'] = {
+        metric: mean({k: np.nanmedian(values) for k, values in statistics[key].items()})
+        for metric, key in (('SDRi', 'sdris_dict'), ('SI-SDR', 'sisdrs_dict'))
+    }
+    si_sdr, sdri, sdr = importlib.import_module('dcase_evaluator').DCASEEvaluator()(dcase_model)
+    scores['dcase2024'] = {'SDR': sdr, 'SDRi': sdri, 'SI-SDR': si_sdr}
+    return scores
+
+
+def our_scores(separator: Separator, dcase_separator: Separator, root: Path) -> dict[str, dict[str, float]]:
+    """The same by this project."""
+    scores = {}
+    for name in ('audiocaps', 'clotho', 'esc50', 'music', 'vggsound', 'audioset', 'dcase2024'):
+        dcase = name == 'dcase2024'
+        benchmark = read_benchmark(root if dcase else root / 'evaluation' / 'data' / name, name)
+        for kind in benchmark.query_types:
+            results = evaluate(
+                dcase_separator if dcase else separator, benchmark, Options(shuffled=False), query_types=[kind]
+            )
+            row = results.rows[0].scores
+            key = name if kind == benchmark.query_types[0] else f'{name}, {kind}'
+            scores[key] = {metric: row[metric].value for metric in ('SDR', 'SDRi', 'SI-SDR')}
+            for left in results.left_out:
+                print(f'left out: {left.message}')
+    return scores
+
+
+def main(audiosep: Path, dcase: Path, seconds: float = 1.0) -> None:
+    """Makes the folders, runs both, prints.
+
+    Args:
+        audiosep: clone of AudioSep.
+        dcase: clone of the DCASE 2024 Task 9 baseline.
+        seconds: about the length of the sounds.
+    """
+    resunet = import_original(audiosep.absolute(), dcase.absolute())
+    encoder = WordsEncoder(512)
+    pairs = [random_network(resunet, *settings) for settings in ((2048, 320, 32000), (1024, 160, 16000))]
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        make_folders(Path(folder), ['Speech', 'Male speech, man speaking', 'Bark', 'Rain'], seconds)
+        with contextlib.redirect_stdout(io.StringIO()):
+            theirs = original_scores(*(TorchModel(network, encoder) for network, _, _ in pairs))
+        ours = our_scores(*(Separator(config, variables, encoder) for _, config, variables in pairs), Path(folder))
+    table = Table('benchmark', 'metric', 'original, dB', 'here, dB', 'difference, dB')
+    worst = 0.0
+    for name, scores in theirs.items():
+        for metric, value in scores.items():
+            difference = ours[name][metric] - float(value)
+            worst = max(worst, abs(difference))
+            table.add_row(name, metric, f'{float(value):.5f}', f'{ours[name][metric]:.5f}', f'{difference:+.6f}')
+    Console().print(table)
+    print(f'largest difference {worst:.6f} dB, JAX on {jax.default_backend()}')
+
+
+if __name__ == '__main__':
+    tyro.cli(main)
