@@ -18,6 +18,7 @@ import tyro
 from audiosep_jax import audio
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
 from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
+from audiosep_jax.serve_command import Serve, serve
 
 if TYPE_CHECKING:
     from audiosep_jax.queries import Embedded, Query
@@ -132,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             Annotated[Separate, tyro.conf.subcommand('separate')]
             | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
             | Annotated[Convert, tyro.conf.subcommand('convert')]
-            | Annotated[Inspect, tyro.conf.subcommand('inspect')],
+            | Annotated[Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
             description='Separate sounds by describing them.',
             args=argv,
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:  # --help, or a flag that tyro has explained
         return stop.code if isinstance(stop.code, int) else 2
-    run = {Separate: _separate, Evaluate: _evaluate, Convert: _convert, Inspect: _inspect}[type(command)]
+    run = {Separate: _separate, Evaluate: _evaluate, Convert: _convert, Inspect: _inspect, Serve: _serve}[type(command)]
     try:
         with _terminable():
             return run(command)
@@ -387,6 +389,13 @@ def _indented(config: dict) -> Iterator[str]:
             yield from (f'  {line}' for line in _indented(value))
         else:
             yield f'{key} = {value}'
+
+
+# ---- serve -----------------------------------------------------------------------------------------------------------
+
+
+def _serve(command: Serve) -> int:
+    return serve(command, _load)
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------
