@@ -18,7 +18,7 @@ import tyro
 from audiosep_jax import audio
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
 from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
-from audiosep_jax.serve_command import Serve, serve
+from audiosep_jax.cli_serve import Serve, serve
 
 if TYPE_CHECKING:
     from audiosep_jax.queries import Embedded, Query

@@ -301,7 +301,7 @@ def _handler(separator: Separator, limits: Limits, folder: Path) -> Callable:
             for private in (str(recording), f'{place}/', f'{folder}/'):  # no path of this machine's
                 text = text.replace(private, recording.name if recording and private == str(recording) else '')
             _log.info('refused: %s', text)
-            return [_told('error', f'{text[:1].upper()}{text[1:]}'), *hidden()]
+            return [_told('error', text), *hidden()]
         shown = [gr.update(visible=True, value=str(p), label=_shortened(t)) for t, p in found.targets.items()]
         shown += [gr.update(visible=False, value=None)] * (limits.queries - len(shown))
         shown += [gr.update(visible=True, value=str(p)) for p in (found.residual, found.picture)]

@@ -61,9 +61,9 @@ def serve(command: Serve, load: Callable[[str | None], 'Separator']) -> int:
 
     limits = Limits(seconds=command.max_seconds, megabytes=command.max_megabytes)
     _check_address(command.host, command.port)
-    import_gradio()
     if command.examples is not None:
         find_examples(command.examples)
+    import_gradio()
     separator = load(command.checkpoint)
     examples = find_examples(command.examples) if command.examples is not None else _own_examples(separator)
     with (
