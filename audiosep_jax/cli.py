@@ -16,9 +16,10 @@ import numpy as np
 import tyro
 
 from audiosep_jax import audio
+from audiosep_jax.cli_push import Push, run_push
+from audiosep_jax.cli_serve import Serve, serve
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
 from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
-from audiosep_jax.cli_serve import Serve, serve
 
 if TYPE_CHECKING:
     from audiosep_jax.queries import Embedded, Query
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
             | Annotated[Convert, tyro.conf.subcommand('convert')]
             | Annotated[Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[Push, tyro.conf.subcommand('push')]
             | Annotated[Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
             description='Separate sounds by describing them.',
@@ -142,7 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:  # --help, or a flag that tyro has explained
         return stop.code if isinstance(stop.code, int) else 2
-    run = {Separate: _separate, Evaluate: _evaluate, Convert: _convert, Inspect: _inspect, Serve: _serve}[type(command)]
+    run = {
+        Separate: _separate,
+        Evaluate: _evaluate,
+        Convert: _convert,
+        Inspect: _inspect,
+        Push: _push,
+        Serve: _serve,
+    }[type(command)]
     try:
         with _terminable():
             return run(command)
@@ -391,7 +400,12 @@ def _indented(config: dict) -> Iterator[str]:
             yield f'{key} = {value}'
 
 
-# ---- serve -----------------------------------------------------------------------------------------------------------
+# ---- push and serve --------------------------------------------------------------------------------------------------
+
+
+def _push(command: Push) -> int:
+    _quieten()
+    return run_push(command, _say)
 
 
 def _serve(command: Serve) -> int:
