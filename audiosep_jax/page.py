@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _SUBTYPE: audio.Subtype = 'PCM_24'  # the finest that all browsers play
 _SOUNDS = ('.wav', '.flac', '.ogg', '.mp3')
 _MOST_EXAMPLES = 20
+# Samples of all channels for each second of the limit: four channels at 48 kHz, two at 96.
+_MOST_SAMPLES = 4 * 48_000
 _log = logging.getLogger(__name__)
 
 # Fonts of the system: Gradio's own themes fetch theirs from the network.
@@ -110,7 +112,7 @@ def answer(
     recording: Path | None,
     queries: str,
     unwanted: str,
-    strength: float,
+    strength: float | None,
     *,
     folder: Path,
     limits: Limits,
@@ -131,8 +133,8 @@ def answer(
     """
     if recording is None:
         raise AudioFileError('no recording yet: upload a file, record one or choose an example')
-    if not 0 <= strength <= 1:
-        raise QueryError(f'the strength is between 0 and 1, got {strength:g}')
+    if strength is None or not 0 <= strength <= 1:
+        raise QueryError(f'the strength is between 0 and 1, got {strength}')
     texts = _lines(queries, limits)
     if not texts:
         raise QueryError('what should be extracted? Describe a sound, for example: a dog barking')
@@ -362,17 +364,21 @@ def _read(recording: Path, limits: Limits) -> tuple[np.ndarray, int]:
     except (OSError, TypeError, soundfile.LibsndfileError):
         pass  # `read_audio` says what is wrong with it, or knows another way
     else:
-        _check_length(header.frames / header.samplerate, limits)
+        _check_length(header.frames, header.channels, header.samplerate, limits)
     mixture, rate = audio.read_audio(recording)
-    _check_length(mixture.shape[-1] / rate, limits)
+    _check_length(mixture.shape[-1], len(mixture), rate, limits)
     return mixture, rate
 
 
-def _check_length(seconds: float, limits: Limits) -> None:
-    if seconds > limits.seconds:
+def _check_length(frames: int, channels: int, rate: int, limits: Limits) -> None:
+    if frames > limits.seconds * rate:
         raise AudioFileError(
-            f'the recording is {seconds / 60:.1f} minutes long, this page takes up to {limits.seconds / 60:g}; '
+            f'the recording is {frames / rate / 60:.1f} minutes long, this page takes up to {limits.seconds / 60:g}; '
             'cut it, or use the command line, which takes any length'
+        )
+    if frames * channels > limits.seconds * _MOST_SAMPLES:
+        raise AudioFileError(
+            f'the recording has {channels} channels at {rate} Hz, too much for its length; cut it, or use the command line'
         )
 
 

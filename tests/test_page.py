@@ -101,6 +101,7 @@ def test_a_loud_answer_is_attenuated_and_said(separator, recording):
         ({'queries': 'rain', 'unwanted': 'rain'}, 'just what must stay out'),
         ({'strength': 1.5}, 'between 0 and 1'),
         ({'strength': float('nan')}, 'between 0 and 1'),
+        ({'strength': None}, 'between 0 and 1'),
         ({'limits': Limits(seconds=0.2)}, 'cut it'),
     ],
 )
@@ -129,6 +130,9 @@ def test_what_is_too_long_is_not_decoded(separator, tmp_path, monkeypatch):
     monkeypatch.setattr(page.audio, 'read_audio', decoded)
     with pytest.raises(AudioFileError, match=r'11\.0 minutes long, this page takes up to 10;'):
         ask(separator, tmp_path / 'long.flac')
+    soundfile.write(tmp_path / 'wide.flac', np.zeros((30000, 8), np.int16), 192000)
+    with pytest.raises(AudioFileError, match='8 channels at 192000 Hz'):
+        ask(separator, tmp_path / 'wide.flac', limits=Limits(seconds=0.2))
 
 
 def test_odd_descriptions_have_files_and_panels_of_their_own(separator, recording):
