@@ -377,9 +377,7 @@ def _check_length(frames: int, channels: int, rate: int, limits: Limits) -> None
             'cut it, or use the command line, which takes any length'
         )
     if frames * channels > limits.seconds * _MOST_SAMPLES:
-        raise AudioFileError(
-            f'the recording has {channels} channels at {rate} Hz, too much for its length; cut it, or use the command line'
-        )
+        raise AudioFileError(f'the recording has {channels} channels at {rate} Hz, too much for its length; cut it')
 
 
 def _has_text(path: Path) -> bool:
