@@ -18,6 +18,7 @@ _HOME = {
     'load': 'separate',
     'Separator': 'separate',
     'Separation': 'separate',
+    'push': 'publish',
     'Query': 'queries',
     'stft': 'stft',
     'istft': 'stft',
@@ -43,6 +44,7 @@ __all__ = [
     'load',
     'load_encoder',
     'metrics',
+    'push',
     'read_audio',
     'stft',
     'write_audio',
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.mixing import SegmentMixer
     from audiosep_jax.model import AudioSep, ModelConfig
+    from audiosep_jax.publish import push
     from audiosep_jax.queries import Query
     from audiosep_jax.resunet import ResUNet30
     from audiosep_jax.separate import Separation, Separator, load

@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from audiosep_jax import config as configs
 from audiosep_jax.buckets import as_path, is_bucket
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
+from audiosep_jax.hub_folder import is_hub_folder, read_hub_folder
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.state import TrainState
 
@@ -185,13 +186,18 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
     """Reads a run's weights, and nothing of its optimizer.
 
     Args:
-        path: a run's workdir, its `checkpoints` folder, or one step's folder in it.
+        path: a run's workdir, its `checkpoints` folder, one step's folder in it, or a repository of the hub's folder.
         step: which one, by default the newest.
         raw: the weights themselves rather than their moving average.
 
     Raises:
         CheckpointError: the path is not a checkpoint, or it is damaged.
     """
+    if not is_bucket(path) and is_hub_folder(Path(path)):
+        checkpoint = read_hub_folder(Path(path))
+        if step not in (None, checkpoint.step):
+            raise CheckpointError(f'{path} has no step {step}; it has {checkpoint.step}')
+        return checkpoint
     folder = _locate(path, step)
     record = _read_record(folder)
     try:

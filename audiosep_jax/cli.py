@@ -17,6 +17,8 @@ import tyro
 
 from audiosep_jax import audio, cli_evaluate
 from audiosep_jax.cli_evaluate import Evaluate
+from audiosep_jax.cli_push import Push, run_push
+from audiosep_jax.cli_serve import Serve, serve
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError, explained
 from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
 
@@ -115,7 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             Annotated[Separate, tyro.conf.subcommand('separate')]
             | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
             | Annotated[Convert, tyro.conf.subcommand('convert')]
-            | Annotated[Inspect, tyro.conf.subcommand('inspect')],
+            | Annotated[Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[Push, tyro.conf.subcommand('push')]
+            | Annotated[Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
             description='Separate sounds by describing them.',
             args=argv,
@@ -123,7 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:  # --help, or a flag that tyro has explained
         return stop.code if isinstance(stop.code, int) else 2
-    run = {Separate: _separate, Evaluate: _evaluate, Convert: _convert, Inspect: _inspect}[type(command)]
+    run = {
+        Separate: _separate,
+        Evaluate: _evaluate,
+        Convert: _convert,
+        Inspect: _inspect,
+        Push: _push,
+        Serve: _serve,
+    }[type(command)]
     try:
         with _terminable():
             return run(command)
@@ -332,6 +343,18 @@ def _indented(config: dict) -> Iterator[str]:
             yield from (f'  {line}' for line in _indented(value))
         else:
             yield f'{key} = {value}'
+
+
+# ---- push and serve --------------------------------------------------------------------------------------------------
+
+
+def _push(command: Push) -> int:
+    _quieten()
+    return run_push(command, _say)
+
+
+def _serve(command: Serve) -> int:
+    return serve(command, _load)
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

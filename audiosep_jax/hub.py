@@ -46,6 +46,11 @@ def parse_reference(text: str) -> Reference | None:
     return Reference(name, kind, file or None)
 
 
+def parse_repository(text: str) -> Reference | None:
+    """A model's `organisation/name`, whatever is here under that name; None: it is none."""
+    return Reference(text) if _REPOSITORY.fullmatch(text) else None
+
+
 def fetch(repository: str | Reference, filename: str, *, place: Path | str) -> Path:
     """A file of a repository: from the local cache if it is there, else downloaded, with a progress bar on stderr.
 
@@ -109,6 +114,38 @@ def snapshot(repository: str | Reference, filenames: list[str], *, place: Path |
     for name in filenames:
         path = fetch(repository, name, place=place)
     return path.parents[len(Path(name).parts) - 1]
+
+
+def upload(reference: Reference, folder: Path, *, private: bool) -> str:
+    """Makes the repository if it is not there, and uploads the folder as one commit; returns the repository's address.
+
+    Raises:
+        DownloadError: no network, no token, no permission.
+    """
+    import huggingface_hub
+
+    reason = _offline()
+    if reason:
+        raise _not_uploaded(reference, reason)
+    api = huggingface_hub.HfApi()
+    try:
+        url = api.create_repo(reference.repository, private=private or None, exist_ok=True)
+        message = 'Upload a separator of audiosep_jax'
+        api.upload_folder(repo_id=reference.repository, folder_path=folder, commit_message=message)
+    except Exception as error:  # its own errors, those of its HTTP library, of the disk
+        status = getattr(getattr(error, 'response', None), 'status_code', None)
+        if status == 401 or isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError):
+            reason = 'no valid token: `hf auth login` first, or set HF_TOKEN'
+        else:
+            reason = 'the token has no permission for that' if status == 403 else _reason(error)
+        raise _not_uploaded(reference, reason) from error
+    return str(url)
+
+
+def _not_uploaded(reference: Reference, reason: str) -> DownloadError:
+    return DownloadError(
+        f'{reference.url} cannot be written ({reason}); --folder DIR makes the folder without uploading it'
+    )
 
 
 def _reference(repository: str | Reference) -> Reference:

@@ -9,6 +9,7 @@ from audiosep_jax import hub
 from audiosep_jax.buckets import as_path, is_bucket
 from audiosep_jax.compilation import cache_folder
 from audiosep_jax.errors import CheckpointError
+from audiosep_jax.hub_folder import CONFIG, WEIGHTS, is_ours
 from audiosep_jax.tensor_files import SUFFIXES
 
 OFFICIAL = 'spaces/Audio-AGI/AudioSep:checkpoint/audiosep_base_4M_steps.ckpt'
@@ -47,6 +48,8 @@ def find_checkpoint(path: str | Path | None) -> Path:
         place = f'a folder of your choice, and give that (there is no folder {found.absolute()} either)'
         names = hub.list_files(reference, place=place, suffixes=(*SUFFIXES, '_METADATA'))
         if any(Path(name).parent.name == 'params' for name in names):
+            return hub.snapshot(reference, names, place=place)
+        if {CONFIG, WEIGHTS} <= set(names) and is_ours(hub.fetch(reference, CONFIG, place=place)):
             return hub.snapshot(reference, names, place=place)
     return _converted(str(path))
 

@@ -41,6 +41,7 @@ CLASSES = ('siren', 'dog', 'guitar', 'rain', 'clock', 'telephone', 'knocking', '
 CLIP_SECONDS = 1.5
 TRAINING_CLIPS = 640
 TEST_CLIPS = 240
+EXAMPLES = 4
 
 
 def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
@@ -99,6 +100,7 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     panels = {'mixture': mixtures[0], 'target': targets[0], 'separated': separated}
     spectrogram_panels(workdir / 'separation.png', panels, rate, title=f'query: {query}')
     write_together({workdir / f'{name}.wav': sound[None] for name, sound in panels.items()}, rate)
+    write_examples(workdir / 'examples', unseen[:EXAMPLES], mixtures, rate)
 
     for table in results.table():
         Console().print(table)
@@ -122,6 +124,14 @@ def mix_pairs(clips: list[synthetic.Clip], seed: int) -> tuple[np.ndarray, np.nd
         mixtures.append(gain * mixture)
         targets.append(gain * clip.audio)
     return np.stack(mixtures), np.stack(targets)
+
+
+def write_examples(folder: Path, clips: list[synthetic.Clip], mixtures: np.ndarray, rate: int) -> None:
+    """Mixtures to try on the web page (`audiosep-jax serve`), each with a text beside it: what to ask."""
+    folder.mkdir(exist_ok=True)
+    for clip, mixture in zip(clips, mixtures, strict=False):
+        write_together({folder / f'{clip.labels[0]}.wav': mixture[None]}, rate)
+        (folder / f'{clip.labels[0]}.txt').write_text(clip.captions[0] + '\n', 'utf-8')
 
 
 def evaluate(

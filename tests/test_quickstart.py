@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from audiosep_jax.model import ModelConfig
+from audiosep_jax.page import find_examples
 from data_prep import synthetic
 
 SCRIPT = pathlib.Path(__file__).parents[1] / 'experiments' / 'quickstart.py'
@@ -48,6 +49,8 @@ def test_it_leaves_what_it_says_and_ends_with_the_score(quickstart, tmp_path, ca
     for name in ('mixture', 'target', 'separated'):
         samples, rate = soundfile.read(workdir / f'{name}.wav')
         assert (samples.shape, rate) == ((2000,), 8000)
+    examples = find_examples(workdir / 'examples')
+    assert {example.path.stem for example in examples} == set(quickstart.CLASSES[:4])
     assert (workdir / 'separation.png').read_bytes().startswith(b'\x89PNG')
     assert (workdir / 'checkpoints' / '3').is_dir()
 
