@@ -10,13 +10,17 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from audiosep_jax.errors import ConfigError, explained, first_line
+from audiosep_jax.compilation import enable_compilation_cache
+from audiosep_jax.errors import ConfigError, explained, first_line, reported
+from audiosep_jax.plan import dry_run
+from audiosep_jax.train import TrainConfig, train
 
 Where = Literal['flags', 'slurm', 'ompi', 'k8s', 'tpu']
 _TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
@@ -176,8 +180,6 @@ def _last_words(error: BaseException) -> tuple[str, int]:
         return f'error: {explanation[0]}', explanation[1]
     if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
         return f'error: another process is gone, see what it said; every checkpoint is whole ({first_line(error)})', 1
-    import traceback
-
     return ''.join(traceback.format_exception(error)), 1
 
 
@@ -185,36 +187,33 @@ def _last_words(error: BaseException) -> tuple[str, int]:
 _LOST = re.compile(r'gloo|nccl|connection|peer|unavailable|coordination|heartbeat|timed? ?out|deadline', re.IGNORECASE)
 
 
-def run_experiment(default: Callable[[], Any], program: str, description: str | None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The command line of an experiment."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name='')]
+    launch: Annotated[LaunchConfig, tyro.conf.arg(name='')] = LaunchConfig()
+    dry_run: bool = False
+    """Print mesh, shapes, memory and plan, compile the step, and exit."""
+
+
+def run_experiment(default: Callable[[], TrainConfig], program: str, description: str | None) -> None:
     """What an experiment's `main` does: flags, the other processes, training; the shell's messages and exit codes.
 
     0: trained to the end. 130: stopped by a signal, with a checkpoint; the same command continues. 1: files and data,
     2: flags.
 
     Args:
-        default: makes the experiment's `TrainConfig`.
+        default: makes the experiment's configuration.
         program: the name in messages.
         description: for --help.
     """
-    from audiosep_jax.compilation import enable_compilation_cache
-    from audiosep_jax.errors import reported
-    from audiosep_jax.train import TrainConfig, train
-
-    @dataclasses.dataclass(frozen=True)
-    class Flags:
-        config: Annotated[TrainConfig, tyro.conf.arg(name='')]
-        launch: Annotated[LaunchConfig, tyro.conf.arg(name='')] = LaunchConfig()
-        dry_run: bool = False
-        """Print mesh, shapes, memory and plan, compile the step, and exit."""
-
     with reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
         enable_compilation_cache()
         launched = join(flags.launch)
         with ending_together(program):
             if flags.dry_run:
-                from audiosep_jax.plan import dry_run
-
                 dry_run(flags.config, launched)
                 return
             result = train(flags.config)

@@ -23,5 +23,9 @@ def get_config() -> TrainConfig:
     return TrainConfig()
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_experiment(get_config, 'audiosep_clap', __doc__)
+
+
+if __name__ == '__main__':
+    main()

@@ -23,5 +23,9 @@ def get_config() -> TrainConfig:
     return dataclasses.replace(TrainConfig(), input=DataConfig(encoder='clip', use_text_ratio=0.5, other='image'))
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_experiment(get_config, 'audiosep_clip', __doc__)
+
+
+if __name__ == '__main__':
+    main()

@@ -24,5 +24,9 @@ def get_config() -> TrainConfig:
     return dataclasses.replace(TrainConfig(), input=DataConfig(encoder='clap', use_text_ratio=0.9, other='audio'))
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_experiment(get_config, 'audiosep_hybrid', __doc__)
+
+
+if __name__ == '__main__':
+    main()

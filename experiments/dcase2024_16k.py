@@ -30,5 +30,9 @@ def get_config() -> TrainConfig:
     )
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_experiment(get_config, 'dcase2024_16k', __doc__)
+
+
+if __name__ == '__main__':
+    main()

@@ -32,5 +32,9 @@ def get_config() -> TrainConfig:
     )
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_experiment(get_config, 'finetune', __doc__)
+
+
+if __name__ == '__main__':
+    main()

@@ -21,7 +21,7 @@ import tyro
 from small_separator import save_small
 
 import data_prep.__main__ as data_prep
-from audiosep_jax import cli
+from audiosep_jax import cli, launch
 from audiosep_jax.convert import from_torch
 from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.tensor_files import write_tensors
@@ -34,7 +34,20 @@ _BLOCK = re.compile(
 )
 _FENCE = re.compile(r'^```(\w*)$', re.M)
 # Programs of others, which a block may name where it is not run.
-_OF_OTHERS = ('pip', 'python3', '.', 'pytest', 'pre-commit', 'hf', 'ffmpeg', 'sox', 'ssh')
+_OF_OTHERS = (
+    'pip',
+    'python3',
+    '.',
+    'pytest',
+    'pre-commit',
+    'hf',
+    'ffmpeg',
+    'sox',
+    'ssh',
+    'gcloud',
+    'sbatch',
+    'tensorboard',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +185,7 @@ def _parse_script(script: Path, arguments: list[str], where: str) -> None:
         if inspect.signature(module.main).parameters:  # they are its flags
             tyro.cli(_stopped(module.main))
         else:
-            with _stopped_at(module, 'train'):
+            with _stopped_at(launch, 'enable_compilation_cache'):
                 module.main()
     except _Understood:
         return

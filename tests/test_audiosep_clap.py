@@ -8,6 +8,7 @@ import shutil
 import pytest
 from small_dataset import build_small, shard_files
 
+from audiosep_jax import launch
 from audiosep_jax.encoders.words import WordsEncoder
 from data_prep.embed import embed_captions
 
@@ -20,7 +21,7 @@ def run(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location('audiosep_clap', SCRIPT)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    monkeypatch.setattr(program, 'enable_compilation_cache', lambda: None)
+    monkeypatch.setattr(launch, 'enable_compilation_cache', lambda: None)
 
     def run(*flags) -> int:
         flags = ['--workdir', tmp_path / 'run', '--batch-size', 32, *flags]
