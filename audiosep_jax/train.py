@@ -216,7 +216,7 @@ def train(config: TrainConfig) -> TrainResult:
                     progress.update(step, loss, line['clips_per_second'], line['skipped'])
                     _check_finite(fetched, config.max_skipped_in_row, step)
                 if saving:
-                    score = -float(np.mean(losses_since_save)) if losses_since_save else -np.inf
+                    score = -np.inf if validation or not losses_since_save else -float(np.mean(losses_since_save))
                     if validation and not stopping:  # whoever is asked to stop may not have the time
                         scores = validation.run(state, mesh)
                         score = scores.sdri
