@@ -203,7 +203,8 @@ def _read_vggsound(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
             bad.append(_bad(path, line, 'a field is empty'))
             continue
         mixture, target = folder / row['mix_wav'], folder / row['s0_wav']
-        items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, row['s0_text'].strip()))
+        clip = row['file_id'].partition('+++')[0]  # the target's, which several mixtures have
+        items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, row['s0_text'].strip(), clip))
     return _with_distinct_names(items), bad
 
 

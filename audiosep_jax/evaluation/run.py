@@ -229,7 +229,7 @@ class _Evaluation:
                     stack.callback(self._scorer.close)
                 kept = None if journal is None else stack.enter_context(Journal(journal, process))
                 records = self._run_mine(mine, kept, name, progress)
-        except (AudioSepError, MemoryError) as error:
+        except (AudioSepError, OSError, MemoryError) as error:
             if count == 1:
                 raise
             failure = str(error) or type(error).__name__  # the others wait for this process's scores
