@@ -1,5 +1,6 @@
 """Which files the command line writes: names made of inputs and queries, and what would go wrong with them."""
 
+import collections
 import glob
 import hashlib
 import os
@@ -84,10 +85,13 @@ def plan_outputs(
     else:
         check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
         plans, folder = {}, out
+        shared = collections.Counter(source.stem.casefold() for source in inputs)
         for source in inputs:
             if source in plans:
                 raise ConfigError(f'{source}: given twice; once is enough')
-            stem = 'stdin' if str(source) == '-' else source.stem
+            # Beside talk.wav, talk.mp3 needs its suffix.
+            stem = source.name if shared[source.stem.casefold()] > 1 else source.stem
+            stem = 'stdin' if str(source) == '-' else stem
             plans[source] = [out / _file_name(stem, name, suffix) for name in names]
     _check_folder(out, folder)
     _check_collisions(plans)

@@ -235,7 +235,8 @@ class SoundStream:
         return self._with_mixture(np.concatenate(pieces, axis=-1))
 
     def _rows(self, targets: np.ndarray) -> np.ndarray:
-        return targets.reshape(-1, targets.shape[-1])
+        queries, channels, count = targets.shape
+        return targets.reshape(queries * channels, count)
 
     def _with_mixture(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         wanted, pieces = targets.shape[-1], []
@@ -246,7 +247,7 @@ class SoundStream:
                 self._mixture.insert(0, block[:, wanted:])
             wanted -= pieces[-1].shape[-1]
         mixture = np.concatenate(pieces, axis=-1) if pieces else np.zeros((self._shape[1], 0), np.float32)
-        return targets.reshape(*self._shape, -1) if targets.size else np.zeros((*self._shape, 0), np.float32), mixture
+        return targets.reshape(*self._shape, targets.shape[-1]), mixture
 
 
 def separate_whole(network: Network, mixture: np.ndarray, embedded: Embedded, *, per_channel: bool) -> np.ndarray:
