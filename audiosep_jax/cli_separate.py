@@ -345,6 +345,8 @@ def _opened(command: Separate, source: Path, say: Callable[..., None]) -> Iterat
         with open_sound(source) as sound:
             yield sound
         return
+    if sys.stdin is None:
+        raise AudioFileError('standard input is closed')
 
     def note(text: str) -> None:
         say(f'audiosep-jax: note: {text}', file=sys.stderr)
@@ -431,6 +433,8 @@ def _write_json(path: Path, record: dict, say: Callable[..., None]) -> None:
 
 def _to_pipe(work: _Work, source: Path, say: Callable[..., None]) -> int:
     """One sound to standard output, piece by piece as it is finished."""
+    if sys.stdout is None:
+        raise AudioFileError('standard output is closed')
     clipped, out = 0, sys.stdout.buffer
     with _opened(work.command, source, say) as sound:
         if source != _PIPE:

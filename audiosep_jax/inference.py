@@ -76,8 +76,7 @@ def fold(config: ModelConfig, variables: dict) -> dict:
 
 def _with_last_layer(block: dict, layer: dict) -> dict:
     """The last decoder block, so that it gives what the 1×1 layer makes of its output."""
-    kernel, bias = layer['kernel'], layer['bias']
-    shortcut = block.get('shortcut') or {'kernel': jnp.eye(len(kernel)), 'bias': jnp.zeros(len(kernel))}
+    kernel, bias, shortcut = layer['kernel'], layer['bias'], block['shortcut']
     return {
         **block,
         'conv2': matmul(block['conv2'], kernel),

@@ -30,6 +30,7 @@ from audiosep_jax.queries import Embedded, Query, embed
 from audiosep_jax.streaming import (
     Network,
     NetworkStream,
+    Resampler,
     SoundStream,
     padded_frames,
     separate_batch,
@@ -143,9 +144,9 @@ class Separator:
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
         separated = self._separate_all(mixture, embedded, per_channel=per_channel)
-        # Cut, or filled with zeros: a resampler's rounding may differ by a sample on the way back.
-        targets = resample(separated, self.config.sample_rate, sample_rate)[..., :length]
-        targets = np.pad(targets, [(0, 0), (0, 0), (0, length - targets.shape[-1])])
+        rows = separated.reshape(-1, separated.shape[-1])
+        back = Resampler(self.config.sample_rate, sample_rate, len(rows))
+        targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
         return Separation(targets, audio - targets.sum(0))
 
     @property
