@@ -46,7 +46,8 @@ def test_folded_whole(case):
     assert gain.std() > 0.02  # it is no constant
 
 
-def test_in_pieces(case, size=32):
+def test_in_pieces(case):
+    size = 32
     network, spectra, embeddings, _, expected = case
     late = inference.look_ahead()
     padded = jnp.pad(spectra[:1], [(0, 0), (0, -(-(COUNT + late) // size) * size - FRAMES), (0, 0)])
