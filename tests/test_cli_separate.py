@@ -4,7 +4,6 @@ import io
 import json
 import os
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -187,7 +186,7 @@ def pipe(monkeypatch):
 
     def give(data: bytes):
         monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
-        monkeypatch.setattr(sys, 'stdout', types.SimpleNamespace(buffer=out, encoding='utf-8'))
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(out, 'utf-8'))
         return out
 
     return give

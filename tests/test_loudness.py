@@ -21,7 +21,7 @@ def measured(x, rate, block=5000):
 @pytest.mark.parametrize('rate', [16000, 44100, 48000, 192000])
 def test_full_scale_at_997_hz_is_minus_three(rate):
     """BS.1770-4, annex 1: a 0 dBFS sine of 997 Hz in one channel gives −3.01 LKFS."""
-    assert measured(tone(5, rate, 0.0, 997.0), rate) == pytest.approx(-3.01, abs=0.02)
+    assert measured(tone(5, rate, 0.0, 997.0), rate) == pytest.approx(-3.01, abs=0.05)
 
 
 def test_stereo_tone():
