@@ -16,6 +16,7 @@ from small_dataset import SAMPLE_RATE, build_small
 
 import audiosep_jax.train as train_module
 from audiosep_jax.audio import write_audio
+from audiosep_jax.checkpoint import load_for_inference
 from audiosep_jax.data import DataConfig
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
@@ -68,9 +69,9 @@ def uninterrupted(dataset, tmp_path_factory):
 
 
 def variables_of(workdir):
-    separator = load(workdir)
-    assert separator.info['step'] == 6
-    return separator._variables
+    checkpoint = load_for_inference(workdir)
+    assert checkpoint.step == 6
+    return checkpoint.variables
 
 
 def assert_same_run(workdir, uninterrupted):
