@@ -93,9 +93,28 @@ def _kernel_gradient_by_rows(x: jax.Array, g: jax.Array) -> jax.Array:
     return kernel.astype(x.dtype)
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`matmul` whose kernel's gradient is written as one product of two matrices as they lie in memory.
+
+    JAX writes it with the factors swapped, and XLA for the CPU then copies both, transposed.
+    """
+    return matmul(x, kernel)
+
+
+def _product_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    dkernel = lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())), precision=_precision(x))
+    return matmul(g, kernel.T), dkernel
+
+
+_product.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _product_backward)
+
+
 def conv1x1(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """[B, N, F, C] with a kernel [C, C'] and a bias [C'] -> [B, N, F, C']."""
-    return matmul(x, kernel) + bias
+    return _product(x, kernel) + bias
 
 
 def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -105,7 +124,7 @@ def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     b, n, f, _ = x.shape
     c, s, t, c_out = kernel.shape
-    y = matmul(x, kernel.reshape(c, s * t * c_out)).reshape(b, n, f, s, t, c_out)
+    y = _product(x, kernel.reshape(c, s * t * c_out)).reshape(b, n, f, s, t, c_out)
     return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, n * s, f * t, c_out)
 
 

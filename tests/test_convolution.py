@@ -67,6 +67,14 @@ def test_bfloat16_sums_in_float32():
     assert_close(dx, exact[0].astype(jnp.bfloat16), 2**-7)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_gradients_of_a_product(dtype):
+    x, kernel, g = arrays((2, 3, 5, 4), (4, 6), (2, 3, 5, 6), dtype=dtype)
+    theirs = gradients(convolution.matmul, x, kernel, g)
+    for ours, expected in zip(gradients(convolution._product, x, kernel, g), theirs, strict=True):
+        assert_close(ours, expected, 1e-6 if dtype == jnp.float32 else 2**-7)
+
+
 def squared(convolve):
     return lambda kernel, x: jnp.sum(jnp.tanh(convolve(x, kernel)) ** 2)
 
