@@ -124,7 +124,11 @@ def _evaluate(command: Evaluate) -> int:
     def say(text: str, *, error: bool = False) -> None:
         _say(text, file=sys.stderr if error else None)
 
-    return cli_evaluate.run(command, load=_load, say=say, complain=_complain)
+    try:
+        return cli_evaluate.run(command, load=_load, say=say, complain=_complain)
+    except KeyboardInterrupt:
+        _complain('interrupted; the same command continues')
+        return 130
 
 
 # ---- convert ---------------------------------------------------------------------------------------------------------

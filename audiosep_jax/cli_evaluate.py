@@ -226,11 +226,8 @@ def _finish(
         complain(f'left out ({left.reason}): {left.message}')
     silent = results.silent_targets
     if silent:
-        say(
-            f'audiosep-jax: note: {len(silent)} targets are silent and count all the same, as in the original: '
-            f'{listed(silent)}',
-            error=True,
-        )
+        what = '1 target is silent and counts' if len(silent) == 1 else f'{len(silent)} targets are silent and count'
+        say(f'audiosep-jax: note: {what} all the same, as in the original: {listed(silent)}', error=True)
     for note in results.notes:
         say(f'audiosep-jax: note: {results.benchmark.name}: {note}', error=True)
     show(results.table(f'{results.benchmark.title}: {len(results.items)} mixtures'))
@@ -239,7 +236,7 @@ def _finish(
     if results.left_out:
         counts = ', '.join(f'{reason} {count}' for reason, count in results.counts.items())
         complain(
-            f'{len(results.left_out)} items were left out ({counts}), all named in {folder / "results.json"}; '
+            f'left out in all: {len(results.left_out)} ({counts}), named in {folder / "results.json"}; '
             f'the numbers are of the other {len(results.items)}'
         )
 

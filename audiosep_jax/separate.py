@@ -244,7 +244,8 @@ class Separator:
             else:
                 by_shape.setdefault(padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
-            size, devices = min(batch_size, len(rows)), jax.local_device_count()
+            # Powers of two, so that the rests of many lengths have few compiled shapes.
+            size, devices = min(batch_size, 1 << (len(rows) - 1).bit_length()), jax.local_device_count()
             split = 1 < devices <= size
             if split:
                 size = -(-size // devices) * devices

@@ -11,9 +11,11 @@ PESQ (ITU-T P.862.2), although their coefficients were fitted to the narrowband 
 Arrays are float [T], mono. PESQ and STOI are the packages `pesq` and `pystoi`, of the extra `speech`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import warnings
 
 import numpy as np
 
@@ -79,14 +81,16 @@ def speech_scores(reference: np.ndarray, estimate: np.ndarray) -> dict[str, floa
     if len(reference) < 2 * _WINDOW:
         return scores
     if reference.any():
-        scores['STOI'] = float(stoi(reference, estimate, SAMPLE_RATE, extended=False))
+        with warnings.catch_warnings(), contextlib.suppress(RuntimeWarning):
+            warnings.simplefilter('error', RuntimeWarning)  # of too little speech; the score is then made up
+            scores['STOI'] = float(stoi(reference, estimate, SAMPLE_RATE, extended=False))
     segmental = segmental_snr(reference, estimate)
     if 'PESQ' in scores:
         opinions = composite(
             scores['PESQ'], log_likelihood_ratio(reference, estimate), weighted_slope(reference, estimate), segmental
         )
         scores |= {'CSIG': opinions.csig, 'CBAK': opinions.cbak, 'COVL': opinions.covl}
-    return scores | {'SSNR': segmental}
+    return {name: value for name, value in {**scores, 'SSNR': segmental}.items() if np.isfinite(value)}
 
 
 def composite(pesq: float, llr: float, wss: float, ssnr: float) -> Composite:

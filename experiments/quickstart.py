@@ -24,7 +24,7 @@ from audiosep_jax.data import DataConfig
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import reported
 from audiosep_jax.evaluation.results import Results, write_json
-from audiosep_jax.evaluation.run import evaluate_arrays, score_estimates
+from audiosep_jax.evaluation.run import Options, evaluate_arrays, score_estimates
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
@@ -144,7 +144,7 @@ def evaluate(
     """The usual rows, and that of a fixed spectral mask per class fitted on the training clips."""
     labels = [clip.labels[0] for clip in unseen]
     captions = [clip.captions[0] for clip in unseen]
-    results = evaluate_arrays(separator, mixtures, targets, captions, labels=labels)
+    results = evaluate_arrays(separator, mixtures, targets, captions, labels=labels, options=Options(batch_size=8))
     audio = {name: [] for name in training.classes}
     for i in range(len(training)):
         clip = training.read(i, separator.config.sample_rate)

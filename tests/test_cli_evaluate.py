@@ -66,9 +66,9 @@ def test_what_is_left_out_is_said_and_ends_with_1(folder, band, capsys):
     assert evaluate('--json', 'r.json') == 1
     captured = capsys.readouterr()
     assert 'left out (missing): bench/mixture-1.wav: no such file' in captured.err
-    assert '1 items were left out (missing 1)' in captured.err
+    assert 'left out in all: 1 (missing 1)' in captured.err
     assert 'numbers are of the other 3' in captured.err
-    assert '1 targets are silent and count all the same, as in the original: 3' in captured.err
+    assert '1 target is silent and counts all the same, as in the original: 3' in captured.err
     assert 'separated, without 1 silent target' in captured.out
     assert (folder / 'r.json').exists()
 
@@ -107,6 +107,18 @@ def test_speech(folder, band):
     record = json.loads((folder / 'r.json').read_text())
     assert {'PESQ', 'STOI', 'CSIG', 'CBAK', 'COVL', 'SSNR', 'SDRi'} <= set(record)
     assert record['SSNR'] > record['rows']['no separation']['SSNR']
+    assert 'shuffled query' not in record['rows']  # all of them are asked for by the same words
+
+
+def test_an_interrupted_evaluation_says_that_it_continues(folder, band, capsys, monkeypatch):
+    make_music(folder / 'bench')
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(band, 'separate_batch', interrupted)
+    assert evaluate() == 130
+    assert one_error(capsys) == 'audiosep-jax: error: interrupted; the same command continues'
 
 
 @pytest.mark.parametrize(

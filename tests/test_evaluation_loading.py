@@ -53,6 +53,7 @@ def test_mixing_as_the_dcase_evaluator(tmp_path):
     [
         (lambda folder: (folder / 'n.wav').unlink(), 'missing', 'n.wav: no such file'),
         (lambda folder: (folder / 'n.wav').write_bytes(b'RIFF'), 'unreadable', 'n.wav: damaged'),
+        (lambda folder: write(folder / 'n.wav', 100, level=1e30), 'unreadable', 'where full scale is 1'),
         (lambda folder: write(folder / 'n.wav', 10), 'length', 'the noise has 10 samples at 16000 Hz, but its target'),
         (lambda folder: write(folder / 'n.wav', 100, level=0), 'silent noise', 'silent, it cannot be mixed at 5 dB'),
     ],

@@ -89,7 +89,7 @@ def test_report_and_its_pictures(tmp_path, results):
     assert f'{results.sdri:.3f}' in text
     assert '| low hum |' in text
     assert 'mixture-7.wav: no such file' in text
-    assert '1 targets are silent' in text
+    assert 'Silent: 1 of 4 targets' in text
     assert json.loads((tmp_path / 'results.json').read_text())['SDRi'] == results.sdri
     plain = write_report(results, tmp_path, BandSeparator(), pictures=False).read_text()
     assert '.png' not in plain

@@ -44,7 +44,9 @@ def test_it_leaves_what_it_says_and_ends_with_the_score(quickstart, tmp_path, ca
     score = re.fullmatch(r'SDRi (-?\d+\.\d\d) dB .*', printed.splitlines()[-1])
     results = json.loads((workdir / 'results.json').read_text())
     assert float(score[1]) == pytest.approx(results['SDRi'], abs=0.01)
-    assert set(results['rows']) == {'separated', 'fixed spectral mask', 'no separation', 'shuffled query'}
+    assert set(results['rows']) == {
+        'separated', 'fixed spectral mask', 'no separation', 'oracle ratio mask', 'shuffled query',
+    }  # fmt: skip
     assert all(row['n'] == 8 for row in results['rows'].values())
     for name in ('mixture', 'target', 'separated'):
         samples, rate = soundfile.read(workdir / f'{name}.wav')

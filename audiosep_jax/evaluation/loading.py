@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from audiosep_jax.errors import AudioFileError, DataError
 from audiosep_jax.evaluation.benchmark import Item, Reason
 
 _PEAK = 0.9  # to which the DCASE evaluator scales what would clip
+_LOUDEST = 1e6  # full scale is 1; the energies of what is far beyond leave the range of float32
 _SILENCE = 1e-10  # mean square at which SDR's floor takes over
 
 
@@ -61,6 +63,8 @@ def load_mono(path: Path, sample_rate: int) -> np.ndarray:
     except AudioFileError as error:
         raise UnusableItemError('unreadable' if path.exists() else 'missing', str(error)) from error
     samples = audio[0]
+    if np.abs(samples).max() > _LOUDEST:
+        raise UnusableItemError('unreadable', f'{path}: samples up to {np.abs(samples).max():g}, where full scale is 1')
     if rate == sample_rate:
         return samples
     length = math.ceil(len(samples) * (float(sample_rate) / rate))
@@ -71,7 +75,7 @@ def load_mono(path: Path, sample_rate: int) -> np.ndarray:
 def seconds_of(item: Item) -> float:
     """How long an item is by a header; 0 where that cannot be read, which is reported when its audio is."""
     try:
-        return float(soundfile.info(str(item.mixture or item.target)).duration)
+        return float(soundfile.info(os.fsencode(item.mixture or item.target)).duration)
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError):
         return 0.0
 

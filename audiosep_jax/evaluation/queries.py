@@ -20,7 +20,10 @@ def ask(items: Sequence[Item], types: Sequence[str], seed: int | None) -> Mappin
     wrong = None if seed is None else wrong_queries([item.kind for item in items], seed)
     if wrong is not None:
         first = rows[names[0]]
-        rows[SHUFFLED] = [first[partner] for partner in wrong]
+        # Two targets may well be asked for by the same words, as all of VoiceBank-DEMAND are.
+        shuffled = [first[j] if first[j] != first[i] else None for i, j in enumerate(wrong)]
+        if any(text is not None for text in shuffled):
+            rows[SHUFFLED] = shuffled
     return rows
 
 

@@ -98,7 +98,8 @@ def _markdown(results: Results, shown: Sequence[tuple[str, str]]) -> str:
 def _silent(results: Results) -> str:
     names = results.silent_targets
     return (
-        f'{len(names)} targets are silent. The table counts them, as the original does, and has rows without them: '
+        f'Silent: {len(names)} of {len(results.items)} targets. The table counts them, as the original does, and has '
+        'rows without them: '
         + ', '.join(f'`{name}`' for name in names[:_NAMED])
         + (f' and {len(names) - _NAMED} more.' if len(names) > _NAMED else '.')
     )

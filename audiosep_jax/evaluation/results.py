@@ -195,21 +195,24 @@ class Results:
         """For a terminal, `rich` tables: SDR's family, then those for speech if there are any."""
         metrics = self.metrics()
         families = [tuple(m for m in metrics if m not in _SPEECH), tuple(m for m in metrics if m in _SPEECH)]
-        tables = [self._table(family, title if i == 0 else '') for i, family in enumerate(families) if family]
+        # Six measures of speech with intervals would not fit a terminal: those are in the report.
+        tables = [self._table(family, title, bool(i == 0)) for i, family in enumerate(families) if family]
         tables[-1].caption = f'{self.aggregation}, and 95 % interval; SDR, SDRi, SI-SDR and SSNR in dB'
         return tables
 
-    def _table(self, metrics: Sequence[str], title: str) -> 'Table':
+    def _table(self, metrics: Sequence[str], title: str, with_intervals: bool) -> 'Table':
         from rich.table import Table
 
         table = Table(title=title or None)
         table.add_column('')
         for metric in metrics:
             table.add_column(metric, justify='right')
-            table.add_column('95 %', justify='right')
+            if with_intervals:
+                table.add_column('95 %', justify='right')
         table.add_column('n', justify='right')
         for name, row in self.lines():
-            cells = [cell for metric in metrics for cell in _cells(row.scores.get(metric))]
+            pairs = [_cells(row.scores.get(metric)) for metric in metrics]
+            cells = [cell for pair in pairs for cell in (pair if with_intervals else pair[:1])]
             if any(cells):
                 table.add_row(name, *cells, str(row.n) if isinstance(row, Row) else '')
         return table

@@ -4,7 +4,8 @@ The statistics are the original's. The intervals are 95 % percentile intervals o
 what was drawn at random when the benchmark was made:
 
 - *mean*: groups are drawn with replacement, n of n. A group is the items of one target (AudioCaps and Clotho ask for
-  each clip by five captions: five items, one draw), or a single item.
+  each clip by five captions: five items, one draw), or a single item. Where all items have one target in common, items
+  are drawn.
 - *mean of class means*, *mean of class medians*: the classes are given, not drawn, so groups are drawn within each
   class, and every class keeps its weight.
 """
@@ -55,6 +56,8 @@ def bootstrap_interval(values: np.ndarray, labels: Sequence[str] | None, seed: i
 def _mean_resamples(values: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """[n, M] and [n] -> [resamples, M]: means over the items of groups drawn with replacement."""
     _, codes = np.unique(groups, return_inverse=True)
+    if not codes.any():
+        codes = np.arange(len(values))
     count = codes.max() + 1
     sizes = np.bincount(codes).astype(np.float64)
     sums = np.stack([np.bincount(codes, column) for column in values.T], axis=1)  # [groups, M]
