@@ -77,8 +77,6 @@ def test_what_the_pages_point_at_is_there():
             if '://' in target:
                 continue
             path, _, heading = target.partition('#')
-            if path.removeprefix('docs/') == 'evaluate.md':
-                continue
             file = page.parent / path
             assert file.exists(), f'{page.name}: {target}'
             assert not heading or heading in _headings(file), f'{page.name}: {target}'
