@@ -152,7 +152,8 @@ class Separator:
     @property
     def latency(self) -> float:
         """Seconds from a sample's entering `stream` to its coming out, at most (apart from the computing, and from
-        resampling: a few milliseconds). It is how far ahead the network looks, and one piece."""
+        resampling: a few milliseconds). It is how far ahead the network looks, and one piece of 32 frames; queries that
+        keep something out take that piece and a window again."""
         return NetworkStream.latency(self.config, _FRAMES_LIVE)
 
     def stream(
