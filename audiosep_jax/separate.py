@@ -82,7 +82,7 @@ class Separator:
             encoder: the query encoder that it was trained with.
             info: see the class.
             max_whole_seconds: longer input goes through the network in pieces, which takes less memory (the network of
-                the article needs about 100 MB for every second at once). By default 10 on a CPU and 30 elsewhere.
+                the article needs about 100 MB for every second at once). By default 8 on a CPU and 30 elsewhere.
 
         Raises:
             EncoderMismatchError: the encoder's embeddings are not of the model's size.
@@ -94,7 +94,7 @@ class Separator:
                 f'the model takes {config.condition_size}'
             )
         if max_whole_seconds is None:
-            max_whole_seconds = 10.0 if jax.default_backend() == 'cpu' else 30.0
+            max_whole_seconds = 8.0 if jax.default_backend() == 'cpu' else 30.0
         if not max_whole_seconds >= 0:
             raise ConfigError(f'max_whole_seconds {max_whole_seconds}: must not be negative')
         self.config = config
