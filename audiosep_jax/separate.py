@@ -85,7 +85,7 @@ class Separator:
             encoder: the query encoder that it was trained with.
             info: see the class.
             max_whole_seconds: longer input goes through the network in pieces, which takes less memory (the network of
-                the article needs about 100 MB for every second at once). By default 10 on a CPU and 30 elsewhere.
+                the article needs about 100 MB for every second at once). By default 8 on a CPU and 30 elsewhere.
 
         Raises:
             EncoderMismatchError: the encoder's embeddings are not of the model's size.
@@ -97,7 +97,7 @@ class Separator:
                 f'the model takes {config.condition_size}'
             )
         if max_whole_seconds is None:
-            max_whole_seconds = 10.0 if jax.default_backend() == 'cpu' else 30.0
+            max_whole_seconds = 8.0 if jax.default_backend() == 'cpu' else 30.0
         if not max_whole_seconds >= 0:
             raise ConfigError(f'max_whole_seconds {max_whole_seconds}: must not be negative')
         self.config = config
@@ -150,7 +150,7 @@ class Separator:
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
         separated = self._separate_all(mixture, embedded, per_channel=per_channel)
-        rows = separated.reshape(-1, separated.shape[-1])
+        rows = separated.reshape(len(separated) * len(audio), mixture.shape[-1])
         back = Resampler(self.config.sample_rate, sample_rate, len(rows))
         targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
         return Separation(targets, audio - targets.sum(0))
@@ -167,7 +167,8 @@ class Separator:
     @property
     def latency(self) -> float:
         """Seconds from a sample's entering `stream` to its coming out, at most (apart from the computing, and from
-        resampling: a few milliseconds). It is how far ahead the network looks, and one piece."""
+        resampling: a few milliseconds). It is how far ahead the network looks, and one piece of 32 frames; queries that
+        keep something out take that piece and a window again."""
         return NetworkStream.latency(self.config, _FRAMES_LIVE)
 
     def stream(

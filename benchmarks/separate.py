@@ -106,9 +106,9 @@ def work(case: Case, checkpoint: str | None, folder: Path, results) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seconds in (warm_up, case.seconds):
         write_recording(source, seconds)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         run(separator, source, prepared, case, folder)
-        elapsed = time.perf_counter() - started
+        elapsed, worked = time.perf_counter() - started, time.process_time() - worked
     if case.method != 'default':
         keep(case, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,6 +117,7 @@ def work(case: Case, checkpoint: str | None, folder: Path, results) -> None:
             **dataclasses.asdict(case),
             'name': str(case),
             'seconds_per_second': elapsed / case.seconds,
+            'cpu_seconds_per_second': worked / case.seconds,
             'peak_mb': peak / 1024,
             'before_mb': before / 1024,
             'latency': separator.latency if case.method == 'live' else None,
@@ -207,7 +208,7 @@ def add_snr(figures: list[dict], folder: Path) -> None:
 
 def table(figures: list[dict]) -> Table:
     result = Table()
-    for column in ('', 'seconds', 'queries', 's per s', 'peak MB', 'SNR dB'):
+    for column in ('', 'seconds', 'queries', 's per s', 'CPU s per s', 'peak MB', 'SNR dB'):
         result.add_column(column, justify='right' if column else 'left')
     for row in figures:
         name = row['name'] + (f' (latency {row["latency"]:.2f} s)' if row['latency'] else '')
@@ -216,6 +217,7 @@ def table(figures: list[dict]) -> Table:
             f'{row["seconds"]:g}',
             str(row['queries']),
             f'{row["seconds_per_second"]:.3f}',
+            f'{row["cpu_seconds_per_second"]:.3f}',
             f'{row["peak_mb"]:.0f}',
             f'{row["snr"]:.0f}' if 'snr' in row else '',
         )
