@@ -206,7 +206,7 @@ def build_page(separator: Separator, *, limits: Limits, folder: Path, examples: 
             answers,
             concurrency_limit=1,
             api_visibility='private',
-            show_progress_on=answers[0],
+            show_progress_on=answers[:2],  # of message and first player one is always shown
         )
     # One request computes at a time, twenty wait; none gets around the queue.
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
@@ -352,7 +352,7 @@ def _headline(separator: Separator) -> str:
 def _told(kind: str, text: str) -> dict:
     import gradio as gr
 
-    return gr.update(value=f'<div class="message {kind}" role="alert">{html.escape(text)}</div>' if text else '')
+    return gr.update(value=f'<div class="message {kind}" role="alert">{html.escape(text)}</div>', visible=bool(text))
 
 
 def _lines(text: str | None, limits: Limits) -> list[str]:
