@@ -280,8 +280,7 @@ def main(
     json_file: Path | None = None,
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     repeats: int = 5,
-    size: tyro.conf.Suppress[Size] = Size(),
-    worker: tyro.conf.Suppress[str] = '',
+    worker: str = '',
 ) -> None:
     """Measures and prints the table.
 
@@ -289,11 +288,13 @@ def main(
         json_file: where to write the figures as well.
         batch_sizes: clips a step, growing; on a GPU.
         repeats: steps timed for each row.
+        worker: measure one row in this process; for the program itself.
     """
     if worker:
         print(json.dumps(work(*json.loads(worker))))
         return
-    console, sized = Console(), dataclasses.asdict(size)
+    console, size = Console(), Size()
+    sized = dataclasses.asdict(size)
     at_hand, difference = elsewhere('device'), elsewhere('difference', sized)
     sweeps = [[case] for case in cpu_cases()] if at_hand['platform'] == 'cpu' else gpu_sweeps(batch_sizes)
     rows = []

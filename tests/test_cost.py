@@ -45,7 +45,11 @@ def product_flops(jaxpr) -> int:
             out_features = eqn.params['dimension_numbers'].rhs_spec[0]
             kernel = eqn.invars[1].aval
             total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[out_features]
-        total += sum(product_flops(inner) for inner in _inner(eqn))
+        if eqn.primitive.name == 'cond':  # a choice by platform: its branches do the same work
+            (each,) = {product_flops(branch.jaxpr) for branch in eqn.params['branches']}
+            total += each
+        else:
+            total += eqn.params.get('length', 1) * sum(product_flops(inner) for inner in _inner(eqn))
     return total
 
 
