@@ -5,13 +5,17 @@ import os
 
 import numpy as np
 import pytest
+import tiny_clap
 from band_separator import BandSeparator, make_music, make_numbered, write_pair, write_table
 from quarter_separator import one_error
 
 from audiosep_jax import cli
 from audiosep_jax.audio import write_audio
 from audiosep_jax.cli import main
+from audiosep_jax.encoders import load_encoder
 from audiosep_jax.evaluation import protocols
+from audiosep_jax.evaluation.loading import load_mono
+from audiosep_jax.tensor_files import write_tensors
 
 AUDIOCAPS = 'idx,caption,labels,src_wav,noise_wav'
 
@@ -186,3 +190,24 @@ def test_the_flag_knows_every_benchmark(capsys):
     assert main(['evaluate', '--help']) == 0
     text = capsys.readouterr().out.replace('\n', '').replace('│', '').replace(' ', '')
     assert ','.join([*protocols.PROTOCOLS, 'all']) in text
+
+
+def test_recordings_without_a_target_are_scored_by_clap(folder, band, capsys):
+    """With random weights the cosine means nothing, but it is one, and it is that of query and output."""
+    clap = folder / 'clap'
+    clap.mkdir()
+    write_tensors(clap / 'model.safetensors', tiny_clap.hugging_face_tensors())
+    (clap / 'config.json').write_text(json.dumps(tiny_clap.CONFIG))
+    tiny_clap.write_tokenizer(clap)
+    write_pair(folder / 'bench' / 'unused.wav', folder / 'bench' / 'street.wav', 'low hum', 'hiss')
+    write_table(folder / 'bench' / 'own.csv', 'mixture,query', [['street.wav', 'low hum']])
+    assert evaluate('--clap', str(clap), '--json', 'r.json') == 0
+    assert 'CLAP' in capsys.readouterr().out
+    record = json.loads((folder / 'r.json').read_text())
+    encoder = load_encoder(str(clap))
+    mixture = load_mono(folder / 'bench' / 'street.wav', band.config.sample_rate)
+    output = band.separate_batch([mixture], band.embed(['low hum']), batch_size=1)
+    heard = encoder.encode_audio(output, sample_rate=band.config.sample_rate)[0]
+    assert record['CLAP'] == pytest.approx(float(heard @ encoder.encode_text(['low hum'])[0]), abs=1e-4)
+    assert 'SDRi' not in record
+    assert set(record['rows']) == {'separated', 'no separation'}

@@ -122,7 +122,7 @@ def test_metrics_that_some_items_lack_say_of_how_many_they_are(results):
         item.scores['separated']['PESQ'] = 2.0
     from audiosep_jax.evaluation.results import make_rows
 
-    [row] = make_rows(items, 'mean', 0)
+    [row] = make_rows(items, ['separated', 'absent'], 'mean', 0)
     assert (row.n, row.scores['PESQ'].n, row.scores['PESQ'].value) == (4, 3, 2.0)
     assert row.to_dict()['PESQ_n'] == 3
     assert 'SDRi_n' not in row.to_dict()

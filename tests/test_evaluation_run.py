@@ -323,3 +323,15 @@ def test_what_is_longer_than_the_windows_is_scored_too(tmp_path):
     assert dataclasses.asdict(results.rows[0]) == dataclasses.asdict(
         evaluate(BandSeparator(), read_benchmark(tmp_path)).rows[0]
     )
+
+
+def test_an_item_without_the_text_that_is_asked(tmp_path):
+    header = 'idx,caption,labels,src_wav,noise_wav'
+    make_numbered(tmp_path, 'audiocaps_eval.csv', header, lambda i, kind: ['' if i == 0 else kind, kind])
+    benchmark = read_benchmark(tmp_path)
+    results = evaluate(BandSeparator(), benchmark, Options(batch_size=1, shuffled=False))
+    assert results.counts == {'bad row': 1}
+    assert 'has no text of the type' in results.left_out[0].message
+    both = rows_of(evaluate(BandSeparator(), benchmark, Options(shuffled=False), query_types=['caption', 'label']))
+    assert next(iter(both)) == 'separated, caption'
+    assert (both['separated, caption'].n, both['separated, label'].n, both['no separation'].n) == (3, 4, 4)

@@ -202,6 +202,7 @@ class Results:
 
     def _table(self, metrics: Sequence[str], title: str, with_intervals: bool) -> 'Table':
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=title or None)
         table.add_column('')
@@ -214,7 +215,8 @@ class Results:
             pairs = [_cells(row.scores.get(metric)) for metric in metrics]
             cells = [cell for pair in pairs for cell in (pair if with_intervals else pair[:1])]
             if any(cells):
-                table.add_row(name, *cells, str(row.n) if isinstance(row, Row) else '')
+                # As it is: rich takes [brackets] of a plain string for markup.
+                table.add_row(Text(name), *cells, str(row.n) if isinstance(row, Row) else '')
         return table
 
 
@@ -227,10 +229,10 @@ def describe(statistic: Statistic) -> str:
     }[statistic]
 
 
-def make_rows(items: Sequence[ItemScore], statistic: Statistic, seed: int) -> tuple[Row, ...]:
-    """A row for each of the names under which items have scores, in the order of their first appearance."""
-    names = list(dict.fromkeys(name for item in items for name in item.scores))
-    return tuple(_row(name, [item for item in items if name in item.scores], statistic, seed) for name in names)
+def make_rows(items: Sequence[ItemScore], names: Sequence[str], statistic: Statistic, seed: int) -> tuple[Row, ...]:
+    """A row for each of the names under which some item has scores."""
+    own = {name: [item for item in items if name in item.scores] for name in names}
+    return tuple(_row(name, scored, statistic, seed) for name, scored in own.items() if scored)
 
 
 def _row(name: str, items: Sequence[ItemScore], statistic: Statistic, seed: int) -> Row:

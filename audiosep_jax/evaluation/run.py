@@ -187,7 +187,7 @@ def score_estimates(
     for i, (estimate, target, mixture) in enumerate(zip(estimates, targets, mixtures, strict=True)):
         scores = sdr_family([Sound(np.asarray(mixture), np.asarray(target))], {name: [np.asarray(estimate)]})
         items.append(ItemScore(Item(str(i), {}, None, None), False, {}, {name: scores[0][name]}))
-    return make_rows(items, 'mean', seed)[0]
+    return make_rows(items, [name], 'mean', seed)[0]
 
 
 class _Evaluation:
@@ -213,6 +213,9 @@ class _Evaluation:
         self._options, self._lengths = options, lengths
         self._batch_size = options.batch_size or default_batch_size()
         self._asked = ask(items, types, options.seed if options.shuffled else None)
+        own = [name for name in self._asked if name.startswith(SEPARATED)]
+        others = [name for name in self._asked if name not in own]
+        self._rows = [*own, NO_SEPARATION, ORACLE, *others]  # of the table
         self._scorer = SpeechScorer(rate) if speech else None
         self._hash = separator.fingerprint()
 
@@ -242,7 +245,8 @@ class _Evaluation:
     def _run_mine(
         self, mine: Sequence[int], journal: Journal | None, name: str, progress: Progress | None
     ) -> dict[int, dict]:
-        keys = {i: self._key(i, name) for i in mine} if journal is not None else {}
+        settings = self._settings(name) if journal is not None else []
+        keys = {i: self._key(i, settings) for i in mine} if journal is not None else {}
         records = {i: record for i, key in keys.items() if (record := journal.get(key)) is not None}
         todo = [i for i in mine if i not in records]
         done = len(records)
@@ -265,16 +269,20 @@ class _Evaluation:
                 progress(done, len(mine))
         return records
 
-    def _key(self, i: int, name: str) -> str:
-        """Of everything that the scores of an item depend on."""
-        item, separator = self._items[i], self._separator
+    def _settings(self, name: str) -> list:
+        """Whatever all scores depend on."""
+        separator, clap = self._separator, self._options.clap
+        encoders = [comparable(encoder.identity()) if encoder else None for encoder in (separator.encoder, clap)]
         model = dataclasses.asdict(separator.config)
-        encoder = comparable(separator.encoder.identity()) if separator.encoder else None
-        clap = comparable(self._options.clap.identity()) if self._options.clap else None
-        settings = [_VERSION, name, self._hash, model, encoder, clap, self._rate, separator.max_whole_seconds]
+        speech = self._scorer is not None
+        return [_VERSION, name, self._hash, model, encoders, self._rate, separator.max_whole_seconds, speech]
+
+    def _key(self, i: int, settings: list) -> str:
+        """Of the settings, and of what the scores of this item depend on besides."""
+        item = self._items[i]
         files = [_stamp(path) for path in (item.mixture, item.target, item.noise)]
         texts = {row: texts[i] for row, texts in self._asked.items()}
-        return key_of(settings, item.name, files, item.snr_db, texts, self._scorer is not None)
+        return key_of(settings, item.name, files, item.snr_db, texts)
 
     def _batches(self, todo: Sequence[int]) -> list[list[int]]:
         """Items of one compiled shape each, so that batches are full; what takes windows goes alone."""
@@ -307,6 +315,8 @@ class _Evaluation:
             yield from ({i: future.result() for i, future in batch.items()} for batch in waiting)
 
     def _read(self, i: int) -> Sound | dict:
+        if all(texts[i] is None for texts in self._asked.values()):
+            return {'left_out': ['bad row', f'{self._items[i].name}: has no text of the type that is asked']}
         try:
             sound = self._load(i)
         except UnusableItemError as error:
@@ -323,37 +333,36 @@ class _Evaluation:
     ) -> dict[int, dict]:
         """Sounds of one batch -> their records."""
         estimates = self._separated(sounds, embeddings)
-        order = list(sounds)
-        for i in order:
-            estimates[i][NO_SEPARATION] = sounds[i].mixture
-        with_target = [i for i in order if sounds[i].target is not None]
-        config, scale = self._separator.config, self._rate / self._separator.config.sample_rate
-        window, hop = round(config.window_size * scale), round(config.hop_size * scale)
-        padded, counts = padded_batch([sounds[i].mixture for i in with_target], self._batch_size)
-        targets, _ = padded_batch([sounds[i].target for i in with_target], self._batch_size)
+        for i, sound in sounds.items():
+            estimates[i][NO_SEPARATION] = sound.mixture
+        with_target = {i: sound for i, sound in sounds.items() if sound.target is not None}
+        scores: dict[int, dict[str, dict[str, float]]] = {i: {row: {} for row in self._rows} for i in sounds}
         if with_target:
-            masked = np.asarray(oracle_ratio_mask(padded, targets, window, hop))
-            for i, count, estimate in zip(with_target, counts, masked, strict=False):
-                estimates[i][ORACLE] = estimate[:count]
-        names = list(self._asked)
-        rows = [*names[:1], *[n for n in names[1:] if n.startswith(SEPARATED)], NO_SEPARATION, ORACLE]
-        rows += [name for name in names if name not in rows]  # the shuffled query last
-        scores: dict[int, dict[str, dict[str, float]]] = {i: {row: {} for row in rows} for i in order}
-        if with_target:
-            columns = {row: [estimates[i].get(row) for i in with_target] for row in rows}
-            family = sdr_family([sounds[i] for i in with_target], columns, self._batch_size)
+            for i, estimate in self._masked(with_target).items():
+                estimates[i][ORACLE] = estimate
+            columns = {row: [estimates[i].get(row) for i in with_target] for row in self._rows}
+            family = sdr_family(list(with_target.values()), columns, self._batch_size)
             for i, own in zip(with_target, family, strict=True):
-                scores[i] = {row: own.get(row, {}) for row in rows}
-            if self._scorer is not None:
-                pairs = {i: (sounds[i].target, {r: e for r, e in estimates[i].items()}) for i in with_target}
-                for i, row, more in self._scorer.scores(pairs):
-                    scores[i][row] |= more
+                scores[i] |= own
+        if with_target and self._scorer is not None:
+            pairs = {i: (sound.target, estimates[i]) for i, sound in with_target.items()}
+            for i, row, more in self._scorer.scores(pairs):
+                scores[i][row] |= more
         if meanings:
             self._add_similarity(sounds, estimates, meanings, scores)
         return {
-            i: {'silent': sounds[i].is_silent, 'scores': {row: own for row, own in scores[i].items() if own}}
-            for i in order
+            i: {'silent': sound.is_silent, 'scores': {row: own for row, own in scores[i].items() if own}}
+            for i, sound in sounds.items()
         }
+
+    def _masked(self, sounds: Mapping[int, Sound]) -> dict[int, np.ndarray]:
+        """The oracle's estimates float32 [T], with the model's window and hop in seconds."""
+        config, scale = self._separator.config, self._rate / self._separator.config.sample_rate
+        window, hop = round(config.window_size * scale), round(config.hop_size * scale)
+        mixtures, counts = padded_batch([sound.mixture for sound in sounds.values()], self._batch_size)
+        targets, _ = padded_batch([sound.target for sound in sounds.values()], self._batch_size)
+        masked = np.asarray(oracle_ratio_mask(mixtures, targets, window, hop))
+        return {i: estimate[:count] for i, estimate, count in zip(sounds, masked, counts, strict=False)}
 
     def _separated(
         self, sounds: Mapping[int, Sound], embeddings: Mapping[str, np.ndarray]
@@ -404,11 +413,12 @@ class _Evaluation:
         if not scored:
             raise DataError(f'none of the {len(self._items)} items could be scored; the first: {left_out[0].message}')
         seed, statistic = self._options.seed, benchmark.statistic
+        names = [*self._rows, TARGET]
         sounding = [item for item in scored if not item.silent_target]
         return Results(
             benchmark=benchmark,
-            rows=make_rows(scored, statistic, seed),
-            rows_without_silent=make_rows(sounding, statistic, seed) if 0 < len(sounding) < len(scored) else (),
+            rows=make_rows(scored, names, statistic, seed),
+            rows_without_silent=make_rows(sounding, names, statistic, seed) if len(sounding) < len(scored) else (),
             items=tuple(scored),
             left_out=tuple(left_out),
             sample_rate=self._rate,
