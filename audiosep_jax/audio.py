@@ -4,31 +4,17 @@ Arrays are float32 `[channels, T]` at full scale 1.0. Reading takes whatever lib
 AIFF, ...); writing gives WAV, FLAC or OGG by suffix and never leaves half a file under the name asked for.
 """
 
-import contextlib
 import math
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import soundfile
 import soxr
 
-from audiosep_jax.errors import AudioFileError, ConfigError
-from audiosep_jax.files import replacing
-from audiosep_jax.truncation import has_guessed_length, is_cut_short
-
-Subtype = Literal['PCM_16', 'PCM_24', 'FLOAT']
-SUFFIXES = ('.wav', '.flac', '.ogg')
-MAX_FLAC_RATE = 655350  # Hz
-
-# libsndfile overflows its stack when a long block goes to the Vorbis encoder at once; smaller blocks also keep the
-# quantised copy small.
-_BLOCK = 65536
-# A plain WAV counts its bytes in 32 bits; beyond that the RF64 header (EBU Tech 3306) takes over, suffix unchanged.
-_WAV_BYTES = 2**32 - 2**16
+from audiosep_jax.errors import AudioFileError
+from audiosep_jax.sound_input import open_sound
+from audiosep_jax.sound_output import Subtype, written_together
 
 
 def read_audio(
@@ -37,8 +23,7 @@ def read_audio(
     """Reads a whole file, as float32 `[channels, T]`, with the rate of what is returned.
 
     Args:
-        path: anything that libsndfile decodes. (Of an MP3 with a variable bit rate and no Xing header, which few
-            encoders write, it decodes only as much as it estimates from the first frame.)
+        path: anything that libsndfile decodes, and with PyAV (extra `video`) MP4, M4A, WebM, Matroska and more.
         sample_rate: resample to this rate, in Hz; None keeps the file's own.
         mono: average the channels (then channels = 1).
 
@@ -47,35 +32,14 @@ def read_audio(
 
     Raises:
         AudioFileError: missing, a folder, not audio, damaged or cut short, empty, or with NaN or infinite samples.
+        ConfigError: PyAV is needed and not installed.
     """
-    path = Path(path)
-    _check_readable(path)
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # bytes: names need not be valid UTF-8
-            rate = file.samplerate
-            promised = file.frames
-            cut = is_cut_short(path, file)
-            # In one call: between two, soundfile seeks, which MP3 does only roughly.
-            audio = file.read(dtype='float32', always_2d=True)
-    except TypeError as error:  # soundfile goes by the suffix .raw before it looks inside
-        raise AudioFileError(f'{path}: headerless audio; convert it to WAV or FLAC first') from error
-    except (MemoryError, ValueError, OverflowError) as error:  # no length in the header becomes 2^63 samples
-        raise AudioFileError(
-            f'{path}: its header gives no usable length ({promised} samples); write the file again, to disk'
-        ) from error
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.removeprefix('Error : ').rstrip('.')
-        if not reason or reason.startswith('File does not exist'):  # what it says of an MP3 without a frame
-            reason = 'nothing in it can be decoded'
-        raise AudioFileError(f'{path}: damaged, cut short or not an audio file ({reason})') from error
-    if promised == 0:
-        raise AudioFileError(f'{path}: the file holds no samples')
-    if cut or (len(audio) < promised and not has_guessed_length(path, file)):
-        raise AudioFileError(f'{path}: damaged or cut short, its header promises more audio than it holds; get it anew')
-    if not np.isfinite(audio).all():
-        count = int(np.count_nonzero(~np.isfinite(audio)))
-        raise AudioFileError(f'{path}: {count} samples are NaN or infinite; repair or export the file again')
-    audio = audio.T
+    with open_sound(path) as file:
+        rate = file.rate
+        try:
+            audio = np.concatenate(list(file.blocks()), axis=-1)
+        except MemoryError as error:
+            raise AudioFileError(f'{path}: too long for the memory that there is; read it in blocks') from error
     if mono:
         audio = audio.mean(axis=0, keepdims=True)
     if sample_rate is not None:
@@ -132,95 +96,12 @@ def write_together(
     mixture.
     """
     sounds = {Path(path): np.asarray(audio, np.float32) for path, audio in sounds.items()}
-    for path, audio in sounds.items():
+    for audio in sounds.values():
         if audio.ndim != 2:
             raise ValueError(f'audio must be [channels, T], got shape {audio.shape}')
-        check_format(path, subtype, channels=len(audio), sample_rate=sample_rate)
-        if path.is_dir():
-            raise AudioFileError(f'{path}: cannot be written: a folder has that name')
-        if not np.isfinite(audio).all():
-            raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
-    gain = min((_overshoot_gain(path, audio, subtype) for path, audio in sounds.items()), default=1.0)
-    with contextlib.ExitStack() as renames:  # not before the last one is written
-        for path, audio in sounds.items():
-            try:
-                temporary = renames.enter_context(replacing(path))
-                _encode(temporary, path.suffix.lower(), audio, gain, sample_rate, subtype)
-            except OSError as error:
-                raise AudioFileError(f'{path}: cannot be written: {error.strerror or error}') from error
-            except soundfile.LibsndfileError as error:
-                reason = error.error_string.rstrip('.').replace('System error', 'the disk is full or failing')
-                raise AudioFileError(f'{path}: cannot be written: {reason}') from error
-    return gain
-
-
-def check_format(path: str | os.PathLike, subtype: Subtype, *, channels: int = 1, sample_rate: int = 44100) -> None:
-    """Raises ConfigError where no file of this suffix can hold this subtype, channel count and rate (in Hz)."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ConfigError(f'{path}: cannot write {suffix or "a file without suffix"}; use .wav, .flac or .ogg')
-    if subtype not in ('PCM_16', 'PCM_24', 'FLOAT'):
-        raise ConfigError(f'{path}: unknown subtype {subtype!r}; use PCM_16, PCM_24 or FLOAT')
-    if suffix == '.flac' and subtype == 'FLOAT':
-        raise ConfigError(f'{path}: FLAC holds 16 or 24 bits, not float; use .wav for float')
-    # Asked beyond its limits, libsndfile ends the process (Vorbis) or gives an empty message.
-    most_channels, highest_rate = {'.wav': (1024, 2**31 - 1), '.flac': (8, MAX_FLAC_RATE), '.ogg': (255, 200000)}[
-        suffix
-    ]
-    if not 1 <= channels <= most_channels:
-        raise ConfigError(f'{path}: {suffix} holds 1 to {most_channels} channels, not {channels}; use .wav')
-    if not 1 <= sample_rate <= highest_rate:
-        raise ConfigError(f'{path}: {suffix} holds rates up to {highest_rate} Hz, not {sample_rate}; use .wav')
-
-
-def _overshoot_gain(path: Path, audio: np.ndarray, subtype: Subtype) -> float:
-    """What keeps float [channels, T] within full scale; 1.0 for float WAV, which has none."""
-    peak = float(np.abs(audio).max(initial=0.0))
-    if peak <= 1.0 or (path.suffix.lower() == '.wav' and subtype == 'FLOAT'):
+    if not sounds:
         return 1.0
-    # The largest positive 16-bit value is one step below full scale.
-    return (1.0 - 2.0**-15) / peak
-
-
-def _encode(temporary: Path, suffix: str, audio: np.ndarray, gain: float, sample_rate: int, subtype: Subtype) -> None:
-    kind = suffix[1:].upper()
-    if kind == 'WAV' and audio.size * {'PCM_16': 2, 'PCM_24': 3, 'FLOAT': 4}[subtype] > _WAV_BYTES:
-        kind = 'RF64'
-    encoding = 'VORBIS' if kind == 'OGG' else subtype
-    with soundfile.SoundFile(os.fsencode(temporary), 'w', sample_rate, len(audio), encoding, format=kind) as file:
-        for start in range(0, audio.shape[-1], _BLOCK):
-            block = audio[:, start : start + _BLOCK].T * np.float32(gain)
-            file.write(np.ascontiguousarray(_quantise(block, encoding)))
-
-
-def _quantise(block: np.ndarray, encoding: str) -> np.ndarray:
-    """Float `[T, channels]` rounded to what `encoding` stores: left-aligned int32, of which libsndfile keeps the top.
-
-    Its own conversion from float truncates in WAV (half a step of DC) and rounds in FLAC.
-    """
-    if encoding not in ('PCM_16', 'PCM_24'):
-        return block
-    bits = int(encoding[-2:])
-    full = np.float32(2 ** (bits - 1))
-    return np.clip(np.rint(block * full), -full, full - 1).astype(np.int32) << (32 - bits)
-
-
-def _check_readable(path: Path) -> None:
-    """The reasons that libsndfile reports as 'System error', or waits for (a pipe)."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise AudioFileError(f'{path}: is a folder; name the audio files in it')
-        if not stat.S_ISREG(mode):
-            raise AudioFileError(f'{path}: not a regular file; save the audio to a file first')
-        with path.open('rb') as file:
-            empty = not file.read(1)
-    except FileNotFoundError as error:
-        raise AudioFileError(f'{path}: no such file; check the name') from error
-    except OSError as error:
-        raise AudioFileError(f'{path}: cannot be read: {error.strerror}') from error
-    except ValueError as error:  # a NUL byte in the name
-        raise AudioFileError(f'{str(path)!r}: not a file name') from error
-    if empty:
-        raise AudioFileError(f'{path}: the file is empty (0 bytes)')
+    channels = len(next(iter(sounds.values())))
+    with written_together(list(sounds), sample_rate, channels=channels, subtype=subtype) as files:
+        files.write(list(sounds.values()))
+        return files.finish()

@@ -15,59 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from audiosep_jax import audio
+from audiosep_jax import cli_separate
 from audiosep_jax.cli_push import Push, run_push
+from audiosep_jax.cli_separate import Separate
 from audiosep_jax.cli_serve import Serve, serve
-from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError, explained
-from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
+from audiosep_jax.errors import ConfigError, DataError, explained
 
 if TYPE_CHECKING:
-    from audiosep_jax.queries import Embedded, Query
     from audiosep_jax.separate import Separator
 
 _FRONT_END = ('sample_rate', 'window_size', 'hop_size')
 _OF_OUR_SIDE = ('preset', *_FRONT_END, 'encoder')
 _Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')]
-_SUBTYPES: dict[str, audio.Subtype] = {'16': 'PCM_16', '24': 'PCM_24', 'float': 'FLOAT'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Separate:
-    """Extract the sounds that you describe from audio files.
-
-    The output has the rate, length and channels of the input. One input and one query may go to a file (-o dog.wav);
-    otherwise -o is a folder and gets {stem}__{query}.wav.
-    """
-
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar='IN [IN ...]', name='in')]
-    """Audio files: WAV, FLAC, OGG, MP3 and whatever else libsndfile reads; any rate, length and number of channels."""
-    query: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')] = ()
-    """What to extract, in words. Repeat the flag for more sounds."""
-    like: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract what sounds like this recording (models with a CLAP encoder). Repeatable."""
-    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract the sound of what this picture shows (models with a CLIP encoder). Repeatable."""
-    vector: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract what this embedding in a .npy file stands for. Repeatable."""
-    without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT', name='not')] = ()
-    """What must stay out of every extracted sound, in words. Repeatable."""
-    blend: bool = False
-    """Make one query of all that are given: one sound that is like each of them."""
-    weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar='W [W ...]')] = ()
-    """How much each counts in the blend: first those of --query, then --like, --image, --vector."""
-    checkpoint: _Checkpoint = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub. Without it
-    the official weights are fetched and converted once."""
-    output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('separated')
-    """A .wav, .flac or .ogg file, or a folder (made if its parent exists)."""
-    residual: bool = False
-    """Also write what is left: the input less all that was extracted."""
-    bits: Literal['16', '24', 'float'] = '16'
-    """Of the output samples. OGG has none."""
-    per_channel: bool = False
-    """Run the network on each channel, instead of on the downmix."""
-    force: bool = False
-    """Replace outputs that exist."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,111 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _separate(command: Separate) -> int:
-    from audiosep_jax.progress import progress_bar
-
-    queries = _queries(command)
-    names = [*query_names(list(queries)), *([RESIDUAL] if command.residual else [])]
-    plans = plan_outputs(
-        command.output, command.inputs, names, num_queries=len(queries), subtype=_SUBTYPES[command.bits]
-    )
-    separator = _load(command.checkpoint)
-    embedded = separator.prepare(list(queries.values()))  # now: an unusable query concerns no input in particular
-
-    failed = 0
-    with progress_bar('separating') as show:
-        for done, (source, outputs) in enumerate(plans.items()):
-            show(done, len(plans))
-            try:
-                _separate_file(separator, source, outputs, embedded, command)
-            except AudioSepError as error:
-                failed += 1
-                message = str(error)
-                _complain(message if str(source) in message else f'{source}: {message}')
-    if failed and len(plans) > 1:
-        _complain(f'{failed} of {len(plans)} inputs failed')
-    return 1 if failed else 0
-
-
-def _separate_file(
-    separator: 'Separator', source: Path, outputs: list[Path], embedded: 'Embedded', command: Separate
-) -> None:
-    """Writes all outputs of one input, or none of them."""
-    subtype = _SUBTYPES[command.bits]
-    existing = [path for path in outputs if path.exists()]
-    if existing and not command.force:
-        raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
-    mixture, rate = audio.read_audio(source)
-    for path in outputs:
-        audio.check_format(path, subtype, channels=len(mixture), sample_rate=rate)
-    separation = separator.separate(mixture, embedded, sample_rate=rate, per_channel=command.per_channel)
-    sounds = [*separation.targets, *([separation.residual] if command.residual else [])]
-    with _made(outputs[0].parent):
-        gain = audio.write_together(dict(zip(outputs, sounds, strict=True)), rate, subtype=subtype)
-    if gain < 1:
-        _say(
-            f'{source}: attenuated by {-20 * np.log10(gain):.1f} dB, all outputs alike, to keep within full scale '
-            '(--bits float in a .wav needs no attenuation)',
-            file=sys.stderr,
-        )
-    for path in outputs:
-        _say(str(path))
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """The folder exists inside; if it did not before and something fails, it goes again."""
-    new = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):  # somebody else's file in it: then it stays
-                folder.rmdir()
-        raise
-
-
-def _queries(command: Separate) -> dict[str, 'Query']:
-    """What the flags ask for: name -> query."""
-    from audiosep_jax.queries import Query
-
-    texts = _checked_texts('query', command.query)
-    queries = dict(zip(texts, map(Query.text, texts), strict=True))
-    for paths, make in (
-        (command.like, Query.audio_file),
-        (command.image, Query.image),
-        (command.vector, Query.vector_file),
-    ):
-        for path in paths:
-            name = path.stem
-            while name in queries:
-                name += '-2'
-            queries[name] = make(path)
-    if not queries:
-        raise QueryError('no query: say in words what to extract, for example --query "a dog barking"')
-    if command.blend or command.weights:
-        weights = command.weights or (1.0,) * len(queries)
-        if len(weights) != len(queries):
-            raise ConfigError(f'--weights has {len(weights)} numbers for {len(queries)} queries')
-        blended = sum(weight * query for weight, query in zip(weights, queries.values(), strict=True))
-        queries = {' + '.join(queries): blended}
-    unwanted = _checked_texts('not', command.without)
-    return {name: query.without(*unwanted) for name, query in queries.items()}
-
-
-def _checked_texts(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
-    texts = tuple(text.strip() for text in texts)
-    for text in texts:
-        if not text:
-            raise QueryError(f'a query is empty: describe a sound in words, for example --{flag} "a dog barking"')
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise QueryError(f"the query {text!r} is not valid text in this terminal's encoding") from error
-    repeated = sorted({text for text in texts if texts.count(text) > 1})
-    if repeated:
-        raise QueryError(f'the query {repeated[0]!r} is given twice; once is enough')
-    return texts
+    return cli_separate.run(command, load=_load, say=_say, complain=_complain)
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from audiosep_jax.errors import ConfigError
 from audiosep_jax.resunet import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, ResUNet30
 from audiosep_jax.stft import istft, stft
 
-_POWER_FLOOR = 1e-10  # of |X|², under the square root (`models/base.py` of the original)
+POWER_FLOOR = 1e-10  # of |X|², under the square root (`models/base.py` of the original)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class AudioSep(nn.Module):
     ) -> jax.Array:
         """complex64 [B, N, F], float [B, E], and the number of real frames int [B] -> complex64 mask [B, N, F]."""
         power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
-        magnitude = jnp.sqrt(jnp.maximum(power, _POWER_FLOOR))
+        magnitude = jnp.sqrt(jnp.maximum(power, POWER_FLOOR))
         return self.resunet(magnitude, embedding, frame_count, train=train)
 
     def __call__(self, mixture: jax.Array, embedding: jax.Array, *, train: bool = False) -> jax.Array:

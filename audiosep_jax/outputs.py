@@ -1,5 +1,7 @@
 """Which files the command line writes: names made of inputs and queries, and what would go wrong with them."""
 
+import collections
+import glob
 import hashlib
 import os
 import re
@@ -7,27 +9,63 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiosep_jax import audio
+from audiosep_jax import sound_input
 from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.sound_output import SUFFIXES, Subtype, check_format
 
 # What a user may take for an output format. A folder's name may have a dot too, so not every suffix means a file.
-_AUDIO_SUFFIXES = (*audio.SUFFIXES, '.mp3', '.m4a', '.aac', '.opus', '.oga', '.wma', '.aif', '.aiff', '.w64', '.caf')
+_AUDIO_SUFFIXES = (*SUFFIXES, '.m4a', '.aac', '.oga', '.wma', '.mp4', '.mkv', '.webm')
 RESIDUAL = 'residual'
+_ANY_FORMATS_RATE = 48000  # Hz; the input's is checked when it is known
 _MOST_QUERY_BYTES = 80
 _MOST_NAME_BYTES = 240  # file systems allow 255
 
 
+def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
+    """Files as they are; a folder becomes the sound files directly in it, a pattern what it matches (`**` also below).
+
+    A folder without sounds, and a pattern that matches nothing, stay: as files they are refused in words.
+
+    Raises:
+        ConfigError: the outputs would come to lie in a folder that is an input.
+    """
+    found: list[Path] = []
+    for source in inputs:
+        if source.is_dir():
+            if out.is_dir() and source.samefile(out):
+                raise ConfigError(f'-o {out}: is an input, too; its outputs would be inputs of the next run')
+            names = sorted(path for path in source.iterdir() if _is_sound(path))
+            found.extend(names or [source])
+        elif glob.has_magic(str(source)) and not os.path.lexists(source):
+            matches = sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if path.is_file())
+            found.extend(matches or [source])
+        else:
+            found.append(source)
+    return found
+
+
+def _is_sound(path: Path) -> bool:
+    return path.suffix.lower() in sound_input.SUFFIXES and not path.name.startswith('.') and path.is_file()
+
+
 def plan_outputs(
-    out: Path, inputs: Sequence[Path], names: Sequence[str], *, num_queries: int, subtype: audio.Subtype
+    out: Path,
+    inputs: Sequence[Path],
+    names: Sequence[str],
+    *,
+    num_queries: int,
+    suffix: str = '.wav',
+    subtype: Subtype | None = None,
 ) -> dict[Path, list[Path]]:
     """Input to outputs, one per name; everything about them that could go wrong goes wrong here, before any work.
 
     Args:
         out: a file or a folder.
-        inputs: audio files.
+        inputs: audio files, or `-` for standard input.
         names: as `query_names` makes them, one per query and perhaps `residual`.
         num_queries: how many of the names are queries.
-        subtype: of the samples.
+        suffix: of the files in a folder.
+        subtype: of the samples; None: it depends on the input.
 
     Raises:
         ConfigError: an output that cannot be meant.
@@ -35,21 +73,26 @@ def plan_outputs(
     """
     if not inputs:
         raise ConfigError('no input: name the audio files to separate')
-    suffix = out.suffix.lower()
-    if suffix in _AUDIO_SUFFIXES and not out.is_dir():
+    if out.suffix.lower() in _AUDIO_SUFFIXES and not out.is_dir():
+        suffix = out.suffix
         if len(inputs) > 1 or num_queries > 1:
             raise ConfigError(
                 f'-o {out}: with several inputs or queries -o is a folder; give it a name without {suffix}'
             )
-        audio.check_format(out, subtype)
+        check_format(out, subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
         outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
         plans, folder = {inputs[0]: [out, *outputs]}, None
     else:
+        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
         plans, folder = {}, out
+        shared = collections.Counter(source.stem.casefold() for source in inputs)
         for source in inputs:
             if source in plans:
                 raise ConfigError(f'{source}: given twice; once is enough')
-            plans[source] = [out / _file_name(source.stem, name, '.wav') for name in names]
+            # Beside talk.wav, talk.mp3 needs its suffix.
+            stem = source.name if shared[source.stem.casefold()] > 1 else source.stem
+            stem = 'stdin' if str(source) == '-' else stem
+            plans[source] = [out / _file_name(stem, name, suffix) for name in names]
     _check_folder(out, folder)
     _check_collisions(plans)
     return plans
@@ -94,6 +137,11 @@ def query_names(queries: Sequence[str]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def removed_name(queries: Sequence[str]) -> str:
+    """File-name part for what is left when the queries are removed."""
+    return _safe_name('without ' + ' and '.join(queries))
 
 
 def _safe_name(text: str) -> str:

@@ -367,8 +367,8 @@ def check_strength(strength: float) -> None:
 @functools.partial(jax.jit, static_argnames=('window_size', 'hop_size'))
 def _keep_out(targets: jax.Array, unwanted: jax.Array, strength: jax.Array, window_size: int, hop_size: int):
     spectra = stft(targets, window_size, hop_size)  # [..., channels, N, F]
-    powers = _power(spectra)
-    other_powers = _power(stft(unwanted, window_size, hop_size))
+    powers = spectral_power(spectra)
+    other_powers = spectral_power(stft(unwanted, window_size, hop_size))
     gains = keep_out_gain(powers, other_powers, strength)
     return istft(spectra * gains[..., None, :, :], window_size, hop_size, length=targets.shape[-1])
 
@@ -382,7 +382,7 @@ def keep_out_gain(power: jax.Array, unwanted_powers: jax.Array, strength: float)
     return 1 / (1 + ratio)
 
 
-def _power(spectra: jax.Array) -> jax.Array:
+def spectral_power(spectra: jax.Array) -> jax.Array:
     """complex [..., channels, N, F] -> the energy of the channels together, float32 [..., N, F]."""
     return jnp.sum(jnp.square(spectra.real) + jnp.square(spectra.imag), axis=-3)
 

@@ -15,9 +15,9 @@ from audiosep_jax.convolution import average_pool, conv1x1, conv3x3, matmul, ups
 TIME_DOWNSAMPLING = 32  # N is padded to a multiple of this
 FREQUENCY_DOWNSAMPLING = 64  # F - 1 has to be a multiple of this
 DOWNSAMPLING = ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2), (1, 2))  # (frames, bins), of each encoder block
-_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.99  # torch's 0.01
-_LEAKY_SLOPE = 0.01
+LEAKY_SLOPE = 0.01
 _MASK_FLOOR = 1e-20  # of the squared magnitude of (tanh real, tanh imaginary): torchlibrosa's 1e-10 on the magnitude
 
 
@@ -68,7 +68,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         # Centred before it is scaled: as x * a + (bias - mean * a) the gradients of scale and mean are differences of
         # large sums, and ten training steps drift 5 % from the original's instead of 1 %.
-        return (x - mean) * (scale * jax.lax.rsqrt(var + _NORM_EPSILON)) + bias
+        return (x - mean) * (scale * jax.lax.rsqrt(var + NORM_EPSILON)) + bias
 
 
 class NormShiftActivate(nn.Module):
@@ -79,7 +79,7 @@ class NormShiftActivate(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, shift: jax.Array, *, train: bool) -> jax.Array:
         x = BatchNorm(name='norm')(x, train=train) + shift[:, None, None, :]
-        return nn.leaky_relu(x, _LEAKY_SLOPE).astype(self.dtype)
+        return nn.leaky_relu(x, LEAKY_SLOPE).astype(self.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -225,7 +225,7 @@ class ResUNet30(nn.Module):
             x = decoder_block(width, upsampling, self.dtype, name=name)(x, skip, shifts[name], train)
 
         maps = _Linear(3, self.dtype, name='after_conv')(x).astype(jnp.float32)[:, :n]
-        mask = _complex_mask(maps)
+        mask = complex_mask(maps)
         if valid is not None:
             mask = jnp.where(valid, mask, 0)
         # The top bin, dropped on the way in, stays silent. It is padded on the mask and not on the maps: the angle of
@@ -246,7 +246,7 @@ class _Linear(nn.Module):
         return conv1x1(x, kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
-def _complex_mask(maps: jax.Array) -> jax.Array:
+def complex_mask(maps: jax.Array) -> jax.Array:
     """Maps [..., 3] -> sigmoid(magnitude) at the angle of (tanh(real), tanh(imaginary)), complex64 [...]."""
     magnitude = nn.sigmoid(maps[..., 0])
     real, imag = jnp.tanh(maps[..., 1]), jnp.tanh(maps[..., 2])

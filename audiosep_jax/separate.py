@@ -1,13 +1,13 @@
 """Separating: audio of any rate, length and number of channels, and queries in words or as embeddings.
 
-Up to `max_whole_seconds` the network sees the whole recording at once. Longer ones go through it in overlapping windows
-that are cross-faded. Windows begin on the network's grid (32 frames), where its pooling sees what it would see in the
-whole recording: off that grid the result is another one.
+Up to `max_whole_seconds` the network takes the whole recording at once, longer ones piece by piece with the same result
+(inference.py says why): how a recording is cut makes no difference but to the memory.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -23,14 +23,24 @@ from audiosep_jax.errors import (
     DownloadError,
     EncoderMismatchError,
 )
-from audiosep_jax.model import AudioSep, ModelConfig
+from audiosep_jax.inference import fold
+from audiosep_jax.model import ModelConfig
 from audiosep_jax.published import find_checkpoint
-from audiosep_jax.queries import Embedded, Query, embed, keep_out
-from audiosep_jax.resunet import TIME_DOWNSAMPLING
-from audiosep_jax.stft import istft, num_frames, reflect_pad, stft
+from audiosep_jax.queries import Embedded, Query, embed
+from audiosep_jax.streaming import (
+    Network,
+    NetworkStream,
+    Resampler,
+    SoundStream,
+    padded_frames,
+    separate_batch,
+    separate_whole,
+)
 
 Queries = str | Query | Sequence[str | Query] | np.ndarray
-_OVERLAP_SECONDS = 2.0
+_FRAMES_AT_ONCE = 128  # of long recordings, a multiple of 32; chosen by `benchmarks/separate.py`
+_FRAMES_LIVE = 32
+_BLOCK = 2**17  # samples
 _MOST_CHANNELS = 1024  # as many as a WAV holds; an array with more is the wrong way round
 
 
@@ -63,7 +73,7 @@ class Separator:
         encoder: QueryEncoder | None = None,
         *,
         info: dict | None = None,
-        max_whole_seconds: float = 30.0,
+        max_whole_seconds: float | None = None,
     ):
         """
         Args:
@@ -71,29 +81,28 @@ class Separator:
             variables: its `params` and `batch_stats`.
             encoder: the query encoder that it was trained with.
             info: see the class.
-            max_whole_seconds: longer input is separated in windows of this length; at least 5.
+            max_whole_seconds: longer input goes through the network in pieces, which takes less memory (the network of
+                the article needs about 100 MB for every second at once). By default 10 on a CPU and 30 elsewhere.
 
         Raises:
             EncoderMismatchError: the encoder's embeddings are not of the model's size.
-            ConfigError: windows too short to overlap.
+            ConfigError: a negative max_whole_seconds.
         """
         if encoder is not None and encoder.embedding_size != config.condition_size:
             raise EncoderMismatchError(
                 f'the encoder {encoder.name!r} gives {encoder.embedding_size} numbers, '
                 f'the model takes {config.condition_size}'
             )
-        grid = TIME_DOWNSAMPLING * config.hop_size
-        self._window = int(max_whole_seconds * config.sample_rate) // grid * grid
-        self._overlap = -(-int(_OVERLAP_SECONDS * config.sample_rate) // grid) * grid
-        if self._window < 2 * self._overlap:
-            raise ConfigError(
-                f'max_whole_seconds {max_whole_seconds} is too short: '
-                f'use at least {2 * self._overlap / config.sample_rate:g}'
-            )
+        if max_whole_seconds is None:
+            max_whole_seconds = 10.0 if jax.default_backend() == 'cpu' else 30.0
+        if not max_whole_seconds >= 0:
+            raise ConfigError(f'max_whole_seconds {max_whole_seconds}: must not be negative')
         self.config = config
         self.encoder = encoder
         self.info = info or {}
-        self._variables = jax.device_put({name: variables[name] for name in ('params', 'batch_stats')})
+        self._whole = max_whole_seconds * config.sample_rate
+        folded = jax.jit(functools.partial(fold, config))({key: variables[key] for key in ('params', 'batch_stats')})
+        self._network = Network(config, folded)
 
     def embed(self, queries: Queries) -> np.ndarray:
         """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
@@ -134,13 +143,67 @@ class Separator:
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
-        if per_channel:
-            channels = [self._separate_all(mixture[c : c + 1], embedded) for c in range(len(mixture))]
-            separated = np.concatenate(channels, axis=1)
-        else:
-            separated = self._separate_all(mixture, embedded)
-        targets = _fit(resample(separated, self.config.sample_rate, sample_rate), length)
+        separated = self._separate_all(mixture, embedded, per_channel=per_channel)
+        rows = separated.reshape(-1, separated.shape[-1])
+        back = Resampler(self.config.sample_rate, sample_rate, len(rows))
+        targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
         return Separation(targets, audio - targets.sum(0))
+
+    @property
+    def latency(self) -> float:
+        """Seconds from a sample's entering `stream` to its coming out, at most (apart from the computing, and from
+        resampling: a few milliseconds). It is how far ahead the network looks, and one piece."""
+        return NetworkStream.latency(self.config, _FRAMES_LIVE)
+
+    def stream(
+        self,
+        blocks: Iterable[np.ndarray],
+        queries: Queries | Embedded,
+        *,
+        sample_rate: int,
+        per_channel: bool = False,
+        live: bool = True,
+    ) -> Iterator[Separation]:
+        """As `separate`, of a recording that comes in blocks: the memory in use does not depend on its length.
+
+        Args:
+            blocks: float [n] or [channels, n], ±1, of any lengths; all of as many channels.
+            queries: see `separate`.
+            sample_rate: of the blocks, Hz.
+            per_channel: see `separate`.
+            live: pieces are wanted as soon as they are finished (see `latency`). Otherwise larger ones are made, and
+                all at once up to `max_whole_seconds`, which is faster.
+
+        Yields:
+            Pieces. One after the other they are what `separate` makes of
+            the whole recording: of the same length, equal to float rounding.
+
+        Raises:
+            QueryError: see `embed`.
+            AudioFileError: a block that is none (see `separate`), or none at all.
+        """
+        embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
+        return self._pieces(_alike(blocks, sample_rate), embedded, sample_rate, per_channel=per_channel, live=live)
+
+    def _pieces(
+        self, blocks: Iterator[np.ndarray], embedded: Embedded, sample_rate: int, *, per_channel: bool, live: bool
+    ) -> Iterator[Separation]:
+        first = list(_at_least(blocks, 0 if live else self._whole * sample_rate / self.config.sample_rate))
+        if not live and sum(block.shape[-1] for block in first) * self.config.sample_rate <= self._whole * sample_rate:
+            audio = np.concatenate(first, axis=-1)
+            yield self.separate(audio, embedded, sample_rate=sample_rate, per_channel=per_channel)
+            return
+        stream = SoundStream(
+            self._network,
+            embedded,
+            len(first[0]),
+            sample_rate,
+            per_channel=per_channel,
+            frames=_FRAMES_LIVE if live else _FRAMES_AT_ONCE,
+        )
+        for block in itertools.chain(first, blocks):
+            yield from _separation(*stream.push(block))
+        yield from _separation(*stream.finish())
 
     def separate_batch(
         self, mixtures: Sequence[np.ndarray], embeddings: np.ndarray, *, batch_size: int = 8
@@ -159,80 +222,39 @@ class Separator:
         results: list[np.ndarray | None] = [None] * len(mixtures)
         by_shape: dict[int, list[int]] = {}
         for i, mixture in enumerate(mixtures):
-            if mixture.shape[-1] > self._window:
-                results[i] = self._separate_all(mixture, self.prepare(embeddings[i]))[0, 0]
+            if mixture.shape[-1] > self._whole:
+                results[i] = self._separate_all(mixture, self.prepare(embeddings[i]), per_channel=False)[0, 0]
             else:
-                by_shape.setdefault(_padded_frames(mixture.shape[-1], self.config), []).append(i)
+                by_shape.setdefault(padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
             size = min(batch_size, len(rows))
             for first in range(0, len(rows), size):
                 batch = rows[first : first + size]
                 # A short last batch is filled up, rather than compiled for.
                 filled = batch + batch[:1] * (size - len(batch))
-                outputs = self._run([mixtures[i] for i in filled], np.stack([embeddings[i] for i in filled]))
+                outputs = separate_batch(
+                    self._network, [mixtures[i][0] for i in filled], np.stack([embeddings[i] for i in filled])
+                )
                 for i, output in zip(batch, outputs, strict=False):
-                    results[i] = output[0]
+                    results[i] = output
         return results
 
-    def _separate_all(self, mixture: np.ndarray, embedded: Embedded) -> np.ndarray:
-        """float32 [channels, T] at the model's rate -> the targets [Q, channels, T]; whole, or in windows."""
+    def _separate_all(self, mixture: np.ndarray, embedded: Embedded, *, per_channel: bool) -> np.ndarray:
+        """float32 [channels, T] at the model's rate -> the targets [Q, channels, T]; whole, or in pieces."""
         length = mixture.shape[-1]
-        targets = np.zeros((len(embedded.queries), *mixture.shape), np.float32)
         if length == 0:  # less than one sample at the model's rate
-            return targets
-        if length <= self._window:
-            return self._separate_window(mixture, embedded)
-        stride = self._window - self._overlap
-        # Inside an overlap the later window fades in as the earlier one fades out: the two ramps sum to one.
-        fade_in = ((np.arange(self._overlap) + 0.5) / self._overlap).astype(np.float32)
-        # The last window begins where a rest of more than the overlap remains.
-        for start in range(0, length - self._overlap, stride):
-            window = mixture[:, start : start + self._window]
-            pieces = self._separate_window(window, embedded, frames_for=self._window)
-            if start > 0:
-                pieces[..., : self._overlap] *= fade_in
-            if start + self._window < length:
-                pieces[..., -self._overlap :] *= fade_in[::-1]
-            targets[..., start : start + self._window] += pieces
-        return targets
-
-    def _separate_window(self, mixture: np.ndarray, embedded: Embedded, *, frames_for: int | None = None) -> np.ndarray:
-        """One network run per query, and per sound to keep out: [channels, T] -> [Q, channels, T]."""
-
-        def run(embeddings: np.ndarray) -> np.ndarray:
-            runs = [self._run([mixture], e[None], frames_for=frames_for)[0] for e in embeddings]
-            return np.stack(runs) if runs else np.zeros((0, *mixture.shape), np.float32)
-
-        targets, unwanted = run(embedded.queries), run(embedded.unwanted)
-        for target, rows in zip(targets, embedded.keep_out, strict=True):
-            if rows:
-                target[:] = keep_out(
-                    target,
-                    unwanted[list(rows)],
-                    window_size=self.config.window_size,
-                    hop_size=self.config.hop_size,
-                )
-        return targets
-
-    def _run(
-        self, mixtures: list[np.ndarray], embeddings: np.ndarray, *, frames_for: int | None = None
-    ) -> list[np.ndarray]:
-        """Mixtures [channels, T_i] of one padded shape (that of `frames_for` samples, if given) -> their targets."""
-        window, hop = self.config.window_size, self.config.hop_size
-        frames = _padded_frames(frames_for or mixtures[0].shape[-1], self.config)
-        samples = (frames - 1) * hop + window
-        padded = np.zeros((len(mixtures), mixtures[0].shape[0], samples), np.float32)
-        counts = np.empty(len(mixtures), np.int32)
-        for row, mixture in enumerate(mixtures):
-            # Only as far as the last frame reaches: samples past it belong to no frame.
-            reflected = reflect_pad(mixture, window)[:, :samples]
-            padded[row, :, : reflected.shape[-1]] = reflected
-            counts[row] = num_frames(mixture.shape[-1], hop)
-        outputs = np.asarray(_separate_padded(self.config, self._variables, padded, counts, embeddings))
-        return [output[:, : mixture.shape[-1]].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
+            return np.zeros((len(embedded.queries), *mixture.shape), np.float32)
+        if length <= self._whole:
+            return separate_whole(self._network, mixture, embedded, per_channel=per_channel)
+        stream = NetworkStream(self._network, embedded, len(mixture), per_channel=per_channel, frames=_FRAMES_AT_ONCE)
+        # Not all at once, which would only copy it.
+        blocks = [stream.push(mixture[:, start : start + _BLOCK]) for start in range(0, length, _BLOCK)]
+        return np.concatenate([*blocks, stream.finish()], axis=-1)
 
 
-def load(path: str | Path | None = None, *, step: int | None = None, max_whole_seconds: float = 30.0) -> Separator:
+def load(
+    path: str | Path | None = None, *, step: int | None = None, max_whole_seconds: float | None = None
+) -> Separator:
     """A Separator from a checkpoint.
 
     Args:
@@ -278,22 +300,32 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
         return UnavailableEncoder(checkpoint.encoder, missing)
 
 
-def _padded_frames(num_samples: int, config: ModelConfig) -> int:
-    """The compiled number of frames that serves a signal of this length: a multiple of the pooling grid."""
-    return -(-num_frames(num_samples, config.hop_size) // TIME_DOWNSAMPLING) * TIME_DOWNSAMPLING
+def _alike(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks as float32 [channels, n], checked; at least one."""
+    channels = None
+    for block in blocks:
+        block = _checked(block, sample_rate)
+        if channels is not None and len(block) != channels:
+            raise AudioFileError(f'a block of {len(block)} channels follows blocks of {channels}')
+        channels = len(block)
+        yield block
+    if channels is None:
+        raise AudioFileError('the audio has no blocks')
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _separate_padded(
-    config: ModelConfig, variables: dict, padded: jax.Array, frame_count: jax.Array, embedding: jax.Array
-) -> jax.Array:
-    """Padded mixtures [B, channels, S] of `frame_count` [B] frames, and [B, E] -> targets [B, channels, N * hop]."""
-    window, hop = config.window_size, config.hop_size
-    spectra = stft(padded, window, hop, center=False)  # [B, channels, N, F]
-    # The STFT is linear: the mean of the channels' spectra is the downmix's.
-    mask = AudioSep(config).apply(variables, spectra.mean(1), embedding, frame_count, method='mask')
-    length = spectra.shape[-2] * hop
-    return istft(spectra * mask[:, None], window, hop, length=length, frame_count=frame_count[:, None])
+def _at_least(blocks: Iterator[np.ndarray], length: float) -> Iterator[np.ndarray]:
+    """As many blocks as have more than `length` samples together, or all there are."""
+    for block in blocks:
+        yield block
+        length -= block.shape[-1]
+        if length < 0:
+            return
+
+
+def _separation(targets: np.ndarray, mixture: np.ndarray) -> Iterator[Separation]:
+    """What came out of a stream, if anything did."""
+    if mixture.shape[-1]:
+        yield Separation(targets, mixture - targets.sum(0))
 
 
 def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -313,9 +345,3 @@ def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     if not np.isfinite(audio).all():
         raise AudioFileError('the audio holds NaN or infinite samples')
     return np.atleast_2d(audio).astype(np.float32)
-
-
-def _fit(audio: np.ndarray, length: int) -> np.ndarray:
-    """Cut, or filled with zeros, to the length: a resampler's rounding may differ by a sample on the way back."""
-    audio = audio[..., :length]
-    return np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, length - audio.shape[-1])])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # A sample where the summed squared windows are below this is divided by this: as in torchlibrosa, it stays finite.
-_WINDOW_SUM_FLOOR = 1e-11
+WINDOW_SUM_FLOOR = 1e-11
 
 
 def hann_window(window_size: int) -> np.ndarray:
@@ -99,8 +99,8 @@ def istft(
     else:
         valid = jnp.arange(n) < jnp.asarray(frame_count)[..., None]
         frames = jnp.where(valid[..., None], frames, 0)
-        weight = _overlap_add(valid[..., None] * (window**2), hop_size)
-    signal = _overlap_add(frames, hop_size) / jnp.maximum(weight, _WINDOW_SUM_FLOOR)
+        weight = overlap_add(valid[..., None] * (window**2), hop_size)
+    signal = overlap_add(frames, hop_size) / jnp.maximum(weight, WINDOW_SUM_FLOOR)
     half = window_size // 2
     signal = signal[..., half : half + length]
     missing = length - signal.shape[-1]
@@ -120,7 +120,7 @@ def _frame(x: jax.Array, window_size: int, hop_size: int) -> jax.Array:
     return jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(x, start, window_size, axis=-1), out_axes=-2)(starts)
 
 
-def _overlap_add(frames: jax.Array, hop_size: int) -> jax.Array:
+def overlap_add(frames: jax.Array, hop_size: int) -> jax.Array:
     """[..., N, window] -> [..., (N - 1) * hop + window], as shifted sums of hop-wide pieces."""
     n, window_size = frames.shape[-2:]
     pieces = math.ceil(window_size / hop_size)

@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiosep_jax.audio import MAX_FLAC_RATE
 from audiosep_jax.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.locks import AtWork, locked
@@ -45,6 +44,7 @@ from audiosep_jax.records import (
     write_json,
     write_split_info,
 )
+from audiosep_jax.sound_output import MAX_FLAC_RATE
 from data_prep.datasets import ClipsInMemory, ClipSource, LeftOut, LeftOutError, LongEnough
 from data_prep.workers import run_in_processes
 

@@ -19,40 +19,21 @@ import numpy as np
 import soundfile
 
 from audiosep_jax.audio import read_audio, resample
+from audiosep_jax.containers import SUFFIXES as CONTAINER_SUFFIXES
+from audiosep_jax.containers import is_container, most_seconds
 from audiosep_jax.errors import AudioFileError, ConfigError
 from audiosep_jax.truncation import has_guessed_length, is_cut_short
 from data_prep.datasets import LeftOutError
 
 # What a listing of a folder takes for sounds and for containers; files of other names are read all the same.
 AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
-VIDEO_SUFFIXES = (
-    '.m4a',
-    '.mp4',
-    '.webm',
-    '.mkv',
-    '.mka',
-    '.mov',
-    '.m4v',
-    '.avi',
-    '.flv',
-    '.aac',
-    '.3gp',
-    '.wmv',
-    '.ts',
-)
-
 # Hz; a header that tells of less or more is damaged.
 LOWEST_RATE, HIGHEST_RATE = 1000, 10_000_000
 LONGEST = 4 * 3600.0  # seconds of a clip
 
-# Files of these names are taken for containers where their first bytes do not tell.
-CONTAINER_SUFFIXES = (*VIDEO_SUFFIXES, '.wma', '.mpg', '.mpeg', '.ogv')
-
 # Around a part, so that resampling it alone gives what resampling the whole would: soxr's filter is shorter.
 _CONTEXT = 0.1  # seconds
 _MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
-# Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
-_FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp')
 
 
 def read_sound(
@@ -117,7 +98,7 @@ def read_frames(
 
 def sound_seconds(path: str | os.PathLike) -> float:
     """How long a file's sound is, seconds, by its header alone. Raises as `read_sound`."""
-    from data_prep.video import SoundTrack, most_seconds
+    from data_prep.video import SoundTrack
 
     try:
         file = _locate(path)
@@ -205,12 +186,7 @@ def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
 
 def _is_container(file: pathlib.Path | io.BytesIO, name: str) -> bool:
     """Whether PyAV is to read a file, by what it begins with; where that says nothing, by its suffix."""
-    head = _head(file, name)
-    if head[:4] in (b'fLaC', b'FORM', b'RF64') or (head[:4] == b'RIFF' and head[8:12] == b'WAVE'):
-        return False
-    if head[4:8] in _FIRST_BOXES or head[:4] == b'\x1a\x45\xdf\xa3' or (head[:4], head[8:12]) == (b'RIFF', b'AVI '):
-        return True
-    return bool(head) and pathlib.PurePath(name).suffix.lower() in CONTAINER_SUFFIXES
+    return is_container(_head(file, name), pathlib.PurePath(name).suffix)
 
 
 def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:

@@ -25,10 +25,11 @@ class QuarterSeparator:
     def prepare(self, queries):
         return embed(queries, self.encoder, self.config.condition_size)
 
-    def separate(self, mixture, embedded, *, sample_rate, per_channel=False):
+    def stream(self, blocks, embedded, *, sample_rate, per_channel=False, live=True):
         assert sample_rate == RATE
-        targets = np.stack([self.gain * mixture] * len(embedded.queries))
-        return Separation(targets, mixture - targets.sum(0))
+        for block in blocks:
+            targets = np.stack([self.gain * block] * len(embedded.queries))
+            yield Separation(targets, block - targets.sum(0))
 
     def separate_batch(self, mixtures, embeddings, *, batch_size):
         return [self.gain * m for m in mixtures]

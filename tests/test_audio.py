@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosep_jax import audio
+from audiosep_jax import sound_output
 from audiosep_jax.audio import read_audio, resample, write_audio, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError
 
@@ -243,14 +243,17 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'options', 'says'),
     [
-        ('x.mp3', {}, 'use .wav, .flac or .ogg'),
+        ('x.txt', {}, 'use .wav, .flac, .ogg'),
         ('x', {}, 'without suffix'),
-        ('x.flac', {'subtype': 'FLOAT'}, 'use .wav for float'),
-        ('x.wav', {'subtype': 'PCM_32'}, 'unknown subtype'),
+        ('x.flac', {'subtype': 'FLOAT'}, '16 or 24 bits, not FLOAT; use .wav'),
+        ('x.wav', {'subtype': 'PCM_8'}, 'unknown subtype'),
         ('x.flac', {'channels': 9}, '1 to 8 channels'),
         ('x.ogg', {'channels': 256}, '1 to 255 channels'),
         ('x.ogg', {'rate': 200001}, 'rates up to 200000 Hz'),
         ('x.wav', {'rate': 0}, 'rates up to'),
+        ('x.mp3', {'channels': 3}, '1 to 2 channels'),
+        ('x.mp3', {'rate': 96000}, 'rates 8000, 11025'),
+        ('x.opus', {'rate': 44100}, 'rates 8000, 12000'),
     ],
 )
 def test_formats_that_cannot_be_are_configuration_errors(tmp_path, name, options, says):
@@ -280,7 +283,7 @@ def test_an_interrupted_writer_leaves_the_old_file(tmp_path, monkeypatch, error)
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(audio, '_quantise', fail)
+    monkeypatch.setattr(sound_output, 'quantised', fail)
     with pytest.raises((KeyboardInterrupt, AudioFileError, ValueError)):
         write_audio(path, tone(level=0.1), 16000)
     assert path.read_bytes() == before
@@ -288,7 +291,7 @@ def test_an_interrupted_writer_leaves_the_old_file(tmp_path, monkeypatch, error)
 
 
 def test_more_than_four_gigabytes_become_rf64(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, '_WAV_BYTES', 1000)
+    monkeypatch.setattr(sound_output, '_WAV_BYTES', 1000)
     write_audio(tmp_path / 'x.wav', tone(), 16000)
     assert soundfile.info(tmp_path / 'x.wav').format == 'RF64'
     assert read_audio(tmp_path / 'x.wav')[0].shape == (1, 8000)

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quarter_separator import RATE, files, one_error, sound, write
 
-from audiosep_jax import audio, cli
+from audiosep_jax import cli
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
 from audiosep_jax.outputs import query_names
+from audiosep_jax.sound_output import OutputFiles
 
 
 def separate(*arguments):
@@ -43,7 +44,7 @@ def test_one_input_and_one_query_make_a_file(folder, quarter, capsys, suffix):
 
 def test_the_residual_of_a_file_lies_beside_it(folder, quarter):
     write('in.wav')
-    assert separate('in.wav', '--query', 'a dog', '-o', 'dog.wav', '--residual', '--bits', 'float') == 0
+    assert separate('in.wav', '--query', 'a dog', '-o', 'dog.wav', '--residual', '--subtype', 'FLOAT') == 0
     np.testing.assert_allclose(read_audio('dog__residual.wav')[0], 0.75 * sound(), atol=1e-6)
 
 
@@ -58,11 +59,15 @@ def test_several_inputs_and_queries_make_a_folder(folder, quarter, capsys):
     assert read_audio('stems/b__Rain.wav')[0].shape == (3, 800)
 
 
-@pytest.mark.parametrize(('bits', 'subtype'), [('16', 'PCM_16'), ('24', 'PCM_24'), ('float', 'FLOAT')])
-def test_bits(folder, quarter, bits, subtype):
+@pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'PCM_32', 'FLOAT'])
+def test_samples_are_of_the_kind_asked_for_or_of_the_input_s(folder, quarter, subtype):
     write('in.wav')
-    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--bits', bits) == 0
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--subtype', subtype.lower()) == 0
     assert soundfile.info('x.wav').subtype == subtype
+    assert separate('x.wav', '--query', 'a dog', '-o', 'y.wav') == 0
+    assert soundfile.info('y.wav').subtype == subtype
+    assert separate('x.wav', '--query', 'a dog', '-o', 'y.flac') == 0
+    assert soundfile.info('y.flac').subtype == ('PCM_16' if subtype == 'PCM_16' else 'PCM_24')
 
 
 def test_silence_in_silence_out(folder, quarter):
@@ -75,13 +80,13 @@ def test_silence_in_silence_out(folder, quarter):
 def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folder, quarter, capsys):
     quarter.gain = 4.0
     write('in.wav', level=0.9)
-    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--residual', '--bits', '24') == 0
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav', '--residual', '--subtype', 'PCM_24') == 0
     assert 'in.wav: attenuated by 11.1 dB' in capsys.readouterr().err
     target, residual = read_audio('x.wav')[0], read_audio('x__residual.wav')[0]
     gain = (1 - 2**-15) / np.abs(4 * sound(level=0.9)).max()
     np.testing.assert_allclose(target + residual, gain * sound(level=0.9), atol=1e-6)
 
-    assert separate('in.wav', '--query', 'a dog', '-o', 'y.wav', '--bits', 'float') == 0
+    assert separate('in.wav', '--query', 'a dog', '-o', 'y.wav', '--subtype', 'FLOAT') == 0
     assert capsys.readouterr().err == ''
     np.testing.assert_allclose(read_audio('y.wav')[0], 4 * sound(level=0.9), rtol=1e-6)
 
@@ -165,11 +170,11 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         (['--query', 'dog', '-o', 'x'], 2, 'no input'),
         (['a.wav', 'b.wav', '--query', 'dog', '-o', 'x.wav'], 2, '-o is a folder'),
         (['a.wav', '--query', 'dog', '--query', 'rain', '-o', 'x.flac'], 2, '-o is a folder'),
-        (['a.wav', '--query', 'dog', '-o', 'x.mp3'], 2, 'use .wav, .flac or .ogg'),
-        (['a.wav', '--query', 'dog', '-o', 'x.flac', '--bits', 'float'], 2, 'use .wav for float'),
+        (['a.wav', '--query', 'dog', '-o', 'x.m4a'], 2, 'use .wav, .flac, .ogg'),
+        (['a.wav', '--query', 'dog', '-o', 'x.flac', '--subtype', 'float'], 2, 'not FLOAT; use .wav'),
         (['a.wav', 'a.wav', '--query', 'dog', '-o', 'x'], 2, 'given twice'),
-        (['a.wav', 'sub/a.wav', '--query', 'dog', '-o', 'x'], 2, 'would both be written to x/a__dog.wav'),
-        (['a.wav', 'A.flac', '--query', 'dog', '-o', 'x'], 2, 'would both be written'),
+        (['a.wav', 'sub/a.wav', '--query', 'dog', '-o', 'x'], 2, 'would both be written to x/a.wav__dog.wav'),
+        (['a.wav', 'sub/A.WAV', '--query', 'dog', '-o', 'x'], 2, 'would both be written'),
         (['a.wav', '--query', 'dog', '-o', 'a.wav', '--force'], 2, 'is an input and would be overwritten'),
         (['a.wav', 'x/a__dog.wav', '--query', 'dog', '-o', 'x', '--force'], 2, 'is an input and would be overwritten'),
         (['a.wav', '--query', 'dog', '-o', 'missing/x.wav'], 1, 'does not exist; make it first'),
@@ -205,7 +210,7 @@ def test_a_folder_without_write_permission(folder, quarter, capsys, monkeypatch)
         [],
         ['seperate'],
         ['separate', 'a.wav', '--qery', 'x', '-o', 'x'],
-        ['separate', 'a.wav', '--bits', '8'],
+        ['separate', 'a.wav', '--format', 'aac'],
         ['inspect'],
     ],
 )
@@ -276,7 +281,7 @@ def test_too_many_channels_for_flac(folder, quarter, capsys):
 def test_interrupted_between_outputs_nothing_is_left(folder, quarter, capsys, monkeypatch, stopped_by):
     write('in.wav')
     calls = []
-    encode = audio._encode
+    encode = OutputFiles._encode
 
     def second_fails(*arguments):
         calls.append(arguments)
@@ -284,7 +289,7 @@ def test_interrupted_between_outputs_nothing_is_left(folder, quarter, capsys, mo
             raise stopped_by
         encode(*arguments)
 
-    monkeypatch.setattr(audio, '_encode', second_fails)
+    monkeypatch.setattr(OutputFiles, '_encode', second_fails)
     code = separate('in.wav', '--query', 'a dog', '--query', 'rain', '-o', 'out')
     assert code == (130 if stopped_by is KeyboardInterrupt else 1)
     one_error(capsys)
@@ -318,7 +323,7 @@ def test_sigterm_is_an_interruption(folder, quarter, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr(audio, '_encode', encode)
+    monkeypatch.setattr(OutputFiles, '_encode', encode)
     before = signal.getsignal(signal.SIGTERM)
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 130
     assert files(folder) == ['in.wav']
@@ -329,7 +334,7 @@ def test_out_of_device_memory_is_one_line(folder, quarter, capsys, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmany lines')
 
-    monkeypatch.setattr(quarter, 'separate', fail, raising=False)
+    monkeypatch.setattr(quarter, 'stream', fail, raising=False)
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 1
     assert 'out of memory' in one_error(capsys)

@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_one_line(folder, checkpoint, capsys, item):
 def test_separate_and_evaluate_with_a_real_checkpoint(folder, checkpoint, capsys):
     write('in.wav', channels=3)
     queries = ['--query', 'a dog barking', '--query', 'rain']
-    flags = ['--checkpoint', str(checkpoint), '-o', 'out', '--residual', '--bits', 'float']
+    flags = ['--checkpoint', str(checkpoint), '-o', 'out', '--residual', '--subtype', 'FLOAT']
     assert main(['separate', 'in.wav', *queries, *flags]) == 0
     parts = {path.name: read_audio(path)[0] for path in (folder / 'out').iterdir()}
     assert sorted(parts) == ['in__a_dog_barking.wav', 'in__rain.wav', 'in__residual.wav']

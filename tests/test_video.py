@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
 
+from audiosep_jax import containers
 from audiosep_jax.errors import AudioFileError, ConfigError
 from data_prep.datasets import LeftOutError
 from data_prep.media import read_frames, read_sound, sound_seconds
@@ -199,8 +200,6 @@ def test_packets_that_cannot_be_decoded_are_silent_if_they_are_few(tmp_path):
 
 
 def test_no_more_sound_is_made_of_a_file_than_it_can_hold(tmp_path, monkeypatch):
-    from data_prep import video
-
     with av.open(str(tmp_path / 'a.avi'), 'w') as container:
         stream = container.add_stream('pcm_s16le', rate=10, layout='mono')
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.int16), format='s16', layout='mono')
@@ -209,10 +208,10 @@ def test_no_more_sound_is_made_of_a_file_than_it_can_hold(tmp_path, monkeypatch)
     with pytest.raises(AudioFileError, match='a sample rate of 10 Hz'):
         read_sound(tmp_path / 'a.avi', sample_rate=RATE)
     path = write_video(tmp_path / 'a.m4a', 5, sound=tones(5, 44100))
-    monkeypatch.setattr(video, '_LONGEST_SILENCE', 1.0)
+    monkeypatch.setattr(containers, 'LONGEST_SILENCE', 1.0)
     assert len(read_sound(path, sample_rate=RATE)) >= 5 * RATE
     assert 5 <= sound_seconds(path) < 5.1
-    monkeypatch.setattr(video, '_FEWEST_BYTES', path.stat().st_size / 3)
+    monkeypatch.setattr(containers, '_FEWEST_BYTES', path.stat().st_size / 3)
     for part in ({}, dict(start=4.5, seconds=0.5)):
         with pytest.raises(AudioFileError, match=r'a\.m4a: damaged, it is too small for so much sound'):
             read_sound(path, sample_rate=RATE, **part)

@@ -1,0 +1,396 @@
+"""Separating a recording as it comes, in constant memory: blocks of any size in, finished samples out.
+
+Nothing here depends on how the recording is cut: the network goes over it frame by frame (inference.py), the STFT and
+its inverse keep the part of a window that reaches into the next piece, resamplers (soxr) keep their own state. The
+result is that of the whole recording at once, to float rounding.
+
+Letters: Q queries, T samples, N frames, F frequency bins.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soxr
+
+from audiosep_jax import inference
+from audiosep_jax.model import ModelConfig
+from audiosep_jax.queries import STRENGTH, Embedded, keep_out_gain, spectral_power
+from audiosep_jax.resunet import TIME_DOWNSAMPLING
+from audiosep_jax.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
+
+_NOT_KNOWN = 2**30  # frames; int32, and 39 days at 320 samples of 32 kHz
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What separates: the configuration and the folded weights, on the device. Never changed, so threads may share it.
+
+    Attributes:
+        config: of the model.
+        weights: of `inference.fold`.
+    """
+
+    config: ModelConfig
+    weights: dict
+
+    def shifts(self, embedding: np.ndarray) -> inference.Shifts:
+        """Of one query [E], for one row."""
+        return _shifts(self.config, self.weights, embedding[None])
+
+
+class Resampler:
+    """From one rate to another as audio.resample does, in blocks; T samples become round(T * to_rate / from_rate).
+
+    Args:
+        from_rate: Hz.
+        to_rate: Hz.
+        channels: of the blocks, float32 [channels, n].
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int):
+        self._ratio = to_rate / from_rate
+        self._channels = channels
+        self._taken = self._given = 0
+        self._soxr = (
+            soxr.ResampleStream(from_rate, to_rate, channels, 'float32', 'HQ') if from_rate != to_rate else None
+        )
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """What is finished by now."""
+        self._taken += block.shape[-1]
+        return self._count(self._through(block, last=False) if self._soxr else block)
+
+    def finish(self, length: int | None = None) -> np.ndarray:
+        """The rest; of what comes out in all, `length` samples, cut or filled with zeros."""
+        length = round(self._taken * self._ratio) if length is None else length
+        rest = np.zeros((self._channels, 0), np.float32)
+        if self._soxr and self._taken:
+            rest = self._through(rest, last=True)
+        rest = rest[:, : max(length - self._given, 0)]
+        rest = np.pad(rest, [(0, 0), (0, max(length - self._given - rest.shape[-1], 0))])
+        return self._count(rest)
+
+    def _through(self, block: np.ndarray, *, last: bool) -> np.ndarray:
+        return self._soxr.resample_chunk(np.ascontiguousarray(block.T), last=last).T
+
+    def _count(self, out: np.ndarray) -> np.ndarray:
+        self._given += out.shape[-1]
+        return out
+
+
+class NetworkStream:
+    """Mixture samples at the model's rate in, the samples of the targets out.
+
+    Args:
+        network: see `Network`.
+        embedded: the queries.
+        channels: of the mixture.
+        per_channel: each channel through the network, instead of their mean.
+        frames: how many go through the network at a time, a multiple of 32.
+    """
+
+    def __init__(self, network: Network, embedded: Embedded, channels: int, *, per_channel: bool, frames: int):
+        config = network.config
+        self._network, self._frames, self._per_channel = network, frames, per_channel
+        self._embedded = embedded
+        embeddings = [*embedded.queries, *embedded.unwanted]
+        self._shifts = [network.shifts(embedding) for embedding in embeddings]
+        # One row at a time: as fast on a CPU, and the memory in use is that of one.
+        rows = range(channels if per_channel else 1)
+        self._states = [[inference.initial_state(config, 1) for _ in rows] for _ in embeddings]
+        bins, overlap = config.window_size // 2 + 1, config.window_size - config.hop_size
+        self._spectra = jnp.zeros((channels, inference.look_ahead(), bins), jnp.complex64)
+        self._tails = [jnp.zeros((channels, overlap), jnp.float32) for _ in embedded.queries]
+        self._weight = jnp.zeros(overlap, jnp.float32)
+        self._waiting = np.zeros((channels, 0), np.float32)  # padded samples that no frame has begun with
+        self._recent = np.zeros((channels, 0), np.float32)  # the last of the mixture: reflected at its end
+        self._taken = self._given = self._start = 0
+
+    @staticmethod
+    def latency(config: ModelConfig, frames: int) -> float:
+        """Seconds of mixture that are taken in, at most, before a sample comes out."""
+        return ((inference.look_ahead() + frames - 1) * config.hop_size + config.window_size) / config.sample_rate
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [channels, n] -> [Q, channels, m], what is finished by now."""
+        half = self._network.config.window_size // 2
+        began = self._taken > half
+        self._taken += samples.shape[-1]
+        self._recent = np.concatenate([self._recent, samples], axis=-1)
+        if not began:
+            if self._taken <= half:
+                return self._nothing()
+            self._waiting = np.concatenate([self._recent[:, half:0:-1], self._recent], axis=-1)
+        else:
+            self._waiting = np.concatenate([self._waiting, samples], axis=-1)
+        self._recent = self._recent[:, -(half + 1) :]
+        pieces = [self._nothing()]
+        while self._waiting.shape[-1] >= self._piece_samples():
+            pieces.append(self._next_piece(_NOT_KNOWN))
+        return np.concatenate(pieces, axis=-1)
+
+    def finish(self) -> np.ndarray:
+        """The rest: in all, as many samples as were pushed."""
+        config, length = self._network.config, self._taken
+        half = config.window_size // 2
+        if not length:
+            return self._nothing()
+        if length <= half:
+            self._waiting = reflect_pad(self._recent, config.window_size)
+        else:
+            self._waiting = np.concatenate([self._waiting, self._recent[:, -2 : -half - 2 : -1]], axis=-1)
+        pieces = [self._nothing()]
+        while self._given < length:
+            missing = max(self._piece_samples() - self._waiting.shape[-1], 0)
+            self._waiting = np.pad(self._waiting, [(0, 0), (0, missing)])
+            piece = self._next_piece(num_frames(length, config.hop_size))
+            excess = max(self._given - length, 0)
+            pieces.append(piece[..., : piece.shape[-1] - excess])
+        self._given = length
+        return np.concatenate(pieces, axis=-1)
+
+    def _piece_samples(self) -> int:
+        config = self._network.config
+        return (self._frames - 1) * config.hop_size + config.window_size
+
+    def _nothing(self) -> np.ndarray:
+        return np.zeros((len(self._embedded.queries), len(self._spectra), 0), np.float32)
+
+    def _next_piece(self, count: int) -> np.ndarray:
+        """The next frames through the network; `count` is how many the recording has."""
+        config, weights = self._network.config, self._network.weights
+        samples = self._waiting[:, : self._piece_samples()]
+        x, spectra, self._spectra = _analysed(
+            config, weights, samples, self._start, count, self._spectra, per_channel=self._per_channel
+        )
+        masks = []
+        for shifts, states in zip(self._shifts, self._states, strict=True):
+            rows = []
+            for row, state in enumerate(states):
+                mask, states[row] = _piece_mask(config, weights, shifts, x[row : row + 1], self._start, count, state)
+                rows.append(mask)
+            masks.append(jnp.concatenate(rows))
+        queries, unwanted = masks[: len(self._tails)], masks[len(self._tails) :]
+        first = self._start - inference.look_ahead()
+        outputs, before = [], self._weight
+        for i, (mask, rows) in enumerate(zip(queries, self._embedded.keep_out, strict=True)):
+            out, self._tails[i], self._weight = _synthesised(
+                config, spectra, mask, [unwanted[row] for row in rows], first, count, self._tails[i], before
+            )
+            outputs.append(out)
+        self._waiting = self._waiting[:, self._frames * config.hop_size :]
+        # In padded samples, of which half a window is before the beginning.
+        begin = first * config.hop_size - config.window_size // 2
+        self._start += self._frames
+        piece = np.stack([np.asarray(out) for out in outputs])[..., max(-begin, 0) :]
+        self._given += piece.shape[-1]
+        return piece
+
+
+class SoundStream:
+    """Blocks of a recording of any rate in; targets and mixture of the same samples out, at that rate.
+
+    Args:
+        network: see `Network`.
+        embedded: the queries.
+        channels: of the recording.
+        sample_rate: of the recording, Hz.
+        per_channel: see `NetworkStream`.
+        frames: see `NetworkStream`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        embedded: Embedded,
+        channels: int,
+        sample_rate: int,
+        *,
+        per_channel: bool = False,
+        frames: int,
+    ):
+        model_rate, queries = network.config.sample_rate, len(embedded.queries)
+        self._shape = queries, channels
+        self._in = Resampler(sample_rate, model_rate, channels)
+        self._out = Resampler(model_rate, sample_rate, queries * channels)
+        self._separating = NetworkStream(network, embedded, channels, per_channel=per_channel, frames=frames)
+        self._mixture: list[np.ndarray] = []
+        self._length = 0
+
+    def push(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [channels, n] -> targets [Q, channels, m] and the mixture [channels, m] of the same time."""
+        self._mixture.append(block)
+        self._length += block.shape[-1]
+        targets = self._separating.push(self._in.push(block))
+        return self._with_mixture(self._out.push(self._rows(targets)))
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rest: in all, as many samples as were pushed."""
+        targets = self._separating.push(self._in.finish())
+        pieces = [self._out.push(self._rows(targets)), self._out.push(self._rows(self._separating.finish()))]
+        pieces.append(self._out.finish(self._length))
+        return self._with_mixture(np.concatenate(pieces, axis=-1))
+
+    def _rows(self, targets: np.ndarray) -> np.ndarray:
+        queries, channels, count = targets.shape
+        return targets.reshape(queries * channels, count)
+
+    def _with_mixture(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        wanted, pieces = targets.shape[-1], []
+        while wanted:
+            block = self._mixture.pop(0)
+            pieces.append(block[:, :wanted])
+            if block.shape[-1] > wanted:
+                self._mixture.insert(0, block[:, wanted:])
+            wanted -= pieces[-1].shape[-1]
+        mixture = np.concatenate(pieces, axis=-1) if pieces else np.zeros((self._shape[1], 0), np.float32)
+        return targets.reshape(*self._shape, targets.shape[-1]), mixture
+
+
+def separate_whole(network: Network, mixture: np.ndarray, embedded: Embedded, *, per_channel: bool) -> np.ndarray:
+    """A recording at once: float32 [channels, T] at the model's rate -> the targets [Q, channels, T]."""
+    config, weights, length = network.config, network.weights, mixture.shape[-1]
+    padded, count = _padded([mixture], config)
+    x, spectra = _analysed(config, weights, padded[0], 0, count[0], None, per_channel=per_channel)[:2]
+    masks = []
+    for embedding in [*embedded.queries, *embedded.unwanted]:
+        shifts = network.shifts(embedding)
+        rows = [_whole_mask(config, weights, shifts, x[row : row + 1], count[0]) for row in range(len(x))]
+        masks.append(jnp.concatenate(rows))
+    queries, unwanted = masks[: len(embedded.queries)], masks[len(embedded.queries) :]
+    half, targets = config.window_size // 2, np.zeros((len(queries), *mixture.shape), np.float32)
+    for target, mask, kept_out in zip(targets, queries, embedded.keep_out, strict=True):
+        # All frames are there at once: what reaches beyond the last hop is the rest of the recording.
+        output = _synthesised(config, spectra, mask, [unwanted[row] for row in kept_out], 0, count[0], None, None)[0]
+        output = np.asarray(output)[:, half : half + length]
+        target[:, : output.shape[-1]] = output
+    return targets
+
+
+def separate_batch(network: Network, mixtures: list[np.ndarray], embeddings: np.ndarray) -> list[np.ndarray]:
+    """Mono mixtures [T_i] of one padded shape (`padded_frames`), each with a query of its own -> their targets [T_i].
+
+    Args:
+        network: see `Network`.
+        mixtures: at the model's rate.
+        embeddings: [B, E].
+    """
+    padded, counts = _padded(mixtures, network.config)
+    outputs = np.asarray(_separated(network.config, network.weights, padded, counts, np.asarray(embeddings)))
+    return [output[: len(mixture)].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
+
+
+def padded_frames(num_samples: int, config: ModelConfig) -> int:
+    """The compiled number of frames that serves a signal of this length: a multiple of the pooling grid."""
+    return -(-num_frames(num_samples, config.hop_size) // TIME_DOWNSAMPLING) * TIME_DOWNSAMPLING
+
+
+def _padded(mixtures: list[np.ndarray], config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """[..., T_i] of one padded shape -> [B, ..., S], reflected at both ends, and the numbers of their frames [B]."""
+    window, hop = config.window_size, config.hop_size
+    samples = (padded_frames(mixtures[0].shape[-1], config) - 1) * hop + window
+    padded = np.zeros((len(mixtures), *mixtures[0].shape[:-1], samples), np.float32)
+    counts = np.empty(len(mixtures), np.int32)
+    for row, mixture in enumerate(mixtures):
+        # Only as far as the last frame reaches: samples past it belong to no frame.
+        reflected = reflect_pad(mixture, window)[..., :samples]
+        padded[row, ..., : reflected.shape[-1]] = reflected
+        counts[row] = num_frames(mixture.shape[-1], hop)
+    return padded, counts
+
+
+# ---- on the device ---------------------------------------------------------------------------------------------------
+
+
+_shifts = functools.partial(jax.jit, static_argnums=0)(inference.query_shifts)
+_piece_mask = functools.partial(jax.jit, static_argnums=0, donate_argnums=6)(inference.piece_mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole_mask(config: ModelConfig, weights: dict, shifts: dict, x: jax.Array, count: jax.Array) -> jax.Array:
+    return inference.whole_mask(config, weights, shifts, x, (jnp.arange(x.shape[1]) < count)[None])
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames='per_channel')
+def _analysed(
+    config: ModelConfig,
+    weights: dict,
+    samples: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+    before: jax.Array | None,
+    *,
+    per_channel: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Padded samples [channels, S] from frame `start` on -> the network's input [1 or channels, N, F - 1], and the
+    spectra [channels, N, F], late by those that came before and are still wanted."""
+    spectra = stft(samples, config.window_size, config.hop_size, center=False)
+    # The STFT is linear: the mean of the channels' spectra is the downmix's.
+    heard = spectra if per_channel else spectra.mean(0, keepdims=True)
+    valid = start + jnp.arange(spectra.shape[1]) < count
+    x = inference.features(weights, heard, jnp.broadcast_to(valid, heard.shape[:2]))
+    if before is None:
+        return x, spectra, None
+    spectra = jnp.concatenate([before, spectra], axis=1)
+    return x, spectra[:, : x.shape[1]], spectra[:, x.shape[1] :]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _synthesised(
+    config: ModelConfig,
+    spectra: jax.Array,
+    mask: jax.Array,
+    unwanted: list[jax.Array],
+    start: jax.Array,
+    count: jax.Array,
+    tail: jax.Array | None,
+    weight_tail: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Frames `start` to `start + N` of the spectra [channels, N, F], masked, as padded samples from start * hop on.
+
+    Args:
+        config: of the model.
+        spectra: complex64 [channels, N, F].
+        mask: of the target, [1 or channels, N, F].
+        unwanted: masks of what is kept out of it.
+        start: int, the first frame's place in the recording; those before 0 and from `count` on count for nothing.
+        count: int.
+        tail: what the frames before have left for the samples of these, [channels, window - hop]. None: all frames are
+            here, and all samples that they reach are asked for.
+        weight_tail: likewise the sum of squared windows, [window - hop].
+
+    Returns:
+        The samples that are finished, [channels, N * hop], and the new tails.
+    """
+    window_size, hop = config.window_size, config.hop_size
+    target = spectra * mask
+    if unwanted:
+        others = jnp.stack([spectral_power(spectra * other) for other in unwanted])
+        target = target * keep_out_gain(spectral_power(target), others, STRENGTH)
+    window = hann_window(window_size)
+    frame = start + jnp.arange(spectra.shape[1])
+    valid = ((frame >= 0) & (frame < count))[:, None]
+    frames = jnp.where(valid, jnp.fft.irfft(target, n=window_size, axis=-1) * window, 0)
+    signal, weight = overlap_add(frames, hop), overlap_add(valid * window**2, hop)
+    if tail is None:
+        return signal / jnp.maximum(weight, WINDOW_SUM_FLOOR), signal, weight
+    reach = window_size - hop
+    signal, weight = signal.at[:, :reach].add(tail), weight.at[:reach].add(weight_tail)
+    done = len(frame) * hop
+    return signal[:, :done] / jnp.maximum(weight[:done], WINDOW_SUM_FLOOR), signal[:, done:], weight[done:]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _separated(
+    config: ModelConfig, weights: dict, padded: jax.Array, counts: jax.Array, embeddings: jax.Array
+) -> jax.Array:
+    """Padded mixtures [B, S] of `counts` [B] frames, and [B, E] -> targets [B, N * hop]."""
+    window, hop = config.window_size, config.hop_size
+    spectra = stft(padded, window, hop, center=False)
+    valid = jnp.arange(spectra.shape[1]) < counts[:, None]
+    shifts = inference.query_shifts(config, weights, embeddings)
+    mask = inference.whole_mask(config, weights, shifts, inference.features(weights, spectra, valid), valid)
+    return istft(spectra * mask, window, hop, length=spectra.shape[1] * hop, frame_count=counts)
