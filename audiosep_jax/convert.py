@@ -22,6 +22,7 @@ from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
 from audiosep_jax.files import new_folder
+from audiosep_jax.hub_folder import CONFIG, is_ours
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.originals import TorchFile
 from audiosep_jax.tensor_files import SAFETENSORS, SUFFIXES, SafeTensors, open_tensors, state_dict_place, write_tensors
@@ -209,6 +210,8 @@ def find_source(source: str, *, place: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
+        if is_ours(path / CONFIG):
+            raise CheckpointError(f'{path} is a checkpoint of this project already: use it as it is')
         for name in ('model.safetensors', 'pytorch_model.bin'):
             if (path / name).is_file():
                 return path / name
@@ -218,9 +221,12 @@ def find_source(source: str, *, place: str) -> Path:
         raise CheckpointError(f'no such file: {source}')
     if reference.file is not None:
         return hub.fetch(reference, reference.file, place=place)
-    names = [n for n in hub.list_files(reference, place=place, suffixes=SUFFIXES) if Path(n).suffix in SUFFIXES]
+    found = hub.list_files(reference, place=place, suffixes=SUFFIXES)
+    names = [name for name in found if Path(name).suffix in SUFFIXES]
     if not names:
         raise CheckpointError(f'{reference.url} holds no checkpoint')
+    if 'model.safetensors' in names and CONFIG in found and is_ours(hub.fetch(reference, CONFIG, place=place)):
+        raise CheckpointError(f'{source} is a checkpoint of this project already: use it as it is')
     if 'model.safetensors' not in names and len(names) > 1:
         raise CheckpointError(f'{reference.url} holds several checkpoints ({listed(names)}): say {source}:FILE')
     return hub.fetch(reference, 'model.safetensors' if 'model.safetensors' in names else names[0], place=place)

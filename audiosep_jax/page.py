@@ -198,87 +198,98 @@ def build_page(separator: Separator, *, limits: Limits, folder: Path, examples: 
         gr.Markdown(_headline(separator), elem_id='title')
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=340):
-                recording = gr.Audio(
-                    sources=['upload', 'microphone'],
-                    type='filepath',
-                    label='Recording',
-                    elem_id='recording',
-                    buttons=[],
-                )
-                _only_uploads(recording)
-                queries = gr.Textbox(
-                    label='What to extract',
-                    info=f'One sound a line, up to {limits.queries}.',
-                    placeholder='a dog barking\na man speaking',
-                    lines=2,
-                    max_lines=limits.queries,
-                    elem_id='queries',
-                )
-                unwanted = gr.Textbox(
-                    label='What must stay out (optional)',
-                    info='Sounds that leak into the result, one a line.',
-                    placeholder='music',
-                    lines=1,
-                    max_lines=limits.queries,
-                    elem_id='unwanted',
-                )
-                strength = gr.Slider(
-                    0,
-                    1,
-                    1,
-                    step=0.05,
-                    label='Strength',
-                    info='1: the sound alone. Less: strength × the sound + (1 − strength) × the recording.',
-                    elem_id='strength',
-                    buttons=['reset'],
-                )
-                button = gr.Button('Separate', variant='primary', size='lg', elem_id='separate')
-                if examples:
-                    gr.Examples(
-                        [[str(example.path), example.queries] for example in examples],
-                        inputs=[recording, queries],
-                        label='Examples',
-                        example_labels=[str(example) for example in examples],
-                        api_visibility='private',
-                    )
-                minutes = f'{limits.seconds / 60:g} minutes' if limits.seconds >= 120 else f'{limits.seconds:g} seconds'
-                gr.Markdown(
-                    f'Up to {minutes} and {limits.megabytes} MB. WAV, FLAC, OGG, MP3 and more.', elem_id='limits'
-                )
+                *asked, button = _inputs(limits, examples)
             with gr.Column(scale=6, min_width=340):
-                message = gr.HTML(f'<div id="empty">{_EMPTY}</div>', elem_id='message', padding=False)
-                waveform = gr.WaveformOptions(waveform_color='#a5b4fc', waveform_progress_color='#4f46e5')
-                output = {'interactive': False, 'buttons': ['download'], 'waveform_options': waveform}
-                players = [gr.Audio(visible=False, elem_id=f'target-{i}', **output) for i in range(limits.queries)]
-                rest = gr.Audio(visible=False, label='Left over', elem_id='residual', **output)
-                picture = gr.Image(
-                    visible=False,
-                    interactive=False,
-                    show_label=False,
-                    elem_id='picture',
-                    buttons=['download', 'fullscreen'],
-                )
-        run = _handler(separator, limits, folder)
-        outputs = [message, *players, rest, picture]
-        gr.on(
-            [button.click],
-            run,
-            [recording, queries, unwanted, strength],
-            outputs,
+                answers = _outputs(limits)
+        button.click(
+            _handler(separator, limits, folder),
+            asked,
+            answers,
             concurrency_limit=1,
             api_visibility='private',
-            show_progress_on=message,
+            show_progress_on=answers[:2],  # of message and first player one is always shown
         )
     # One request computes at a time, twenty wait; none gets around the queue.
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
     return page
 
 
+def _inputs(limits: Limits, examples: Sequence[Example]) -> list:
+    """The left side: recording, what to extract, what must stay out, strength, and the button."""
+    import gradio as gr
+
+    recording = gr.Audio(
+        sources=['upload', 'microphone'],
+        type='filepath',
+        label='Recording',
+        elem_id='recording',
+        buttons=[],
+    )
+    _only_uploads(recording)
+    queries = gr.Textbox(
+        label='What to extract',
+        info=f'One sound a line, up to {limits.queries}.',
+        placeholder='a dog barking\na man speaking',
+        lines=2,
+        max_lines=limits.queries,
+        elem_id='queries',
+    )
+    unwanted = gr.Textbox(
+        label='What must stay out (optional)',
+        info='Sounds that leak into the result, one a line.',
+        placeholder='music',
+        lines=2,  # of one line Enter would begin no second
+        max_lines=limits.queries,
+        elem_id='unwanted',
+    )
+    strength = gr.Slider(
+        0,
+        1,
+        1,
+        step=0.05,
+        label='Strength',
+        info='1: the sound alone. Less: strength × the sound + (1 − strength) × the recording.',
+        elem_id='strength',
+        buttons=['reset'],
+    )
+    button = gr.Button('Separate', variant='primary', size='lg', elem_id='separate')
+    if examples:
+        gr.Examples(
+            [[str(example.path), example.queries] for example in examples],
+            inputs=[recording, queries],
+            label='Examples',
+            example_labels=[str(example) for example in examples],
+            api_visibility='private',
+        )
+    minutes = f'{limits.seconds / 60:g} minutes' if limits.seconds >= 120 else f'{limits.seconds:g} seconds'
+    gr.Markdown(f'Up to {minutes} and {limits.megabytes} MB. WAV, FLAC, OGG, MP3 and more.', elem_id='limits')
+    return [recording, queries, unwanted, strength, button]
+
+
+def _outputs(limits: Limits) -> list:
+    """The right side: message, a player for each sound, that of what is left over, the picture."""
+    import gradio as gr
+
+    message = gr.HTML(f'<div id="empty">{_EMPTY}</div>', elem_id='message', padding=False)
+    waveform = gr.WaveformOptions(waveform_color='#a5b4fc', waveform_progress_color='#4f46e5')
+    output = {'interactive': False, 'buttons': ['download'], 'waveform_options': waveform}
+    players = [gr.Audio(visible=False, elem_id=f'target-{i}', **output) for i in range(limits.queries)]
+    rest = gr.Audio(visible=False, label='Left over', elem_id='residual', **output)
+    picture = gr.Image(
+        visible=False,
+        interactive=False,
+        show_label=False,
+        elem_id='picture',
+        buttons=['download', 'fullscreen'],
+    )
+    return [message, *players, rest, picture]
+
+
 def theme() -> 'gradio.Theme':
     """Gradio's default in the fonts of the system."""
     import gradio as gr
 
-    # Its greys are too pale to read: 2.3 to 1 where the guidelines (WCAG) ask for 4.5.
+    # Its greys are paler than small text may be (WCAG 2.2, 1.4.3: a contrast of 4.5).
     greys = {'body_text_color_subdued': '*neutral_600', 'block_info_text_color': '*neutral_600'}
     greys |= {f'{name}_dark': '*neutral_300' for name in greys}
     return gr.themes.Default(primary_hue='indigo', **_FONTS).set(**greys)
@@ -342,7 +353,7 @@ def _headline(separator: Separator) -> str:
 def _told(kind: str, text: str) -> dict:
     import gradio as gr
 
-    return gr.update(value=f'<div class="message {kind}" role="alert">{html.escape(text)}</div>' if text else '')
+    return gr.update(value=f'<div class="message {kind}" role="alert">{html.escape(text)}</div>', visible=bool(text))
 
 
 def _lines(text: str | None, limits: Limits) -> list[str]:

@@ -277,6 +277,10 @@ def test_and_down(checkpoint, offline, tmp_path):  # noqa: F811
     shutil.copytree(tmp_path / 'repo', offline('me/small', {'.gitattributes': ''}), dirs_exist_ok=True)
     found = asj.load('me/small')
     assert_same(load_for_inference(found.info['path']), load_for_inference(checkpoint))
+    for source in ('me/small', tmp_path / 'repo'):  # its rate and hop would not be the preset's
+        with pytest.raises(CheckpointError, match='is a checkpoint of this project already'):
+            from_torch(source, tmp_path / 'converted')
+    assert not (tmp_path / 'converted').exists()
 
 
 def test_what_the_hub_refuses_is_one_line(checkpoint, local_hub, monkeypatch, capsys):
