@@ -1,7 +1,7 @@
 """Audio files and sample rates: what happens at the edge, on the host, in numpy.
 
-Arrays are float32 `[channels, T]` at full scale 1.0. Reading takes whatever libsndfile decodes (WAV, FLAC, OGG, MP3,
-AIFF, ...); writing gives WAV, FLAC or OGG by suffix and never leaves half a file under the name asked for.
+Arrays are float32 `[channels, T]` at full scale 1.0. Whole files here; block by block in sound_input.py and
+sound_output.py.
 """
 
 import math
@@ -66,16 +66,16 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *, subtype: Subtype = 'PCM_16') -> float:
-    """Writes float `[channels, T]` as WAV, FLAC or OGG (Vorbis) by the suffix of `path`; replaces an existing file.
+    """Writes float `[channels, T]` in the format of the suffix of `path`; replaces an existing file.
 
-    The file appears under its name only when it is complete. Except in a float WAV, samples beyond full scale would
-    wrap or clip: the whole file is attenuated instead.
+    The file appears under its name only when it is complete. Where samples beyond full scale would wrap or clip, that
+    is everywhere but in float files, the whole file is attenuated instead.
 
     Args:
-        path: ends in .wav, .flac or .ogg.
+        path: ends in one of `sound_output.SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
         audio: float `[channels, T]`.
         sample_rate: in Hz, a whole number.
-        subtype: PCM_16, PCM_24 or FLOAT; FLAC has no FLOAT, OGG is always Vorbis.
+        subtype: of the samples; FLAC has no PCM_32 and no FLOAT, OGG, Opus and MP3 are what they are.
 
     Returns:
         The gain that was applied to keep within full scale; 1.0 if none.

@@ -352,10 +352,14 @@ def keep_out(
     if not len(unwanted) or not length or not strength:
         return targets
     # The zeros are cut off again; a gain is a ratio of loudness and needs no reflection at the end.
-    grid = _HOPS_PER_SHAPE * hop_size
-    padding = -(-length // grid) * grid - length
+    padding = keep_out_padding(length, hop_size)
     padded, others = (np.pad(x, [(0, 0)] * (np.ndim(x) - 1) + [(0, padding)]) for x in (targets, unwanted))
     return np.asarray(_keep_out(padded, others, strength, window_size, hop_size))[..., :length].copy()
+
+
+def keep_out_padding(length: int, hop_size: int) -> int:
+    """How many zeros follow a recording of `length` samples before its gains are computed."""
+    return -length % (_HOPS_PER_SHAPE * hop_size)
 
 
 def check_strength(strength: float) -> None:

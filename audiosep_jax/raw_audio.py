@@ -68,7 +68,7 @@ def decoded(data: bytes, form: RawFormat, channels: int) -> np.ndarray:
 
 def encoded(block: np.ndarray, form: RawFormat) -> tuple[bytes, int]:
     """float32 [channels, n] -> interleaved samples, and how many were clipped to full scale."""
-    samples = block.T.astype(np.float64)
+    samples = np.ascontiguousarray(block.T, np.float64)
     if form not in _BITS:
         return samples.astype(_TYPES[form]).tobytes(), 0
     full = 2.0 ** (_BITS[form] - 1)

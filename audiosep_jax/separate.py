@@ -144,7 +144,7 @@ class Separator:
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
         separated = self._separate_all(mixture, embedded, per_channel=per_channel)
-        rows = separated.reshape(-1, separated.shape[-1])
+        rows = separated.reshape(len(separated) * len(audio), mixture.shape[-1])
         back = Resampler(self.config.sample_rate, sample_rate, len(rows))
         targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
         return Separation(targets, audio - targets.sum(0))
@@ -152,7 +152,8 @@ class Separator:
     @property
     def latency(self) -> float:
         """Seconds from a sample's entering `stream` to its coming out, at most (apart from the computing, and from
-        resampling: a few milliseconds). It is how far ahead the network looks, and one piece."""
+        resampling: a few milliseconds). It is how far ahead the network looks, and one piece of 32 frames; queries that
+        keep something out take that piece and a window again."""
         return NetworkStream.latency(self.config, _FRAMES_LIVE)
 
     def stream(

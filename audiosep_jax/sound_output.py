@@ -44,7 +44,7 @@ _BLOCK = 65536
 # A plain WAV counts its bytes in 32 bits; beyond that the RF64 header (EBU Tech 3306) takes over, suffix unchanged.
 _WAV_BYTES = 2**32 - 2**16
 _BYTES = {'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOAT': 4}
-_IN_MEMORY = 2**25  # bytes of an output that are no file yet
+_IN_MEMORY = 2**23  # bytes of an output that are no file yet
 # The largest positive 16-bit value is one step below full scale.
 _HIGHEST = 1.0 - 2.0**-15
 

@@ -16,12 +16,11 @@ import numpy as np
 import soxr
 
 from audiosep_jax import inference
+from audiosep_jax.framing import FrameStream
 from audiosep_jax.model import ModelConfig
-from audiosep_jax.queries import STRENGTH, Embedded, keep_out_gain, spectral_power
+from audiosep_jax.queries import STRENGTH, Embedded, keep_out, keep_out_gain, keep_out_padding, spectral_power
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
-
-_NOT_KNOWN = 2**30  # frames; int32, and 39 days at 320 samples of 32 kHz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,20 +93,19 @@ class NetworkStream:
 
     def __init__(self, network: Network, embedded: Embedded, channels: int, *, per_channel: bool, frames: int):
         config = network.config
-        self._network, self._frames, self._per_channel = network, frames, per_channel
-        self._embedded = embedded
+        window, hop = config.window_size, config.hop_size
+        self._network, self._per_channel = network, per_channel
         embeddings = [*embedded.queries, *embedded.unwanted]
         self._shifts = [network.shifts(embedding) for embedding in embeddings]
         # One row at a time: as fast on a CPU, and the memory in use is that of one.
         rows = range(channels if per_channel else 1)
         self._states = [[inference.initial_state(config, 1) for _ in rows] for _ in embeddings]
-        bins, overlap = config.window_size // 2 + 1, config.window_size - config.hop_size
-        self._spectra = jnp.zeros((channels, inference.look_ahead(), bins), jnp.complex64)
-        self._tails = [jnp.zeros((channels, overlap), jnp.float32) for _ in embedded.queries]
-        self._weight = jnp.zeros(overlap, jnp.float32)
-        self._waiting = np.zeros((channels, 0), np.float32)  # padded samples that no frame has begun with
-        self._recent = np.zeros((channels, 0), np.float32)  # the last of the mixture: reflected at its end
-        self._taken = self._given = self._start = 0
+        self._spectra = jnp.zeros((channels, inference.look_ahead(), window // 2 + 1), jnp.complex64)
+        self._tails = [jnp.zeros((channels, window - hop), jnp.float32) for _ in embeddings]
+        self._weight = jnp.zeros(window - hop, jnp.float32)
+        self._framed = FrameStream(self._piece, (channels,), window, hop, frames, late=inference.look_ahead())
+        self._keeping_out = KeepOutStream(config, embedded, channels, frames) if len(embedded.unwanted) else None
+        self._nothing = np.zeros((len(embedded.queries), channels, 0), np.float32)
 
     @staticmethod
     def latency(config: ModelConfig, frames: int) -> float:
@@ -116,78 +114,85 @@ class NetworkStream:
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """float32 [channels, n] -> [Q, channels, m], what is finished by now."""
-        half = self._network.config.window_size // 2
-        began = self._taken > half
-        self._taken += samples.shape[-1]
-        self._recent = np.concatenate([self._recent, samples], axis=-1)
-        if not began:
-            if self._taken <= half:
-                return self._nothing()
-            self._waiting = np.concatenate([self._recent[:, half:0:-1], self._recent], axis=-1)
-        else:
-            self._waiting = np.concatenate([self._waiting, samples], axis=-1)
-        self._recent = self._recent[:, -(half + 1) :]
-        pieces = [self._nothing()]
-        while self._waiting.shape[-1] >= self._piece_samples():
-            pieces.append(self._next_piece(_NOT_KNOWN))
-        return np.concatenate(pieces, axis=-1)
+        pieces = self._framed.push(samples)
+        if self._keeping_out is not None:
+            pieces = [out for piece in pieces for out in self._keeping_out.push(piece)]
+        return np.concatenate([self._nothing, *pieces], axis=-1)
 
     def finish(self) -> np.ndarray:
         """The rest: in all, as many samples as were pushed."""
-        config, length = self._network.config, self._taken
-        half = config.window_size // 2
-        if not length:
-            return self._nothing()
-        if length <= half:
-            self._waiting = reflect_pad(self._recent, config.window_size)
-        else:
-            self._waiting = np.concatenate([self._waiting, self._recent[:, -2 : -half - 2 : -1]], axis=-1)
-        pieces = [self._nothing()]
-        while self._given < length:
-            missing = max(self._piece_samples() - self._waiting.shape[-1], 0)
-            self._waiting = np.pad(self._waiting, [(0, 0), (0, missing)])
-            piece = self._next_piece(num_frames(length, config.hop_size))
-            excess = max(self._given - length, 0)
-            pieces.append(piece[..., : piece.shape[-1] - excess])
-        self._given = length
-        return np.concatenate(pieces, axis=-1)
+        pieces = self._framed.finish()
+        if self._keeping_out is not None:
+            pieces = [out for piece in pieces for out in self._keeping_out.push(piece)]
+            pieces += self._keeping_out.finish()
+        return np.concatenate([self._nothing, *pieces], axis=-1)
 
-    def _piece_samples(self) -> int:
-        config = self._network.config
-        return (self._frames - 1) * config.hop_size + config.window_size
-
-    def _nothing(self) -> np.ndarray:
-        return np.zeros((len(self._embedded.queries), len(self._spectra), 0), np.float32)
-
-    def _next_piece(self, count: int) -> np.ndarray:
-        """The next frames through the network; `count` is how many the recording has."""
+    def _piece(self, samples: np.ndarray, start: int, count: int) -> np.ndarray:
+        """What the network makes of the queries and of the unwanted: [Q + K, channels, N * hop]."""
         config, weights = self._network.config, self._network.weights
-        samples = self._waiting[:, : self._piece_samples()]
         x, spectra, self._spectra = _analysed(
-            config, weights, samples, self._start, count, self._spectra, per_channel=self._per_channel
+            config, weights, samples, start, count, self._spectra, per_channel=self._per_channel
         )
-        masks = []
-        for shifts, states in zip(self._shifts, self._states, strict=True):
+        outputs, before = [], self._weight
+        for i, (shifts, states) in enumerate(zip(self._shifts, self._states, strict=True)):
             rows = []
             for row, state in enumerate(states):
-                mask, states[row] = _piece_mask(config, weights, shifts, x[row : row + 1], self._start, count, state)
+                mask, states[row] = _piece_mask(config, weights, shifts, x[row : row + 1], start, count, state)
                 rows.append(mask)
-            masks.append(jnp.concatenate(rows))
-        queries, unwanted = masks[: len(self._tails)], masks[len(self._tails) :]
-        first = self._start - inference.look_ahead()
-        outputs, before = [], self._weight
-        for i, (mask, rows) in enumerate(zip(queries, self._embedded.keep_out, strict=True)):
+            first = start - inference.look_ahead()
             out, self._tails[i], self._weight = _synthesised(
-                config, spectra, mask, [unwanted[row] for row in rows], first, count, self._tails[i], before
+                config, spectra, jnp.concatenate(rows), first, count, self._tails[i], before
             )
             outputs.append(out)
-        self._waiting = self._waiting[:, self._frames * config.hop_size :]
-        # In padded samples, of which half a window is before the beginning.
-        begin = first * config.hop_size - config.window_size // 2
-        self._start += self._frames
-        piece = np.stack([np.asarray(out) for out in outputs])[..., max(-begin, 0) :]
-        self._given += piece.shape[-1]
-        return piece
+        return np.stack([np.asarray(out) for out in outputs])
+
+
+class KeepOutStream:
+    """`queries.keep_out` of sounds that come in blocks.
+
+    Args:
+        config: of the model.
+        embedded: the queries.
+        channels: of the sounds.
+        frames: at a time.
+    """
+
+    def __init__(self, config: ModelConfig, embedded: Embedded, channels: int, frames: int):
+        window, hop = config.window_size, config.hop_size
+        queries, count = len(embedded.queries), len(embedded.queries) + len(embedded.unwanted)
+        self._config, self._rows = config, embedded.keep_out
+        self._framed = FrameStream(self._piece, (count, channels), window, hop, frames)
+        self._tails = jnp.zeros((queries, channels, window - hop), jnp.float32)
+        self._weight = jnp.zeros(window - hop, jnp.float32)
+        self._shape, self._taken, self._given = (count, channels), 0, 0
+
+    def push(self, sounds: np.ndarray) -> list[np.ndarray]:
+        """The targets and then the unwanted, [Q + K, channels, n] -> targets [Q, channels, m]."""
+        self._taken += sounds.shape[-1]
+        return self._counted(self._framed.push(sounds))
+
+    def finish(self) -> list[np.ndarray]:
+        length = self._taken
+        zeros = np.zeros((*self._shape, keep_out_padding(length, self._config.hop_size)), np.float32)
+        pieces = self._counted(self._framed.push(zeros) + self._framed.finish())
+        excess = self._given - length
+        while excess > 0 and pieces:
+            cut = min(excess, pieces[-1].shape[-1])
+            pieces[-1] = pieces[-1][..., : pieces[-1].shape[-1] - cut]
+            excess -= cut
+            if not pieces[-1].shape[-1]:
+                pieces.pop()
+        return pieces
+
+    def _counted(self, pieces: list[np.ndarray]) -> list[np.ndarray]:
+        self._given += sum(piece.shape[-1] for piece in pieces)
+        return pieces
+
+    def _piece(self, sounds: np.ndarray, start: int, count: int) -> np.ndarray:
+        out, self._tails, self._weight = _kept_out(
+            self._config, self._rows, sounds, start, count, self._tails, self._weight
+        )
+        return np.asarray(out)
 
 
 class SoundStream:
@@ -255,18 +260,18 @@ def separate_whole(network: Network, mixture: np.ndarray, embedded: Embedded, *,
     config, weights, length = network.config, network.weights, mixture.shape[-1]
     padded, count = _padded([mixture], config)
     x, spectra = _analysed(config, weights, padded[0], 0, count[0], None, per_channel=per_channel)[:2]
-    masks = []
+    half, outputs = config.window_size // 2, []
     for embedding in [*embedded.queries, *embedded.unwanted]:
         shifts = network.shifts(embedding)
         rows = [_whole_mask(config, weights, shifts, x[row : row + 1], count[0]) for row in range(len(x))]
-        masks.append(jnp.concatenate(rows))
-    queries, unwanted = masks[: len(embedded.queries)], masks[len(embedded.queries) :]
-    half, targets = config.window_size // 2, np.zeros((len(queries), *mixture.shape), np.float32)
-    for target, mask, kept_out in zip(targets, queries, embedded.keep_out, strict=True):
-        # All frames are there at once: what reaches beyond the last hop is the rest of the recording.
-        output = _synthesised(config, spectra, mask, [unwanted[row] for row in kept_out], 0, count[0], None, None)[0]
-        output = np.asarray(output)[:, half : half + length]
-        target[:, : output.shape[-1]] = output
+        # All frames are there at once: what they reach beyond the last hop is the rest of the recording.
+        output = _synthesised(config, spectra, jnp.concatenate(rows), 0, count[0], None, None)[0]
+        outputs.append(np.asarray(output)[:, half : half + length])
+    targets, unwanted = np.stack(outputs[: len(embedded.queries)]), outputs[len(embedded.queries) :]
+    for target, kept_out in zip(targets, embedded.keep_out, strict=True):
+        if kept_out:
+            others = np.stack([unwanted[row] for row in kept_out])
+            target[:] = keep_out(target, others, window_size=config.window_size, hop_size=config.hop_size)
     return targets
 
 
@@ -343,7 +348,6 @@ def _synthesised(
     config: ModelConfig,
     spectra: jax.Array,
     mask: jax.Array,
-    unwanted: list[jax.Array],
     start: jax.Array,
     count: jax.Array,
     tail: jax.Array | None,
@@ -355,7 +359,6 @@ def _synthesised(
         config: of the model.
         spectra: complex64 [channels, N, F].
         mask: of the target, [1 or channels, N, F].
-        unwanted: masks of what is kept out of it.
         start: int, the first frame's place in the recording; those before 0 and from `count` on count for nothing.
         count: int.
         tail: what the frames before have left for the samples of these, [channels, window - hop]. None: all frames are
@@ -365,22 +368,53 @@ def _synthesised(
     Returns:
         The samples that are finished, [channels, N * hop], and the new tails.
     """
+    return _overlapped(config, spectra * mask, start, count, tail, weight_tail)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _kept_out(
+    config: ModelConfig,
+    rows: tuple[tuple[int, ...], ...],
+    sounds: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+    tails: jax.Array,
+    weight_tail: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Padded targets and unwanted sounds [Q + K, channels, S] -> finished samples of the targets and the new tails, as
+    `_synthesised`. `rows` are those of the unwanted that are kept out of each target."""
+    spectra = stft(sounds, config.window_size, config.hop_size, center=False)
+    targets, powers = spectra[: len(rows)], spectral_power(spectra)
+    gains = [
+        keep_out_gain(powers[i], jnp.stack([powers[len(rows) + row] for row in out_of_it]), STRENGTH)
+        if out_of_it
+        else jnp.ones_like(powers[i])
+        for i, out_of_it in enumerate(rows)
+    ]
+    return _overlapped(config, targets * jnp.stack(gains)[:, None], start, count, tails, weight_tail)
+
+
+def _overlapped(
+    config: ModelConfig,
+    spectra: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+    tail: jax.Array | None,
+    weight_tail: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_synthesised` of spectra [..., N, F] that are masked already."""
     window_size, hop = config.window_size, config.hop_size
-    target = spectra * mask
-    if unwanted:
-        others = jnp.stack([spectral_power(spectra * other) for other in unwanted])
-        target = target * keep_out_gain(spectral_power(target), others, STRENGTH)
     window = hann_window(window_size)
-    frame = start + jnp.arange(spectra.shape[1])
+    frame = start + jnp.arange(spectra.shape[-2])
     valid = ((frame >= 0) & (frame < count))[:, None]
-    frames = jnp.where(valid, jnp.fft.irfft(target, n=window_size, axis=-1) * window, 0)
+    frames = jnp.where(valid, jnp.fft.irfft(spectra, n=window_size, axis=-1) * window, 0)
     signal, weight = overlap_add(frames, hop), overlap_add(valid * window**2, hop)
     if tail is None:
         return signal / jnp.maximum(weight, WINDOW_SUM_FLOOR), signal, weight
     reach = window_size - hop
-    signal, weight = signal.at[:, :reach].add(tail), weight.at[:reach].add(weight_tail)
+    signal, weight = signal.at[..., :reach].add(tail), weight.at[:reach].add(weight_tail)
     done = len(frame) * hop
-    return signal[:, :done] / jnp.maximum(weight[:done], WINDOW_SUM_FLOOR), signal[:, done:], weight[done:]
+    return signal[..., :done] / jnp.maximum(weight[:done], WINDOW_SUM_FLOOR), signal[..., done:], weight[done:]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -300,6 +300,7 @@ def test_a_full_disk_in_a_real_process(folder):
     """A limit on the size of files is the nearest thing to a full disk that a test may make."""
     code = f"""
 import resource, sys, numpy, signal
+sys.dont_write_bytecode = True  # what is imported late would be cut off, too
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from quarter_separator import QuarterSeparator
 from audiosep_jax import cli
