@@ -262,7 +262,7 @@ def _inputs(limits: Limits, examples: Sequence[Example]) -> list:
             api_visibility='private',
         )
     minutes = f'{limits.seconds / 60:g} minutes' if limits.seconds >= 120 else f'{limits.seconds:g} seconds'
-    gr.Markdown(f'Up to {minutes} and {limits.megabytes} MB. WAV, FLAC, OGG, MP3 and more.', elem_id='limits')
+    gr.Markdown(f'Up to {minutes} and {limits.megabytes} MB. WAV, FLAC, OGG, MP3, M4A and more.', elem_id='limits')
     return [recording, queries, unwanted, strength, button]
 
 
