@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
 
 from audiosep_jax import audio
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
@@ -25,11 +24,13 @@ from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
 from audiosep_jax.plots import spectrogram_panels
 from audiosep_jax.queries import Query
 from audiosep_jax.separate import Separator
+from audiosep_jax.sound_input import open_sound
+from audiosep_jax.sound_output import Subtype
 
 if TYPE_CHECKING:
     import gradio
 
-_SUBTYPE: audio.Subtype = 'PCM_24'  # the finest that all browsers play
+_SUBTYPE: Subtype = 'PCM_24'  # the finest that all browsers play
 _SOUNDS = ('.wav', '.flac', '.ogg', '.mp3')
 _MOST_EXAMPLES = 20
 # Samples of all channels for each second of the limit: four channels at 48 kHz, two at 96.
@@ -261,7 +262,7 @@ def _inputs(limits: Limits, examples: Sequence[Example]) -> list:
             api_visibility='private',
         )
     minutes = f'{limits.seconds / 60:g} minutes' if limits.seconds >= 120 else f'{limits.seconds:g} seconds'
-    gr.Markdown(f'Up to {minutes} and {limits.megabytes} MB. WAV, FLAC, OGG, MP3 and more.', elem_id='limits')
+    gr.Markdown(f'Up to {minutes} and {limits.megabytes} MB. WAV, FLAC, OGG, MP3, M4A and more.', elem_id='limits')
     return [recording, queries, unwanted, strength, button]
 
 
@@ -370,18 +371,17 @@ def _lines(text: str | None, limits: Limits) -> list[str]:
 
 def _read(recording: Path, limits: Limits) -> tuple[np.ndarray, int]:
     """float32 [channels, T] and its rate. Too long is refused undecoded: hours of silence are little FLAC."""
-    try:
-        header = soundfile.info(recording)
-    except (OSError, TypeError, soundfile.LibsndfileError):
-        pass  # `read_audio` says what is wrong with it, or knows another way
-    else:
-        _check_length(header.frames, header.channels, header.samplerate, limits)
-    mixture, rate = audio.read_audio(recording)
-    _check_length(mixture.shape[-1], len(mixture), rate, limits)
-    return mixture, rate
+    blocks, frames = [], 0
+    with open_sound(recording) as sound:
+        _check_length((sound.seconds or 0) * sound.rate, sound.channels, sound.rate, limits)
+        for block in sound.blocks():  # a header may say less than there is, or nothing
+            frames += block.shape[-1]
+            _check_length(frames, sound.channels, sound.rate, limits)
+            blocks.append(block)
+    return np.concatenate(blocks, axis=-1), sound.rate
 
 
-def _check_length(frames: int, channels: int, rate: int, limits: Limits) -> None:
+def _check_length(frames: float, channels: int, rate: int, limits: Limits) -> None:
     if frames > limits.seconds * rate:
         raise AudioFileError(
             f'the recording is {frames / rate / 60:.1f} minutes long, this page takes up to {limits.seconds / 60:g}; '

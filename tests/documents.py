@@ -4,6 +4,7 @@ import configparser
 import contextlib
 import dataclasses
 import functools
+import glob
 import importlib.util
 import inspect
 import json
@@ -34,20 +35,7 @@ _BLOCK = re.compile(
 )
 _FENCE = re.compile(r'^```(\w*)$', re.M)
 # Programs of others, which a block may name where it is not run.
-_OF_OTHERS = (
-    'pip',
-    'python3',
-    '.',
-    'pytest',
-    'pre-commit',
-    'hf',
-    'ffmpeg',
-    'sox',
-    'ssh',
-    'gcloud',
-    'sbatch',
-    'tensorboard',
-)
+_OF_OTHERS = tuple('pip python3 . pytest pre-commit hf ffmpeg ffplay sox ssh gcloud sbatch tensorboard'.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Block:
 
     def commands(self) -> list[list[str]]:
         """Of a shell block, the words of each command."""
-        lines = self.code.replace('\\\n', ' ').splitlines()
+        lines = re.sub(r'\\\n|(?<=\|)\n', ' ', self.code).splitlines()
         words = [shlex.split(part, comments=True) for line in lines for part in re.split(r'&&|\|\|?|;', line)]
         return [command for command in words if command]
 
@@ -98,6 +86,7 @@ def run(block: Block) -> None:
         exec(compile(block.code, f'{block.page}:{block.line}', 'exec'), {'__name__': '__main__'})
         return
     for command in block.commands():
+        command = [name for word in command for name in (sorted(glob.glob(word)) if '*' in word else [word])]
         program, arguments = _program(command)
         assert program is not None, f'{block.page}:{block.line}: {command} is run nowhere: mark it'
         assert program(arguments) == 0, f'{block.page}:{block.line}: {command}'

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_separator import CONFIG, small_variables
 
-from audiosep_jax import page
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
 from audiosep_jax.page import Limits, answer, blended, find_examples
 from audiosep_jax.queries import Query
 from audiosep_jax.separate import Separator
+from audiosep_jax.sound_input import SoundInput
 
 RATE = 16000
 
@@ -127,7 +127,7 @@ def test_what_is_too_long_is_not_decoded(separator, tmp_path, monkeypatch):
     def decoded(*_):
         raise AssertionError('decoded')
 
-    monkeypatch.setattr(page.audio, 'read_audio', decoded)
+    monkeypatch.setattr(SoundInput, 'blocks', decoded)
     with pytest.raises(AudioFileError, match=r'11\.0 minutes long, this page takes up to 10;'):
         ask(separator, tmp_path / 'long.flac')
     soundfile.write(tmp_path / 'wide.flac', np.zeros((30000, 8), np.int16), 192000)
