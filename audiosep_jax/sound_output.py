@@ -103,7 +103,7 @@ class OutputFiles:
                 raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
             self._peaks[i] = max(self._peaks[i], peak)
             with _explained(path):
-                self._spools[i].write(np.ascontiguousarray(sound.T, np.float32).data.cast('B'))
+                self._spools[i].write(np.ascontiguousarray(sound.T, np.float32).reshape(-1).view(np.uint8))
 
     def finish(self, gains: Sequence[float] | None = None) -> float:
         """Encodes all files, each times its gain (1 if none are given), under temporary names; then renames them.

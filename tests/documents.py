@@ -35,7 +35,10 @@ _BLOCK = re.compile(
 )
 _FENCE = re.compile(r'^```(\w*)$', re.M)
 # Programs of others, which a block may name where it is not run.
-_OF_OTHERS = tuple('pip python3 . pytest pre-commit hf ffmpeg ffplay sox ssh gcloud sbatch tensorboard'.split())
+_OF_OTHERS = (
+    *('pip', 'python3', '.', 'pytest', 'pre-commit', 'hf', 'ffmpeg', 'ffplay', 'sox'),
+    *('ssh', 'gcloud', 'sbatch', 'tensorboard'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
