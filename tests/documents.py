@@ -159,7 +159,7 @@ def _parse_cli(arguments: list[str], where: str) -> None:
 
 
 def _parse_data_prep(arguments: list[str], where: str) -> None:
-    with _stopped_at(data_prep, 'build', 'embed', 'verify', 'stats', 'merge', 'inspect', 'stage'):
+    with _stopped_at(data_prep, 'build', 'embed', 'verify', 'stats', 'merge', 'inspect', 'stage', 'make_eval'):
         try:
             code = data_prep.main(arguments)
         except _Understood:
