@@ -144,8 +144,9 @@ class NetworkStream:
             out, self._tails[i], self._weight = _synthesised(
                 config, spectra, jnp.concatenate(rows), first, count, self._tails[i], before
             )
-            outputs.append(out)
-        return np.stack([np.asarray(out) for out in outputs])
+            # Waited for: queries under way at the same time would need memory at the same time.
+            outputs.append(np.asarray(out))
+        return np.stack(outputs)
 
 
 class KeepOutStream:
