@@ -402,7 +402,7 @@ def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
     from audiosep_jax.sound_input import open_sound
 
     total = done = 0.0
-    for source in inputs:
+    for source in inputs if sys.stderr.isatty() else ():
         with contextlib.suppress(AudioSepError), open_sound(source) as sound:  # said when it is its turn
             total += sound.seconds or 0.0
     with progress_bar('separating') as show:

@@ -7,6 +7,7 @@ result is that of the whole recording at once, to float rounding.
 Letters: Q queries, T samples, N frames, F frequency bins.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -155,8 +156,9 @@ class NetworkStream:
             out, self._tails[i], self._weight = _synthesised(
                 config, spectra, jnp.concatenate(rows), first, count, self._tails[i], before
             )
-            outputs.append(out)
-        return np.stack([np.asarray(out) for out in outputs])
+            # Waited for: queries under way at the same time would need memory at the same time.
+            outputs.append(np.asarray(out))
+        return np.stack(outputs)
 
 
 class KeepOutStream:
@@ -234,7 +236,7 @@ class SoundStream:
         self._in = Resampler(sample_rate, model_rate, channels)
         self._out = Resampler(model_rate, sample_rate, queries * channels)
         self._separating = NetworkStream(network, embedded, channels, per_channel=per_channel, frames=frames)
-        self._mixture: list[np.ndarray] = []
+        self._mixture: collections.deque[np.ndarray] = collections.deque()
         self._length = 0
 
     def push(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,10 +260,10 @@ class SoundStream:
     def _with_mixture(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         wanted, pieces = targets.shape[-1], []
         while wanted:
-            block = self._mixture.pop(0)
+            block = self._mixture.popleft()
             pieces.append(block[:, :wanted])
             if block.shape[-1] > wanted:
-                self._mixture.insert(0, block[:, wanted:])
+                self._mixture.appendleft(block[:, wanted:])
             wanted -= pieces[-1].shape[-1]
         mixture = np.concatenate(pieces, axis=-1) if pieces else np.zeros((self._shape[1], 0), np.float32)
         return targets.reshape(*self._shape, targets.shape[-1]), mixture

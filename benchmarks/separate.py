@@ -2,6 +2,7 @@
 a long recording is cut does to the result.
 
     python benchmarks/separate.py                                  # the article's network, random weights
+    python benchmarks/separate.py --size small
     python benchmarks/separate.py --checkpoint quickstart --lengths 60 600 --queries 1
 
 Each row is a process of its own, whose peak memory the system reports (resident set, with Python, JAX and the weights;
@@ -22,7 +23,9 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -34,6 +37,10 @@ from audiosep_jax.errors import reported
 
 RATE = 44100
 WINDOW, OVERLAP = 10.0, 2.0  # seconds
+SIZES = {
+    'article': {},
+    'small': dict(sample_rate=16000, window_size=1024, hop_size=256, widths=(8, 16, 32, 64, 64, 64)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Case:
 
 def main(
     checkpoint: str | None = None,
+    size: Literal['article', 'small'] = 'article',
     lengths: tuple[float, ...] = (5, 10, 60, 180),
     queries: tuple[int, ...] = (1, 3),
     methods: tuple[str, ...] = ('default', 'live', 'whole', 'windows', 'pieces'),
@@ -61,7 +69,8 @@ def main(
     """Prints the tables.
 
     Args:
-        checkpoint: a trained network; by default random weights of the article's size.
+        checkpoint: a trained network; by default random weights.
+        size: of the network of random weights: the article's, or that of the README's small run at 16 kHz.
         lengths: of the recordings, seconds.
         queries: how many are asked at once.
         methods: of those above; default is what Separator does.
@@ -69,6 +78,7 @@ def main(
         frames: sizes of pieces to compare.
         json_file: where to write the figures as well.
     """
+    config = SIZES[size]
     cases = [Case('default', n, q) for n, q in itertools.product(lengths, queries) if 'default' in methods]
     for method in methods:
         sizes = frames if method == 'pieces' else (None,)
@@ -76,7 +86,7 @@ def main(
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
-            figures.append(measured(case, checkpoint, Path(folder)))
+            figures.append(measured(case, checkpoint or config, Path(folder)))
             print(json.dumps(figures[-1]), flush=True)
         whole = Path(folder) / 'whole.npy'
         if whole.exists():
@@ -86,19 +96,15 @@ def main(
         json_file.write_text(json.dumps(figures, indent=2) + '\n')
 
 
-def measured(case: Case, checkpoint: str | None, folder: Path) -> dict:
+def measured(case: Case, network: str | dict, folder: Path) -> dict:
     """Runs a case in a process of its own."""
-    results = multiprocessing.get_context('spawn').Queue()
-    process = multiprocessing.get_context('spawn').Process(target=work, args=(case, checkpoint, folder, results))
-    process.start()
-    figures = results.get()
-    process.join()
-    return figures
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(work, case, network, folder).result()
 
 
-def work(case: Case, checkpoint: str | None, folder: Path, results) -> None:
+def work(case: Case, network: str | dict, folder: Path) -> dict:
     """In the process: writes the recording, separates it, tells how long that took and how much memory."""
-    separator = load(checkpoint, case)
+    separator = load(network, case)
     embeddings = np.random.default_rng(1).standard_normal((case.queries, separator.config.condition_size))
     prepared = separator.prepare((embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32))
     warm_up = case.seconds if case.method == 'whole' else min(case.seconds, 14)
@@ -112,21 +118,20 @@ def work(case: Case, checkpoint: str | None, folder: Path, results) -> None:
     if case.method != 'default':
         keep(case, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    results.put(
-        {
-            **dataclasses.asdict(case),
-            'name': str(case),
-            'seconds_per_second': elapsed / case.seconds,
-            'cpu_seconds_per_second': worked / case.seconds,
-            'peak_mb': peak / 1024,
-            'before_mb': before / 1024,
-            'latency': separator.latency if case.method == 'live' else None,
-            'cpus': len(os.sched_getaffinity(0)),
-        }
-    )
+    return {
+        **dataclasses.asdict(case),
+        'name': str(case),
+        'seconds_per_second': elapsed / case.seconds,
+        'cpu_seconds_per_second': worked / case.seconds,
+        'peak_mb': peak / 1024,
+        'before_mb': before / 1024,
+        'latency': separator.latency if case.method == 'live' else None,
+        'cpus': len(os.sched_getaffinity(0)),
+    }
 
 
-def load(checkpoint: str | None, case: Case):
+def load(network: str | dict, case: Case):
+    """The separator of a checkpoint, or one of random weights of this configuration."""
     import jax
 
     from audiosep_jax import separate
@@ -135,9 +140,9 @@ def load(checkpoint: str | None, case: Case):
     if case.frames:
         separate._FRAMES_AT_ONCE = case.frames
     most = {'whole': 1e9, 'windows': 1e9, 'pieces': 0.0}.get(case.method)
-    if checkpoint:
-        return separate.load(checkpoint, max_whole_seconds=most)
-    config = ModelConfig()
+    if isinstance(network, str):
+        return separate.load(network, max_whole_seconds=most)
+    config = ModelConfig(**network)
     rng = np.random.default_rng(0)
 
     def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
