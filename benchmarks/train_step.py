@@ -263,9 +263,9 @@ def row(case: Case, size: Size, found: dict, kind: str) -> dict:
 
     config, seconds = size.config(case), statistics.median(found['seconds'])
     clips = case.batch_size / seconds
-    # Eager PyTorch lets cuDNN compute float32 convolutions as TF32.
+    # Eager PyTorch lets cuDNN compute float32 convolutions as TF32, and the bound is of float32.
     peak = cost.peak_flops(kind, 'tensorfloat32' if case.program == EAGER else case.dtype)
-    bound = cost.clips_per_second_bound(config, size.num_samples, kind)
+    bound = None if case.program == EAGER else cost.clips_per_second_bound(config, size.num_samples, kind)
     return {
         **dataclasses.asdict(case),
         **found,

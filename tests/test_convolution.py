@@ -11,8 +11,9 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from audiosep_jax import convolution
+from audiosep_jax import convolution, resunet
 from audiosep_jax.convolution import conv3x3
+from audiosep_jax.model import AudioSep, ModelConfig, init_variables
 from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
 
 
@@ -101,6 +102,29 @@ def test_vmap_over_kernels_of_one_input():
     each = jax.jit(jax.vmap(lambda k: jax.vjp(lambda k: conv3x3(x, k), k)[1](g)[0]))(kernels)
     for i in range(2):
         assert_close(each[i], gradients(plain, x, kernels[i], g)[1], 1e-5)
+
+
+@pytest.mark.slow
+def test_the_network_s_gradients_are_those_that_jax_derives(monkeypatch):
+    """Every leaf, on maps whose widest level goes by rows."""
+    config = ModelConfig(window_size=256, hop_size=64, widths=(4, 4, 6, 6, 8, 8), condition_size=8)
+    assert config.window_size // 2 >= convolution._ROW_PRODUCT_BINS
+    variables = init_variables(config, jax.random.key(0))
+    mixtures, embeddings, targets = arrays((2, 2000), (2, 8), (2, 2000))
+
+    def loss(params):
+        weights = {**variables, 'params': params}
+        out, _ = AudioSep(config).apply(weights, mixtures, embeddings, train=True, mutable=['batch_stats'])
+        return jnp.mean((out - targets) ** 2)
+
+    ours = jax.jit(jax.grad(loss))(variables['params'])
+    monkeypatch.setattr(resunet, 'conv3x3', plain)
+    monkeypatch.setattr(convolution, '_product', convolution.matmul)
+    derived = jax.jit(jax.grad(lambda params: loss(params)))(variables['params'])
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(derived))
+    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(derived), strict=True):
+        tolerance = 1e-4 * np.abs(b).max() + 1e-6 * largest  # some are zero but for rounding
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize(('platform', 'loops'), [('cpu', 1), ('cuda', 0), ('tpu', 0)])
