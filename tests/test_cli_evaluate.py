@@ -91,6 +91,25 @@ def test_all_benchmarks(folder, band, capsys):
     assert '[MUSIC](music/report.md)' in (folder / 'evaluation' / 'report.md').read_text()
 
 
+def test_of_several_benchmarks_a_bad_one_does_not_cost_the_others(folder, band, capsys):
+    for name in ('music', 'esc50'):
+        make_numbered(
+            folder / 'bench' / name, f'{name}_eval.csv', 'idx,caption,src_wav,noise_wav', lambda i, kind: [kind]
+        )
+    for path in (folder / 'bench' / 'esc50').glob('*.wav'):
+        path.unlink()
+    (folder / 'bench' / 'clotho').mkdir()
+    assert evaluate('--benchmark', 'all', '--json', 'r.json') == 1
+    errors = capsys.readouterr().err
+    assert 'bench/clotho/clotho_eval.csv: No such file' in errors
+    assert 'error: esc50: none of the 4 items could be scored' in errors
+    assert list(json.loads((folder / 'r.json').read_text())['benchmarks']) == ['music']
+    for path in (folder / 'bench' / 'music').glob('*.wav'):
+        path.unlink()
+    assert evaluate('--benchmark', 'all') == 1
+    assert 'bench: no benchmark could be scored' in capsys.readouterr().err
+
+
 def test_queries_side_by_side(folder, band):
     make_numbered(folder / 'bench', 'audiocaps_eval.csv', AUDIOCAPS, lambda i, kind: [kind, f'the {kind}'])
     write_table(folder / 'mine.csv', 'idx,caption', [[i, 'whistle'] for i in range(4)])
