@@ -96,10 +96,13 @@ def run(
 
     from audiosep_jax.evaluation.run import Options, evaluate
     from audiosep_jax.progress import printed_progress, progress_bar
+    from audiosep_jax.speech_metrics import check_installed
 
     _check(command)
     folders = _folders(command)
     benchmarks = _benchmarks(command, folders, complain)  # before the checkpoint: its mistakes are seen sooner
+    if any(benchmark.speech for benchmark in benchmarks):
+        check_installed()
     separator = load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
     options = Options(
         seed=command.seed,

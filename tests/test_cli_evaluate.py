@@ -1,5 +1,6 @@
 """The command line: evaluate."""
 
+import importlib.util
 import json
 import os
 
@@ -142,6 +143,17 @@ def test_an_interrupted_evaluation_says_that_it_continues(folder, band, capsys, 
     monkeypatch.setattr(band, 'separate_batch', interrupted)
     assert evaluate() == 130
     assert one_error(capsys) == 'audiosep-jax: error: interrupted; the same command continues'
+
+
+def test_speech_without_its_packages_is_refused_before_the_work(folder, band, capsys, monkeypatch):
+    make_music(folder / 'bench' / 'music')
+    for kind in ('clean', 'noisy'):
+        (folder / 'bench' / 'voicebank-demand' / f'{kind}_testset_wav').mkdir(parents=True)
+        (folder / 'bench' / 'voicebank-demand' / f'{kind}_testset_wav' / 'p232_001.wav').touch()
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert evaluate('--benchmark', 'all') == 2
+    assert "pip install 'audiosep_jax[speech]'" in one_error(capsys)
+    assert band.calls == 0
 
 
 @pytest.mark.parametrize(
