@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 _Name = Literal[
     'audioset', 'audiocaps', 'vggsound', 'clotho', 'music', 'esc50', 'dcase2024', 'voicebank-demand', 'csv', 'all'
 ]
-_Benchmark = Annotated[_Name | None, tyro.conf.arg(help_behavior_hint='(default: the one whose table is in DIR)')]
+_Benchmark = Annotated[
+    _Name | None,
+    tyro.conf.arg(
+        metavar='{' + ','.join(get_args(_Name)) + '}', help_behavior_hint='(default: the one whose table is in DIR)'
+    ),
+]
 _Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')]
 _SHOWN = 20  # items left out that are named on the screen
 
@@ -91,9 +96,13 @@ def run(
 
     from audiosep_jax.evaluation.run import Options, evaluate
     from audiosep_jax.progress import printed_progress, progress_bar
+    from audiosep_jax.speech_metrics import check_installed
 
     _check(command)
-    benchmarks = _benchmarks(command)  # before the checkpoint: its mistakes are seen sooner
+    folders = _folders(command)
+    benchmarks = _benchmarks(command, folders, complain)  # before the checkpoint: its mistakes are seen sooner
+    if any(benchmark.speech for benchmark in benchmarks):
+        check_installed()
     separator = load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
     options = Options(
         seed=command.seed,
@@ -105,20 +114,25 @@ def run(
     found: dict[str, Results] = {}
     for benchmark in benchmarks:
         folder = command.out / benchmark.name
-        with progress_bar(benchmark.title) as bar, printed_progress('evaluated', bar) as progress:
-            found[benchmark.name] = evaluate(
-                separator,
-                benchmark,
-                options,
-                query_types=_query_types(command.query_type, benchmark, alone=len(benchmarks) == 1),
-                journal=folder,
-                progress=progress,
-            )
+        types = _query_types(command.query_type, benchmark, alone=command.benchmark != 'all')
+        try:
+            with progress_bar(benchmark.title) as bar, printed_progress('evaluated', bar) as progress:
+                found[benchmark.name] = evaluate(
+                    separator, benchmark, options, query_types=types, journal=folder, progress=progress
+                )
+        except DataError as error:
+            if command.benchmark != 'all':
+                raise
+            complain(f'{benchmark.name}: {error}')
+            continue
         if jax.process_index() == 0:
             _finish(command, found[benchmark.name], folder, separator, say, complain)
+    if not found:
+        raise DataError(f'{command.data}: no benchmark could be scored')
     if jax.process_index() == 0:
         _conclude(command, found, say)
-    return 1 if any(results.left_out for results in found.values()) else 0
+    whole = len(found) == len(folders) and not any(results.left_out for results in found.values())
+    return 0 if whole else 1
 
 
 def _check(command: Evaluate) -> None:
@@ -154,21 +168,31 @@ def _check(command: Evaluate) -> None:
         raise DataError(f'--json {command.json}: no permission to write into {parent}')
 
 
-def _benchmarks(command: Evaluate) -> list['Benchmark']:
-    from audiosep_jax.evaluation.protocols import find_benchmarks, read_benchmark
+def _folders(command: Evaluate) -> dict[str | None, Path]:
+    """The benchmarks that are asked for, by name; None: it is to be found out."""
+    from audiosep_jax.evaluation.protocols import find_benchmarks
 
-    folders = find_benchmarks(command.data) if command.benchmark == 'all' else {command.benchmark: command.data}
-    return [
-        read_benchmark(
-            folder,
-            name,
-            metadata=command.metadata,
-            captions=command.captions,
-            query=command.query,
-            most_items=command.max_items,
-        )
-        for name, folder in folders.items()
-    ]
+    return find_benchmarks(command.data) if command.benchmark == 'all' else {command.benchmark: command.data}
+
+
+def _benchmarks(
+    command: Evaluate, folders: dict[str | None, Path], complain: Callable[[str], None]
+) -> list['Benchmark']:
+    """Their tables; of several, one that cannot be read is said, and the others are evaluated."""
+    from audiosep_jax.evaluation.protocols import read_benchmark
+
+    found = []
+    for name, folder in folders.items():
+        options = {'metadata': command.metadata, 'captions': command.captions, 'query': command.query}
+        try:
+            found.append(read_benchmark(folder, name, most_items=command.max_items, **options))
+        except DataError as error:
+            if command.benchmark != 'all':
+                raise
+            complain(str(error))
+    if not found:
+        raise DataError(f'{command.data}: no benchmark in it can be read')
+    return found
 
 
 def _query_types(given: str | None, benchmark: 'Benchmark', *, alone: bool) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The command line: evaluate."""
 
+import importlib.util
 import json
 import os
 
@@ -91,6 +92,25 @@ def test_all_benchmarks(folder, band, capsys):
     assert '[MUSIC](music/report.md)' in (folder / 'evaluation' / 'report.md').read_text()
 
 
+def test_of_several_benchmarks_a_bad_one_does_not_cost_the_others(folder, band, capsys):
+    for name in ('music', 'esc50'):
+        make_numbered(
+            folder / 'bench' / name, f'{name}_eval.csv', 'idx,caption,src_wav,noise_wav', lambda i, kind: [kind]
+        )
+    for path in (folder / 'bench' / 'esc50').glob('*.wav'):
+        path.unlink()
+    (folder / 'bench' / 'clotho').mkdir()
+    assert evaluate('--benchmark', 'all', '--json', 'r.json') == 1
+    errors = capsys.readouterr().err
+    assert 'bench/clotho/clotho_eval.csv: No such file' in errors
+    assert 'error: esc50: none of the 4 items could be scored' in errors
+    assert list(json.loads((folder / 'r.json').read_text())['benchmarks']) == ['music']
+    for path in (folder / 'bench' / 'music').glob('*.wav'):
+        path.unlink()
+    assert evaluate('--benchmark', 'all') == 1
+    assert 'bench: no benchmark could be scored' in capsys.readouterr().err
+
+
 def test_queries_side_by_side(folder, band):
     make_numbered(folder / 'bench', 'audiocaps_eval.csv', AUDIOCAPS, lambda i, kind: [kind, f'the {kind}'])
     write_table(folder / 'mine.csv', 'idx,caption', [[i, 'whistle'] for i in range(4)])
@@ -123,6 +143,17 @@ def test_an_interrupted_evaluation_says_that_it_continues(folder, band, capsys, 
     monkeypatch.setattr(band, 'separate_batch', interrupted)
     assert evaluate() == 130
     assert one_error(capsys) == 'audiosep-jax: error: interrupted; the same command continues'
+
+
+def test_speech_without_its_packages_is_refused_before_the_work(folder, band, capsys, monkeypatch):
+    make_music(folder / 'bench' / 'music')
+    for kind in ('clean', 'noisy'):
+        (folder / 'bench' / 'voicebank-demand' / f'{kind}_testset_wav').mkdir(parents=True)
+        (folder / 'bench' / 'voicebank-demand' / f'{kind}_testset_wav' / 'p232_001.wav').touch()
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert evaluate('--benchmark', 'all') == 2
+    assert "pip install 'audiosep_jax[speech]'" in one_error(capsys)
+    assert band.calls == 0
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,10 @@ def test_tables_lie_where_the_original_has_them(tmp_path):
     assert len(read_benchmark(folder).items) == 4
     for root in (tmp_path / 'evaluation', tmp_path / 'evaluation' / 'data'):
         assert find_benchmarks(root) == {'music': folder}
+    beside = tmp_path / 'evaluation' / 'data' / 'music_eval.csv'
+    (metadata / 'music_eval.csv').rename(beside)
+    assert len(read_benchmark(folder).items) == 4
+    beside.rename(metadata / 'music_eval.csv')
     metadata.rename(tmp_path / 'tables')
     with pytest.raises(DataError, match='--metadata'):
         read_benchmark(folder)

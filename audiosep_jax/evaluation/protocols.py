@@ -284,7 +284,8 @@ def _rows(
     Of columns with the same name the first counts (Clotho's table has two `noise_wav1`), except that where no columns
     are asked for, each is kept.
     """
-    places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *folder.absolute().parents[:2]))]
+    parents = folder.absolute().parents[:2]
+    places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
     path = next((place / name for place in places if (place / name).exists()), places[0] / name)
     bad = []
     try:
