@@ -138,5 +138,5 @@ def by_clip(mesh: Mesh) -> Callable[[Callable], Callable]:
 
 def on_this_process(tree: Any, mesh: Mesh) -> Any:
     """A tree of global arrays, whole, on this process's first device. All processes must call it."""
-    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    whole = jax.device_put(tree, replicated(mesh))
     return jax.tree.map(lambda array: array.addressable_data(0), whole)

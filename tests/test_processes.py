@@ -77,7 +77,7 @@ def test_one_is_killed_another_stopped_and_other_numbers_continue(dataset, tmp_p
 
 
 def test_four_processes_have_the_losses_of_one(dataset, tmp_path, alone):
-    with Processes([command_of(dataset, tmp_path, {'--steps': [3]})] * 4) as four:
+    with Processes([command_of(dataset, tmp_path, {'--steps': [3], '--mesh.fsdp': [2]})] * 4) as four:
         codes, said = four.ends()
     assert codes == [0] * 4, said
     assert_same_losses(tmp_path, alone)
