@@ -6,6 +6,7 @@ Up to `max_whole_seconds` the network takes the whole recording at once, longer 
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ class Separator:
         config: of the model.
         encoder: turns text into embeddings; None: only embeddings are understood.
         info: what is known of the checkpoint: `step`, `encoder`, `config`, `path`.
+        max_whole_seconds: what is longer goes through the network in pieces.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Separator:
         """
         Args:
             config: of the model.
-            variables: its `params` and `batch_stats`.
+            variables: its `params` and `batch_stats`; arrays of a training run's state, replicated over the devices
+                of all its processes, will do.
             encoder: the query encoder that it was trained with.
             info: see the class.
             max_whole_seconds: longer input goes through the network in pieces, which takes less memory (the network of
@@ -100,9 +103,10 @@ class Separator:
         self.config = config
         self.encoder = encoder
         self.info = info or {}
+        self.max_whole_seconds = max_whole_seconds
         self._whole = max_whole_seconds * config.sample_rate
-        folded = jax.jit(functools.partial(fold, config))({key: variables[key] for key in ('params', 'batch_stats')})
-        self._network = Network(config, folded)
+        variables = {key: jax.tree.map(_of_one_device, variables[key]) for key in ('params', 'batch_stats')}
+        self._network = Network(config, jax.jit(functools.partial(fold, config))(variables))
 
     def embed(self, queries: Queries) -> np.ndarray:
         """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
@@ -206,15 +210,26 @@ class Separator:
             yield from _separation(*stream.push(block))
         yield from _separation(*stream.finish())
 
+    def fingerprint(self) -> str:
+        """Of the weights as they are used: equal for equal ones, wherever they are stored."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._network.weights):
+            array = np.asarray(leaf)
+            digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     def separate_batch(
         self, mixtures: Sequence[np.ndarray], embeddings: np.ndarray, *, batch_size: int = 8
     ) -> list[np.ndarray]:
         """Many mono mixtures at the model's rate, each with a query of its own: what evaluation needs.
 
+        A batch of at least as many mixtures as this process has devices is split over them.
+
         Args:
             mixtures: float [T_i], of any lengths; those of about the same length share a batch.
             embeddings: [B, E], one for each mixture.
-            batch_size: mixtures at a time.
+            batch_size: mixtures at a time; rounded up to fill all devices where there are several.
 
         Returns:
             float32 [T_i], in the order of the mixtures.
@@ -228,7 +243,10 @@ class Separator:
             else:
                 by_shape.setdefault(padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
-            size = min(batch_size, len(rows))
+            # Powers of two, so that the rests of many lengths have few compiled shapes.
+            size, devices = min(batch_size, 1 << (len(rows) - 1).bit_length()), jax.local_device_count()
+            if 1 < devices <= size:
+                size = -(-size // devices) * devices
             for first in range(0, len(rows), size):
                 batch = rows[first : first + size]
                 # A short last batch is filled up, rather than compiled for.
@@ -299,6 +317,12 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
         place = checkpoint.root / 'encoder'
         missing = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
         return UnavailableEncoder(checkpoint.encoder, missing)
+
+
+def _of_one_device(array):
+    """An array as it is; of one that has a copy on each of several devices, the first of this process's copies."""
+    several = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+    return array.addressable_data(0) if several and array.is_fully_replicated else array
 
 
 def _alike(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:

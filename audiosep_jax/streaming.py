@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
+from jax.sharding import Mesh
 
 from audiosep_jax import inference
 from audiosep_jax.framing import FrameStream
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.queries import STRENGTH, Embedded, keep_out, keep_out_gain, keep_out_padding, spectral_power
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
+from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
 from audiosep_jax.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
 
 
@@ -35,6 +37,12 @@ class Network:
 
     config: ModelConfig
     weights: dict
+
+    @functools.cached_property
+    def on_all_devices(self) -> tuple[Mesh, dict]:
+        """A mesh of this process's devices, and the weights on each of them."""
+        mesh = make_mesh(jax.local_devices())
+        return mesh, jax.device_put(self.weights, replicated(mesh))
 
     def shifts(self, embedding: np.ndarray) -> inference.Shifts:
         """Of one query [E], for one row."""
@@ -280,13 +288,19 @@ def separate_whole(network: Network, mixture: np.ndarray, embedded: Embedded, *,
 def separate_batch(network: Network, mixtures: list[np.ndarray], embeddings: np.ndarray) -> list[np.ndarray]:
     """Mono mixtures [T_i] of one padded shape (`padded_frames`), each with a query of its own -> their targets [T_i].
 
+    Over all devices of this process, where the number of mixtures is a multiple of theirs.
+
     Args:
         network: see `Network`.
         mixtures: at the model's rate.
         embeddings: [B, E].
     """
-    padded, counts = _padded(mixtures, network.config)
-    outputs = np.asarray(_separated(network.config, network.weights, padded, counts, np.asarray(embeddings)))
+    weights, inputs = network.weights, (*_padded(mixtures, network.config), np.asarray(embeddings, np.float32))
+    devices = jax.local_device_count()
+    if devices > 1 and len(mixtures) % devices == 0:
+        mesh, weights = network.on_all_devices
+        inputs = jax.device_put(inputs, batch_sharded(mesh))
+    outputs = np.asarray(_separated(network.config, weights, *inputs))
     return [output[: len(mixture)].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
 
 
