@@ -62,7 +62,7 @@ class Evaluate:
     max_items: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
     """Score only so many, evenly spread over the table."""
     max_whole_seconds: float = 30.0
-    """Longer mixtures are separated in windows; the original never does that."""
+    """Longer mixtures go through the network in pieces, with the same result and less memory."""
     skip_shuffled: bool = False
     """Leave out the row of wrong queries: half the time."""
     skip_pictures: bool = False

@@ -65,7 +65,7 @@ class Separator:
         config: of the model.
         encoder: turns text into embeddings; None: only embeddings are understood.
         info: what is known of the checkpoint: `step`, `encoder`, `config`, `path`.
-        max_whole_seconds: what is longer is separated in windows of this length.
+        max_whole_seconds: what is longer goes through the network in pieces.
     """
 
     def __init__(
@@ -105,10 +105,8 @@ class Separator:
         self.info = info or {}
         self.max_whole_seconds = max_whole_seconds
         self._whole = max_whole_seconds * config.sample_rate
-        folded = jax.jit(functools.partial(fold, config))(
-            {key: jax.tree.map(_of_one_device, variables[key]) for key in ('params', 'batch_stats')}
-        )
-        self._network = Network(config, folded)
+        variables = {key: jax.tree.map(_of_one_device, variables[key]) for key in ('params', 'batch_stats')}
+        self._network = Network(config, jax.jit(functools.partial(fold, config))(variables))
 
     def embed(self, queries: Queries) -> np.ndarray:
         """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
@@ -221,6 +219,15 @@ class Separator:
             yield from _separation(*stream.push(block))
         yield from _separation(*stream.finish())
 
+    def fingerprint(self) -> str:
+        """Of the weights as they are used: equal for equal ones, wherever they are stored."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._network.weights):
+            array = np.asarray(leaf)
+            digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     def separate_batch(
         self, mixtures: Sequence[np.ndarray], embeddings: np.ndarray, *, batch_size: int = 8
     ) -> list[np.ndarray]:
@@ -247,18 +254,14 @@ class Separator:
         for rows in by_shape.values():
             # Powers of two, so that the rests of many lengths have few compiled shapes.
             size, devices = min(batch_size, 1 << (len(rows) - 1).bit_length()), jax.local_device_count()
-            split = 1 < devices <= size
-            if split:
+            if 1 < devices <= size:
                 size = -(-size // devices) * devices
             for first in range(0, len(rows), size):
                 batch = rows[first : first + size]
                 # A short last batch is filled up, rather than compiled for.
                 filled = batch + batch[:1] * (size - len(batch))
                 outputs = separate_batch(
-                    self._network,
-                    [mixtures[i][0] for i in filled],
-                    np.stack([embeddings[i] for i in filled]),
-                    split=split,
+                    self._network, [mixtures[i][0] for i in filled], np.stack([embeddings[i] for i in filled])
                 )
                 for i, output in zip(batch, outputs, strict=False):
                     results[i] = output

@@ -39,8 +39,9 @@ class Network:
     weights: dict
 
     @functools.cached_property
-    def everywhere(self) -> tuple[Callable, dict]:
-        """(`_separated` of rows split over all devices of this process, the weights on each of them)."""
+    def on_all_devices(self) -> tuple[Callable, dict]:
+        """(`_separate` of rows split over all devices of this process, the weights on each of them). By `shard_map`: left
+        to itself XLA gathers all rows on every device for an FFT."""
         mesh = make_mesh(devices=jax.local_devices())
         rows, whole = batch_sharded(mesh).spec, replicated(mesh).spec
         split = jax.shard_map(
@@ -289,24 +290,22 @@ def separate_whole(network: Network, mixture: np.ndarray, embedded: Embedded, *,
     return targets
 
 
-def separate_batch(
-    network: Network, mixtures: list[np.ndarray], embeddings: np.ndarray, *, split: bool = False
-) -> list[np.ndarray]:
+def separate_batch(network: Network, mixtures: list[np.ndarray], embeddings: np.ndarray) -> list[np.ndarray]:
     """Mono mixtures [T_i] of one padded shape (`padded_frames`), each with a query of its own -> their targets [T_i].
+
+    Over all devices of this process, where the number of mixtures is a multiple of theirs.
 
     Args:
         network: see `Network`.
         mixtures: at the model's rate.
         embeddings: [B, E].
-        split: over all devices of this process, of which B is then a multiple.
     """
-    padded, counts = _padded(mixtures, network.config)
-    inputs = padded, counts, np.asarray(embeddings, np.float32)
-    if split:
-        function, weights = network.everywhere
-        outputs = np.asarray(function(weights, *inputs))
-    else:
-        outputs = np.asarray(_separated(network.config, network.weights, *inputs))
+    weights, inputs = network.weights, (*_padded(mixtures, network.config), np.asarray(embeddings, np.float32))
+    separated = functools.partial(_separated, network.config)
+    devices = jax.local_device_count()
+    if devices > 1 and len(mixtures) % devices == 0:
+        separated, weights = network.on_all_devices
+    outputs = np.asarray(separated(weights, *inputs))
     return [output[: len(mixture)].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
 
 

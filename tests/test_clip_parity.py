@@ -47,9 +47,12 @@ def test_small_models(kind, tmp_path):
     model, state = clip_model(config)
     encoder = encoder_of(config, state, tmp_path)
     ids, mask = token_ids(seed=9, most=30)
-    text, image = of_transformers(model, ids, mask)
+    rng = np.random.default_rng(2)
+    resized = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((45, 61), (90, 33), (20, 25))]
+    images = [*clip_reference.images(), *resized]
+    text, image = of_transformers(model, ids, mask, images)
     np.testing.assert_allclose(encoder.encode_token_ids(ids, mask), text, atol=1e-6)
-    np.testing.assert_allclose(encoder.encode_image(clip_reference.images()), image, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_image(images), image, atol=1e-6)
 
 
 @pytest.mark.parametrize('end', [2, 300, END])

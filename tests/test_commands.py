@@ -82,7 +82,7 @@ def test_merge_says_which_embeddings_it_left_out(tmp_path, capsys):
         (('inspect', 'small', '3', '0'), 1, "no shard 3: split 'train' has 3"),
         (('inspect', 'small', '-1', '0'), 1, 'no shard -1'),
         (('inspect', 'small', '2', '2'), 1, 'no clip 2: there are 2'),
-        (('inspect', 'small', '0', '0', '-o', 'x.mp3'), 2, 'x.mp3'),
+        (('inspect', 'small', '0', '0', '-o', 'x.txt'), 2, 'x.txt'),
         (('merge', 'small', '--out', 'x'), 2, 'at least two'),
         (('merge', '--out', 'x'), 2, 'at least two'),
         (('stage', '--to', 'x'), 2, 'at least one'),

@@ -92,6 +92,24 @@ def test_batches_of_any_lengths(separator):
         np.testing.assert_allclose(out, alone, atol=1e-6)
 
 
+def test_a_batch_for_all_devices_is_split_over_them(separator):
+    """Of the eight that the tests have; a rest of one is filled up."""
+    mixtures = [sound(700, seed=n) for n in range(9)]
+    embeddings = separator.embed(['rain', 'a siren', 'a dog'] * 3)
+    together = separator.separate_batch(mixtures, embeddings, batch_size=8)
+    for mixture, embedding, out in zip(mixtures, embeddings, together, strict=True):
+        alone = separator.separate(mixture, embedding, sample_rate=8000).targets[0, 0]
+        np.testing.assert_allclose(out, alone, atol=1e-6)
+    _, weights = separator._network.on_all_devices
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(weights))
+
+
+def test_a_fingerprint_is_of_the_weights(separator, variables):
+    assert Separator(CONFIG, noisy_variables()).fingerprint() == separator.fingerprint()
+    other = {**variables, 'batch_stats': jax.tree.map(lambda x: x + 0.1, variables['batch_stats'])}
+    assert Separator(CONFIG, other).fingerprint() != separator.fingerprint()
+
+
 def test_long_input_in_pieces_is_the_whole(variables):
     whole = Separator(CONFIG, variables, max_whole_seconds=60)
     in_pieces = Separator(CONFIG, variables, max_whole_seconds=0)
