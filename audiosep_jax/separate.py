@@ -153,15 +153,6 @@ class Separator:
         targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
         return Separation(targets, audio - targets.sum(0))
 
-    def fingerprint(self) -> str:
-        """Of the weights: equal for equal ones, wherever they are stored."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self._network.weights):
-            array = np.asarray(leaf)
-            digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
     @property
     def latency(self) -> float:
         """Seconds from a sample's entering `stream` to its coming out, at most (apart from the computing, and from

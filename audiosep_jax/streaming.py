@@ -40,8 +40,10 @@ class Network:
 
     @functools.cached_property
     def on_all_devices(self) -> tuple[Callable, dict]:
-        """(`_separate` of rows split over all devices of this process, the weights on each of them). By `shard_map`: left
-        to itself XLA gathers all rows on every device for an FFT."""
+        """(`_separate` of rows split over all devices of this process, the weights on each of them).
+
+        By `shard_map`: left to itself, XLA gathers all rows on every device for an FFT.
+        """
         mesh = make_mesh(devices=jax.local_devices())
         rows, whole = batch_sharded(mesh).spec, replicated(mesh).spec
         split = jax.shard_map(

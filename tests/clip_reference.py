@@ -94,8 +94,10 @@ def token_ids(seed: int = 0, most: int = 77) -> tuple[np.ndarray, np.ndarray]:
 
 
 def images() -> list[np.ndarray]:
-    """uint8 [H, W, 3] of three sizes, of which the middle is cut out: resizing differs between versions of Pillow, and is
-    compared with transformers' in test_clip_parity.py."""
+    """uint8 [H, W, 3] of three sizes, of which the middle is cut out.
+
+    None is resized: versions of Pillow differ in that, and test_clip_parity.py compares it with transformers'.
+    """
     rng = np.random.default_rng(1)
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((30, 30), (45, 30), (30, 61))]
 

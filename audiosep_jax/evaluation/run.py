@@ -285,7 +285,7 @@ class _Evaluation:
         return key_of(settings, item.name, files, item.snr_db, texts)
 
     def _batches(self, todo: Sequence[int]) -> list[list[int]]:
-        """Items of one compiled shape each, so that batches are full; what goes through the network in pieces goes alone."""
+        """Items of one compiled shape each, so that batches are full; what is too long for that goes alone."""
         with ThreadPoolExecutor(_READERS) as pool:
             seconds = (
                 [self._lengths[i] / self._rate for i in todo]
