@@ -10,7 +10,7 @@ project's whole step (mixing, STFT, network, loss, gradients, AdamW with AMSGrad
   with the gradients that JAX derives;
 - on a GPU: eager float32 in the original's layout with its DFT matrices, and compiled (`max-autotune`) in channels-last
   under bfloat16 autocast with `torch.stft` and a fused optimizer; both with `cudnn.benchmark`, each at growing batches
-  until memory is full. Ours in float32 (which is not TF32) and bfloat16, with and without remat.
+  until memory is full. Ours in float32 (which is not TF32) and bfloat16, and all kinds of remat.
 
 `CPU s` adds up the threads: where other programs share the cores, it says more than the time that passes. Peak memory
 is the allocator's on a GPU and the process's on a CPU. MFU is the model's operations (`audiosep_jax.cost`)
@@ -36,6 +36,7 @@ from rich.table import Table
 
 # For glibc: large blocks from the heap, which grows in large steps and never shrinks.
 KEEP_MEMORY = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(16 << 30), 'MALLOC_TOP_PAD_': str(64 << 20)}
+REMAT = ('none', 'norms', 'blocks')
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 EAGER, COMPILED = 'PyTorch eager', 'PyTorch compiled'
 OURS, DERIVED = 'audiosep_jax', 'audiosep_jax, gradients as JAX derives them'
@@ -48,7 +49,7 @@ class Case:
     program: str
     batch_size: int = 1
     dtype: str = 'float32'
-    remat: bool = False
+    remat: str = 'none'
     keep_memory: bool = False
 
 
@@ -76,7 +77,7 @@ def cpu_cases() -> list[Case]:
 
 def gpu_sweeps(batch_sizes: tuple[int, ...]) -> list[list[Case]]:
     """Rows of growing batches; each list ends where memory does."""
-    kinds = [Case(OURS, dtype=dtype, remat=remat) for dtype in ('float32', 'bfloat16') for remat in (False, True)]
+    kinds = [Case(OURS, dtype=dtype, remat=remat) for dtype in ('float32', 'bfloat16') for remat in REMAT]
     kinds += [Case(EAGER), Case(COMPILED, dtype='bfloat16')]
     return [[dataclasses.replace(kind, batch_size=size) for size in batch_sizes] for kind in kinds]
 
@@ -323,7 +324,7 @@ def table(rows: list[dict]) -> Table:
             r['program'],
             'kept' if r['keep_memory'] else '',
             r['dtype'],
-            'yes' if r['remat'] else '',
+            '' if r['remat'] == 'none' else r['remat'],
             str(r['batch_size']),
             f'{r["median"]:.2f}',
             f'{statistics.median(r["cpu_seconds"]):.2f}',
