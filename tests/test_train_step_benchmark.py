@@ -59,7 +59,5 @@ def test_sweeps_grow_and_cover_both_programs(benchmark):
     sweeps = benchmark.gpu_sweeps((2, 4))
     assert all([case.batch_size for case in sweep] == [2, 4] for sweep in sweeps)
     kinds = {(sweep[0].program, sweep[0].dtype, sweep[0].remat) for sweep in sweeps}
-    ours = {
-        (benchmark.OURS, dtype, remat) for dtype in ('float32', 'bfloat16') for remat in ('none', 'norms', 'blocks')
-    }
-    assert kinds == ours | {(benchmark.EAGER, 'float32', False), (benchmark.COMPILED, 'bfloat16', False)}
+    ours = {(benchmark.OURS, dtype, remat) for dtype in ('float32', 'bfloat16') for remat in benchmark.REMAT}
+    assert kinds == ours | {(benchmark.EAGER, 'float32', 'none'), (benchmark.COMPILED, 'bfloat16', 'none')}
