@@ -87,9 +87,10 @@ def write_repository(
     step: int | None = None,
 ) -> None:
     """All files of the repository, into an empty folder. Raises as `push` does."""
-    tables = [_read_results(Path(path)) for path in results]
+    found = [(path, table) for path in results for table in _read_results(Path(path))]
+    tables = [table for _, table in found]
     checkpoint = load_for_inference(find_checkpoint(source), step=step)
-    for path, table in zip(results, tables, strict=True):
+    for path, table in found:
         scored = (table.get('checkpoint') or {}).get('step')
         if scored not in (None, checkpoint.step):
             raise DataError(f'{path}: scores of step {scored}, but the checkpoint is of step {checkpoint.step}')
@@ -214,20 +215,26 @@ def _separated(table: dict) -> dict:
     return next(iter(table['rows'].values()))
 
 
-def _read_results(path: Path) -> dict:
-    """What `audiosep-jax evaluate --json` wrote."""
+def _read_results(path: Path) -> list[dict]:
+    """The tables that `audiosep-jax evaluate --json` wrote: one, or with `--benchmark all` one for each benchmark."""
     wrong = DataError(f'{path}: not results of `audiosep-jax evaluate --json`')
     try:
-        table = json.loads(path.read_text('utf-8'))
+        record = json.loads(path.read_text('utf-8'))
     except OSError as error:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     except (ValueError, RecursionError) as error:
         raise wrong from error
     try:
-        usable = table['benchmark'] and table['rows'] and all(row['n'] > 0 for row in table['rows'].values())
-        usable = usable and _evaluation([table]) and _separated(table)['SDRi'] is not None
+        tables = list(record['benchmarks'].values()) if 'benchmarks' in record else [record]
+        usable = tables and all(_is_usable(table) for table in tables)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise wrong from error
     if not usable:
         raise wrong
-    return table
+    return tables
+
+
+def _is_usable(table: dict) -> bool:
+    """Whether the model card can be made of it; what is none at all raises one of many errors."""
+    usable = table['benchmark'] and table['rows'] and all(row['n'] > 0 for row in table['rows'].values())
+    return bool(usable and _evaluation([table]) and _separated(table)['SDRi'] is not None)

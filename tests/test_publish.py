@@ -149,11 +149,25 @@ def test_the_model_card(checkpoint, results, tmp_path):
     assert f'{CONFIG.sample_rate} Hz' in card.text
 
 
+def test_the_scores_of_all_benchmarks(checkpoint, tmp_path):
+    """What `evaluate --benchmark all --json` writes."""
+    tables = {name: {**RESULTS, 'benchmark': name} for name in ('music', 'esc50')}
+    (tmp_path / 'all.json').write_text(json.dumps({'benchmarks': tables}))
+    make_repository(checkpoint, tmp_path / 'repo', 'me/small', results=[tmp_path / 'all.json'])
+    card = ModelCard.load(tmp_path / 'repo' / 'README.md')
+    assert {r.dataset_name for r in card.data.eval_results} == {'music', 'esc50'}
+    for name in tables:
+        assert f'| {name} | separated | 8.13 (7.00 … 9.00) | 5.50 (4.00 … 7.00) | 12 |' in card.text
+
+
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
         ('{', 'not results'),
         ('[]', 'not results'),
+        ('{"benchmarks": {}}', 'not results'),
+        ('{"benchmarks": [1]}', 'not results'),
+        (json.dumps({'benchmarks': {'a': RESULTS, 'b': {**RESULTS, 'checkpoint': {'step': 8}}}}), 'scores of step 8'),
         ('{"benchmark": "x", "rows": {}}', 'not results'),
         (json.dumps({**RESULTS, 'rows': {'separated': {'n': 3}}}), 'not results'),
         (json.dumps({**RESULTS, 'checkpoint': {'step': 8}}), 'scores of step 8, but the checkpoint is of step 7'),
