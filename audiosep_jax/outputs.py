@@ -85,17 +85,32 @@ def plan_outputs(
     else:
         check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
         plans, folder = {}, out
-        shared = collections.Counter(source.stem.casefold() for source in inputs)
-        for source in inputs:
+        for source, stem in zip(inputs, _stems(inputs), strict=True):
             if source in plans:
                 raise ConfigError(f'{source}: given twice; once is enough')
-            # Beside talk.wav, talk.mp3 needs its suffix.
-            stem = source.name if shared[source.stem.casefold()] > 1 else source.stem
-            stem = 'stdin' if str(source) == '-' else stem
             plans[source] = [out / _file_name(stem, name, suffix) for name in names]
     _check_folder(out, folder)
     _check_collisions(plans)
     return plans
+
+
+def _stems(inputs: Sequence[Path]) -> list[str]:
+    """What the names of each input's outputs begin with, as short as tells the inputs apart.
+
+    Beside talk.wav, talk.mp3 needs its suffix; beside in/a.wav, in/sub/a.wav needs its folder: sub-a.
+    """
+    names_of, folders_of = collections.defaultdict(set), collections.defaultdict(set)
+    for source in inputs:
+        names_of[source.stem.casefold()].add(source.name.casefold())
+        folders_of[source.name.casefold()].add(os.path.abspath(source.parent))
+    stems = []
+    for source in inputs:
+        stem = source.name if len(names_of[source.stem.casefold()]) > 1 else source.stem
+        folders = folders_of[source.name.casefold()]
+        above = os.path.relpath(os.path.abspath(source.parent), os.path.commonpath(folders))
+        parts = () if above == os.curdir else Path(above).parts
+        stems.append('stdin' if str(source) == '-' else '-'.join((*parts, stem)))
+    return stems
 
 
 def _check_folder(out: Path, folder: Path | None) -> None:
@@ -121,7 +136,9 @@ def _check_collisions(plans: dict[Path, list[Path]]) -> None:
             # Some file systems do not tell upper from lower case.
             first = owner.setdefault(real.casefold(), source)
             if first is not source:
-                raise ConfigError(f'{first} and {source} would both be written to {path}; separate them one by one')
+                raise ConfigError(
+                    f'{first} and {source} would both be written to {path}; separate one of them with another -o'
+                )
 
 
 def query_names(queries: Sequence[str]) -> list[str]:

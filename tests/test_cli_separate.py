@@ -50,6 +50,15 @@ def test_stems_that_are_alike_keep_their_suffixes(folder, quarter):
     assert files(folder / 'out') == ['Talk.flac__a_dog.wav', 'other__a_dog.wav', 'talk.wav__a_dog.wav']
 
 
+def test_names_that_are_alike_keep_as_much_of_their_folders_as_tells_them_apart(folder, quarter):
+    for name in ('in/a.wav', 'in/sub/A.wav', 'in/sub/deep/a.wav', 'in/sub/b.wav', 'in/sub/b.flac', 'other/b.wav'):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        write(name)
+    assert separate('in/**/*.wav', 'in/sub/b.flac', 'other/b.wav', '--query', 'a dog', '-o', 'out') == 0
+    stems = ['a', 'b.flac', 'in-sub-b.wav', 'other-b.wav', 'sub-A', 'sub-deep-a']
+    assert files(folder / 'out') == [f'{stem}__a_dog.wav' for stem in stems]
+
+
 @pytest.mark.parametrize(('container', 'codec'), [('m4a', 'aac'), ('mkv', 'pcm_s16le')])
 def test_containers(folder, quarter, container, codec):
     av = pytest.importorskip('av')
