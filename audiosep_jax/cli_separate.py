@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
-from audiosep_jax.outputs import RESIDUAL, expand_inputs, plan_outputs, query_names, removed_name
+from audiosep_jax.outputs import RESIDUAL, check_input, expand_inputs, plan_outputs, query_names, removed_name
 from audiosep_jax.raw_audio import RAW_FORMATS, encoded, read_raw
 from audiosep_jax.sound_output import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.spans import Span, stream_spans
@@ -285,10 +285,10 @@ def _separate_file(
     work: _Work, source: Path, outputs: list[Path], say: Callable[..., None], advance: Callable[[float], None]
 ) -> dict:
     """Writes all outputs of one input, or none of them; returns what there is to tell of it."""
-    existing = [path for path in outputs if path.exists()]
-    if existing and not work.command.force:
-        raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
-    with _opened(work.command, source, say) as sound:
+    with _opened(work.command, source, say) as sound:  # first: an input that is not there is the worse mistake
+        existing = [path for path in outputs if path.exists()]
+        if existing and not work.command.force:
+            raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
         subtype = _subtype(work.command) or subtype_like(sound.subtype, outputs[0].suffix)
         with (
             _made(outputs[0].parent),
@@ -342,6 +342,7 @@ def _opened(command: Separate, source: Path, say: Callable[..., None]) -> Iterat
     from audiosep_jax.sound_input import open_sound
 
     if source != _PIPE:
+        check_input(source)
         with open_sound(source) as sound:
             yield sound
         return

@@ -24,7 +24,7 @@ _MOST_NAME_BYTES = 240  # file systems allow 255
 def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
     """Files as they are; a folder becomes the sound files directly in it, a pattern what it matches (`**` also below).
 
-    A folder without sounds, and a pattern that matches nothing, stay: as files they are refused in words.
+    A folder without sounds, and a pattern that matches nothing, stay: `check_input` says what they are.
 
     Raises:
         ConfigError: the outputs would come to lie in a folder that is an input.
@@ -36,12 +36,26 @@ def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
                 raise ConfigError(f'-o {out}: is an input, too; its outputs would be inputs of the next run')
             names = sorted(path for path in source.iterdir() if _is_sound(path))
             found.extend(names or [source])
-        elif glob.has_magic(str(source)) and not os.path.lexists(source):
+        elif _is_pattern(source):
             matches = sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if path.is_file())
             found.extend(matches or [source])
         else:
             found.append(source)
     return found
+
+
+def check_input(source: Path) -> None:
+    """Raises AudioFileError for what `expand_inputs` left: a folder without sounds, a pattern without matches."""
+    if source.is_dir():
+        raise AudioFileError(
+            f"{source}: no sound files in this folder (sub-folders are not searched: use '{source}/**/*.wav')"
+        )
+    if _is_pattern(source):
+        raise AudioFileError(f'{source}: nothing matches')
+
+
+def _is_pattern(source: Path) -> bool:
+    return glob.has_magic(str(source)) and not os.path.lexists(source)
 
 
 def _is_sound(path: Path) -> bool:

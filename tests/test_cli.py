@@ -271,6 +271,12 @@ def test_existing_outputs_are_kept_without_force(folder, quarter, capsys):
     assert read_audio('out/a__residual.wav')[0].shape == (2, 800)
 
 
+def test_a_missing_input_is_said_before_an_output_that_exists(folder, quarter, capsys):
+    write('x.wav')
+    assert separate('missing.wav', '--query', 'dog', '-o', 'x.wav') == 1
+    assert 'missing.wav: no such file' in one_error(capsys)
+
+
 def test_too_many_channels_for_flac(folder, quarter, capsys):
     write('in.wav', channels=9)
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.flac') == 1

@@ -37,8 +37,8 @@ def test_a_folder_without_sounds_and_a_pattern_without_matches(folder, quarter, 
     write('a.wav')
     assert separate('empty', 'no*.wav', 'a.wav', '--query', 'a dog', '-o', 'out') == 1
     captured = capsys.readouterr()
-    assert 'empty: is a folder' in captured.err
-    assert 'no*.wav: no such file' in captured.err
+    assert "empty: no sound files in this folder (sub-folders are not searched: use 'empty/**/*.wav')" in captured.err
+    assert 'no*.wav: nothing matches' in captured.err
     assert captured.out == 'out/a__a_dog.wav\n'
 
 
