@@ -1,6 +1,8 @@
 """Publishing: a checkpoint as a repository of the hub (`hub_folder.py`), with a model card and its scores."""
 
+import contextlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -34,7 +36,7 @@ def push(
         repository: `organisation/name` or `user/name`.
         private: of a repository that is made by this.
         results: files of `audiosep-jax evaluate --json`, for the table of the model card.
-        license: an identifier of the hub's (`mit`, `cc-by-nc-4.0`), for the model card.
+        license: for the model card, as the hub abbreviates it (`mit`, `cc-by-nc-4.0`).
         step: which one, by default the newest.
 
     Raises:
@@ -154,7 +156,8 @@ def model_card(
     )
     model, encoder = checkpoint.model, (checkpoint.encoder or {}).get('name')
     asks = {None: 'embeddings', 'words': 'the words of its training captions', 'clip': 'words or pictures'}
-    query = "['a dog barking']" if encoder else f'embeddings  # float32 [queries, {model.condition_size}]'
+    example = _example(checkpoint)
+    query = f'[{example!r}]' if encoder else f'embeddings  # float32 [queries, {model.condition_size}]'
     return f"""---
 {data.to_yaml().strip()}
 ---
@@ -178,15 +181,26 @@ import audiosep_jax as asj
 separator = asj.load('{repository}')
 audio, rate = asj.read_audio('street.wav')
 out = separator.separate(audio, {query}, sample_rate=rate)
-asj.write_audio('dog.wav', out.targets[0], rate)
+asj.write_audio('target.wav', out.targets[0], rate)
 ```
 
 ```bash
-audiosep-jax separate street.wav --query "a dog barking" --checkpoint {repository} -o dog.wav
+audiosep-jax separate street.wav --query "{example}" --checkpoint {repository} -o target.wav
 ```
 
 `model.safetensors` has the tensors under the names of the original PyTorch code.
 {_evaluation(tables)}"""
+
+
+def _example(checkpoint: InferenceCheckpoint) -> str:
+    """Something to ask it for: a caption of its own examples, since `words` knows no others, if there are any."""
+    for path in sorted((checkpoint.root / 'examples').glob('*.txt')):
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # other files serve as well
+            lines = (line.strip() for line in path.read_text('utf-8').splitlines())
+            found = next((line for line in lines if re.fullmatch(r'[\w ,.-]+', line)), None)  # no shell's quotes
+            if found:
+                return found
+    return 'a dog barking'
 
 
 def _evaluation(tables: Sequence[dict]) -> str:

@@ -101,6 +101,9 @@ def test_the_encoder_goes_with_it(with_clap, tmp_path):
     files = make_repository(with_clap, tmp_path / 'repo', 'me/clap')
     assert tmp_path / 'repo' / 'encoder' / 'model.safetensors' in files
     assert tmp_path / 'repo' / 'examples' / 'a.txt' in files
+    card = (tmp_path / 'repo' / 'README.md').read_text()
+    assert "separate(audio, ['rain']" in card
+    assert 'separate street.wav --query "rain" --checkpoint' in card
     assert 'x.safetensors' not in (tmp_path / 'repo' / 'config.json').read_text()
     shutil.move(tmp_path / 'repo', tmp_path / 'elsewhere')
     before, after = asj.load(with_clap).encoder, asj.load(tmp_path / 'elsewhere').encoder
