@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from audiosep_jax import cli_evaluate, cli_separate
+from audiosep_jax import __version__, cli_evaluate, cli_separate
 from audiosep_jax.cli_evaluate import Evaluate
 from audiosep_jax.cli_push import Push, run_push
 from audiosep_jax.cli_separate import Separate
@@ -70,6 +70,9 @@ class Inspect:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default the process's) and returns the exit code."""
+    if (sys.argv[1:] if argv is None else list(argv)) == ['--version']:
+        _say(f'audiosep-jax {__version__}')
+        return 0
     try:
         command = tyro.cli(
             Annotated[Separate, tyro.conf.subcommand('separate')]
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             | Annotated[Push, tyro.conf.subcommand('push')]
             | Annotated[Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
-            description='Separate sounds by describing them.',
+            description='Separate sounds by describing them. --version says which version this is.',
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )

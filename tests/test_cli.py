@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quarter_separator import RATE, files, one_error, sound, write
 
-from audiosep_jax import cli
+from audiosep_jax import __version__, cli
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
@@ -225,6 +225,11 @@ def test_unknown_flags_are_explained(capsys, arguments):
 def test_help(capsys, command):
     assert main([*command, '--help']) == 0
     assert 'audiosep-jax' in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(['--version']) == 0
+    assert capsys.readouterr().out == f'audiosep-jax {__version__}\n'
 
 
 # ---- bad files -------------------------------------------------------------------------------------------------------
