@@ -97,7 +97,8 @@ def plan_outputs(
         outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
         plans, folder = {inputs[0]: [out, *outputs]}, None
     else:
-        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
+        named = f'{suffix} files in {out}'
+        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE, named=named)
         plans, folder = {}, out
         for source, stem in zip(inputs, _stems(inputs), strict=True):
             if source in plans:
@@ -125,6 +126,11 @@ def _stems(inputs: Sequence[Path]) -> list[str]:
         parts = () if above == os.curdir else Path(above).parts
         stems.append('stdin' if str(source) == '-' else '-'.join((*parts, stem)))
     return stems
+
+
+def looks_like_a_file(out: Path) -> bool:
+    """Whether a folder that is yet to be made has a name with a suffix, so that a file may have been meant."""
+    return bool(out.suffix) and out.suffix.lower() not in _AUDIO_SUFFIXES and not out.exists()
 
 
 def _check_folder(out: Path, folder: Path | None) -> None:

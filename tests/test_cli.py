@@ -42,6 +42,16 @@ def test_one_input_and_one_query_make_a_file(folder, quarter, capsys, suffix):
     assert files(folder) == [f'dog{suffix}', 'in.wav']
 
 
+def test_a_folder_that_looks_like_a_file_is_said(folder, quarter, capsys):
+    write('in.wav')
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.xyz') == 0
+    captured = capsys.readouterr()
+    assert captured.out == 'x.xyz/in__a_dog.wav\n'
+    assert captured.err.splitlines() == [
+        'audiosep-jax: note: x.xyz is taken for a folder, its suffix being none of a sound format'
+    ]
+
+
 def test_the_residual_of_a_file_lies_beside_it(folder, quarter):
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '-o', 'dog.wav', '--residual', '--subtype', 'FLOAT') == 0
@@ -172,6 +182,8 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         (['a.wav', '--query', 'dog', '--query', 'rain', '-o', 'x.flac'], 2, '-o is a folder'),
         (['a.wav', '--query', 'dog', '-o', 'x.m4a'], 2, 'use .wav, .flac, .ogg'),
         (['a.wav', '--query', 'dog', '-o', 'x.flac', '--subtype', 'float'], 2, 'not FLOAT; use .wav'),
+        (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'aac'], 2, '--format aac: not known; use wav, flac, ogg'),
+        (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 2, '.flac files in x: FLAC'),
         (['a.wav', 'a.wav', '--query', 'dog', '-o', 'x'], 2, 'given twice'),
         (['a.wav', 'sub/a.wav', 'sub-a.wav', '--query', 'dog', '-o', 'x'], 2, 'both be written to x/sub-a__dog.wav'),
         (['a.wav', 'A.WAV', '--query', 'dog', '-o', 'x'], 2, 'separate one of them with another -o'),
@@ -210,7 +222,6 @@ def test_a_folder_without_write_permission(folder, quarter, capsys, monkeypatch)
         [],
         ['seperate'],
         ['separate', 'a.wav', '--qery', 'x', '-o', 'x'],
-        ['separate', 'a.wav', '--format', 'aac'],
         ['inspect'],
     ],
 )
