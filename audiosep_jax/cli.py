@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from audiosep_jax import cli_evaluate, cli_separate
+from audiosep_jax import __version__, cli_evaluate, cli_separate
 from audiosep_jax.cli_evaluate import Evaluate
 from audiosep_jax.cli_push import Push, run_push
 from audiosep_jax.cli_separate import Separate
@@ -38,16 +38,14 @@ class Convert:
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='SRC')]
-    """A Lightning .ckpt, a .pt or .pth state dict, a .safetensors, a repository of the hub (organisation/name, or
-    organisation/name:FILE), or a checkpoint of ours."""
+    """A .ckpt, .pt, .pth or .safetensors, a repository of the hub (org/name, org/name:FILE), a checkpoint of ours."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar='DST')]
     """The folder, or the file for PyTorch, to make."""
     preset: Annotated[
         Literal['audiosep-32k', 'dcase2024-16k'] | None,
         tyro.conf.arg(metavar='{audiosep-32k,dcase2024-16k}', help_behavior_hint='(default: audiosep-32k)'),
     ] = None
-    """Rate, window and hop, which no such file records: 32000 Hz, 2048, 320; or 16000 Hz, 1024, 160. The window is
-    checked against the tensors."""
+    """Rate, window and hop, which no such file records: 32000 Hz, 2048, 320; or 16000 Hz, 1024, 160."""
     sample_rate: Annotated[int | None, tyro.conf.arg(metavar='HZ')] = None
     """Hz, instead of the preset's."""
     window_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
@@ -55,7 +53,7 @@ class Convert:
     hop_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
     """Of the STFT in samples, instead of the preset's."""
     encoder: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
-    """CLAP weights for a file that holds the separator alone: a file, a folder, or a repository of the hub."""
+    """For a file of the separator alone, its query encoder: `words`, or CLAP weights (a file, a folder, org/name)."""
     force: bool = False
     """Replace DST if it is there."""
 
@@ -70,6 +68,9 @@ class Inspect:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default the process's) and returns the exit code."""
+    if (sys.argv[1:] if argv is None else list(argv)) == ['--version']:
+        _say(f'audiosep-jax {__version__}')
+        return 0
     try:
         command = tyro.cli(
             Annotated[Separate, tyro.conf.subcommand('separate')]
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             | Annotated[Push, tyro.conf.subcommand('push')]
             | Annotated[Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
-            description='Separate sounds by describing them.',
+            description='Separate sounds by describing them. --version says which version this is.',
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )

@@ -19,12 +19,14 @@ class Push:
     """A training run's folder, one step's folder in it, or a converted checkpoint."""
     repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='ORG/NAME')]
     """Made if it is not there."""
-    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar='FILE [FILE ...]')] = ()
+    results: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar='FILE [FILE ...]', help_behavior_hint='(default: none)')
+    ] = ()
     """Scores for the model card: what `evaluate --json` wrote."""
     license: Annotated[str | None, tyro.conf.arg(metavar='ID')] = None
-    """For the model card: an identifier of the hub's, such as mit or cc-by-nc-4.0."""
+    """For the model card, as the hub abbreviates licences: mit, apache-2.0, cc-by-nc-4.0."""
     private: bool = False
-    """Only for you, if the repository is made by this."""
+    """Make the repository private, if it is new."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
     """Make the repository's folder here and upload nothing: to look at, or to upload by other means."""
 

@@ -7,13 +7,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
-from audiosep_jax.outputs import RESIDUAL, expand_inputs, plan_outputs, query_names, removed_name
+from audiosep_jax.outputs import (
+    RESIDUAL,
+    check_input,
+    expand_inputs,
+    looks_like_a_file,
+    plan_outputs,
+    query_names,
+    removed_name,
+)
 from audiosep_jax.raw_audio import RAW_FORMATS, encoded, read_raw
 from audiosep_jax.sound_output import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.spans import Span, stream_spans
@@ -25,9 +33,7 @@ if TYPE_CHECKING:
 
 _PIPE = Path('-')
 _MOST_RAISED_DB = 24.0
-_Format = Literal[
-    'wav', 'flac', 'ogg', 'opus', 'mp3', 'aiff', 'caf', 'w64', 'u8', 's16le', 's24le', 's32le', 'f32le', 'f64le'
-]
+_FORMATS = ('wav', 'flac', 'ogg', 'opus', 'mp3', 'aiff', 'caf', 'w64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,43 +41,48 @@ class Separate:
     """Extract the sounds that you describe from audio files of any length, or from a pipe.
 
     The output has the rate, length and channels of the input. One input and one query may go to a file (-o dog.wav);
-    otherwise -o is a folder and gets {stem}__{query}.wav.
+    otherwise -o is a folder and gets {stem}__{query}.wav. WAV, FLAC, OGG, MP3 and what else libsndfile knows are read;
+    M4A, MP4, WebM and MKV with the extra `video`.
     """
 
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar='IN [IN ...]', name='in')]
-    """Sound files, folders of them, and patterns: WAV, FLAC, OGG, MP3 and what else libsndfile reads; M4A, MP4, WebM
-    and MKV with the extra `video`. - reads samples without a header from standard input."""
+    inputs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar='IN [IN ...]', name='in', help_behavior_hint='(required)'),
+    ]
+    """Sound files, folders (not their sub-folders), patterns ('in/**/*.wav'); - reads headerless samples from stdin."""
     query: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT')] = ()
-    """What to extract, in words. Repeat the flag for more sounds."""
+    """What to extract, in words; once for each sound."""
     like: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract what sounds like this recording (models with a CLAP encoder). Repeatable."""
+    """Extract what sounds like this recording (models with a CLAP encoder)."""
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract the sound of what this picture shows (models with a CLIP encoder). Repeatable."""
+    """Extract the sound of what this picture shows (models with a CLIP encoder)."""
     vector: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract what this embedding in a .npy file stands for. Repeatable."""
+    """Extract what this embedding in a .npy file stands for."""
     without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT', name='not')] = ()
-    """What must stay out of every extracted sound, in words. Repeatable."""
+    """What must stay out of every extracted sound, in words."""
     blend: bool = False
     """Make one query of all that are given: one sound that is like each of them."""
-    weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar='W [W ...]')] = ()
+    weights: Annotated[
+        tuple[float, ...], tyro.conf.arg(metavar='W [W ...]', help_behavior_hint='(default: all alike)')
+    ] = ()
     """How much each counts in the blend: first those of --query, then --like, --image, --vector."""
     checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights, fetched once)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub. Without it
-    the official weights are fetched and converted once."""
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
     output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('separated')
     """A sound file, a folder (made if its parent exists), or - for samples on standard output."""
     residual: bool = False
     """Also write what is left: the input less all that was extracted."""
     remove: bool = False
     """Write only what is left, one file for each input."""
-    segments: Annotated[tuple[str, ...], tyro.conf.arg(metavar='START-STOP [...]')] = ()
-    """Extract within these parts alone, for example 0:10-0:25 1:02:03.5-1:03:00. The output is as long as the input:
-    elsewhere the sound counts as absent."""
-    format: Annotated[_Format | None, tyro.conf.arg(metavar='NAME', help_behavior_hint='(default: wav)')] = None
-    """Of the files in a folder: wav, flac, ogg, opus, mp3, aiff, caf or w64. With -, of the samples in the pipe: u8,
-    s16le, s24le, s32le, f32le or f64le."""
+    segments: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar='START-STOP [...]', help_behavior_hint='(default: all of it)')
+    ] = ()
+    """Extract within these parts alone, as 0:10-0:25 1:02:03.5-1:03:00; elsewhere the sound counts as absent."""
+    format: Annotated[str | None, tyro.conf.arg(metavar='NAME', help_behavior_hint='(default: wav)')] = None
+    """Of files: wav, flac, ogg, opus, mp3, aiff, caf or w64. In a pipe: u8, s16le, s24le, s32le, f32le or f64le."""
     subtype: Annotated[
         str | None, tyro.conf.arg(metavar='NAME', help_behavior_hint="(default: the input's, at least PCM_16)")
     ] = None
@@ -134,6 +145,11 @@ def run(
     _check_flags(command, inputs, len(queries))
     names = _output_names(command, list(queries))
     plans = {_PIPE: []} if command.output == _PIPE else _plans(command, inputs, list(names), len(queries))
+    if command.output != _PIPE and looks_like_a_file(command.output):
+        say(
+            f'audiosep-jax: note: {command.output} is taken for a folder, its suffix being none of a sound format',
+            file=sys.stderr,
+        )
     separator = load(command.checkpoint)
     embedded = separator.prepare(list(queries.values()))  # now: an unusable query concerns no input in particular
     work = _Work(command, separator, embedded, spans, tuple(names.values()))
@@ -164,6 +180,9 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
     """Raises ConfigError for flags that do not go together."""
     pipe_in, pipe_out = _PIPE in inputs, command.output == _PIPE
     raw = command.format in RAW_FORMATS
+    if command.format not in (None, *_FORMATS, *RAW_FORMATS):
+        known = f'{", ".join(_FORMATS)}, or in a pipe {", ".join(RAW_FORMATS)}'
+        raise ConfigError(f'--format {command.format}: not known; use {known}')
     if command.remove and command.residual:
         raise ConfigError('--remove writes the residual alone: leave --residual away')
     if raw and not (pipe_in or pipe_out):
@@ -285,10 +304,10 @@ def _separate_file(
     work: _Work, source: Path, outputs: list[Path], say: Callable[..., None], advance: Callable[[float], None]
 ) -> dict:
     """Writes all outputs of one input, or none of them; returns what there is to tell of it."""
-    existing = [path for path in outputs if path.exists()]
-    if existing and not work.command.force:
-        raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
-    with _opened(work.command, source, say) as sound:
+    with _opened(work.command, source, say) as sound:  # first: an input that is not there is the worse mistake
+        existing = [path for path in outputs if path.exists()]
+        if existing and not work.command.force:
+            raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
         subtype = _subtype(work.command) or subtype_like(sound.subtype, outputs[0].suffix)
         with (
             _made(outputs[0].parent),
@@ -342,6 +361,7 @@ def _opened(command: Separate, source: Path, say: Callable[..., None]) -> Iterat
     from audiosep_jax.sound_input import open_sound
 
     if source != _PIPE:
+        check_input(source)
         with open_sound(source) as sound:
             yield sound
         return

@@ -17,7 +17,7 @@ import numpy as np
 
 from audiosep_jax import hub, originals
 from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_inference, save_for_inference
-from audiosep_jax.encoders import encoder_class
+from audiosep_jax.encoders import encoder_class, load_encoder
 from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
@@ -40,6 +40,7 @@ _SEPARATOR_ANCHORS = ('base.bn0.weight', 'base.pre_conv.weight', 'base.after_con
 _ENCODER_ANCHORS = ('text_branch.embeddings.word_embeddings.weight', 'audio_branch.bn0.weight', 'logit_scale_a')
 _SS_MODEL = 'ss_model.'
 _QUERY_ENCODER = 'query_encoder.model.'
+_STEP = 'audiosep_jax.step'  # in a safetensors file's metadata, which knows no training
 _OF_A_CONVERTED = {'checkpoints', 'encoder', 'original'}
 
 
@@ -93,7 +94,7 @@ def from_torch(
         source: a Lightning `.ckpt`, a `.pt`/`.pth` state dict, a `.safetensors`, or a hub reference.
         destination: the folder to make; complete or not there at all.
         front_end: rate, window and hop; the window is checked against the shapes.
-        encoder: name, path or repository of the query encoder, for a file that holds the separator alone.
+        encoder: path or repository of the query encoder, or `words`, for a file that holds the separator alone.
         force: replace a converted checkpoint that is there.
         place: where a user without a network should put the file; only for the message.
 
@@ -111,8 +112,7 @@ def from_torch(
         raise ConfigError(f'{file.path} brings its own query encoder: leave --encoder {encoder} away')
     model = _model_config(groups.separator, front_end, file.path)
     variables = _named(file.path, variables_from_torch, groups.separator)
-    step = file.tree.get('global_step') if isinstance(file.tree, dict) else None
-    step = step if isinstance(step, int) and 0 <= step < 1 << 62 else 0
+    step = _step_of(file)
     notes = []
     with new_folder(destination) as folder:
         identity, stored = None, folder / 'encoder'
@@ -120,6 +120,8 @@ def from_torch(
             stored.mkdir()
             write_tensors(stored / 'model.safetensors', groups.encoder)
             identity = _checked_encoder(stored, str(file.path), file.path.name, notes, destination)
+        elif encoder == 'words':
+            identity = load_encoder({'name': encoder, 'embedding_size': model.condition_size}).identity()
         elif encoder is not None:
             store(locate(encoder), stored)
             identity = _checked_encoder(stored, encoder, encoder, notes, destination)
@@ -180,14 +182,17 @@ def to_torch(
         state |= {_QUERY_ENCODER + name: value for name, value in encoder.items()}
         if not encoder:
             model = checkpoint.model
+            words = (checkpoint.encoder or {}).get('name') == 'words'  # which needs no files
             notes.append(
-                'the file holds the separator alone, its query encoder is elsewhere; converted back it needs --encoder '
-                f'PATH --sample-rate {model.sample_rate} --window-size {model.window_size} --hop-size {model.hop_size}'
+                f'the file holds the separator alone{"" if words else ", its query encoder is elsewhere"}; '
+                f'converted back it needs --encoder {"words" if words else "PATH"} --sample-rate {model.sample_rate} '
+                f'--window-size {model.window_size} --hop-size {model.hop_size}'
             )
     wants_training_checkpoint = destination.suffix == '.ckpt'
     try:
         if destination.suffix == SAFETENSORS:
-            write_tensors(destination, state, (original and original.metadata) or {'format': 'pt'})
+            metadata = (original and original.metadata) or {'format': 'pt', _STEP: str(checkpoint.step)}
+            write_tensors(destination, state, metadata)
         elif original and original.tree is not None and wants_training_checkpoint == (original.suffix == '.ckpt'):
             write_torch(destination, original.tree)
         elif wants_training_checkpoint:
@@ -258,6 +263,16 @@ def _read(path: Path) -> TorchFile:
         file = TorchFile(path, tree, place, tensors)
     file.check_size()
     return file
+
+
+def _step_of(file: TorchFile) -> int:
+    """The training step that a file says, 0 where it says none."""
+    if isinstance(file.tensors, SafeTensors):
+        said = file.tensors.metadata.get(_STEP, '')
+        step = int(said) if said.isascii() and said.isdigit() and len(said) < 20 else None
+    else:
+        step = file.tree.get('global_step') if isinstance(file.tree, dict) else None
+    return step if isinstance(step, int) and 0 <= step < 1 << 62 else 0
 
 
 def _groups(file: TorchFile) -> _Groups:

@@ -24,7 +24,7 @@ _MOST_NAME_BYTES = 240  # file systems allow 255
 def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
     """Files as they are; a folder becomes the sound files directly in it, a pattern what it matches (`**` also below).
 
-    A folder without sounds, and a pattern that matches nothing, stay: as files they are refused in words.
+    A folder without sounds, and a pattern that matches nothing, stay: `check_input` says what they are.
 
     Raises:
         ConfigError: the outputs would come to lie in a folder that is an input.
@@ -36,12 +36,26 @@ def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
                 raise ConfigError(f'-o {out}: is an input, too; its outputs would be inputs of the next run')
             names = sorted(path for path in source.iterdir() if _is_sound(path))
             found.extend(names or [source])
-        elif glob.has_magic(str(source)) and not os.path.lexists(source):
+        elif _is_pattern(source):
             matches = sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if path.is_file())
             found.extend(matches or [source])
         else:
             found.append(source)
     return found
+
+
+def check_input(source: Path) -> None:
+    """Raises AudioFileError for what `expand_inputs` left: a folder without sounds, a pattern without matches."""
+    if source.is_dir():
+        raise AudioFileError(
+            f"{source}: no sound files in this folder (sub-folders are not searched: use '{source}/**/*.wav')"
+        )
+    if _is_pattern(source):
+        raise AudioFileError(f'{source}: nothing matches')
+
+
+def _is_pattern(source: Path) -> bool:
+    return glob.has_magic(str(source)) and not os.path.lexists(source)
 
 
 def _is_sound(path: Path) -> bool:
@@ -83,19 +97,40 @@ def plan_outputs(
         outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
         plans, folder = {inputs[0]: [out, *outputs]}, None
     else:
-        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
+        named = f'{suffix} files in {out}'
+        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE, named=named)
         plans, folder = {}, out
-        shared = collections.Counter(source.stem.casefold() for source in inputs)
-        for source in inputs:
+        for source, stem in zip(inputs, _stems(inputs), strict=True):
             if source in plans:
                 raise ConfigError(f'{source}: given twice; once is enough')
-            # Beside talk.wav, talk.mp3 needs its suffix.
-            stem = source.name if shared[source.stem.casefold()] > 1 else source.stem
-            stem = 'stdin' if str(source) == '-' else stem
             plans[source] = [out / _file_name(stem, name, suffix) for name in names]
     _check_folder(out, folder)
     _check_collisions(plans)
     return plans
+
+
+def _stems(inputs: Sequence[Path]) -> list[str]:
+    """What the names of each input's outputs begin with, as short as tells the inputs apart.
+
+    Beside talk.wav, talk.mp3 needs its suffix; beside in/a.wav, in/sub/a.wav needs its folder: sub-a.
+    """
+    names_of, folders_of = collections.defaultdict(set), collections.defaultdict(set)
+    for source in inputs:
+        names_of[source.stem.casefold()].add(source.name.casefold())
+        folders_of[source.name.casefold()].add(os.path.abspath(source.parent))
+    stems = []
+    for source in inputs:
+        stem = source.name if len(names_of[source.stem.casefold()]) > 1 else source.stem
+        folders = folders_of[source.name.casefold()]
+        above = os.path.relpath(os.path.abspath(source.parent), os.path.commonpath(folders))
+        parts = () if above == os.curdir else Path(above).parts
+        stems.append('stdin' if str(source) == '-' else '-'.join((*parts, stem)))
+    return stems
+
+
+def looks_like_a_file(out: Path) -> bool:
+    """Whether a folder that is yet to be made has a name with a suffix, so that a file may have been meant."""
+    return bool(out.suffix) and out.suffix.lower() not in _AUDIO_SUFFIXES and not out.exists()
 
 
 def _check_folder(out: Path, folder: Path | None) -> None:
@@ -121,7 +156,9 @@ def _check_collisions(plans: dict[Path, list[Path]]) -> None:
             # Some file systems do not tell upper from lower case.
             first = owner.setdefault(real.casefold(), source)
             if first is not source:
-                raise ConfigError(f'{first} and {source} would both be written to {path}; separate them one by one')
+                raise ConfigError(
+                    f'{first} and {source} would both be written to {path}; separate one of them with another -o'
+                )
 
 
 def query_names(queries: Sequence[str]) -> list[str]:

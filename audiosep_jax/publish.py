@@ -1,6 +1,8 @@
 """Publishing: a checkpoint as a repository of the hub (`hub_folder.py`), with a model card and its scores."""
 
+import contextlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -34,7 +36,7 @@ def push(
         repository: `organisation/name` or `user/name`.
         private: of a repository that is made by this.
         results: files of `audiosep-jax evaluate --json`, for the table of the model card.
-        license: an identifier of the hub's (`mit`, `cc-by-nc-4.0`), for the model card.
+        license: for the model card, as the hub abbreviates it (`mit`, `cc-by-nc-4.0`).
         step: which one, by default the newest.
 
     Raises:
@@ -87,9 +89,10 @@ def write_repository(
     step: int | None = None,
 ) -> None:
     """All files of the repository, into an empty folder. Raises as `push` does."""
-    tables = [_read_results(Path(path)) for path in results]
+    found = [(path, table) for path in results for table in _read_results(Path(path))]
+    tables = [table for _, table in found]
     checkpoint = load_for_inference(find_checkpoint(source), step=step)
-    for path, table in zip(results, tables, strict=True):
+    for path, table in found:
         scored = (table.get('checkpoint') or {}).get('step')
         if scored not in (None, checkpoint.step):
             raise DataError(f'{path}: scores of step {scored}, but the checkpoint is of step {checkpoint.step}')
@@ -153,7 +156,8 @@ def model_card(
     )
     model, encoder = checkpoint.model, (checkpoint.encoder or {}).get('name')
     asks = {None: 'embeddings', 'words': 'the words of its training captions', 'clip': 'words or pictures'}
-    query = "['a dog barking']" if encoder else f'embeddings  # float32 [queries, {model.condition_size}]'
+    example = _example(checkpoint)
+    query = f'[{example!r}]' if encoder else f'embeddings  # float32 [queries, {model.condition_size}]'
     return f"""---
 {data.to_yaml().strip()}
 ---
@@ -177,15 +181,26 @@ import audiosep_jax as asj
 separator = asj.load('{repository}')
 audio, rate = asj.read_audio('street.wav')
 out = separator.separate(audio, {query}, sample_rate=rate)
-asj.write_audio('dog.wav', out.targets[0], rate)
+asj.write_audio('target.wav', out.targets[0], rate)
 ```
 
 ```bash
-audiosep-jax separate street.wav --query "a dog barking" --checkpoint {repository} -o dog.wav
+audiosep-jax separate street.wav --query "{example}" --checkpoint {repository} -o target.wav
 ```
 
 `model.safetensors` has the tensors under the names of the original PyTorch code.
 {_evaluation(tables)}"""
+
+
+def _example(checkpoint: InferenceCheckpoint) -> str:
+    """Something to ask it for: a caption of its own examples, since `words` knows no others, if there are any."""
+    for path in sorted((checkpoint.root / 'examples').glob('*.txt')):
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # other files serve as well
+            lines = (line.strip() for line in path.read_text('utf-8').splitlines())
+            found = next((line for line in lines if re.fullmatch(r'[\w ,.-]+', line)), None)  # no shell's quotes
+            if found:
+                return found
+    return 'a dog barking'
 
 
 def _evaluation(tables: Sequence[dict]) -> str:
@@ -214,20 +229,26 @@ def _separated(table: dict) -> dict:
     return next(iter(table['rows'].values()))
 
 
-def _read_results(path: Path) -> dict:
-    """What `audiosep-jax evaluate --json` wrote."""
+def _read_results(path: Path) -> list[dict]:
+    """The tables that `audiosep-jax evaluate --json` wrote: one, or with `--benchmark all` one for each benchmark."""
     wrong = DataError(f'{path}: not results of `audiosep-jax evaluate --json`')
     try:
-        table = json.loads(path.read_text('utf-8'))
+        record = json.loads(path.read_text('utf-8'))
     except OSError as error:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     except (ValueError, RecursionError) as error:
         raise wrong from error
     try:
-        usable = table['benchmark'] and table['rows'] and all(row['n'] > 0 for row in table['rows'].values())
-        usable = usable and _evaluation([table]) and _separated(table)['SDRi'] is not None
+        tables = list(record['benchmarks'].values()) if 'benchmarks' in record else [record]
+        usable = tables and all(_is_usable(table) for table in tables)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise wrong from error
     if not usable:
         raise wrong
-    return table
+    return tables
+
+
+def _is_usable(table: dict) -> bool:
+    """Whether the model card can be made of it; what is none at all raises one of many errors."""
+    usable = table['benchmark'] and table['rows'] and all(row['n'] > 0 for row in table['rows'].values())
+    return bool(usable and _evaluation([table]) and _separated(table)['SDRi'] is not None)

@@ -218,7 +218,9 @@ class Query:
         if not isinstance(weight, numbers.Real):
             return NotImplemented
         if not (weight > 0 and math.isfinite(weight)):
-            raise QueryError(f'a weight must be above 0, got {weight}: what must stay out is said by without()')
+            raise QueryError(
+                f'a weight must be above 0, got {weight}: name what must stay out apart from it (--not, Query.without)'
+            )
         return dataclasses.replace(self, terms=tuple((w * float(weight), part) for w, part in self.terms))
 
     __rmul__ = __mul__

@@ -49,10 +49,16 @@ _IN_MEMORY = 2**23  # bytes of an output that are no file yet
 _HIGHEST = 1.0 - 2.0**-15
 
 
-def check_format(path: str | os.PathLike, subtype: Subtype, *, channels: int = 1, sample_rate: int = 44100) -> None:
-    """Raises ConfigError where no file of this suffix can hold this subtype, channel count and rate (in Hz)."""
-    path = Path(path)
-    suffix = path.suffix.lower()
+def check_format(
+    path: str | os.PathLike, subtype: Subtype, *, channels: int = 1, sample_rate: int = 44100, named: str | None = None
+) -> None:
+    """Raises ConfigError where no file of this suffix can hold this subtype, channel count and rate (in Hz).
+
+    Args:
+        named: what the message calls the file, where its path is nothing that a user gave.
+    """
+    suffix = Path(path).suffix.lower()
+    path = named or path
     if suffix not in _FORMATS:
         raise ConfigError(f'{path}: cannot write {suffix or "a file without suffix"}; use {_LISTED}')
     if subtype not in get_args(Subtype):

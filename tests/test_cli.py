@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quarter_separator import RATE, files, one_error, sound, write
 
-from audiosep_jax import cli
+from audiosep_jax import __version__, cli
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
@@ -40,6 +40,16 @@ def test_one_input_and_one_query_make_a_file(folder, quarter, capsys, suffix):
     assert np.abs(out - sound() / 4).max() < (0.1 if suffix == '.ogg' else 1e-4)
     assert capsys.readouterr().out == f'dog{suffix}\n'
     assert files(folder) == [f'dog{suffix}', 'in.wav']
+
+
+def test_a_folder_that_looks_like_a_file_is_said(folder, quarter, capsys):
+    write('in.wav')
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.xyz') == 0
+    captured = capsys.readouterr()
+    assert captured.out == 'x.xyz/in__a_dog.wav\n'
+    assert captured.err.splitlines() == [
+        'audiosep-jax: note: x.xyz is taken for a folder, its suffix being none of a sound format'
+    ]
 
 
 def test_the_residual_of_a_file_lies_beside_it(folder, quarter):
@@ -172,9 +182,11 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         (['a.wav', '--query', 'dog', '--query', 'rain', '-o', 'x.flac'], 2, '-o is a folder'),
         (['a.wav', '--query', 'dog', '-o', 'x.m4a'], 2, 'use .wav, .flac, .ogg'),
         (['a.wav', '--query', 'dog', '-o', 'x.flac', '--subtype', 'float'], 2, 'not FLOAT; use .wav'),
+        (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'aac'], 2, '--format aac: not known; use wav, flac, ogg'),
+        (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 2, '.flac files in x: FLAC'),
         (['a.wav', 'a.wav', '--query', 'dog', '-o', 'x'], 2, 'given twice'),
-        (['a.wav', 'sub/a.wav', '--query', 'dog', '-o', 'x'], 2, 'would both be written to x/a.wav__dog.wav'),
-        (['a.wav', 'sub/A.WAV', '--query', 'dog', '-o', 'x'], 2, 'would both be written'),
+        (['a.wav', 'sub/a.wav', 'sub-a.wav', '--query', 'dog', '-o', 'x'], 2, 'both be written to x/sub-a__dog.wav'),
+        (['a.wav', 'A.WAV', '--query', 'dog', '-o', 'x'], 2, 'separate one of them with another -o'),
         (['a.wav', '--query', 'dog', '-o', 'a.wav', '--force'], 2, 'is an input and would be overwritten'),
         (['a.wav', 'x/a__dog.wav', '--query', 'dog', '-o', 'x', '--force'], 2, 'is an input and would be overwritten'),
         (['a.wav', '--query', 'dog', '-o', 'missing/x.wav'], 1, 'does not exist; make it first'),
@@ -210,7 +222,6 @@ def test_a_folder_without_write_permission(folder, quarter, capsys, monkeypatch)
         [],
         ['seperate'],
         ['separate', 'a.wav', '--qery', 'x', '-o', 'x'],
-        ['separate', 'a.wav', '--format', 'aac'],
         ['inspect'],
     ],
 )
@@ -225,6 +236,11 @@ def test_unknown_flags_are_explained(capsys, arguments):
 def test_help(capsys, command):
     assert main([*command, '--help']) == 0
     assert 'audiosep-jax' in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(['--version']) == 0
+    assert capsys.readouterr().out == f'audiosep-jax {__version__}\n'
 
 
 # ---- bad files -------------------------------------------------------------------------------------------------------
@@ -269,6 +285,12 @@ def test_existing_outputs_are_kept_without_force(folder, quarter, capsys):
     assert (folder / 'out' / 'a__residual.wav').read_text() == 'precious'
     assert separate(*arguments, '--force') == 0
     assert read_audio('out/a__residual.wav')[0].shape == (2, 800)
+
+
+def test_a_missing_input_is_said_before_an_output_that_exists(folder, quarter, capsys):
+    write('x.wav')
+    assert separate('missing.wav', '--query', 'dog', '-o', 'x.wav') == 1
+    assert 'missing.wav: no such file' in one_error(capsys)
 
 
 def test_too_many_channels_for_flac(folder, quarter, capsys):

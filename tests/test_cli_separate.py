@@ -37,8 +37,8 @@ def test_a_folder_without_sounds_and_a_pattern_without_matches(folder, quarter, 
     write('a.wav')
     assert separate('empty', 'no*.wav', 'a.wav', '--query', 'a dog', '-o', 'out') == 1
     captured = capsys.readouterr()
-    assert 'empty: is a folder' in captured.err
-    assert 'no*.wav: no such file' in captured.err
+    assert "empty: no sound files in this folder (sub-folders are not searched: use 'empty/**/*.wav')" in captured.err
+    assert 'no*.wav: nothing matches' in captured.err
     assert captured.out == 'out/a__a_dog.wav\n'
 
 
@@ -48,6 +48,15 @@ def test_stems_that_are_alike_keep_their_suffixes(folder, quarter):
     write('other.wav')
     assert separate('talk.wav', 'Talk.flac', 'other.wav', '--query', 'a dog', '-o', 'out') == 0
     assert files(folder / 'out') == ['Talk.flac__a_dog.wav', 'other__a_dog.wav', 'talk.wav__a_dog.wav']
+
+
+def test_names_that_are_alike_keep_as_much_of_their_folders_as_tells_them_apart(folder, quarter):
+    for name in ('in/a.wav', 'in/sub/A.wav', 'in/sub/deep/a.wav', 'in/sub/b.wav', 'in/sub/b.flac', 'other/b.wav'):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        write(name)
+    assert separate('in/**/*.wav', 'in/sub/b.flac', 'other/b.wav', '--query', 'a dog', '-o', 'out') == 0
+    stems = ['a', 'b.flac', 'in-sub-b.wav', 'other-b.wav', 'sub-A', 'sub-deep-a']
+    assert files(folder / 'out') == [f'{stem}__a_dog.wav' for stem in stems]
 
 
 @pytest.mark.parametrize(('container', 'codec'), [('m4a', 'aac'), ('mkv', 'pcm_s16le')])

@@ -15,6 +15,7 @@ import audiosep_jax as asj
 from audiosep_jax.checkpoint import describe, load_for_inference, save_for_inference
 from audiosep_jax.cli import main
 from audiosep_jax.convert import ConvertedConfig, FrontEnd, from_torch, to_torch
+from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import CheckpointError, QueryError
 from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.tensor_files import open_tensors, write_tensors
@@ -178,6 +179,26 @@ def test_a_run_of_ours_goes_to_pytorch_and_comes_back(variables, tmp_path):
     again = load_for_inference(tmp_path / 'again')
     jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
     assert again.step == 40
+
+
+def test_a_run_with_the_encoder_words_comes_back_with_its_step(variables, tmp_path, capsys):
+    encoder = WordsEncoder(MODEL.condition_size).identity()
+    record = describe(ConvertedConfig(MODEL, ''), encoder)
+    save_for_inference(tmp_path / 'run' / 'checkpoints' / '40', variables=variables, record=record, step=40)
+    back, again = str(tmp_path / 'back.safetensors'), str(tmp_path / 'again')
+    assert main(['convert', str(tmp_path / 'run'), back]) == 0
+    assert 'converted back it needs --encoder words --sample-rate' in capsys.readouterr().err
+    assert main(['convert', back, again, '--encoder', 'words', *FLAGS]) == 0
+    converted = load_for_inference(again)
+    assert (converted.encoder, converted.step) == (encoder, 40)
+    jax.tree.map(np.testing.assert_array_equal, converted.variables, variables)
+    assert asj.load(again).embed('a dog').shape == (1, MODEL.condition_size)
+
+
+@pytest.mark.parametrize('said', ['', '-1', 'x', '9' * 5000, '²'])
+def test_a_step_that_is_none(separator, said, tmp_path):
+    write_tensors(tmp_path / 'x.safetensors', separator, {'audiosep_jax.step': said})
+    assert from_torch(tmp_path / 'x.safetensors', tmp_path / 'ours', front_end=FRONT_END).step == 0
 
 
 def test_the_full_size_separator_gives_the_original_s_output(reference, reference_state, tmp_path):

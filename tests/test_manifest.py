@@ -99,7 +99,7 @@ def test_a_manifest_with_a_mistake_is_one_clear_error(tmp_path, name, value, mes
 def test_unreadable_manifests_are_errors(tmp_path):
     with pytest.raises(DataError, match='no such manifest'):
         read_manifest(tmp_path / 'm.json')
-    with pytest.raises(DataError, match='cannot be read'):
+    with pytest.raises(DataError, match='is a folder; give the JSON or CSV'):
         read_manifest(tmp_path)
     (tmp_path / 'latin1.csv').write_bytes('wav,caption\na.wav,sirène\n'.encode('latin1'))
     with pytest.raises(DataError, match='UTF-8'):

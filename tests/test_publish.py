@@ -101,6 +101,9 @@ def test_the_encoder_goes_with_it(with_clap, tmp_path):
     files = make_repository(with_clap, tmp_path / 'repo', 'me/clap')
     assert tmp_path / 'repo' / 'encoder' / 'model.safetensors' in files
     assert tmp_path / 'repo' / 'examples' / 'a.txt' in files
+    card = (tmp_path / 'repo' / 'README.md').read_text()
+    assert "separate(audio, ['rain']" in card
+    assert 'separate street.wav --query "rain" --checkpoint' in card
     assert 'x.safetensors' not in (tmp_path / 'repo' / 'config.json').read_text()
     shutil.move(tmp_path / 'repo', tmp_path / 'elsewhere')
     before, after = asj.load(with_clap).encoder, asj.load(tmp_path / 'elsewhere').encoder
@@ -149,11 +152,25 @@ def test_the_model_card(checkpoint, results, tmp_path):
     assert f'{CONFIG.sample_rate} Hz' in card.text
 
 
+def test_the_scores_of_all_benchmarks(checkpoint, tmp_path):
+    """What `evaluate --benchmark all --json` writes."""
+    tables = {name: {**RESULTS, 'benchmark': name} for name in ('music', 'esc50')}
+    (tmp_path / 'all.json').write_text(json.dumps({'benchmarks': tables}))
+    make_repository(checkpoint, tmp_path / 'repo', 'me/small', results=[tmp_path / 'all.json'])
+    card = ModelCard.load(tmp_path / 'repo' / 'README.md')
+    assert {r.dataset_name for r in card.data.eval_results} == {'music', 'esc50'}
+    for name in tables:
+        assert f'| {name} | separated | 8.13 (7.00 … 9.00) | 5.50 (4.00 … 7.00) | 12 |' in card.text
+
+
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
         ('{', 'not results'),
         ('[]', 'not results'),
+        ('{"benchmarks": {}}', 'not results'),
+        ('{"benchmarks": [1]}', 'not results'),
+        (json.dumps({'benchmarks': {'a': RESULTS, 'b': {**RESULTS, 'checkpoint': {'step': 8}}}}), 'scores of step 8'),
         ('{"benchmark": "x", "rows": {}}', 'not results'),
         (json.dumps({**RESULTS, 'rows': {'separated': {'n': 3}}}), 'not results'),
         (json.dumps({**RESULTS, 'checkpoint': {'step': 8}}), 'scores of step 8, but the checkpoint is of step 7'),

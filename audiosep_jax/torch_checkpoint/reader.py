@@ -60,8 +60,8 @@ def read_torch(path: str | os.PathLike) -> Any:
         reason = str(error)
     except OSError as error:
         reason = error.strerror or str(error)
-    except Exception as error:  # a damaged file may provoke any: numpy, zipfile, zlib and struct each have their own
-        reason = f'damaged, or not a file of torch.save ({type(error).__name__}: {shown(str(error))})'
+    except Exception:  # a damaged file may provoke any: numpy, zipfile, zlib and struct each have their own
+        reason = 'damaged, or not a file of torch.save'
     raise CheckpointError(f'{path}: {reason}')
 
 

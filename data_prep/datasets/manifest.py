@@ -85,6 +85,8 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
         text = path.read_text(encoding='utf-8-sig')  # spreadsheets begin a CSV with a byte order mark
     except FileNotFoundError as error:
         raise DataError(f'{path}: no such manifest') from error
+    except IsADirectoryError as error:
+        raise DataError(f'{path}: is a folder; give the JSON or CSV (for folders: `build folder`)') from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'{path}: cannot be read as UTF-8 text: {error}') from error
     if path.suffix.lower() == '.csv':
