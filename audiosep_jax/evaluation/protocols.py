@@ -110,17 +110,29 @@ def detect(folder: Path, metadata: Path | None = None) -> str:
     """The benchmark whose table is in the folder. Raises DataError where there is none."""
     if folder.suffix.lower() == '.csv' and folder.is_file():
         return 'csv'
+    _check_exists(folder)
     for name, protocol in PROTOCOLS.items():
         if protocol.table and any((place / protocol.table).exists() for place in (folder, metadata) if place):
             return name
-    if folder.name in PROTOCOLS:  # the original's layout keeps the tables elsewhere
-        return folder.name
     if any(folder.glob('class_id=*')):
         return 'audioset'
-    if _tables_in(folder):
+    tables = _tables_in(folder)
+    if any({'mixture', 'query'} <= set(_header(table)) for table in tables):
         return 'csv'
-    tables = ', '.join(protocol.table for protocol in PROTOCOLS.values() if protocol.table)
-    raise DataError(f'{folder}: no benchmark: it holds none of {tables}')
+    if (folder / 'dataset_info.json').is_file():
+        raise DataError(
+            f'{folder}: is a dataset of data_prep, to train on; expected is a benchmark: mixtures with their targets '
+            'and queries (docs/evaluate.md)'
+        )
+    if folder.name in PROTOCOLS:  # the original's layout keeps the tables elsewhere
+        return folder.name
+    if tables:
+        return 'csv'
+    names = ', '.join(protocol.table for protocol in PROTOCOLS.values() if protocol.table)
+    raise DataError(
+        f'{folder}: no benchmark: it holds none of {names}, no folders class_id=K (AudioSet), and no table '
+        'mixture,target,query'
+    )
 
 
 def find_benchmarks(folder: str | Path) -> dict[str, Path]:
@@ -130,6 +142,7 @@ def find_benchmarks(folder: str | Path) -> dict[str, Path]:
         DataError: there is none.
     """
     folder = Path(folder)
+    _check_exists(folder)
     places = [folder / 'data', folder]
     found = {name: place / name for place in places for name in PROTOCOLS if (place / name).is_dir()}
     if not found:
@@ -353,6 +366,20 @@ def _bad(path: Path, line: int, problem: str) -> LeftOut:
 
 def _tables_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob('*.csv') if path.is_file() and path.name[0] != '.')
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f'{path}: no benchmark: no such {"file" if path.suffix.lower() == ".csv" else "folder"}')
+
+
+def _header(table: Path) -> list[str]:
+    """The columns of a table; none where it cannot be read, which is said when it is."""
+    try:
+        with table.open(newline='', encoding='utf-8-sig') as file:
+            return [column.strip() for column in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
 
 
 def _inner(folder: Path) -> Path:
