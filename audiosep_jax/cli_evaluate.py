@@ -103,6 +103,8 @@ def run(
     benchmarks = _benchmarks(command, folders, complain)  # before the checkpoint: its mistakes are seen sooner
     if any(benchmark.speech for benchmark in benchmarks):
         check_installed()
+    alone = command.benchmark != 'all'
+    types = {benchmark.name: _query_types(command.query_type, benchmark, alone=alone) for benchmark in benchmarks}
     separator = load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
     options = Options(
         seed=command.seed,
@@ -114,14 +116,18 @@ def run(
     found: dict[str, Results] = {}
     for benchmark in benchmarks:
         folder = command.out / benchmark.name
-        types = _query_types(command.query_type, benchmark, alone=command.benchmark != 'all')
         try:
             with progress_bar(benchmark.title) as bar, printed_progress('evaluated', bar) as progress:
                 found[benchmark.name] = evaluate(
-                    separator, benchmark, options, query_types=types, journal=folder, progress=progress
+                    separator,
+                    benchmark,
+                    options,
+                    query_types=types[benchmark.name],
+                    journal=folder,
+                    progress=progress,
                 )
         except DataError as error:
-            if command.benchmark != 'all':
+            if alone:
                 raise
             complain(f'{benchmark.name}: {error}')
             continue
@@ -149,6 +155,8 @@ def _check(command: Evaluate) -> None:
         raise ConfigError('--query takes the place of the texts that --query-type chooses from: give one of the two')
     if command.benchmark == 'all' and command.captions is not None:
         raise ConfigError('--captions belongs to one benchmark: name it with --benchmark')
+    if command.metadata is not None and not command.metadata.is_dir():
+        raise ConfigError(f'--metadata {command.metadata}: no such folder')
     out = command.out.absolute()
     if not out.parent.is_dir():
         raise DataError(f'--out {command.out}: the folder {out.parent} does not exist; make it first')
@@ -206,10 +214,9 @@ def _query_types(given: str | None, benchmark: 'Benchmark', *, alone: bool) -> t
         raise ConfigError(f'--query-type {given}: give label, caption, or both')
     wanted = ('caption', 'label') if 'both' in named else named
     types = tuple(dict.fromkeys(kind for kind in wanted if kind in benchmark.query_types))
-    if not types and alone:
-        raise ConfigError(
-            f'--query-type {given}: {benchmark.name} has {" and ".join(benchmark.query_types)} queries only'
-        )
+    if len(types) < len(set(wanted)) and alone:
+        has = [kind for kind in benchmark.query_types if kind not in own]
+        raise ConfigError(f'--query-type {given}: {benchmark.name} has {" and ".join(has)} queries only')
     return (*(types or benchmark.query_types[:1]), *own)
 
 

@@ -171,11 +171,14 @@ def test_speech_without_its_packages_is_refused_before_the_work(folder, band, ca
         (['--data', 'nowhere', '--benchmark', 'all'], 1, 'nowhere: no benchmark: no such folder'),
         (['--data', 'bench', '--benchmark', 'all'], 1, 'bench: none of the sub-folders'),
         (['--query-type', 'caption'], 2, 'music has label queries only'),
+        (['--query-type', 'both'], 2, 'music has label queries only'),
+        (['--query-type', 'label,caption'], 2, 'music has label queries only'),
+        (['--metadata', 'nowhere'], 2, '--metadata nowhere: no such folder'),
         (['--query-type', 'words'], 2, 'give label, caption, or both'),
         (['--query', ' '], 2, '--query is empty'),
         (['--query', 'x', '--query-type', 'label'], 2, 'one of the two'),
         (['--captions', 'x.csv', '--benchmark', 'all'], 2, 'belongs to one benchmark'),
-        (['--captions', 'x.csv'], 1, 'x.csv: No such file'),
+        (['--captions', 'x.csv'], 1, 'x.csv: No such file or directory; --captions is a table idx,caption'),
         (['--clap', 'own'], 2, "the encoder 'words' hears no audio"),
         (['--clap', 'nowhere.safetensors'], 2, 'unknown query encoder'),
         (['--several-hosts'], 2, 'finds no cluster here'),
@@ -222,6 +225,24 @@ def test_the_flag_knows_every_benchmark(capsys):
     assert main(['evaluate', '--help']) == 0
     text = capsys.readouterr().out.replace('\n', '').replace('│', '').replace(' ', '')
     assert ','.join([*protocols.PROTOCOLS, 'all']) in text
+
+
+def test_help_says_defaults_once_and_breaks_no_line_early(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')
+    assert main(['evaluate', '--help']) == 0
+    text = capsys.readouterr().out
+    lines = [line.strip('│ ') for line in text[text.index('--data') :].splitlines()]
+    for part in ('(default: 8 for each', "(default: the protocol's", '`mixture,target,query`', 'OUT on a shared disk.'):
+        assert sum(part in line for line in lines) == 1
+    # Wide as it is, each flag has its line, or one for its own name and one for its help.
+    assert all(line.startswith('-') or line.endswith(')') for line in lines if line.strip('─╰╯'))
+
+
+def test_recordings_without_a_target_need_clap(folder, band, capsys):
+    write_pair(folder / 'bench' / 'unused.wav', folder / 'bench' / 'street.wav', 'low hum', 'hiss')
+    write_table(folder / 'bench' / 'own.csv', 'mixture,query', [['street.wav', 'low hum']])
+    assert evaluate() == 2
+    assert '--clap PATH' in one_error(capsys)
 
 
 def test_recordings_without_a_target_are_scored_by_clap(folder, band, capsys):

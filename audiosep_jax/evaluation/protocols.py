@@ -268,7 +268,8 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
         names = ', '.join(table.name for table in tables) or 'none'
         raise DataError(f'{folder}: expected one CSV (mixture,target,query) in it, found {names}; give its path')
     table = tables[0]
-    _, rows, bad = _rows(table.parent, None, table.name, ('mixture', 'query'))
+    advice = '--data is a table mixture,target,query, or the folder of one'
+    _, rows, bad = _rows(table.parent, table.parent, table.name, ('mixture', 'query'), advice)
     items = []
     for line, row in rows:
         if not row['mixture'].strip() or not row['query'].strip():
@@ -290,12 +291,12 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
 
 
 def _rows(
-    folder: Path, metadata: Path | None, name: str, columns: Sequence[str]
+    folder: Path, metadata: Path | None, name: str, columns: Sequence[str], advice: str = ''
 ) -> tuple[Path, list[tuple[int, dict[str, str]]], list[LeftOut]]:
     """The path of a table, its rows with their line numbers, and those of another number of fields than the header.
 
     Of columns with the same name the first counts (Clotho's table has two `noise_wav1`), except that where no columns
-    are asked for, each is kept.
+    are asked for, each is kept. `advice` is for a table that cannot be read: what to give, and how.
     """
     parents = folder.absolute().parents[:2]
     places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
@@ -308,7 +309,8 @@ def _rows(
             lines = [(reader.line_num, fields) for fields in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise DataError(f'{path}: {reason}; --data is the folder of the audio, --metadata that of {name}') from error
+        advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
+        raise DataError(f'{path}: {reason}; {advice}') from error
     missing = [column for column in columns if column not in header]
     if missing:
         raise DataError(f'{path}: no column {" and ".join(missing)} in its first line: {",".join(header) or "empty"}')
@@ -330,7 +332,8 @@ def _rows(
 
 def _with_captions(items: list[Item], path: Path, notes: list[str]) -> tuple[list[Item], str]:
     """The items with a further type of query, from a table `idx,caption`; and its name."""
-    _, rows, bad = _rows(path.parent, path.parent, path.name, ('idx', 'caption'))
+    advice = '--captions is a table idx,caption'
+    _, rows, bad = _rows(path.parent, path.parent, path.name, ('idx', 'caption'), advice)
     texts = {row['idx'].strip(): row['caption'] for _, row in rows if row['caption'].strip()}
     known = [item for item in items if item.name in texts]
     if not known:
