@@ -254,7 +254,7 @@ def _finish(
     from audiosep_jax.evaluation.report import write_report
 
     for left in results.left_out[:_SHOWN]:
-        complain(f'left out ({left.reason}): {left.message}')
+        say(f'audiosep-jax: note: left out ({left.reason}): {left.message}', error=True)
     silent = results.silent_targets
     if silent:
         what = '1 target is silent and counts' if len(silent) == 1 else f'{len(silent)} targets are silent and count'

@@ -70,7 +70,9 @@ def test_what_is_left_out_is_said_and_ends_with_1(folder, band, capsys):
     write_audio(folder / 'bench' / 'segment-3.wav', np.zeros((1, 8000)), 16000)
     assert evaluate('--json', 'r.json') == 1
     captured = capsys.readouterr()
-    assert 'left out (missing): bench/mixture-1.wav: no such file' in captured.err
+    assert 'audiosep-jax: note: left out (missing): bench/mixture-1.wav: no such file' in captured.err
+    [error] = [line for line in captured.err.splitlines() if line.startswith('audiosep-jax: error: ')]
+    assert captured.err.splitlines()[-1] == error
     assert 'left out in all: 1 (missing 1)' in captured.err
     assert 'numbers are of the other 3' in captured.err
     assert '1 target is silent and counts all the same, as in the original: 3' in captured.err
