@@ -105,9 +105,10 @@ class TrainConfig:
             'max_skipped_in_row',
         ):
             if getattr(self, name) < 1:
-                raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)}')
+                flag = f'--{name.replace("_", "-")}'
+                raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)} ({flag})')
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay}')
+            raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay} (--ema-decay)')
 
 
 @dataclasses.dataclass(frozen=True)

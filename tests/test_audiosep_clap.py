@@ -67,7 +67,8 @@ def test_flags_that_do_not_exist_are_explained(run, capsys, tmp_path, flags, say
     ('flags', 'says'),
     [
         (('--model.window-size', '1000'), 'window_size: 1000'),
-        (('--steps', '0'), 'steps must be at least 1'),
+        (('--steps', '0'), 'steps must be at least 1, got 0 (--steps)'),
+        (('--batch-size', '20'), '(--batch-size) 20 does not divide'),
         (('--batch-size', '20'), 'use 32'),
         ((), 'no data: give --data DIR'),
     ],
