@@ -37,8 +37,7 @@ class Evaluate:
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
-    """The benchmark's folder; for csv also the table (mixture,target,query); for all the folder with a sub-folder for
-    each benchmark."""
+    """Folder of the benchmark; for csv one with a table `mixture,target,query`, or it; for all, of sub-folders."""
     checkpoint: Annotated[
         str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
     ] = None
@@ -51,14 +50,22 @@ class Evaluate:
     """Also write the results there; an existing file is replaced."""
     metadata: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
     """Folder of the benchmarks' tables, where they are not beside the audio nor where AudioSep has them."""
-    query_type: Annotated[str | None, tyro.conf.arg(metavar='{label,caption,both}')] = None
-    """What to ask with, where a benchmark has several texts: one, several (label,caption), or both."""
+    query_type: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar='{label,caption,both}', help_behavior_hint="(default: the protocol's, see docs/evaluate.md)"
+        ),
+    ] = None
+    """What to ask with, where a benchmark has several texts."""
     captions: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """A table idx,caption with texts of your own for the same items: one more row to compare."""
     query: Annotated[str | None, tyro.conf.arg(metavar='TEXT')] = None
     """Ask every item for this, instead of the benchmark's own texts."""
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
-    """Mixtures through the network at a time (default: 8 for each accelerator, 2 on a CPU)."""
+    batch_size: Annotated[
+        int | None,
+        tyro.conf.arg(metavar='N', help_behavior_hint='(default: 8 for each accelerator, 2 on a CPU)'),
+    ] = None
+    """Mixtures through the network at a time."""
     max_items: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
     """Score only so many, evenly spread over the table."""
     max_whole_seconds: float = 30.0
@@ -68,13 +75,11 @@ class Evaluate:
     skip_pictures: bool = False
     """Draw nothing."""
     clap: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
-    """CLAP weights (a path, a repository of the hub, or own: the checkpoint's encoder): adds the similarity of query
-    and output, which needs no target."""
+    """CLAP weights (also of the hub; own: the checkpoint's): adds the similarity of query and output."""
     several_hosts: bool = False
-    """Share the items with the other processes of a cluster that JAX knows (Slurm, TPU pods, …): start the same command
-    on each, with OUT on a common file system."""
+    """Share the items with the other processes of a cluster: the same command on each, OUT on a shared disk."""
     seed: int = 0
-    """Of the bootstrap intervals and of the wrong queries."""
+    """Seed of the bootstrap intervals and of the wrong queries."""
 
 
 def run(
