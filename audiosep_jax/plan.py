@@ -50,7 +50,7 @@ def _place(config: TrainConfig, program: Program, launched: 'Detected | None') -
     yield f'mesh     {mesh.size} × {mesh.devices.flat[0].device_kind}: {axes}'
     model = config.model
     yield (
-        f'model    {cost.parameter_count(model) / 1e6:.1f} M parameters, {model.dtype}, remat {model.remat}, '
+        f'model    {_millions(cost.parameter_count(model))} parameters, {model.dtype}, remat {model.remat}, '
         f'{model.sample_rate} Hz, window {model.window_size}, hop {model.hop_size}'
     )
     for name, array in program.batch.items():
@@ -58,7 +58,7 @@ def _place(config: TrainConfig, program: Program, launched: 'Detected | None') -
         yield f'batch    {name} {array.dtype} {list(array.shape)}, {list(each)} on each device'
     split = [leaf for leaf in jax.tree.leaves(program.state) if not leaf.sharding.is_fully_replicated]
     numbers = sum(leaf.size for leaf in split), sum(leaf.size for leaf in jax.tree.leaves(program.state))
-    yield f'state    {numbers[1] / 1e6:.1f} M numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
+    yield f'state    {_millions(numbers[1])} numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
 
 
 def _data(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
@@ -108,7 +108,8 @@ def _work(config: TrainConfig, mesh: jax.sharding.Mesh) -> Iterator[str]:
     num_samples = round(config.input.segment_seconds * config.model.sample_rate)
     flops = cost.training_flops(config.model, num_samples)
     clips = config.steps * config.batch_size
-    yield f'work     {flops / 1e9:,.0f} GFLOP a clip, {config.steps:,} steps, {clips / 1e6:,.1f} M clips'
+    work = f'{flops / 1e9:,.0f} GFLOP' if flops >= 1e10 else f'{flops / 1e6:,.0f} MFLOP'
+    yield f'work     {work} a clip, {config.steps:,} steps, {_millions(clips)} clips'
     kind = mesh.devices.flat[0].device_kind
     bound = cost.clips_per_second_bound(config.model, num_samples, kind)
     if bound:
@@ -126,6 +127,10 @@ def _compiled(compiled: jax.stages.Compiled) -> str:
         f'{_size(analysis.argument_size_in_bytes)} of state and batch on each device, '
         f'{_size(analysis.temp_size_in_bytes)} to work in'
     )
+
+
+def _millions(count: int) -> str:
+    return f'{count / 1e6:,.1f} M' if count >= 1e6 else f'{count:,}'
 
 
 def _size(count: int) -> str:

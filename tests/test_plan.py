@@ -1,6 +1,7 @@
 """A dry run: what it tells, and that it refuses what the run would."""
 
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -55,6 +56,9 @@ def test_data_and_another_memory(uncompiled, capsys, tmp_path):
     said = capsys.readouterr().out
     assert '6 clips, embeddings of words: 80.0 passes in 30 steps' in said
     assert '(1 clips at a time)' in said
+    # A network of this size needs smaller units.
+    assert re.search(r'model    [1-9][\d,]* parameters, float32', said)
+    assert re.search(r'work     [1-9]\d* MFLOP a clip, 30 steps, 480 clips', said)
     assert not (tmp_path / 'run').exists()
 
 
