@@ -37,8 +37,7 @@ class Evaluate:
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
-    """The benchmark's folder; for csv also the table (mixture,target,query); for all the folder with a sub-folder for
-    each benchmark."""
+    """Folder of the benchmark; for csv one with a table `mixture,target,query`, or it; for all, of sub-folders."""
     checkpoint: Annotated[
         str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
     ] = None
@@ -51,14 +50,22 @@ class Evaluate:
     """Also write the results there; an existing file is replaced."""
     metadata: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
     """Folder of the benchmarks' tables, where they are not beside the audio nor where AudioSep has them."""
-    query_type: Annotated[str | None, tyro.conf.arg(metavar='{label,caption,both}')] = None
-    """What to ask with, where a benchmark has several texts: one, several (label,caption), or both."""
+    query_type: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar='{label,caption,both}', help_behavior_hint="(default: the protocol's, see docs/evaluate.md)"
+        ),
+    ] = None
+    """What to ask with, where a benchmark has several texts."""
     captions: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """A table idx,caption with texts of your own for the same items: one more row to compare."""
     query: Annotated[str | None, tyro.conf.arg(metavar='TEXT')] = None
     """Ask every item for this, instead of the benchmark's own texts."""
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
-    """Mixtures through the network at a time (default: 8 for each accelerator, 2 on a CPU)."""
+    batch_size: Annotated[
+        int | None,
+        tyro.conf.arg(metavar='N', help_behavior_hint='(default: 8 for each accelerator, 2 on a CPU)'),
+    ] = None
+    """Mixtures through the network at a time."""
     max_items: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
     """Score only so many, evenly spread over the table."""
     max_whole_seconds: float = 30.0
@@ -68,13 +75,11 @@ class Evaluate:
     skip_pictures: bool = False
     """Draw nothing."""
     clap: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
-    """CLAP weights (a path, a repository of the hub, or own: the checkpoint's encoder): adds the similarity of query
-    and output, which needs no target."""
+    """CLAP weights (also of the hub; own: the checkpoint's): adds the similarity of query and output."""
     several_hosts: bool = False
-    """Share the items with the other processes of a cluster that JAX knows (Slurm, TPU pods, …): start the same command
-    on each, with OUT on a common file system."""
+    """Share the items with the other processes of a cluster: the same command on each, OUT on a shared disk."""
     seed: int = 0
-    """Of the bootstrap intervals and of the wrong queries."""
+    """Seed of the bootstrap intervals and of the wrong queries."""
 
 
 def run(
@@ -103,6 +108,8 @@ def run(
     benchmarks = _benchmarks(command, folders, complain)  # before the checkpoint: its mistakes are seen sooner
     if any(benchmark.speech for benchmark in benchmarks):
         check_installed()
+    alone = command.benchmark != 'all'
+    types = {benchmark.name: _query_types(command.query_type, benchmark, alone=alone) for benchmark in benchmarks}
     separator = load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
     options = Options(
         seed=command.seed,
@@ -114,14 +121,18 @@ def run(
     found: dict[str, Results] = {}
     for benchmark in benchmarks:
         folder = command.out / benchmark.name
-        types = _query_types(command.query_type, benchmark, alone=command.benchmark != 'all')
         try:
             with progress_bar(benchmark.title) as bar, printed_progress('evaluated', bar) as progress:
                 found[benchmark.name] = evaluate(
-                    separator, benchmark, options, query_types=types, journal=folder, progress=progress
+                    separator,
+                    benchmark,
+                    options,
+                    query_types=types[benchmark.name],
+                    journal=folder,
+                    progress=progress,
                 )
         except DataError as error:
-            if command.benchmark != 'all':
+            if alone:
                 raise
             complain(f'{benchmark.name}: {error}')
             continue
@@ -149,6 +160,8 @@ def _check(command: Evaluate) -> None:
         raise ConfigError('--query takes the place of the texts that --query-type chooses from: give one of the two')
     if command.benchmark == 'all' and command.captions is not None:
         raise ConfigError('--captions belongs to one benchmark: name it with --benchmark')
+    if command.metadata is not None and not command.metadata.is_dir():
+        raise ConfigError(f'--metadata {command.metadata}: no such folder')
     out = command.out.absolute()
     if not out.parent.is_dir():
         raise DataError(f'--out {command.out}: the folder {out.parent} does not exist; make it first')
@@ -206,10 +219,9 @@ def _query_types(given: str | None, benchmark: 'Benchmark', *, alone: bool) -> t
         raise ConfigError(f'--query-type {given}: give label, caption, or both')
     wanted = ('caption', 'label') if 'both' in named else named
     types = tuple(dict.fromkeys(kind for kind in wanted if kind in benchmark.query_types))
-    if not types and alone:
-        raise ConfigError(
-            f'--query-type {given}: {benchmark.name} has {" and ".join(benchmark.query_types)} queries only'
-        )
+    if len(types) < len(set(wanted)) and alone:
+        has = [kind for kind in benchmark.query_types if kind not in own]
+        raise ConfigError(f'--query-type {given}: {benchmark.name} has {" and ".join(has)} queries only')
     return (*(types or benchmark.query_types[:1]), *own)
 
 
@@ -247,7 +259,7 @@ def _finish(
     from audiosep_jax.evaluation.report import write_report
 
     for left in results.left_out[:_SHOWN]:
-        complain(f'left out ({left.reason}): {left.message}')
+        say(f'audiosep-jax: note: left out ({left.reason}): {left.message}', error=True)
     silent = results.silent_targets
     if silent:
         what = '1 target is silent and counts' if len(silent) == 1 else f'{len(silent)} targets are silent and count'

@@ -47,20 +47,27 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f'learning_rate must be above 0 and finite, got {self.learning_rate}')
+            raise ConfigError(
+                f'learning_rate must be above 0 and finite, got {self.learning_rate} (--optimizer.learning-rate)'
+            )
         if self.schedule not in ('staircase', 'cosine', 'constant'):
-            raise ConfigError(f'schedule must be staircase, cosine or constant, got {self.schedule!r}')
+            raise ConfigError(
+                f'schedule must be staircase, cosine or constant, got {self.schedule!r} (--optimizer.schedule)'
+            )
         if self.warmup_steps < 0:
-            raise ConfigError(f'warmup_steps must be 0 or more, got {self.warmup_steps}')
+            raise ConfigError(f'warmup_steps must be 0 or more, got {self.warmup_steps} (--optimizer.warmup-steps)')
         for name in ('b1', 'b2'):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f'{name} must be at least 0 and below 1, got {getattr(self, name)}')
+                raise ConfigError(
+                    f'{name} must be at least 0 and below 1, got {getattr(self, name)} (--optimizer.{name})'
+                )
         if not (math.isfinite(self.eps) and self.eps > 0):
-            raise ConfigError(f'eps must be above 0 and finite, got {self.eps}')
+            raise ConfigError(f'eps must be above 0 and finite, got {self.eps} (--optimizer.eps)')
         for name in ('weight_decay', 'clip_norm'):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f'{name} must be 0 (off) or above and finite, got {value}')
+                flag = f'--optimizer.{name.replace("_", "-")}'
+                raise ConfigError(f'{name} must be 0 (off) or above and finite, got {value} ({flag})')
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -85,7 +92,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     if total_steps <= warmup:
         raise ConfigError(
             f'the cosine schedule warms up for {warmup} steps, which a run of {total_steps} never leaves: '
-            'lower warmup_steps'
+            'lower warmup_steps (--optimizer.warmup-steps)'
         )
 
     def cosine(step):

@@ -12,26 +12,29 @@ from audiosep_jax.errors import ConfigError
 from audiosep_jax.program import Program, make_program
 from audiosep_jax.records import Shards
 from audiosep_jax.sharding import check_batch_size, make_mesh
+from audiosep_jax.train import TrainConfig, starting_checkpoint
 
 if TYPE_CHECKING:
     from audiosep_jax.launch import Detected
-    from audiosep_jax.train import TrainConfig
 
 
-def dry_run(config: 'TrainConfig', launched: 'Detected | None' = None) -> None:
+def dry_run(config: TrainConfig, launched: 'Detected | None' = None) -> None:
     """Prints mesh, shapes, memory and plan, compiles the step and says what the compiler makes of it.
 
     Nothing is written. Without data, all but the number of passes over it is told.
 
     Raises:
-        ConfigError, DataError, EncoderMismatchError: what the run itself would refuse at its start.
+        ConfigError, DataError, EncoderMismatchError, CheckpointError, DownloadError: what the run itself would refuse
+            at its start.
     """
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.mixing, mesh, accumulate=config.accumulate)
     config.absent.check(config.mixing, config.batch_size)
     program = make_program(config, mesh)
     show = print if jax.process_index() == 0 else lambda *_, **__: None
-    for line in [*_place(config, program, launched), *_data(config), *_memory(config, program), *_work(config, mesh)]:
+    encoder = encoder_identity(config.input) if config.input.data else None
+    lines = [*_place(config, program, launched), *_data(config, encoder), *_init(config, encoder)]
+    for line in [*lines, *_memory(config, program), *_work(config, mesh)]:
         show(line)
     show('compiling …', flush=True)
     started = time.perf_counter()
@@ -39,7 +42,7 @@ def dry_run(config: 'TrainConfig', launched: 'Detected | None' = None) -> None:
     show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
 
 
-def _place(config: 'TrainConfig', program: Program, launched: 'Detected | None') -> Iterator[str]:
+def _place(config: TrainConfig, program: Program, launched: 'Detected | None') -> Iterator[str]:
     mesh = program.mesh
     axes = ' × '.join(f'{name} {size}' for name, size in mesh.shape.items())
     how = f'found by {launched.where}' if launched else 'alone'
@@ -47,7 +50,7 @@ def _place(config: 'TrainConfig', program: Program, launched: 'Detected | None')
     yield f'mesh     {mesh.size} × {mesh.devices.flat[0].device_kind}: {axes}'
     model = config.model
     yield (
-        f'model    {cost.parameter_count(model) / 1e6:.1f} M parameters, {model.dtype}, remat {model.remat}, '
+        f'model    {_millions(cost.parameter_count(model))} parameters, {model.dtype}, remat {model.remat}, '
         f'{model.sample_rate} Hz, window {model.window_size}, hop {model.hop_size}'
     )
     for name, array in program.batch.items():
@@ -55,14 +58,13 @@ def _place(config: 'TrainConfig', program: Program, launched: 'Detected | None')
         yield f'batch    {name} {array.dtype} {list(array.shape)}, {list(each)} on each device'
     split = [leaf for leaf in jax.tree.leaves(program.state) if not leaf.sharding.is_fully_replicated]
     numbers = sum(leaf.size for leaf in split), sum(leaf.size for leaf in jax.tree.leaves(program.state))
-    yield f'state    {numbers[1] / 1e6:.1f} M numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
+    yield f'state    {_millions(numbers[1])} numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
 
 
-def _data(config: 'TrainConfig') -> Iterator[str]:
-    if not config.input.data:
+def _data(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
+    if encoder is None:
         yield 'data     none given: --data DIR'
         return
-    encoder = encoder_identity(config.input)
     if encoder['embedding_size'] != config.model.condition_size:
         raise ConfigError(f'the embeddings have {encoder["embedding_size"]} numbers: set --model.condition-size to it')
     clips = sum(len(Shards(directory, config.input.split)) for directory in config.input.data)
@@ -70,7 +72,12 @@ def _data(config: 'TrainConfig') -> Iterator[str]:
     yield f'data     {clips:,} clips, embeddings of {encoder["name"]}: {passes:,.1f} passes in {config.steps:,} steps'
 
 
-def _memory(config: 'TrainConfig', program: Program) -> Iterator[str]:
+def _init(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
+    if checkpoint := starting_checkpoint(config, encoder):
+        yield f'init     {checkpoint.path}, step {checkpoint.step}'
+
+
+def _memory(config: TrainConfig, program: Program) -> Iterator[str]:
     clips = config.batch_size // program.mesh.size // config.accumulate
     memory = cost.training_memory(
         config.model,
@@ -97,11 +104,12 @@ def _device_memory() -> int | None:
     return (stats or {}).get('bytes_limit')
 
 
-def _work(config: 'TrainConfig', mesh: jax.sharding.Mesh) -> Iterator[str]:
+def _work(config: TrainConfig, mesh: jax.sharding.Mesh) -> Iterator[str]:
     num_samples = round(config.input.segment_seconds * config.model.sample_rate)
     flops = cost.training_flops(config.model, num_samples)
     clips = config.steps * config.batch_size
-    yield f'work     {flops / 1e9:,.0f} GFLOP a clip, {config.steps:,} steps, {clips / 1e6:,.1f} M clips'
+    work = f'{flops / 1e9:,.0f} GFLOP' if flops >= 1e10 else f'{flops / 1e6:,.0f} MFLOP'
+    yield f'work     {work} a clip, {config.steps:,} steps, {_millions(clips)} clips'
     kind = mesh.devices.flat[0].device_kind
     bound = cost.clips_per_second_bound(config.model, num_samples, kind)
     if bound:
@@ -119,6 +127,10 @@ def _compiled(compiled: jax.stages.Compiled) -> str:
         f'{_size(analysis.argument_size_in_bytes)} of state and batch on each device, '
         f'{_size(analysis.temp_size_in_bytes)} to work in'
     )
+
+
+def _millions(count: int) -> str:
+    return f'{count / 1e6:,.1f} M' if count >= 1e6 else f'{count:,}'
 
 
 def _size(count: int) -> str:

@@ -101,7 +101,7 @@ def check_batch_size(batch_size: int, mixer: SegmentMixer, mesh: Mesh, *, accumu
         nearest = ' or '.join(str(n) for n in (below, below + unit) if n > 0)
         parts = f' and {accumulate} parts each' if accumulate > 1 else ''
         raise ConfigError(
-            f'batch_size {batch_size} does not divide over {mesh.size} devices in mixing groups of '
+            f'batch_size (--batch-size) {batch_size} does not divide over {mesh.size} devices in mixing groups of '
             f'{mixer.mix_group or "any size"}{parts}: use {nearest}'
         )
     mixer.group_size(batch_size)

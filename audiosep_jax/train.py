@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax.buckets import as_path
-from audiosep_jax.checkpoint import Checkpointer, complete_steps, describe, load_for_inference
+from audiosep_jax.checkpoint import Checkpointer, InferenceCheckpoint, complete_steps, describe, load_for_inference
 from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable
@@ -105,9 +105,10 @@ class TrainConfig:
             'max_skipped_in_row',
         ):
             if getattr(self, name) < 1:
-                raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)}')
+                flag = f'--{name.replace("_", "-")}'
+                raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)} ({flag})')
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay}')
+            raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay} (--ema-decay)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +146,9 @@ def train(config: TrainConfig) -> TrainResult:
         )
     record = describe(config, encoder)
     workdir = as_path(config.workdir)
-    is_new = not complete_steps(workdir / 'checkpoints')
-    beginning = _weights_of(config.init_from, record) if config.init_from and is_new else None
+    found = starting_checkpoint(config, encoder)
+    beginning = jax.device_get(found.variables) if found else None
+    del found  # its arrays are on a device
     validation = Validation(config.validation, config.model, encoder) if config.validation else None
     process_index, process_count = place_of_process(mesh)
     batches = make_batches(
@@ -233,17 +235,24 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(step, loss, stopping, workdir / 'checkpoints')
 
 
-def _weights_of(path: str, record: dict) -> dict:
-    """The `params` and `batch_stats` that a new run starts from, as host arrays.
+def starting_checkpoint(config: TrainConfig, encoder: dict | None) -> InferenceCheckpoint | None:
+    """The checkpoint of `init_from`; None without one, and where the workdir has a run to continue, which needs none.
+
+    Args:
+        config: of the new run.
+        encoder: the identity of its query encoder; None: not known yet, any is taken for the same.
 
     Raises:
-        CheckpointError: they are of another network or query encoder.
+        CheckpointError: nothing there, or it is of another network or query encoder.
+        DownloadError: it has to be fetched and cannot be.
     """
-    checkpoint = load_for_inference(find_checkpoint(path))
-    differing = _differences(checkpoint.record, record, training_state=False)
+    if not config.init_from or (config.workdir and complete_steps(as_path(config.workdir) / 'checkpoints')):
+        return None
+    checkpoint = load_for_inference(find_checkpoint(config.init_from))
+    differing = _differences(checkpoint.record, describe(config, encoder), training_state=False)
     if differing:
-        raise CheckpointError(f'--init-from {path} does not fit this run: {"; ".join(differing)}')
-    return jax.device_get(checkpoint.variables)
+        raise CheckpointError(f'--init-from {config.init_from} does not fit this run: {"; ".join(differing)}')
+    return checkpoint
 
 
 def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
@@ -258,6 +267,7 @@ def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
 def _differences(stored: dict, record: dict, *, training_state: bool) -> list[str]:
     """What makes weights unusable, and a state of training. How it is computed and optimized may change: precision,
     rates, clipping, mixing, mesh. An encoder that is not recorded is taken for the same."""
+    encoders_known = stored['encoder'] is not None and record['encoder'] is not None
 
     def fixed(record):
         config = record['config']
@@ -265,7 +275,7 @@ def _differences(stored: dict, record: dict, *, training_state: bool) -> list[st
         if training_state:
             found['optimizer.amsgrad'] = config['optimizer']['amsgrad']
             found['ema_decay above 0'] = config['ema_decay'] > 0
-        if stored['encoder'] is not None:
+        if encoders_known:
             found |= {f'encoder.{k}': v for k, v in comparable(record['encoder']).items()}
         return found
 

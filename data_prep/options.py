@@ -110,7 +110,8 @@ def print_result(out: str | os.PathLike, result: BuildResult) -> None:
     hours = info.num_samples / info.sample_rate / 3600
     print(
         f'{out}: split {info.split!r} has {info.num_clips} clips ({hours:.2f} h, {info.num_captions} '
-        f'captions) in {info.num_shards} shards; {result.num_shards_made} of {info.num_shards} shards made now'
+        f'captions) in {info.num_shards} shard{"s" * (info.num_shards != 1)}; '
+        f'{result.num_shards_made} of {info.num_shards} shards made now'
     )
     counts = ', '.join(f'{reason} {count}' for reason, count in result.counts.items())
     print(f'clips: {counts}')

@@ -1,17 +1,23 @@
 """AudioSep with text supervision: the recipe of the article (arXiv 2308.05037), on shards with cached embeddings.
 
+Commands:
     python -m data_prep build audioset --source AUDIOSET --out shards   # or any other dataset, or several (--data A B)
     python -m data_prep embed shards --encoder clap     # or a path of CLAP weights, or a converted checkpoint's encoder
     python experiments/audiosep_clap.py --workdir runs/base --data shards --model.dtype bfloat16
 
-Five-second segments at 32 kHz, batch 96, two sources a mixture at ±10 dB, AdamW with amsgrad at 1e-3 after a staircase
-warm-up, 1,000,000 steps. Every setting is a flag (`--help`); `--dry-run` shows what they come to. An interrupted run
-continues with the same command. On several hosts: docs/train.md.
+Recipe:
+    Five-second segments at 32 kHz, batch 96, two sources a mixture at ±10 dB, AdamW with amsgrad at
+    1e-3 after a staircase warm-up, 1,000,000 steps. Every setting is a flag (`--help`); `--dry-run`
+    shows what they come to. An interrupted run continues with the same command. On several hosts:
+    docs/train.md.
 
-Cost: 96 M clips, 700 GFLOP each: 67 EFLOP; `--dry-run` says what that is on the devices at hand.
-Aim: the published scores of the released checkpoint (4 M steps on 14,000 hours), SDRi / SI-SDR in dB: AudioSet
-7.739 / 6.903, VGGSound 9.144 / 9.043, AudioCaps 8.220 / 7.189, Clotho 6.850 / 5.242, MUSIC 10.508 / 9.425, ESC-50
-10.040 / 8.810.
+Cost:
+    96 M clips, 700 GFLOP each: 67 EFLOP; `--dry-run` says what that is on the devices at hand.
+
+Aim:
+    The published scores of the released checkpoint (4 M steps on 14,000 hours), SDRi / SI-SDR in dB:
+    AudioSet 7.739 / 6.903, VGGSound 9.144 / 9.043, AudioCaps 8.220 / 7.189, Clotho 6.850 / 5.242,
+    MUSIC 10.508 / 9.425, ESC-50 10.040 / 8.810.
 """
 
 from audiosep_jax.launch import run_experiment

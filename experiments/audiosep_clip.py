@@ -1,14 +1,19 @@
 """AudioSep with CLIP instead of CLAP: queries that are words or pictures, learned from videos.
 
+Commands:
     python -m data_prep build vggsound --source VGGSOUND --out shards --frames 3        # extra `video`
     python -m data_prep embed shards --encoder clip
     python -m data_prep embed shards --encoder clip --what image
     python experiments/audiosep_clip.py --workdir runs/clip --data shards --model.dtype bfloat16
 
-Half of the queries are a caption, half a frame of the clip's own video: CLIP puts both into one space, so what is
-learned from pictures answers words too. The rest is the recipe of audiosep_clap.py, and so is the cost.
+Recipe:
+    Half of the queries are a caption, half a frame of the clip's own video: CLIP puts both into one
+    space, so what is learned from pictures answers words too. The rest is the recipe of
+    audiosep_clap.py, and so is the cost.
 
-Aim: no score of a network of this size on CLIP is published. The article's, on CLAP: SDRi 9.144 dB on VGGSound.
+Aim:
+    No score of a network of this size on CLIP is published. The article's, on CLAP: SDRi 9.144 dB on
+    VGGSound.
 """
 
 import dataclasses

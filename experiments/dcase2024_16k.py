@@ -1,15 +1,22 @@
 """The baseline of DCASE 2024, task 9 (language-queried separation): 16 kHz, 10 s, batch 16, 200,000 steps.
 
+Commands:
     python -m data_prep build clotho --source CLOTHO --out clotho --sample-rate 16000
     python -m data_prep build fsd50k --source FSD50K --out fsd50k --sample-rate 16000
     python -m data_prep embed clotho --encoder clap && python -m data_prep embed fsd50k --encoder clap
     python experiments/dcase2024_16k.py --workdir runs/dcase --data clotho fsd50k --model.dtype bfloat16
 
-The network of the article on a front end of half the rate (window 1024, hop 160), two sources a mixture at ±10 dB,
-AdamW with amsgrad at 1e-3 after the staircase warm-up of the original.
+Recipe:
+    The network of the article on a front end of half the rate (window 1024, hop 160), two sources a
+    mixture at ±10 dB, AdamW with amsgrad at 1e-3 after the staircase warm-up of the original.
 
-Cost: 3.2 M clips of 10 s, 700 GFLOP each: 2.2 EFLOP; `--dry-run` says what that is on the devices at hand.
-Aim: the baseline's published scores on the task's validation set: SDR 5.708, SDRi 5.673, SI-SDR 3.862 dB.
+Cost:
+    3.2 M clips of 10 s, 700 GFLOP each: 2.2 EFLOP; `--dry-run` says what that is on the devices at
+    hand.
+
+Aim:
+    The baseline's published scores on the task's validation set: SDR 5.708, SDRi 5.673, SI-SDR
+    3.862 dB.
 """
 
 from audiosep_jax.data import DataConfig

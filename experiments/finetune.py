@@ -1,16 +1,24 @@
 """Fine-tuning: the official weights, or any others, on sounds of your own.
 
+Commands:
     audiosep-jax convert audiosep_base_4M_steps.ckpt audiosep
     python -m data_prep build manifest --source datafile.json --out shards
     python -m data_prep embed shards --encoder audiosep                  # the CLAP that the checkpoint was trained with
     python experiments/finetune.py --workdir runs/mine --data shards --init-from audiosep --model.dtype bfloat16
 
-A tenth of the rate that it was trained at, falling along a cosine; an average of the weights; gradients clipped. The
-network must be the checkpoint's: another front end needs its flags (--model.sample-rate, --model.window-size,
---model.hop-size). Some mixtures are asked for sounds that are not in them: --absent.share 0.1.
+Recipe:
+    A tenth of the rate that it was trained at, falling along a cosine; an average of the weights;
+    gradients clipped. The network must be the checkpoint's: another front end needs its flags
+    (--model.sample-rate, --model.window-size, --model.hop-size). Some mixtures are asked for sounds
+    that are not in them: --absent.share 0.1.
 
-Cost: 20,000 steps of 16 clips, 700 GFLOP a clip: 0.22 EFLOP. On two CPU cores fine-tune a smaller network.
-Aim: depends on the data; validate on some of yours with --validation DIR (the layout of the MUSIC benchmark).
+Cost:
+    20,000 steps of 16 clips, 700 GFLOP a clip: 0.22 EFLOP. On two CPU cores fine-tune a smaller
+    network.
+
+Aim:
+    Depends on the data; validate on some of yours with --validation DIR (any benchmark,
+    docs/evaluate.md).
 """
 
 from audiosep_jax.launch import run_experiment

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import runpy
 import shutil
 
 import pytest
@@ -47,6 +48,17 @@ def one_error(capsys) -> str:
     return captured[0]
 
 
+@pytest.mark.parametrize('script', ['audiosep_clap', 'audiosep_clip', 'audiosep_hybrid', 'dcase2024_16k', 'finetune'])
+def test_help_has_the_lines_of_the_docstring(script, capsys, monkeypatch):
+    """The parser of flags joins lines that begin with a letter, and adds blank lines before those that do not."""
+    program = runpy.run_path(str(SCRIPT.with_name(f'{script}.py')))
+    monkeypatch.setattr('sys.argv', [script, '--help'])
+    with pytest.raises(SystemExit) as stopped:
+        program['main']()
+    assert stopped.value.code == 0
+    assert f'\n\n{program["__doc__"]}' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
@@ -67,8 +79,10 @@ def test_flags_that_do_not_exist_are_explained(run, capsys, tmp_path, flags, say
     ('flags', 'says'),
     [
         (('--model.window-size', '1000'), 'window_size: 1000'),
-        (('--steps', '0'), 'steps must be at least 1'),
+        (('--steps', '0'), 'steps must be at least 1, got 0 (--steps)'),
+        (('--batch-size', '20'), '(--batch-size) 20 does not divide'),
         (('--batch-size', '20'), 'use 32'),
+        (('--optimizer.warmup-steps', '-1'), '(--optimizer.warmup-steps)'),
         ((), 'no data: give --data DIR'),
     ],
 )

@@ -70,7 +70,9 @@ def test_what_is_left_out_is_said_and_ends_with_1(folder, band, capsys):
     write_audio(folder / 'bench' / 'segment-3.wav', np.zeros((1, 8000)), 16000)
     assert evaluate('--json', 'r.json') == 1
     captured = capsys.readouterr()
-    assert 'left out (missing): bench/mixture-1.wav: no such file' in captured.err
+    assert 'audiosep-jax: note: left out (missing): bench/mixture-1.wav: no such file' in captured.err
+    [error] = [line for line in captured.err.splitlines() if line.startswith('audiosep-jax: error: ')]
+    assert captured.err.splitlines()[-1] == error
     assert 'left out in all: 1 (missing 1)' in captured.err
     assert 'numbers are of the other 3' in captured.err
     assert '1 target is silent and counts all the same, as in the original: 3' in captured.err
@@ -166,15 +168,19 @@ def test_speech_without_its_packages_is_refused_before_the_work(folder, band, ca
         (['--batch-size', '0'], 2, 'at least 1'),
         (['--max-items', '0'], 2, 'at least 1'),
         (['--seed', '-1'], 2, 'not be negative'),
-        (['--data', 'nowhere'], 1, 'nowhere: no benchmark'),
+        (['--data', 'nowhere'], 1, 'nowhere: no benchmark: no such folder'),
         (['--data', 'nowhere', '--benchmark', 'music'], 1, 'nowhere/music_eval.csv: No such file'),
-        (['--data', 'nowhere', '--benchmark', 'all'], 1, 'none of the sub-folders'),
+        (['--data', 'nowhere', '--benchmark', 'all'], 1, 'nowhere: no benchmark: no such folder'),
+        (['--data', 'bench', '--benchmark', 'all'], 1, 'bench: none of the sub-folders'),
         (['--query-type', 'caption'], 2, 'music has label queries only'),
+        (['--query-type', 'both'], 2, 'music has label queries only'),
+        (['--query-type', 'label,caption'], 2, 'music has label queries only'),
+        (['--metadata', 'nowhere'], 2, '--metadata nowhere: no such folder'),
         (['--query-type', 'words'], 2, 'give label, caption, or both'),
         (['--query', ' '], 2, '--query is empty'),
         (['--query', 'x', '--query-type', 'label'], 2, 'one of the two'),
         (['--captions', 'x.csv', '--benchmark', 'all'], 2, 'belongs to one benchmark'),
-        (['--captions', 'x.csv'], 1, 'x.csv: No such file'),
+        (['--captions', 'x.csv'], 1, 'x.csv: No such file or directory; --captions is a table idx,caption'),
         (['--clap', 'own'], 2, "the encoder 'words' hears no audio"),
         (['--clap', 'nowhere.safetensors'], 2, 'unknown query encoder'),
         (['--several-hosts'], 2, 'finds no cluster here'),
@@ -221,6 +227,24 @@ def test_the_flag_knows_every_benchmark(capsys):
     assert main(['evaluate', '--help']) == 0
     text = capsys.readouterr().out.replace('\n', '').replace('│', '').replace(' ', '')
     assert ','.join([*protocols.PROTOCOLS, 'all']) in text
+
+
+def test_help_says_defaults_once_and_breaks_no_line_early(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')
+    assert main(['evaluate', '--help']) == 0
+    text = capsys.readouterr().out
+    lines = [line.strip('│ ') for line in text[text.index('--data') :].splitlines()]
+    for part in ('(default: 8 for each', "(default: the protocol's", '`mixture,target,query`', 'OUT on a shared disk.'):
+        assert sum(part in line for line in lines) == 1
+    # Wide as it is, each flag has its line, or one for its own name and one for its help.
+    assert all(line.startswith('-') or line.endswith(')') for line in lines if line.strip('─╰╯'))
+
+
+def test_recordings_without_a_target_need_clap(folder, band, capsys):
+    write_pair(folder / 'bench' / 'unused.wav', folder / 'bench' / 'street.wav', 'low hum', 'hiss')
+    write_table(folder / 'bench' / 'own.csv', 'mixture,query', [['street.wav', 'low hum']])
+    assert evaluate() == 2
+    assert '--clap PATH' in one_error(capsys)
 
 
 def test_recordings_without_a_target_are_scored_by_clap(folder, band, capsys):

@@ -108,7 +108,11 @@ def test_a_job_of_an_array_says_what_is_missing(tmp_path, capsys):
     assert run('build', 'synthetic', *flags, '--shard-range', '1:3') == 0
     assert '2 shards made now; 1 of 3 are still missing' in capsys.readouterr().out
     assert run('build', 'synthetic', *flags, '--shard-range', '0:1', '--jobs', 1) == 0
-    assert "split 'train' has 5 clips" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "split 'train' has 5 clips" in said
+    assert ' in 3 shards; ' in said
+    assert run('build', 'synthetic', *flags[:6], '--out', tmp_path / 'one', '--jobs', 1) == 0
+    assert ' in 1 shard; 1 of 1 shards made now' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('command', ['stats', 'merge', 'inspect', 'stage'])

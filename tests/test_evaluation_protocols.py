@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from band_separator import KINDS, BandSeparator, make_music, make_numbered, write_pair, write_table
+from small_dataset import build_small
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.evaluation.protocols import PROTOCOLS, detect, find_benchmarks, read_benchmark
@@ -175,6 +176,30 @@ def test_names(tmp_path):
         read_benchmark(tmp_path, 'x')
     with pytest.raises(DataError, match=r'no benchmark: it holds none of audiocaps_eval\.csv'):
         detect(tmp_path)
+
+
+def test_a_table_that_is_there_counts_more_than_the_name_of_the_folder(tmp_path):
+    write_table(tmp_path / 'music' / 'table.csv', 'mixture,target,query', [['a.wav', 'b.wav', 'a dog']])
+    assert read_benchmark(tmp_path / 'music').name == 'csv'
+    write_table(tmp_path / 'music' / 'music_eval.csv', 'idx,caption', [[0, 'tuba']])
+    assert read_benchmark(tmp_path / 'music').name == 'music'
+    (tmp_path / 'esc50' / 'metadata').mkdir(parents=True)
+    write_table(tmp_path / 'esc50' / 'notes.csv', 'a,b', [])
+    write_table(tmp_path / 'esc50' / 'metadata' / 'esc50_eval.csv', 'idx,caption', [[0, 'rain']])
+    assert read_benchmark(tmp_path / 'esc50').name == 'esc50'
+
+
+def test_what_is_no_benchmark_is_told_apart(tmp_path):
+    for find in (detect, find_benchmarks):
+        with pytest.raises(DataError, match=r'nowhere: no benchmark: no such folder$'):
+            find(tmp_path / 'nowhere')
+    with pytest.raises(DataError, match=r'own\.csv: no benchmark: no such file$'):
+        detect(tmp_path / 'own.csv')
+    with pytest.raises(DataError, match=r'no folders class_id=K \(AudioSet\), and no table mixture,target,query$'):
+        detect(tmp_path)
+    build_small(tmp_path / 'music', 2)  # the folder's name does not make it one
+    with pytest.raises(DataError, match='is a dataset of data_prep, to train on; expected is a benchmark'):
+        detect(tmp_path / 'music')
 
 
 def test_part_of_a_benchmark(tmp_path):

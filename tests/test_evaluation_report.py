@@ -14,7 +14,7 @@ from audiosep_jax.audio import write_audio
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.report import markdown_table, write_report
-from audiosep_jax.evaluation.results import write_json
+from audiosep_jax.evaluation.results import in_decibels, write_json
 from audiosep_jax.evaluation.run import evaluate
 from audiosep_jax.evaluation.summary import summary_markdown, summary_table
 
@@ -74,9 +74,16 @@ def test_table(results):
         'separated, without 1 silent target',
         'AudioSep, 4M steps (published)',
         '10.508',
-        'mean of the means per class',
+        'mean of the means per class, and 95 % interval; SDRi and SI-SDR in dB',
     ):
         assert part in text
+
+
+def test_only_metrics_that_are_shown_have_a_unit():
+    assert in_decibels(['SDR', 'SDRi', 'SI-SDR']) == 'SDR, SDRi and SI-SDR'
+    assert in_decibels(['SDRi', 'PESQ', 'SSNR', 'CLAP']) == 'SDRi and SSNR'
+    assert in_decibels(['SDRi']) == 'SDRi'
+    assert in_decibels(['CLAP']) == ''
 
 
 def test_report_and_its_pictures(tmp_path, results):
@@ -90,6 +97,10 @@ def test_report_and_its_pictures(tmp_path, results):
     assert '| low hum |' in text
     assert 'mixture-7.wav: no such file' in text
     assert 'Silent: 1 of 4 targets' in text
+    assert '2 items: bad row 1, missing 1.' in text
+    assert 'interval. SDRi and SI-SDR are in dB. *No separation*' in text
+    one = dataclasses.replace(results, left_out=results.left_out[:1])
+    assert '\n1 item: ' in write_report(one, tmp_path, BandSeparator(), pictures=False).read_text()
     assert json.loads((tmp_path / 'results.json').read_text())['SDRi'] == results.sdri
     plain = write_report(results, tmp_path, BandSeparator(), pictures=False).read_text()
     assert '.png' not in plain

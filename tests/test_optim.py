@@ -167,7 +167,7 @@ def test_values_out_of_range_are_refused_by_name(values):
 
 
 def test_a_cosine_that_never_leaves_its_warmup_is_refused():
-    with pytest.raises(ConfigError, match='lower warmup_steps'):
+    with pytest.raises(ConfigError, match=r'lower warmup_steps \(--optimizer\.warmup-steps\)'):
         make_optimizer(OptimizerConfig(schedule='cosine', warmup_steps=10), 10)
     with pytest.raises(ConfigError, match='at least 1 step'):
         make_schedule(OptimizerConfig(), 0)

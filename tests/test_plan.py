@@ -1,14 +1,18 @@
 """A dry run: what it tells, and that it refuses what the run would."""
 
 import dataclasses
+import re
 
+import jax
 import pytest
 from small_dataset import build_small
 from test_train import config_of
 
-from audiosep_jax.errors import ConfigError
+from audiosep_jax.checkpoint import describe, save_for_inference
+from audiosep_jax.data import DataConfig, encoder_identity
+from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.launch import Detected
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.plan import dry_run
 from audiosep_jax.program import Program, make_program
 from audiosep_jax.sharding import MeshConfig, make_mesh
@@ -52,6 +56,9 @@ def test_data_and_another_memory(uncompiled, capsys, tmp_path):
     said = capsys.readouterr().out
     assert '6 clips, embeddings of words: 80.0 passes in 30 steps' in said
     assert '(1 clips at a time)' in said
+    # A network of this size needs smaller units.
+    assert re.search(r'model    [1-9][\d,]* parameters, float32', said)
+    assert re.search(r'work     [1-9]\d* MFLOP a clip, 30 steps, 480 clips', said)
     assert not (tmp_path / 'run').exists()
 
 
@@ -67,6 +74,30 @@ def test_what_the_run_would_refuse_is_refused(uncompiled, tmp_path, settings, sa
     build_small(tmp_path / 'data', 6)
     with pytest.raises(ConfigError, match=says):
         dry_run(dataclasses.replace(config_of(tmp_path / 'data', ''), **settings))
+
+
+def test_the_weights_to_start_from_are_checked(uncompiled, capsys, tmp_path):
+    build_small(tmp_path / 'data', 6)
+    config = config_of(tmp_path / 'data', tmp_path / 'run', init_from=str(tmp_path / 'other'))
+    with pytest.raises(CheckpointError, match='no such checkpoint'):
+        dry_run(config)
+    assert capsys.readouterr().out == ''
+    words = encoder_identity(config.input)
+    variables = init_variables(config.model, jax.random.key(0))
+    save_for_inference(tmp_path / 'other', variables=variables, record=describe(config, words), step=7)
+    dry_run(config)
+    assert f'init     {tmp_path / "other"}, step 7\n' in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r'does not fit this run: model\.hop_size was 64, is 32'):
+        dry_run(dataclasses.replace(config, model=dataclasses.replace(config.model, hop_size=32)))
+    record = describe(config, {**words, 'name': 'clap'})
+    save_for_inference(tmp_path / 'clap', variables=variables, record=record, step=7)
+    other = dataclasses.replace(config, init_from=str(tmp_path / 'clap'))
+    with pytest.raises(CheckpointError, match=r'encoder\.name was clap, is words'):
+        dry_run(other)
+    dry_run(dataclasses.replace(other, input=DataConfig()))  # without data there is no encoder to compare
+    # A run that is there is continued from its own checkpoint.
+    save_for_inference(tmp_path / 'run' / 'checkpoints' / '3', variables=variables, record=record, step=3)
+    dry_run(dataclasses.replace(config, init_from='nowhere'))
 
 
 def test_state_and_batch_have_the_shapes_of_the_run():

@@ -110,17 +110,29 @@ def detect(folder: Path, metadata: Path | None = None) -> str:
     """The benchmark whose table is in the folder. Raises DataError where there is none."""
     if folder.suffix.lower() == '.csv' and folder.is_file():
         return 'csv'
+    _check_exists(folder)
     for name, protocol in PROTOCOLS.items():
         if protocol.table and any((place / protocol.table).exists() for place in (folder, metadata) if place):
             return name
-    if folder.name in PROTOCOLS:  # the original's layout keeps the tables elsewhere
-        return folder.name
     if any(folder.glob('class_id=*')):
         return 'audioset'
-    if _tables_in(folder):
+    tables = _tables_in(folder)
+    if any({'mixture', 'query'} <= set(_header(table)) for table in tables):
         return 'csv'
-    tables = ', '.join(protocol.table for protocol in PROTOCOLS.values() if protocol.table)
-    raise DataError(f'{folder}: no benchmark: it holds none of {tables}')
+    if (folder / 'dataset_info.json').is_file():
+        raise DataError(
+            f'{folder}: is a dataset of data_prep, to train on; expected is a benchmark: mixtures with their targets '
+            'and queries (docs/evaluate.md)'
+        )
+    if folder.name in PROTOCOLS:  # the original's layout keeps the tables elsewhere
+        return folder.name
+    if tables:
+        return 'csv'
+    names = ', '.join(protocol.table for protocol in PROTOCOLS.values() if protocol.table)
+    raise DataError(
+        f'{folder}: no benchmark: it holds none of {names}, no folders class_id=K (AudioSet), and no table '
+        'mixture,target,query'
+    )
 
 
 def find_benchmarks(folder: str | Path) -> dict[str, Path]:
@@ -130,6 +142,7 @@ def find_benchmarks(folder: str | Path) -> dict[str, Path]:
         DataError: there is none.
     """
     folder = Path(folder)
+    _check_exists(folder)
     places = [folder / 'data', folder]
     found = {name: place / name for place in places for name in PROTOCOLS if (place / name).is_dir()}
     if not found:
@@ -255,7 +268,8 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
         names = ', '.join(table.name for table in tables) or 'none'
         raise DataError(f'{folder}: expected one CSV (mixture,target,query) in it, found {names}; give its path')
     table = tables[0]
-    _, rows, bad = _rows(table.parent, None, table.name, ('mixture', 'query'))
+    advice = '--data is a table mixture,target,query, or the folder of one'
+    _, rows, bad = _rows(table.parent, table.parent, table.name, ('mixture', 'query'), advice)
     items = []
     for line, row in rows:
         if not row['mixture'].strip() or not row['query'].strip():
@@ -277,12 +291,12 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
 
 
 def _rows(
-    folder: Path, metadata: Path | None, name: str, columns: Sequence[str]
+    folder: Path, metadata: Path | None, name: str, columns: Sequence[str], advice: str = ''
 ) -> tuple[Path, list[tuple[int, dict[str, str]]], list[LeftOut]]:
     """The path of a table, its rows with their line numbers, and those of another number of fields than the header.
 
     Of columns with the same name the first counts (Clotho's table has two `noise_wav1`), except that where no columns
-    are asked for, each is kept.
+    are asked for, each is kept. `advice` is for a table that cannot be read: what to give, and how.
     """
     parents = folder.absolute().parents[:2]
     places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
@@ -295,7 +309,8 @@ def _rows(
             lines = [(reader.line_num, fields) for fields in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise DataError(f'{path}: {reason}; --data is the folder of the audio, --metadata that of {name}') from error
+        advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
+        raise DataError(f'{path}: {reason}; {advice}') from error
     missing = [column for column in columns if column not in header]
     if missing:
         raise DataError(f'{path}: no column {" and ".join(missing)} in its first line: {",".join(header) or "empty"}')
@@ -317,7 +332,8 @@ def _rows(
 
 def _with_captions(items: list[Item], path: Path, notes: list[str]) -> tuple[list[Item], str]:
     """The items with a further type of query, from a table `idx,caption`; and its name."""
-    _, rows, bad = _rows(path.parent, path.parent, path.name, ('idx', 'caption'))
+    advice = '--captions is a table idx,caption'
+    _, rows, bad = _rows(path.parent, path.parent, path.name, ('idx', 'caption'), advice)
     texts = {row['idx'].strip(): row['caption'] for _, row in rows if row['caption'].strip()}
     known = [item for item in items if item.name in texts]
     if not known:
@@ -353,6 +369,20 @@ def _bad(path: Path, line: int, problem: str) -> LeftOut:
 
 def _tables_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob('*.csv') if path.is_file() and path.name[0] != '.')
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f'{path}: no benchmark: no such {"file" if path.suffix.lower() == ".csv" else "folder"}')
+
+
+def _header(table: Path) -> list[str]:
+    """The columns of a table; none where it cannot be read, which is said when it is."""
+    try:
+        with table.open(newline='', encoding='utf-8-sig') as file:
+            return [column.strip() for column in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
 
 
 def _inner(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from audiosep_jax.audio import resample
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.loading import load_item
-from audiosep_jax.evaluation.results import NO_SEPARATION, ItemScore, Results, Row, write_json
+from audiosep_jax.evaluation.results import NO_SEPARATION, ItemScore, Results, Row, in_decibels, write_json
 from audiosep_jax.files import replacing
 from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
 
@@ -74,9 +74,9 @@ def _markdown(results: Results, shown: Sequence[tuple[str, str]]) -> str:
         f'Checkpoint `{info.get("path")}`, step {info.get("step")}, weights `{str(info.get("hash"))[:16]}`, query '
         f'encoder {(info.get("encoder") or {}).get("name", "none")}. Scored at {results.sample_rate} Hz.',
         markdown_table(['', *metrics, 'items'], rows),
-        f'Every number is the {results.aggregation}; in brackets its 95 % bootstrap interval. SDR, SDRi, SI-SDR and '
-        'SSNR are in dB. *No separation*: the mixture itself. *Oracle ratio mask*: a mask made from the target, far '
-        'above what any separator reaches. *Shuffled query*: each mixture asked for a wrong sound.',
+        f'Every number is the {results.aggregation}; in brackets its 95 % bootstrap interval.{_unit(metrics)} *No '
+        'separation*: the mixture itself. *Oracle ratio mask*: a mask made from the target, far above what any '
+        'separator reaches. *Shuffled query*: each mixture asked for a wrong sound.',
     ]
     if results.notes:
         parts.append('\n'.join(f'- {note}' for note in results.notes))
@@ -85,7 +85,9 @@ def _markdown(results: Results, shown: Sequence[tuple[str, str]]) -> str:
     if results.left_out:
         kinds = ', '.join(f'{reason} {count}' for reason, count in counts.items())
         lines = [f'- `{left.name}` ({left.reason}): {left.message}' for left in results.left_out[:_NAMED]]
-        parts += ['## Left out', f'{len(results.left_out)} items: {kinds}.', '\n'.join(lines), _more(results.left_out)]
+        count = len(results.left_out)
+        number = f'{count} item{"s" if count > 1 else ""}: {kinds}.'
+        parts += ['## Left out', number, '\n'.join(lines), _more(results.left_out)]
     parts += [f'## {title}\n\n![{title}]({name})' for title, name in shown]
     labels = results.by_label()
     if len(labels) > 1:
@@ -93,6 +95,11 @@ def _markdown(results: Results, shown: Sequence[tuple[str, str]]) -> str:
         lines = [[label, *(f'{s[m]:.2f}' if m in s else '' for m in own), str(s['n'])] for label, s in labels.items()]
         parts += ['## By class', markdown_table(['class', *own, 'items'], lines)]
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def _unit(metrics: Sequence[str]) -> str:
+    names = in_decibels(metrics)
+    return f' {names} {"are" if " and " in names else "is"} in dB.' if names else ''
 
 
 def _silent(results: Results) -> str:

@@ -22,6 +22,7 @@ SHUFFLED, TARGET = 'shuffled query', 'target'
 # The order of columns; all in dB but PESQ and what follows it.
 METRICS = ('SDR', 'SDRi', 'SI-SDR', 'SI-SDRi', 'PESQ', 'STOI', 'CSIG', 'CBAK', 'COVL', 'SSNR', 'CLAP')
 _SPEECH = METRICS[4:10]
+_DECIBELS = (*METRICS[:4], 'SSNR')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,8 @@ class Results:
         families = [tuple(m for m in metrics if m not in _SPEECH), tuple(m for m in metrics if m in _SPEECH)]
         # Six measures of speech with intervals would not fit a terminal: those are in the report.
         tables = [self._table(family, title, bool(i == 0)) for i, family in enumerate(families) if family]
-        tables[-1].caption = f'{self.aggregation}, and 95 % interval; SDR, SDRi, SI-SDR and SSNR in dB'
+        unit = in_decibels(metrics)
+        tables[-1].caption = f'{self.aggregation}, and 95 % interval' + (f'; {unit} in dB' if unit else '')
         return tables
 
     def _table(self, metrics: Sequence[str], title: str, with_intervals: bool) -> 'Table':
@@ -218,6 +220,12 @@ class Results:
                 # As it is: rich takes [brackets] of a plain string for markup.
                 table.add_row(Text(name), *cells, str(row.n) if isinstance(row, Row) else '')
         return table
+
+
+def in_decibels(metrics: Sequence[str]) -> str:
+    """Those of the metrics that are in dB, as a text lists them; '' where none is."""
+    found = [metric for metric in metrics if metric in _DECIBELS]
+    return ' and '.join(part for part in (', '.join(found[:-1]), *found[-1:]) if part)
 
 
 def describe(statistic: Statistic) -> str:

@@ -208,7 +208,9 @@ class _Evaluation:
         if not items:
             raise DataError('nothing to evaluate: the set has no items')
         if options.clap is None and all(item.target is None for item in items) and lengths is None:
-            raise ConfigError('no item has a target to score against: name CLAP weights for reference-free scores')
+            raise ConfigError(
+                'no item has a target to score against: name CLAP weights (--clap PATH) for scores that need none'
+            )
         self._separator, self._items, self._load, self._rate = separator, items, load, rate
         self._options, self._lengths = options, lengths
         self._batch_size = options.batch_size or default_batch_size()
