@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:  # --help, or a flag that tyro has explained
         return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        return _unread()
     run = {
         Separate: _separate,
         Evaluate: _evaluate,
@@ -100,15 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain('interrupted; the output being written was not kept')
         return 130
-    except BrokenPipeError:  # `| head`: nobody reads on. Without this Python complains again while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
         explanation = explained(error)
         if explanation is None:
             raise
         _complain(explanation[0])
         return explanation[1]
+
+
+def _unread() -> int:
+    """`| head`: nobody reads on. Without this Python complains again while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 # ---- separate --------------------------------------------------------------------------------------------------------

@@ -387,3 +387,15 @@ def test_a_closed_pipe_ends_quietly(folder, quarter, capsys, monkeypatch):
         out = stack.enter_context(open(os.devnull, 'w'))
         monkeypatch.setattr(sys, 'stdout', out)
         assert separate('in.wav', '--query', 'a dog', '-o', 'x.wav') == 1
+
+
+def test_help_that_nobody_reads_to_its_end(monkeypatch, tmp_path):
+    """`audiosep-jax --help | head -1`: no traceback."""
+    with (tmp_path / 'out').open('w') as out:
+        monkeypatch.setattr(sys, 'stdout', out)
+
+        def broken(*_, **__):
+            raise BrokenPipeError
+
+        monkeypatch.setattr(cli.tyro, 'cli', broken)
+        assert cli.main(['--help']) == 1
