@@ -23,30 +23,31 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Its gradient is that of XLA's convolution, except that programs for the CPU compute the kernel's by rows.
     """
-    return _conv3x3(x, kernel)
+    return native_conv3x3(x, kernel)
 
 
-def _conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def native_conv3x3(x: jax.Array, kernel: jax.Array, *, frame_padding: int = 1) -> jax.Array:
+    """`conv3x3` as XLA has it, derivatives included: [B, N, F, C] -> [B, N - 2 + 2 * frame_padding, F, C']."""
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
-        padding='SAME',
+        padding=((frame_padding, frame_padding), (1, 1)),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         precision=_precision(x),
     )
 
 
 def _conv3x3_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv3x3(x, kernel), (x, kernel)
+    return native_conv3x3(x, kernel), (x, kernel)
 
 
 def _conv3x3_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (dx,) = jax.linear_transpose(lambda x: _conv3x3(x, kernel), x)(g)
+    (dx,) = jax.linear_transpose(lambda x: native_conv3x3(x, kernel), x)(g)
 
     def by_convolution(x, g):
-        (dkernel,) = jax.linear_transpose(lambda kernel: _conv3x3(x, kernel), kernel)(g)
+        (dkernel,) = jax.linear_transpose(lambda kernel: native_conv3x3(x, kernel), kernel)(g)
         return dkernel
 
     if x.shape[2] < _ROW_PRODUCT_BINS:

@@ -21,9 +21,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from audiosep_jax.convolution import average_pool, conv1x1, matmul, upsample
+from audiosep_jax.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
 from audiosep_jax.model import POWER_FLOOR, ModelConfig, init_variables
 from audiosep_jax.resunet import (
     DOWNSAMPLING,
@@ -177,24 +176,11 @@ class _Frames:
         return dataclasses.replace(self, values=function(self.values))
 
 
-def _conv3x3(x: jax.Array, kernel: jax.Array, *, frame_padding: int) -> jax.Array:
-    """[B, n, F, C] with a kernel [3, 3, C, C'] -> [B, n - 2 + 2 * frame_padding, F, C']."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((frame_padding, frame_padding), (1, 1)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        # float32 means float32, on every device.
-        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
-    )
-
-
 class _Whole:
     """The recording at once: nothing is late."""
 
     def conv3x3(self, x: _Frames, kernel: jax.Array) -> _Frames:
-        return x.map(lambda values: _conv3x3(values, kernel, frame_padding=1))
+        return x.map(lambda values: native_conv3x3(values, kernel))
 
     def delayed(self, x: _Frames, delay: int) -> _Frames:
         return x
@@ -219,7 +205,7 @@ class _Pieces:
         inside = (frame >= 0) & (frame < self._end // x.scale)
         values = self._after_last(jnp.where(inside[:, None, None], x.values, 0), 2)
         self.left[-1] = values[:, -2:]
-        return _Frames(_conv3x3(values, kernel, frame_padding=0), x.scale, x.delay + 1)
+        return _Frames(native_conv3x3(values, kernel, frame_padding=0), x.scale, x.delay + 1)
 
     def delayed(self, x: _Frames, delay: int) -> _Frames:
         more = delay - x.delay

@@ -112,7 +112,7 @@ def jax_step(case: Case, size: Size) -> Callable[[], None]:
     step = jax.jit(make_train_step(config, optimizer, mixer, seed=0), donate_argnums=0)
     if case.program == DERIVED:
         with (
-            mock.patch.object(resunet, 'conv3x3', convolution._conv3x3),
+            mock.patch.object(resunet, 'conv3x3', convolution.native_conv3x3),
             mock.patch.object(convolution, '_product', convolution.matmul),
         ):
             step = step.lower(state, arrays).compile()
