@@ -58,3 +58,13 @@ def quarter(monkeypatch):
     fake = QuarterSeparator()
     monkeypatch.setattr(cli, '_load', lambda path, **options: fake)
     return fake
+
+
+@pytest.fixture(scope='session')
+def dataset(tmp_path_factory):
+    """What the tests of training train on: 24 short clips and their embeddings."""
+    from small_dataset import build_small
+
+    directory = tmp_path_factory.mktemp('dataset')
+    build_small(directory, 24)
+    return directory

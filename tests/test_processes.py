@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import Processes, command_of
-from small_dataset import build_small
 from test_train import config_of, losses_in
 
 from audiosep_jax.sharding import MeshConfig
 from audiosep_jax.train import train
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp('dataset')
-    build_small(directory, 24)
-    return directory
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from processes import command_of
-from small_dataset import SAMPLE_RATE, build_small
+from small_dataset import SAMPLE_RATE
 
 import audiosep_jax.train as train_module
 from audiosep_jax.audio import write_audio
@@ -31,13 +31,6 @@ MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, width
 OPTIMIZER = OptimizerConfig(schedule='constant')
 MIXER = SegmentMixer(mix_group=2)
 BATCH_SIZE = 16  # 8 devices, groups of 2
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp('dataset')
-    build_small(directory, 24)
-    return directory
 
 
 def config_of(dataset, workdir, **settings) -> TrainConfig:

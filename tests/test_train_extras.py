@@ -6,20 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_dataset import build_small
 from test_train import MODEL, config_of, losses_in, variables_of
 
 import audiosep_jax.train as train_module
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.optim import OptimizerConfig
 from audiosep_jax.train import TrainConfig, train
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp('dataset')
-    build_small(directory, 24)
-    return directory
 
 
 @pytest.fixture(scope='module')
