@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from small_media import noise, write_sound, write_video
+from support.small_media import noise, write_sound, write_video
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards

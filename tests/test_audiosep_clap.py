@@ -2,18 +2,18 @@
 
 import importlib.util
 import os
-import pathlib
 import runpy
 import shutil
 
 import pytest
-from small_dataset import build_small, shard_files
+from support.paths import ROOT
+from support.small_dataset import build_small, shard_files
 
 from audiosep_jax import launch
 from audiosep_jax.encoders.words import WordsEncoder
 from data_prep.embed import embed_captions
 
-SCRIPT = pathlib.Path(__file__).parents[1] / 'experiments' / 'audiosep_clap.py'
+SCRIPT = ROOT / 'experiments' / 'audiosep_clap.py'
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 import tyro
-from small_media import click, cut_short, place_of_click, write_sound, write_video
+from support.small_media import click, cut_short, place_of_click, write_sound, write_video
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards

@@ -1,8 +1,7 @@
 import pathlib
 
 import pytest
-from fake_bucket import bucket  # noqa: F401
-from small_dataset import build_small, small_clips
+from support.small_dataset import build_small, small_clips
 
 from audiosep_jax.buckets import as_path, is_bucket, reaching, size, write_bytes
 from audiosep_jax.errors import ConfigError, DataError
@@ -24,7 +23,7 @@ def test_paths_and_addresses_are_told_apart(tmp_path):
         as_path('ftp://b')
 
 
-def test_a_build_into_a_bucket_is_the_local_one(tmp_path, bucket):  # noqa: F811
+def test_a_build_into_a_bucket_is_the_local_one(tmp_path, bucket):
     build_small(tmp_path / 'small', 10, embed=False)
     result = build_small('gs://b/data/small', 10, embed=False)
     assert result.info.complete
@@ -33,7 +32,7 @@ def test_a_build_into_a_bucket_is_the_local_one(tmp_path, bucket):  # noqa: F811
     assert read_split_info('gs://b/data/small', 'train') == result.info
 
 
-def test_a_build_into_a_bucket_goes_on_where_it_stopped(tmp_path, bucket):  # noqa: F811
+def test_a_build_into_a_bucket_goes_on_where_it_stopped(tmp_path, bucket):
     build_small(tmp_path / 'small', 10, embed=False)
     assert not build_small('gs://b/small', 10, embed=False, shard_range=(0, 2)).info.complete
     shard = next(path for path in bucket.store if '-00001-of-' in path and 'array_record' in path)
@@ -43,7 +42,7 @@ def test_a_build_into_a_bucket_goes_on_where_it_stopped(tmp_path, bucket):  # no
     assert build_small('gs://b/small', 10, embed=False).num_shards_made == 0
 
 
-def test_splits_share_a_bucket(tmp_path, bucket):  # noqa: F811
+def test_splits_share_a_bucket(tmp_path, bucket):
     for directory in (tmp_path / 'small', 'gs://b/small'):
         build_small(directory, 10, embed=False)
         build_small(directory, 3, embed=False, split='validation')
@@ -52,7 +51,7 @@ def test_splits_share_a_bucket(tmp_path, bucket):  # noqa: F811
         build_small('gs://b/small', 10, embed=False, name='other')
 
 
-def test_a_bucket_that_refuses_is_one_line_and_holds_no_half_shard(bucket, monkeypatch):  # noqa: F811
+def test_a_bucket_that_refuses_is_one_line_and_holds_no_half_shard(bucket, monkeypatch):
     monkeypatch.setattr(bucket, 'refused', ('array_record-00001',))
     with pytest.raises(DataError, match=r'00001-of-00003: cannot be written: .*no permission') as caught:
         build_small('gs://b/small', 10, embed=False)
@@ -69,7 +68,7 @@ class _Strange(Exception):
         raise TypeError('cannot be pickled')
 
 
-def test_strange_errors_of_a_worker_are_one_line(bucket, monkeypatch):  # noqa: F811
+def test_strange_errors_of_a_worker_are_one_line(bucket, monkeypatch):
     def refuse(source, destination):
         raise _Strange('403: no billing')
 
@@ -82,7 +81,7 @@ def test_strange_errors_of_a_worker_are_one_line(bucket, monkeypatch):  # noqa: 
         _write_shard(clips, as_path('gs://b/small'), plan, 0, lambda: None)
 
 
-def test_an_upload_that_arrives_in_part_is_an_error_and_removed(bucket, monkeypatch):  # noqa: F811
+def test_an_upload_that_arrives_in_part_is_an_error_and_removed(bucket, monkeypatch):
     def cut(source, destination):
         destination.write_bytes(source.read_bytes()[:-1])
 
@@ -92,7 +91,7 @@ def test_an_upload_that_arrives_in_part_is_an_error_and_removed(bucket, monkeypa
     assert bucket.contents('b') == {}
 
 
-def test_sizes_of_files_and_objects(tmp_path, bucket):  # noqa: F811
+def test_sizes_of_files_and_objects(tmp_path, bucket):
     for path in (tmp_path / 'x', as_path('gs://b/x')):
         write_bytes(path, b'12345')
         assert size(path) == 5

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips, tone
+from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips, tone
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.records import Shards, read_split_info, summary_path, write_json

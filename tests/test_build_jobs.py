@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
+from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.locks import AtWork, locked

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from reference_weights import clap_tensor
-from tiny_clap import AUDIO, CONFIG, TEXT, hugging_face_tensors, laion_tensors, write_tokenizer
+from support.paths import REFERENCE
+from support.reference_weights import clap_tensor
+from support.tiny_clap import AUDIO, CONFIG, TEXT, hugging_face_tensors, laion_tensors, write_tokenizer
 
 from audiosep_jax import hub
 from audiosep_jax.encoders import QueryEncoder, clap, clap_files, htsat, roberta
@@ -19,8 +20,6 @@ from audiosep_jax.encoders.htsat import SAMPLE_RATE, WINDOW_SAMPLES, HtsatConfig
 from audiosep_jax.encoders.roberta import RobertaConfig
 from audiosep_jax.errors import AudioFileError, AudioSepError, CheckpointError, DownloadError, QueryError
 from audiosep_jax.tensor_files import write_tensors
-
-DATA = Path(__file__).parent / 'data'
 
 
 def write_laion(folder: Path, prefix: str = '', **changes) -> Path:
@@ -62,8 +61,8 @@ def noise(seconds: float, seed: int = 0, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 @pytest.fixture(scope='module')
 def reference():
-    """What LAION's code gave (tests/data/README.md)."""
-    with np.load(DATA / 'clap_reference.npz') as archive:
+    """What LAION's code gave (tests/reference/README.md)."""
+    with np.load(REFERENCE / 'clap_reference.npz') as archive:
         return dict(archive)
 
 

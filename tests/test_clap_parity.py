@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny_clap import write_tokenizer
+from support.tiny_clap import write_tokenizer
 
 from audiosep_jax.encoders.clap import ClapEncoder
 

@@ -13,7 +13,8 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quarter_separator import RATE, files, one_error, sound, write
+from support.paths import TESTS
+from support.quarter_separator import RATE, files, one_error, sound, write
 
 from audiosep_jax import __version__, cli
 from audiosep_jax.audio import read_audio, write_audio
@@ -323,8 +324,8 @@ def test_a_full_disk_in_a_real_process(folder):
     code = f"""
 import resource, sys, numpy, signal
 sys.dont_write_bytecode = True  # what is imported late would be cut off, too
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from quarter_separator import QuarterSeparator
+sys.path.insert(0, {str(TESTS)!r})
+from support.quarter_separator import QuarterSeparator
 from audiosep_jax import cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 cli._load = lambda path: QuarterSeparator()

@@ -7,8 +7,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from band_separator import make_music
-from quarter_separator import QuarterSeparator, one_error, sound, write
+from support.band_separator import make_music
+from support.quarter_separator import QuarterSeparator, one_error, sound, write
 
 from audiosep_jax.audio import read_audio
 from audiosep_jax.checkpoint import Checkpointer, describe

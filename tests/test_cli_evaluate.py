@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import pytest
-import tiny_clap
-from band_separator import BandSeparator, make_music, make_numbered, write_pair, write_table
-from quarter_separator import one_error
+from support import tiny_clap
+from support.band_separator import BandSeparator, make_music, make_numbered, write_pair, write_table
+from support.quarter_separator import one_error
 
 from audiosep_jax import cli
 from audiosep_jax.audio import write_audio

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-import tiny_clap
-from quarter_separator import QuarterSeparator, files, one_error, write
+from support import tiny_clap
+from support.quarter_separator import QuarterSeparator, files, one_error, write
 
 from audiosep_jax import cli
 from audiosep_jax.cli import main

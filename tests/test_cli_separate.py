@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from quarter_separator import RATE, files, one_error, sound, write
+from support.quarter_separator import RATE, files, one_error, sound, write
 
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.cli import main

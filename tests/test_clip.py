@@ -5,24 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import clip_reference
 import jax
 import numpy as np
 import PIL.Image
 import pytest
-from clip_reference import BEGIN, END, clip_config, clip_tensor, token_ids
+from support import clip_reference
+from support.clip_reference import BEGIN, END, clip_config, clip_tensor, token_ids
+from support.paths import REFERENCE
 
 from audiosep_jax.encoders import QueryEncoder, clip_model, load_encoder
 from audiosep_jax.encoders.clip import ClipEncoder
 from audiosep_jax.errors import CheckpointError, DownloadError, QueryError
 from audiosep_jax.tensor_files import write_tensors
 
-DATA = Path(__file__).parent / 'data'
-
 
 @pytest.fixture(scope='session')
 def golden():
-    with np.load(DATA / 'clip_reference.npz') as archive:
+    with np.load(REFERENCE / 'clip_reference.npz') as archive:
         return dict(archive)
 
 

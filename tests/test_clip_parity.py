@@ -1,9 +1,9 @@
 """CLIP beside transformers' CLIPModel, where torch is installed (`pip install -e .[parity]`)."""
 
-import clip_reference
 import numpy as np
 import pytest
-from clip_reference import BEGIN, END, clip_config, clip_model, token_ids
+from support import clip_reference
+from support.clip_reference import BEGIN, END, clip_config, clip_model, token_ids
 
 from audiosep_jax.encoders.clip import ClipEncoder
 from audiosep_jax.encoders.clip_images import ImageConfig

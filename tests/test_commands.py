@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from small_dataset import SAMPLE_RATE, build_small, small_clips
+from support.small_dataset import SAMPLE_RATE, build_small, small_clips
 
 from audiosep_jax.records import Shards
 from data_prep.__main__ import main

@@ -9,7 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_clap
+from support import tiny_clap
 
 import audiosep_jax as asj
 from audiosep_jax.checkpoint import describe, load_for_inference, save_for_inference

@@ -9,9 +9,10 @@ import time
 
 import numpy as np
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips
+from support.data_batches import batches_of, clips_in, config_of, damage_clips, take
+from support.small_dataset import SAMPLE_RATE, build_small, small_clips
 
-from audiosep_jax.data import DataConfig, encoder_identity, make_batches
+from audiosep_jax.data import DataConfig, encoder_identity
 from audiosep_jax.embedding_cache import cache_directory
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
@@ -28,25 +29,6 @@ def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp('dataset')
     build_small(directory, 10, captions=3)
     return directory
-
-
-def config_of(*directories, **settings) -> DataConfig:
-    settings = {'segment_seconds': 0.05, 'threads': 2, 'read_ahead': 2, **settings}
-    return DataConfig(data=tuple(map(str, directories)), **settings)
-
-
-def batches_of(config: DataConfig, **settings):
-    return make_batches(config, **{'sample_rate': SAMPLE_RATE, 'batch_size': 4, 'seed': 3, **settings})
-
-
-def take(batches, count: int) -> list[dict]:
-    with batches:
-        return [next(batches) for _ in range(count)]
-
-
-def clips_in(batch: dict) -> np.ndarray:
-    """Which clips a batch of `small_dataset.tone`s is made of."""
-    return batch['waveforms'].max(axis=1) // 100
 
 
 def assert_same(some: list[dict], others: list[dict]) -> None:
@@ -248,14 +230,6 @@ def test_shards_of_another_rate_are_resampled(tmp_path, rate, seconds):
     margin = 400  # the resampler's filter meets the ends of the signal
     np.testing.assert_allclose(segment[margin : inside - margin] / INT16_SCALE, expected[margin:-margin], atol=2e-3)
     assert not segment[inside:].any()
-
-
-def damage_clips(directory, ids) -> None:
-    for path in shard_files(directory):
-        data = path.read_bytes()
-        for clip_id in ids:
-            if (at := data.find(clip_id.encode())) >= 0:
-                overwrite(path, at, b'!')
 
 
 def test_corrupt_record_is_replaced_by_its_neighbour_and_counted(tmp_path, caplog):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
+from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
 
 from audiosep_jax.records import Shards
 from data_prep.__main__ import main

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
+from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
 from audiosep_jax.encoders import load_encoder

@@ -4,7 +4,7 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-from small_dataset import build_small, small_clips
+from support.small_dataset import build_small, small_clips
 
 from audiosep_jax import embedding_cache
 from audiosep_jax.embedding_cache import (

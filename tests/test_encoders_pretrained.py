@@ -6,8 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_clap
-from test_hub import offline  # noqa: F401
+from support import tiny_clap
 
 from audiosep_jax.encoders import encoder_names, load_encoder, same_encoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
@@ -73,7 +72,7 @@ def test_other_weights_or_versions_are_refused(published, tmp_path):
         load_encoder(identity | {'temperature': 1})
 
 
-def test_of_the_hub(published, offline):  # noqa: F811
+def test_of_the_hub(published, offline):
     files = {name: (published / name).read_text() for name in ('config.json', 'vocab.json', 'merges.txt')}
     folder = offline('some/clap', files)
     shutil.copyfile(published / 'model.safetensors', folder / 'model.safetensors')
@@ -84,12 +83,12 @@ def test_of_the_hub(published, offline):  # noqa: F811
 
 
 @pytest.mark.parametrize(('name', 'repository'), [('clap', 'laion/larger_clap_general'), ('clip', 'openai/clip-vit-b')])
-def test_offline_a_name_says_what_to_put_where(offline, name, repository):  # noqa: F811
+def test_offline_a_name_says_what_to_put_where(offline, name, repository):
     with pytest.raises(DownloadError, match=f'https://huggingface.co/{repository}.* put it at a folder of your choice'):
         load_encoder(name)
 
 
-def test_without_a_tokenizer(published, offline, tmp_path):  # noqa: F811
+def test_without_a_tokenizer(published, offline, tmp_path):
     shutil.copytree(published, tmp_path / 'bare')
     for name in ('vocab.json', 'merges.txt'):
         os.remove(tmp_path / 'bare' / name)

@@ -5,22 +5,21 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from band_separator import BandSeparator, make_music
+from support.band_separator import BandSeparator, make_music
+from support.paths import TESTS
 
 from audiosep_jax.evaluation.processes import gathered
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
 
-TESTS = Path(__file__).parent
 PROGRAM = """
 import json, sys
 import jax
 port, process, folder = sys.argv[1:]
 jax.distributed.initialize(f'localhost:{port}', 2, int(process))
-from band_separator import CONFIG, BandSeparator
+from support.band_separator import CONFIG, BandSeparator
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import AudioSepError, CheckpointError
 from audiosep_jax.evaluation.protocols import read_benchmark

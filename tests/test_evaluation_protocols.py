@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from band_separator import KINDS, BandSeparator, make_music, make_numbered, write_pair, write_table
-from small_dataset import build_small
+from support.band_separator import KINDS, BandSeparator, make_music, make_numbered, write_pair, write_table
+from support.small_dataset import build_small
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.evaluation.protocols import PROTOCOLS, detect, find_benchmarks, read_benchmark

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from band_separator import BandSeparator, make_music, make_numbered, rows_of
 from rich.console import Console
+from support.band_separator import BandSeparator, make_music, make_numbered, rows_of
 
 from audiosep_jax.audio import write_audio
 from audiosep_jax.errors import DataError

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from band_separator import (
+from support.band_separator import (
     CONFIG,
     HERTZ,
     KINDS,
@@ -20,7 +20,7 @@ from band_separator import (
     write_pair,
     write_table,
 )
-from original_metrics import calculate_sdr, calculate_sisdr
+from support.original_metrics import calculate_sdr, calculate_sisdr
 
 from audiosep_jax.audio import write_audio
 from audiosep_jax.encoders.words import WordsEncoder

@@ -1,18 +1,16 @@
 """The audio tower, from the mel filters to the pieces of the Swin transformer."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tiny_clap import AUDIO
+from support.paths import REFERENCE
+from support.tiny_clap import AUDIO
 
 from audiosep_jax.encoders import htsat
 from audiosep_jax.encoders.htsat import HtsatConfig
 from audiosep_jax.encoders.layers import parameter_shapes
-
-DATA = Path(__file__).parent / 'data'
 
 
 def test_mel_filters_are_librosas():
@@ -109,7 +107,7 @@ def test_merging_puts_four_patches_side_by_side():
 
 
 def test_tensors_are_those_of_laions_state_dict():
-    with np.load(DATA / 'clap_reference.npz') as archive:
+    with np.load(REFERENCE / 'clap_reference.npz') as archive:
         names = [str(name) for name in archive['state_names']]
         shapes = {n: tuple(json.loads(str(s))) for n, s in zip(names, archive['state_shapes'], strict=True)}
     expected = htsat.tensor_shapes(HtsatConfig())

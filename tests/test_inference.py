@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from noisy_separator import noisy_variables, sound
+from support.noisy_separator import noisy_variables, sound
 
 from audiosep_jax import inference
 from audiosep_jax.model import AudioSep, ModelConfig

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from band_separator import BandSeparator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.band_separator import BandSeparator
 
 from audiosep_jax.audio import read_audio, write_audio
 from audiosep_jax.errors import ConfigError, DataError

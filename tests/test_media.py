@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from small_media import click, cut_short, noise, place_of_click, write_sound, write_tar
+from support.small_media import click, cut_short, noise, place_of_click, write_sound, write_tar
 
 from audiosep_jax.audio import read_audio
 from audiosep_jax.errors import AudioFileError

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
+from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
 from audiosep_jax.encoders import load_encoder

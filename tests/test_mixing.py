@@ -1,7 +1,6 @@
-"""Golden values: the original's SegmentMixer with its draws recorded (tests/data/mixer_reference.npz)."""
+"""Golden values: the original's SegmentMixer with its draws recorded (tests/reference/mixer_reference.npz)."""
 
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from support.paths import REFERENCE
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 
-REFERENCE = Path(__file__).parent / 'data' / 'mixer_reference.npz'
+GOLDEN = REFERENCE / 'mixer_reference.npz'
 COLLECTIVE = re.compile(r'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter')
 few = settings(max_examples=10)
 
@@ -36,7 +36,7 @@ def decibels(numerator, denominator):
 @pytest.mark.parametrize('jit', [False, True])
 @pytest.mark.parametrize('max_mix_num', [2, 3])
 def test_with_given_draws_it_is_the_original(max_mix_num, jit):
-    with np.load(REFERENCE) as golden:
+    with np.load(GOLDEN) as golden:
         draws = golden[f'draws_max{max_mix_num}']
         mix = SegmentMixer(max_mix_num).mix_with_draws
         mixtures, targets = (jax.jit(mix) if jit else mix)(

@@ -1,6 +1,4 @@
-"""Golden values: torch.optim.AdamW with amsgrad, float64 (tests/data/amsgrad_reference.npz)."""
-
-from pathlib import Path
+"""Golden values: torch.optim.AdamW with amsgrad, float64 (tests/reference/amsgrad_reference.npz)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +7,13 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import REFERENCE
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.optim import OptimizerConfig, make_optimizer, make_schedule, scale_by_amsgrad
 
-REFERENCE = Path(__file__).parent / 'data' / 'amsgrad_reference.npz'
+GOLDEN = REFERENCE / 'amsgrad_reference.npz'
 few = settings(max_examples=10)
 
 
@@ -50,7 +49,7 @@ def adamw(gradients, start, rate, b1, b2, eps, decay, amsgrad):
 
 @pytest.mark.parametrize('b2', [0.9, 0.999])
 def test_amsgrad_is_pytorchs(b2):
-    with np.load(REFERENCE) as golden:
+    with np.load(GOLDEN) as golden:
         path = run(OptimizerConfig(schedule='constant', b2=b2), golden['gradients'])
         np.testing.assert_allclose(path, golden[f'parameter_after_step_beta2_{b2}'], rtol=1e-6)
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from small_separator import CONFIG, small_variables
+from support.small_separator import CONFIG, small_variables
 
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError

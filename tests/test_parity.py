@@ -1,6 +1,6 @@
 """Equal to the original PyTorch separator, at its full size and with identical weights.
 
-The golden values are described in tests/data/README.md. Their own reproducibility (threads, float64) sets the
+The golden values are described in tests/reference/README.md. Their own reproducibility (threads, float64) sets the
 tolerances: 2e-7 in eval output, up to 2e-3 of the maximum in gradients, 1 % in the ten-step trajectory.
 """
 

@@ -5,8 +5,8 @@ import re
 
 import jax
 import pytest
-from small_dataset import build_small
-from test_train import config_of
+from support.small_dataset import build_small
+from support.training_runs import config_of
 
 from audiosep_jax.checkpoint import describe, save_for_inference
 from audiosep_jax.data import DataConfig, encoder_identity

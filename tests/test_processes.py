@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import Processes, command_of
-from test_train import config_of, losses_in
+from support.processes import Processes, command_of
+from support.training_runs import config_of, losses_in
 
 from audiosep_jax.sharding import MeshConfig
 from audiosep_jax.train import train

@@ -10,10 +10,9 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
-import tiny_clap
 from huggingface_hub import ModelCard, constants
-from small_separator import CONFIG, save_small
-from test_hub import offline  # noqa: F401
+from support import tiny_clap
+from support.small_separator import CONFIG, save_small
 
 import audiosep_jax as asj
 from audiosep_jax.checkpoint import load_for_inference
@@ -111,7 +110,7 @@ def test_the_encoder_goes_with_it(with_clap, tmp_path):
     np.testing.assert_array_equal(after.encode_token_ids(ids, mask), before.encode_token_ids(ids, mask))
 
 
-def test_an_encoder_that_only_this_machine_knows(with_clap, tmp_path, offline):  # noqa: F811
+def test_an_encoder_that_only_this_machine_knows(with_clap, tmp_path, offline):
     """A run trained with --encoder PATH names the path; it is copied, and where it is gone that is said."""
     shutil.copytree(with_clap, tmp_path / 'run')
     shutil.move(tmp_path / 'run' / 'encoder', tmp_path / 'weights')
@@ -289,7 +288,7 @@ def test_up(checkpoint, results, local_hub, tmp_path, capsys):
     assert local_hub.files == {path.name: path.read_bytes() for path in (tmp_path / 'repo').iterdir()}
 
 
-def test_and_down(checkpoint, offline, tmp_path):  # noqa: F811
+def test_and_down(checkpoint, offline, tmp_path):
     make_repository(checkpoint, tmp_path / 'repo', 'me/small')
     shutil.copytree(tmp_path / 'repo', offline('me/small', {'.gitattributes': ''}), dirs_exist_ok=True)
     found = asj.load('me/small')
@@ -310,7 +309,7 @@ def test_what_the_hub_refuses_is_one_line(checkpoint, local_hub, monkeypatch, ca
         assert 'no valid token: `hf auth login`' in one_line(capsys)
 
 
-def test_offline_is_one_line_that_helps(checkpoint, offline, tmp_path, capsys):  # noqa: F811
+def test_offline_is_one_line_that_helps(checkpoint, offline, tmp_path, capsys):
     assert main(['push', str(checkpoint), 'me/small']) == 1
     assert '--folder DIR makes the folder without uploading it' in one_line(capsys)
     assert main(['push', str(checkpoint), 'me/small', '--folder', str(tmp_path / 'repo')]) == 0

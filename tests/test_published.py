@@ -5,8 +5,7 @@ import shutil
 
 import jax
 import pytest
-import tiny_clap
-from test_hub import offline  # noqa: F401
+from support import tiny_clap
 
 import audiosep_jax as asj
 from audiosep_jax import convert, published
@@ -33,7 +32,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / 'cache' / 'audiosep_jax' / 'checkpoints'
 
 
-def test_the_official_weights_are_fetched_and_converted_once(weights, offline, cache, monkeypatch):  # noqa: F811
+def test_the_official_weights_are_fetched_and_converted_once(weights, offline, cache, monkeypatch):
     snapshot = offline('Audio-AGI/AudioSep', {'checkpoint/readme': ''}, kind='spaces')
     write_torch(snapshot / 'checkpoint' / 'audiosep_base_4M_steps.ckpt', {'state_dict': weights})
     separator = asj.load()
@@ -44,7 +43,7 @@ def test_the_official_weights_are_fetched_and_converted_once(weights, offline, c
     assert asj.load().info == separator.info
 
 
-def test_offline_the_line_that_is_said_works(weights, offline, cache, tmp_path, capsys):  # noqa: F811
+def test_offline_the_line_that_is_said_works(weights, offline, cache, tmp_path, capsys):
     with pytest.raises(DownloadError) as error:
         asj.load()
     message = str(error.value)
@@ -57,7 +56,7 @@ def test_offline_the_line_that_is_said_works(weights, offline, cache, tmp_path, 
 
 
 @pytest.mark.parametrize('reference', ['some/model', 'some/model:model.safetensors'])
-def test_a_repository_of_the_original_s_weights(weights, offline, cache, reference):  # noqa: F811
+def test_a_repository_of_the_original_s_weights(weights, offline, cache, reference):
     snapshot = offline('some/model', {'config.json': '{}'})
     write_tensors(snapshot / 'model.safetensors', weights)
     assert asj.load(reference).config == MODEL
@@ -65,7 +64,7 @@ def test_a_repository_of_the_original_s_weights(weights, offline, cache, referen
     assert asj.load(reference).config == MODEL  # from the user's cache
 
 
-def test_a_repository_of_a_checkpoint_of_ours(weights, offline, cache, tmp_path):  # noqa: F811
+def test_a_repository_of_a_checkpoint_of_ours(weights, offline, cache, tmp_path):
     write_tensors(tmp_path / 'x.safetensors', weights)
     convert.from_torch(tmp_path / 'x.safetensors', tmp_path / 'ours')
     snapshot = offline('some/ours', {'README.md': 'hello'})
@@ -76,7 +75,7 @@ def test_a_repository_of_a_checkpoint_of_ours(weights, offline, cache, tmp_path)
     assert not cache.exists()
 
 
-def test_a_repository_with_several_checkpoints_is_not_guessed(offline, cache):  # noqa: F811
+def test_a_repository_with_several_checkpoints_is_not_guessed(offline, cache):
     offline('some/many', {'a.ckpt': '', 'b/c.pt': ''})
     with pytest.raises(CheckpointError, match=r'several checkpoints \(a.ckpt, b/c.pt\).*some/many:FILE'):
         asj.load('some/many')

@@ -3,18 +3,18 @@
 import dataclasses
 import importlib.util
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 import soundfile
+from support.paths import ROOT
 
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.page import find_examples
 from data_prep import synthetic
 
-SCRIPT = pathlib.Path(__file__).parents[1] / 'experiments' / 'quickstart.py'
+SCRIPT = ROOT / 'experiments' / 'quickstart.py'
 
 
 @pytest.fixture

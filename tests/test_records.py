@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
+from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax import records
 from audiosep_jax.errors import DataError

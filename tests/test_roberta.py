@@ -1,16 +1,14 @@
 """The text tower alone."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_clap import TEXT, laion_tensors
+from support.paths import REFERENCE
+from support.tiny_clap import TEXT, laion_tensors
 
 from audiosep_jax.encoders import roberta
 from audiosep_jax.encoders.roberta import RobertaConfig, TextTower, position_ids
-
-DATA = Path(__file__).parent / 'data'
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +27,7 @@ def test_the_longest_text_has_512_tokens():
 
 
 def test_tensors_are_those_of_laions_state_dict():
-    with np.load(DATA / 'clap_reference.npz') as archive:
+    with np.load(REFERENCE / 'clap_reference.npz') as archive:
         names = [str(name) for name in archive['state_names']]
         shapes = {n: tuple(json.loads(str(s))) for n, s in zip(names, archive['state_shapes'], strict=True)}
     ours = roberta.tensor_shapes(RobertaConfig())

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, tone
-from test_data import batches_of, clips_in, config_of, damage_clips, take
+from support.data_batches import batches_of, clips_in, config_of, damage_clips, take
+from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, tone
 
 from audiosep_jax.embedding_cache import cache_directory
 from audiosep_jax.encoders import load_encoder

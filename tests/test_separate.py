@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from noisy_separator import CONFIG, noisy_variables, sound
+from support.noisy_separator import CONFIG, noisy_variables, sound
 
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError, QueryError

@@ -1,16 +1,16 @@
 """A recording six times as long takes no more memory."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+from support.paths import TESTS
 
 CODE = """
 import resource, sys
 import numpy as np, soundfile
 sys.path.insert(0, {tests!r})
-from noisy_separator import noisy_variables
+from support.noisy_separator import noisy_variables
 from audiosep_jax import cli
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.model import ModelConfig
@@ -32,7 +32,7 @@ for minutes in (10, 60):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(folder):
-    code = CODE.format(tests=os.path.dirname(__file__))
+    code = CODE.format(tests=str(TESTS))
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     ten, sixty = (int(line) for line in run.stdout.splitlines() if line.isdigit())

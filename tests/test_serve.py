@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from served_page import free_port, get, post, press, served, upload
-from small_separator import CONFIG, save_small, small_variables
+from support.served_page import free_port, get, post, press, served, upload
+from support.small_separator import CONFIG, save_small, small_variables
 
 from audiosep_jax.cli import main
 from audiosep_jax.errors import QueryError

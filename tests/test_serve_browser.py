@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from browser import CHROMIUM, DRIVER, open_browser, requested_urls
-from served_page import served
-from small_separator import save_small
+from support.browser import CHROMIUM, DRIVER, open_browser, requested_urls
+from support.served_page import served
+from support.small_separator import save_small
 
 import audiosep_jax as asj
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from noisy_separator import noisy_separator, sound
+from support.noisy_separator import noisy_separator, sound
 
 from audiosep_jax.errors import AudioFileError, ConfigError
 from audiosep_jax.spans import Span, stream_spans

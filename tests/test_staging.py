@@ -3,8 +3,7 @@ import threading
 
 import numpy as np
 import pytest
-from fake_bucket import bucket  # noqa: F401
-from small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
+from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
 
 from audiosep_jax import staging
 from audiosep_jax.embedding_cache import EmbeddingCache
@@ -140,7 +139,7 @@ def test_datasets_of_the_same_name_do_not_meet(tmp_path, dataset):
     assert (len(Shards(a)), len(Shards(b))) == (10, 2)
 
 
-def test_from_a_bucket(tmp_path, bucket):  # noqa: F811
+def test_from_a_bucket(tmp_path, bucket):
     build_small('gs://b/data/small', 10, embed=False)
     copy = stage('gs://b/data/small', tmp_path / 'stage')
     assert copy.name.startswith('small-')

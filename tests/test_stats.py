@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_dataset import SAMPLE_RATE, build_small
+from support.small_dataset import SAMPLE_RATE, build_small
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import summary_path, write_json

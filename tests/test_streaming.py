@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noisy_separator import noisy_separator, sound
+from support.noisy_separator import noisy_separator, sound
 
 from audiosep_jax.audio import resample
 from audiosep_jax.errors import AudioFileError, QueryError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_clap import write_tokenizer
+from support.tiny_clap import write_tokenizer
 
 from audiosep_jax.encoders.tokenizer import has_tokenizer, open_tokenizer
 from audiosep_jax.errors import CheckpointError

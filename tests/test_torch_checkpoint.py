@@ -1,4 +1,4 @@
-"""PyTorch files: everything that torch wrote into tests/data is read, and what is written is read again."""
+"""PyTorch files: everything that torch wrote into tests/reference is read, and what is written is read again."""
 
 import collections
 import pathlib
@@ -8,7 +8,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_samples import DATA, SAMPLES, call, lightning, named, storage, tensor, tensors, value, zipped
+from support.paths import REFERENCE
+from support.torch_samples import SAMPLES, call, lightning, named, storage, tensor, tensors, value, zipped
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.torch_checkpoint import Inert, read_torch, write_torch
@@ -34,7 +35,7 @@ def same(ours, expected):
 
 @pytest.mark.parametrize('name', TENSOR_FILES)
 def test_every_type_and_view(name):
-    tree = read_torch(DATA / name)
+    tree = read_torch(REFERENCE / name)
     base = np.arange(24, dtype=np.float32)
     assert list(tree['types']) == list(DTYPES)
     for dtype, array in tree['types'].items():
@@ -55,7 +56,7 @@ def test_every_type_and_view(name):
 
 @pytest.mark.parametrize('name', TENSOR_FILES)
 def test_what_shares_a_storage_shares_memory_and_none_can_be_written(name):
-    tree = read_torch(DATA / name)
+    tree = read_torch(REFERENCE / name)
     whole = tree['state']['weight']
     for view in ('offset', 'transposed', 'strided', 'parameter'):
         assert np.shares_memory(tree[view], whole)
@@ -69,7 +70,7 @@ def test_what_shares_a_storage_shares_memory_and_none_can_be_written(name):
 
 @pytest.mark.parametrize('name', LIGHTNING_FILES)
 def test_lightning_checkpoint(name):
-    tree = read_torch(DATA / name)
+    tree = read_torch(REFERENCE / name)
     same(tree['state_dict']['weight'], np.array([[1, 2], [3, 4]], np.float32))
     moments = tree['optimizer_states'][0]['state'][0]
     same(moments['step'], np.float32(1))
@@ -90,7 +91,7 @@ def test_lightning_checkpoint(name):
 
 @pytest.mark.parametrize('name', LIGHTNING_FILES)
 def test_objects_are_inert(name):
-    tree = read_torch(DATA / name)
+    tree = read_torch(REFERENCE / name)
     settings = tree['hyper_parameters']
     assert (settings.name, settings.state['rate']) == ('argparse.Namespace', 0.1)
     assert (settings.state['folder'].name, settings.state['folder'].args) == ('pathlib.PurePosixPath', ('/', 'data'))
@@ -237,7 +238,7 @@ def test_torch_reads_what_is_written(tmp_path):
 @pytest.mark.parametrize('legacy', [False, True])
 @pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
 def test_what_this_torch_saves_is_read(tmp_path, legacy, protocol):
-    """The files in tests/data are of one version; here the one that is installed."""
+    """The files in tests/reference are of one version; here the one that is installed."""
     torch = pytest.importorskip('torch')
     saved = tensors(torch, DTYPES)
     options = {'_use_new_zipfile_serialization': not legacy, 'pickle_protocol': protocol}
@@ -258,7 +259,7 @@ def test_what_this_torch_saves_is_read(tmp_path, legacy, protocol):
             same(tree['optimizer_states'][0]['state'][key][name], moments[name].numpy())
     assert tree['settings'].state == {'rate': 1e-3}
     assert tree['hyper_parameters'].state['rate'] == 0.1
-    assert tree['partial'].args[0].name == 'torch_samples.Settings'
+    assert tree['partial'].args[0].name == 'support.torch_samples.Settings'
     same(tree['history'], extras['history'])
 
 

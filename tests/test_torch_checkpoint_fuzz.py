@@ -3,15 +3,15 @@
 import importlib.util
 import os
 import pickle
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 
 @pytest.fixture(scope='module')
 def fuzzing():
     spec = importlib.util.spec_from_file_location(
-        'fuzz_torch_checkpoint', Path(__file__).parents[1] / 'benchmarks' / 'fuzz_torch_checkpoint.py'
+        'fuzz_torch_checkpoint', ROOT / 'benchmarks' / 'fuzz_torch_checkpoint.py'
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -12,7 +12,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from torch_samples import DATA, call, named, storage, tensor, value, zipped
+from support.paths import REFERENCE
+from support.torch_samples import call, named, storage, tensor, value, zipped
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.torch_checkpoint import Inert, read_torch, unpickler
@@ -465,13 +466,13 @@ def test_legacy_files(tmp_path):
     refused(tmp_path, pickle.dumps({'a': 1}), 'not a file of torch.save')
     refused(tmp_path, pickle.dumps(0x1950A86A20F9469CFC6C) + pickle.dumps(7), 'version 7')
     refused(tmp_path, bytes(257) + b'ustar' + bytes(300), 'a tar file')
-    refused(tmp_path, (DATA / 'torch_script.pt').read_bytes(), 'TorchScript')
+    refused(tmp_path, (REFERENCE / 'torch_script.pt').read_bytes(), 'TorchScript')
 
 
 def test_every_cut_of_a_file(tmp_path):
     """A download that broke off anywhere."""
     for name in ('torch_zip16.pt', 'torch_legacy.pt'):
-        whole = (DATA / name).read_bytes()
+        whole = (REFERENCE / name).read_bytes()
         for size in range(0, len(whole), 97):
             with pytest.raises(CheckpointError):
                 read(tmp_path, whole[:size])

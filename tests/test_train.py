@@ -6,18 +6,16 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from processes import command_of
-from small_dataset import SAMPLE_RATE
+from support.processes import command_of
+from support.small_dataset import SAMPLE_RATE
+from support.training_runs import BATCH_SIZE, MIXER, MODEL, OPTIMIZER, config_of, losses_in, variables_of
 
 import audiosep_jax.train as train_module
 from audiosep_jax.audio import write_audio
-from audiosep_jax.checkpoint import load_for_inference
-from audiosep_jax.data import DataConfig
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig
@@ -27,31 +25,6 @@ from audiosep_jax.sharding import check_batch_size, make_mesh
 from audiosep_jax.state import init_state, make_train_step
 from audiosep_jax.train import TrainConfig, train
 
-MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, widths=(2, 2, 2, 2, 2, 2))
-OPTIMIZER = OptimizerConfig(schedule='constant')
-MIXER = SegmentMixer(mix_group=2)
-BATCH_SIZE = 16  # 8 devices, groups of 2
-
-
-def config_of(dataset, workdir, **settings) -> TrainConfig:
-    settings = {'steps': 6, 'checkpoint_every': 2, 'log_every': 1, 'ema_decay': 0.9, **settings}
-    return TrainConfig(
-        workdir=str(workdir),
-        input=DataConfig(data=(str(dataset),), segment_seconds=0.05, threads=2, read_ahead=2),
-        batch_size=BATCH_SIZE,
-        model=settings.pop('model', MODEL),
-        mixing=MIXER,
-        optimizer=settings.pop('optimizer', OPTIMIZER),
-        **settings,
-    )
-
-
-def losses_in(workdir) -> dict[int, float]:
-    lines = [json.loads(line) for line in (Path(workdir) / 'log.jsonl').read_text().splitlines()]
-    steps = [line['step'] for line in lines]
-    assert steps == sorted(set(steps)), 'each step is logged once'
-    return {line['step']: line['loss'] for line in lines}
-
 
 @pytest.fixture(scope='module')
 def uninterrupted(dataset, tmp_path_factory):
@@ -59,12 +32,6 @@ def uninterrupted(dataset, tmp_path_factory):
     result = train(config_of(dataset, workdir))
     assert (result.step, result.stopped) == (6, False)
     return workdir
-
-
-def variables_of(workdir):
-    checkpoint = load_for_inference(workdir)
-    assert checkpoint.step == 6
-    return checkpoint.variables
 
 
 def assert_same_run(workdir, uninterrupted):

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_train import MODEL, config_of, losses_in, variables_of
+from support.training_runs import MODEL, config_of, losses_in, variables_of
 
 import audiosep_jax.train as train_module
 from audiosep_jax.errors import CheckpointError, ConfigError

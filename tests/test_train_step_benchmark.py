@@ -1,10 +1,10 @@
 """The pieces of benchmarks/train_step.py, small: PyTorch's network is ours, and each row is what it says."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import ROOT
 
 from audiosep_jax import cost
 
@@ -13,7 +13,7 @@ torch = pytest.importorskip('torch', reason='compares with PyTorch: pip install 
 
 @pytest.fixture(scope='module')
 def benchmark():
-    sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
     import train_step
 
     yield train_step

@@ -7,7 +7,6 @@ import types
 
 import numpy as np
 import pytest
-from fake_bucket import bucket  # noqa: F401
 from tensorboardX.proto import event_pb2
 
 from audiosep_jax.buckets import as_path
@@ -72,7 +71,7 @@ def test_validation_is_heard_and_seen(tmp_path):
     assert image.encoded_image_string.startswith(b'\x89PNG')
 
 
-def test_a_workdir_in_a_bucket_has_it_all(bucket):  # noqa: F811
+def test_a_workdir_in_a_bucket_has_it_all(bucket):
     workdir = as_path('gs://runs/base')
     for first in (0, 2):
         with TrainingLog(workdir, RECORD, after_step=first) as log:
@@ -85,7 +84,7 @@ def test_a_workdir_in_a_bucket_has_it_all(bucket):  # noqa: F811
     assert len([name for name in stored if name.startswith('tensorboard/events.')]) == 2
 
 
-def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):  # noqa: F811
+def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
     monkeypatch.setattr(bucket, 'refused', ('runs/base',))
     with pytest.raises(CheckpointError, match='cannot write to gs://runs/base: '):
         TrainingLog(as_path('gs://runs/base'), RECORD, after_step=0)

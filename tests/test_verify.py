@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
+from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
 
 from audiosep_jax.embedding_cache import cache_directory, cache_paths
 from audiosep_jax.errors import DataError

@@ -1,5 +1,5 @@
 import pytest
-from small_media import click, place_of_click, write_sound, write_video
+from support.small_media import click, place_of_click, write_sound, write_video
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
+from support.small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
 
 from audiosep_jax import containers
 from audiosep_jax.errors import AudioFileError, ConfigError

@@ -6,7 +6,7 @@ import pytest
 import tyro
 from hypothesis import given
 from hypothesis import strategies as st
-from small_media import noise, write_sound
+from support.small_media import noise, write_sound
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Shards

@@ -17,9 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import soundfile
-import tiny_clap
 import tyro
-from small_separator import save_small
+from support import tiny_clap
+from support.paths import ROOT
+from support.small_separator import save_small
 
 import data_prep.__main__ as data_prep
 from audiosep_jax import cli, launch
@@ -28,7 +29,6 @@ from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.tensor_files import write_tensors
 from audiosep_jax.torch_names import tensors_from_variables
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 _BLOCK = re.compile(
     r'^(?:<!-- *(?P<mark>[^>]*?) *-->\n+)?```(?P<language>bash|python)\n(?P<code>.*?)^```$', re.M | re.S

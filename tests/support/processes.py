@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from small_dataset import SAMPLE_RATE
+from support.paths import ROOT
+from support.small_dataset import SAMPLE_RATE
 
 # The run of test_train.py, as flags.
 _SMALL_RUN = {
@@ -32,7 +33,7 @@ _SMALL_RUN = {
 def command_of(dataset: Path, workdir: Path, changes: dict[str, Sequence] | None = None) -> list[str]:
     """The command of the small run; `changes` are flags with their values."""
     flags = {**_SMALL_RUN, '--data': [dataset], '--workdir': [workdir], **(changes or {})}
-    script = str(Path(__file__).parents[1] / 'experiments' / 'audiosep_clap.py')
+    script = str(ROOT / 'experiments' / 'audiosep_clap.py')
     return [sys.executable, script, *(str(x) for flag, values in flags.items() for x in (flag, *values))]
 
 

@@ -1,14 +1,14 @@
 """Small CLIPs of known weights: behind clip_reference.npz, and to compare with transformers where that is installed.
 
-`python tests/clip_reference.py` writes tests/data/clip_reference.npz again (needs the extra `parity`).
+`python tests/clip_reference.py` writes tests/reference/clip_reference.npz again (needs the extra `parity`).
 """
 
 import json
 import math
 import zlib
-from pathlib import Path
 
 import numpy as np
+from support.paths import REFERENCE
 
 VOCABULARY = 520  # the 2 × 256 bytes of the tokenizer's alphabet, 6 merged pieces, begin, end
 BEGIN, END = VOCABULARY - 2, VOCABULARY - 1
@@ -121,7 +121,7 @@ def _write() -> None:
         arrays[f'{kind}_image'] = output.vision_model_output.pooler_output.numpy()
         arrays[f'{kind}_names'] = list(state)
         arrays[f'{kind}_shapes'] = [json.dumps(value.shape) for value in state.values()]
-    np.savez_compressed(Path(__file__).parent / 'data' / 'clip_reference.npz', **arrays)
+    np.savez_compressed(REFERENCE / 'clip_reference.npz', **arrays)
 
 
 if __name__ == '__main__':

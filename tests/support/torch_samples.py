@@ -1,6 +1,6 @@
-"""The PyTorch files under tests/data: how they were made, and what is in them.
+"""The PyTorch files under tests/reference: how they were made, and what is in them.
 
-    python tests/torch_samples.py          # with torch; writes tests/data/torch_*
+    python tests/torch_samples.py          # with torch; writes tests/reference/torch_*
 
 Also the pieces of pickles and zips that the tests put together by hand, which need no torch.
 """
@@ -13,11 +13,10 @@ import pickle
 import pickletools
 import zipfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
+from support.paths import REFERENCE
 
-DATA = Path(__file__).parent / 'data'
 SAMPLES = ('zip.pt', 'legacy.pt', 'protocol5.pt', 'zip16.pt', 'lightning.ckpt', 'lightning_legacy.ckpt')
 
 
@@ -103,15 +102,15 @@ def make() -> None:
 
     sys.modules.setdefault('torch_samples', sys.modules[__name__])
     plain = tensors(torch, DTYPES)
-    torch.save(plain, DATA / 'torch_zip.pt')
-    torch.save(plain, DATA / 'torch_legacy.pt', _use_new_zipfile_serialization=False)
-    torch.save(plain, DATA / 'torch_protocol5.pt', pickle_protocol=5)
+    torch.save(plain, REFERENCE / 'torch_zip.pt')
+    torch.save(plain, REFERENCE / 'torch_legacy.pt', _use_new_zipfile_serialization=False)
+    torch.save(plain, REFERENCE / 'torch_protocol5.pt', pickle_protocol=5)
     extras = lightning(torch)
-    torch.save(extras, DATA / 'torch_lightning.ckpt')
-    torch.save(extras, DATA / 'torch_lightning_legacy.ckpt', _use_new_zipfile_serialization=False)
-    torch.jit.save(torch.jit.script(torch.nn.ReLU()), DATA / 'torch_script.pt')
+    torch.save(extras, REFERENCE / 'torch_lightning.ckpt')
+    torch.save(extras, REFERENCE / 'torch_lightning_legacy.ckpt', _use_new_zipfile_serialization=False)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), REFERENCE / 'torch_script.pt')
     # What torch 1.6 wrote: without the byte order, and the entries about the format.
-    with zipfile.ZipFile(DATA / 'torch_zip.pt') as new, zipfile.ZipFile(DATA / 'torch_zip16.pt', 'w') as old:
+    with zipfile.ZipFile(REFERENCE / 'torch_zip.pt') as new, zipfile.ZipFile(REFERENCE / 'torch_zip16.pt', 'w') as old:
         for entry in new.infolist():
             name = entry.filename.replace('torch_zip/', 'epoch=1-step=2/')
             if name.split('/')[1] in ('data.pkl', 'data', 'version'):
