@@ -227,8 +227,8 @@ def _serve(command: Serve) -> int:
 
 
 def _load(path: str | None, **options: float) -> 'Separator':
-    from audiosep_jax.compilation import enable_compilation_cache
     from audiosep_jax.separate import load
+    from audiosep_jax.storage.cache import enable_compilation_cache
 
     _quieten()
     enable_compilation_cache()

@@ -436,7 +436,7 @@ def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
 
 
 def _write_json(path: Path, record: dict, say: Callable[..., None]) -> None:
-    from audiosep_jax.files import replacing
+    from audiosep_jax.storage.atomic import replacing
 
     if path == _PIPE:
         say(json.dumps(record, ensure_ascii=False))

@@ -21,10 +21,10 @@ from audiosep_jax.encoders import encoder_class, load_encoder
 from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
-from audiosep_jax.files import new_folder
 from audiosep_jax.hub_folder import CONFIG, is_ours
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.originals import TorchFile
+from audiosep_jax.storage.atomic import new_folder
 from audiosep_jax.tensor_files import SAFETENSORS, SUFFIXES, SafeTensors, open_tensors, state_dict_place, write_tensors
 from audiosep_jax.torch_checkpoint import read_torch, write_torch
 from audiosep_jax.torch_names import (

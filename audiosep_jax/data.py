@@ -31,12 +31,11 @@ from audiosep_jax.embedding_cache import (
 )
 from audiosep_jax.encoders import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
-from audiosep_jax.processes import end_with_parent
 from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Shards, read_split_info
-from audiosep_jax.resources import keep_freed_memory
 from audiosep_jax.segments import LoadSegment
 from audiosep_jax.staging import stage
+from audiosep_jax.storage.system import end_with_parent, keep_freed_memory
 
 _log = logging.getLogger(__name__)
 

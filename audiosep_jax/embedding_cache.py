@@ -22,7 +22,7 @@ import numpy as np
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
 from audiosep_jax.records import Shards, SplitInfo, read_json
-from audiosep_jax.resources import most_open_files
+from audiosep_jax.storage.system import most_open_files
 
 Modality = Literal['text', 'audio', 'image']
 

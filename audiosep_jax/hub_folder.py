@@ -17,8 +17,8 @@ import numpy as np
 
 from audiosep_jax import config as configs
 from audiosep_jax.errors import CheckpointError, ConfigError
-from audiosep_jax.files import replacing
 from audiosep_jax.model import ModelConfig
+from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.tensor_files import open_tensors, write_tensors
 from audiosep_jax.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 

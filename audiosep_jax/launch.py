@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from audiosep_jax.compilation import enable_compilation_cache
 from audiosep_jax.errors import ConfigError, explained, first_line, reported
 from audiosep_jax.plan import dry_run
+from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.train import TrainConfig, train
 
 Where = Literal['flags', 'slurm', 'ompi', 'k8s', 'tpu']

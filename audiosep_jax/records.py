@@ -30,10 +30,10 @@ import soundfile
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from audiosep_jax.buckets import as_path, is_bucket, write_bytes
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.resources import most_open_files
+from audiosep_jax.storage.buckets import as_path, is_bucket, write_bytes
+from audiosep_jax.storage.system import most_open_files
 
 FORMAT_VERSION = 1
 INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from audiosep_jax.errors import AudioFileError, ConfigError
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 
 Subtype = Literal['PCM_16', 'PCM_24', 'PCM_32', 'FLOAT']
 MAX_FLAC_RATE = 655350  # Hz

@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
-from audiosep_jax.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.locks import locked
 from audiosep_jax.records import read_json, read_split_info, split_names, write_json
+from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
+from audiosep_jax.storage.locks import locked
 
 _DESCRIPTIONS = ('features.json', 'dataset_info.json')
 _ENCODER = 'encoder.json'

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 
 SAFETENSORS = '.safetensors'
 SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin', SAFETENSORS)

@@ -24,7 +24,6 @@ import jax
 import numpy as np
 import tyro
 
-from audiosep_jax.buckets import as_path
 from audiosep_jax.checkpoint import Checkpointer, InferenceCheckpoint, complete_steps, describe, load_for_inference
 from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
@@ -38,6 +37,7 @@ from audiosep_jax.program import make_program
 from audiosep_jax.progress import TrainingProgress
 from audiosep_jax.published import find_checkpoint
 from audiosep_jax.sharding import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
+from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training_log import TrainingLog, check_wandb
 from audiosep_jax.validation import Validation
 

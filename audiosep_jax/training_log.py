@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiosep_jax.buckets import is_bucket, reaching, write_bytes
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.buckets import is_bucket, reaching, write_bytes
 
 _TENSORBOARD = 'tensorboard'
 _MIRROR_SECONDS = 60  # between copies into a bucket, where nothing can be appended to

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from audiosep_jax.buckets import is_bucket
 from audiosep_jax.embedding_cache import (
     Modality,
     cache_directory,
@@ -28,8 +27,6 @@ from audiosep_jax.embedding_cache import (
 )
 from audiosep_jax.encoders import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from audiosep_jax.files import replacing
-from audiosep_jax.locks import AtWork, locked
 from audiosep_jax.records import (
     INT16_SCALE,
     Shards,
@@ -41,6 +38,9 @@ from audiosep_jax.records import (
     split_names,
     write_json,
 )
+from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.buckets import is_bucket
+from audiosep_jax.storage.locks import AtWork, locked
 
 # Of the encoder: enough to fill an accelerator, little enough for any memory.
 _TEXTS_PER_CALL = 256

@@ -32,7 +32,7 @@ import numpy as np
 from audiosep_jax.audio import write_together
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.evaluation.loading import is_silent
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 from data_prep.datasets import LeftOut, LeftOutError
 from data_prep.datasets.audioset import read_audioset, read_classes
 from data_prep.listing import bad_row, find_file, list_media, read_text, stem_of

@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from audiosep_jax.buckets import is_bucket, writing
 from audiosep_jax.embedding_cache import EmbeddingCache, Modality, cache_directory, cache_paths, cached_encoders
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import ConfigError, DataError
@@ -28,6 +27,7 @@ from audiosep_jax.records import (
     split_names,
     write_json,
 )
+from audiosep_jax.storage.buckets import is_bucket, writing
 from data_prep.build import BuildResult, build_shards
 from data_prep.datasets import Clip
 

@@ -19,7 +19,6 @@ from rich.console import Console
 
 from audiosep_jax.audio import write_together
 from audiosep_jax.baselines import SpectralMask
-from audiosep_jax.compilation import enable_compilation_cache
 from audiosep_jax.data import DataConfig
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import reported
@@ -30,6 +29,7 @@ from audiosep_jax.model import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
 from audiosep_jax.plots import spectrogram_panels
 from audiosep_jax.separate import Separator, load
+from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.train import TrainConfig, train
 from data_prep import synthetic
 from data_prep.build import build_shards

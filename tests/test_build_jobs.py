@@ -14,8 +14,8 @@ import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
 
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.locks import AtWork, locked
 from audiosep_jax.records import Shards, read_split_info
+from audiosep_jax.storage.locks import AtWork, locked
 from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips
 from data_prep.options import parse_shard_range
@@ -123,7 +123,7 @@ def test_temporary_files_of_others_at_work_are_left_alone(tmp_path):
 
 def _alone_from_another_process(directory) -> bool:
     code = f"""
-from audiosep_jax.locks import AtWork
+from audiosep_jax.storage.locks import AtWork
 with AtWork({str(directory / 'splits' / '.train.lock')!r}) as at_work: print(at_work.alone())
 """
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'True\n'

@@ -7,7 +7,7 @@ from pathlib import Path
 from audiosep_jax import hub
 from audiosep_jax.encoders.tokenizer import TOKENIZER_FILES
 from audiosep_jax.errors import CheckpointError, ConfigError
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.tensor_files import open_tensors, write_tensors
 
 # What the bare name of a pretrained encoder means.

@@ -10,8 +10,8 @@ from audiosep_jax.audio import resample
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.results import NO_SEPARATION, ItemScore, Results, Row, in_decibels, write_json
-from audiosep_jax.files import replacing
 from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
+from audiosep_jax.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from audiosep_jax.separate import Separator

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.torch_checkpoint.dtypes import DTYPES, STORAGES
 from audiosep_jax.torch_checkpoint.inert import shown
 

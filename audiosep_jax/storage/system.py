@@ -2,6 +2,9 @@
 
 import ctypes
 import functools
+import multiprocessing
+import os
+import threading
 
 # Of <malloc.h>. glibc refuses more than 32 MiB for the second.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -47,3 +50,16 @@ def most_open_files() -> int:
             soft = before
     found = _OPEN_FILES_WANTED if soft == unlimited else min(soft, _OPEN_FILES_WANTED)
     return max(found - _OPEN_FILES_OF_OTHERS, 64)
+
+
+def end_with_parent() -> None:
+    """Called in a worker: ends it, from a thread, when its parent is gone.
+
+    The workers of Grain and of `concurrent.futures` otherwise wait for ever for a parent that was killed.
+    """
+    threading.Thread(target=_wait_and_end, daemon=True).start()
+
+
+def _wait_and_end() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from audiosep_jax.resources import keep_freed_memory
+from audiosep_jax.storage.system import keep_freed_memory
 
 resource = pytest.importorskip('resource')
 
@@ -24,7 +24,7 @@ def test_open_files_are_raised_to_the_hard_limit(soft, hard, expected):
         expected = max(min(hard, 16384) - 256, 64)
     code = (
         f'import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); '
-        'from audiosep_jax.resources import most_open_files as most; '
+        'from audiosep_jax.storage.system import most_open_files as most; '
         'print(most(), most(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])'
     )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
@@ -38,7 +38,7 @@ def test_freed_memory_is_kept():
     """Reading a record frees half a megabyte each time: its pages must not be new ones the next time."""
     code = (
         'import resource, sys\n'
-        'from audiosep_jax.resources import keep_freed_memory\n'
+        'from audiosep_jax.storage.system import keep_freed_memory\n'
         'kept = sys.argv[1] == "kept" and keep_freed_memory()\n'
         'blocks = [bytes(600_000) for _ in range(3)]\n'
         'del blocks\n'

@@ -3,9 +3,9 @@ import pathlib
 import pytest
 from support.small_dataset import build_small, small_clips
 
-from audiosep_jax.buckets import as_path, is_bucket, reaching, size, write_bytes
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import read_split_info, split_names
+from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes
 from data_prep.__main__ import main
 from data_prep.build import _write_shard
 from data_prep.datasets import ClipsInMemory
@@ -74,7 +74,7 @@ def test_strange_errors_of_a_worker_are_one_line(bucket, monkeypatch):
 
     build_small('gs://b/small', 4, embed=False)
     bucket.store.pop(next(path for path in bucket.store if 'array_record' in path))
-    monkeypatch.setattr('audiosep_jax.buckets._copy', refuse)
+    monkeypatch.setattr('audiosep_jax.storage.buckets._copy', refuse)
     clips = ClipsInMemory(small_clips(4))
     plan = read_split_info('gs://b/small', 'train')
     with pytest.raises(DataError, match='cannot be read or written: _Strange: 403: no billing'):
@@ -85,7 +85,7 @@ def test_an_upload_that_arrives_in_part_is_an_error_and_removed(bucket, monkeypa
     def cut(source, destination):
         destination.write_bytes(source.read_bytes()[:-1])
 
-    monkeypatch.setattr('audiosep_jax.buckets._copy', cut)
+    monkeypatch.setattr('audiosep_jax.storage.buckets._copy', cut)
     with pytest.raises(OSError, match='4 of 5 bytes arrived'):
         write_bytes(as_path('gs://b/x'), b'12345')
     assert bucket.contents('b') == {}

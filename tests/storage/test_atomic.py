@@ -1,6 +1,6 @@
 import pytest
 
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 
 
 def test_the_new_file_has_the_usual_permissions_and_is_not_there_before_its_time(tmp_path):

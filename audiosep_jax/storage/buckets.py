@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
