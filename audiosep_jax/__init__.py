@@ -35,7 +35,9 @@ __all__ = [
 
 with epy.lazy_api_imports(globals()):
     from audiosep_jax import metrics
-    from audiosep_jax.audio import read_audio, write_audio
+    from audiosep_jax.audio.reading import read_audio
+    from audiosep_jax.audio.stft import istft, stft
+    from audiosep_jax.audio.writing import write_audio
     from audiosep_jax.encoders import load_encoder
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.mixing import SegmentMixer
@@ -44,16 +46,3 @@ with epy.lazy_api_imports(globals()):
     from audiosep_jax.queries import Query
     from audiosep_jax.resunet import ResUNet30
     from audiosep_jax.separate import Separation, Separator, load
-    from audiosep_jax.stft import istft, stft
-
-
-class _Package(types.ModuleType):
-    """Python binds submodules to their names in the package; `stft` is a module and a function, which is meant."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == 'stft' and isinstance(value, types.ModuleType):
-            value = value.stft
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import DataError
-from audiosep_jax.stft import istft, stft
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
+from audiosep_jax.audio.raw import RAW_FORMATS, encoded, read_raw
+from audiosep_jax.audio.writing import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 from audiosep_jax.outputs import (
     RESIDUAL,
@@ -22,14 +24,12 @@ from audiosep_jax.outputs import (
     query_names,
     removed_name,
 )
-from audiosep_jax.raw_audio import RAW_FORMATS, encoded, read_raw
-from audiosep_jax.sound_output import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.spans import Span, stream_spans
 
 if TYPE_CHECKING:
+    from audiosep_jax.audio.reading import SoundInput
     from audiosep_jax.queries import Embedded, Query
     from audiosep_jax.separate import Separation, Separator
-    from audiosep_jax.sound_input import SoundInput
 
 _PIPE = Path('-')
 _MOST_RAISED_DB = 24.0
@@ -358,7 +358,7 @@ class _PipeInput:
 
 @contextlib.contextmanager
 def _opened(command: Separate, source: Path, say: Callable[..., None]) -> Iterator['SoundInput | _PipeInput']:
-    from audiosep_jax.sound_input import open_sound
+    from audiosep_jax.audio.reading import open_sound
 
     if source != _PIPE:
         check_input(source)
@@ -382,7 +382,7 @@ class _Meters:
     """How loud the mixture and each output is."""
 
     def __init__(self, outputs: int, rate: int, channels: int):
-        from audiosep_jax.loudness import LoudnessMeter
+        from audiosep_jax.audio.loudness import LoudnessMeter
 
         self._mixture, *self._outputs = (LoudnessMeter(rate, channels) for _ in range(outputs + 1))
 
@@ -418,8 +418,8 @@ def _made(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
     """Yields `advance(seconds)`: the bar shows seconds of sound, as far as headers tell."""
+    from audiosep_jax.audio.reading import open_sound
     from audiosep_jax.progress import progress_bar
-    from audiosep_jax.sound_input import open_sound
 
     total = done = 0.0
     for source in inputs if sys.stderr.isatty() else ():

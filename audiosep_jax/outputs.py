@@ -9,9 +9,9 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiosep_jax import sound_input
+from audiosep_jax.audio import reading as sound_input
+from audiosep_jax.audio.writing import SUFFIXES, Subtype, check_format
 from audiosep_jax.errors import AudioFileError, ConfigError
-from audiosep_jax.sound_output import SUFFIXES, Subtype, check_format
 
 # What a user may take for an output format. A folder's name may have a dot too, so not every suffix means a file.
 _AUDIO_SUFFIXES = (*SUFFIXES, '.m4a', '.aac', '.oga', '.wma', '.mp4', '.mkv', '.webm')

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiosep_jax import audio
+from audiosep_jax.audio.reading import open_sound
+from audiosep_jax.audio.writing import Subtype
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
 from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
 from audiosep_jax.plots import spectrogram_panels
 from audiosep_jax.queries import Query
 from audiosep_jax.separate import Separator
-from audiosep_jax.sound_input import open_sound
-from audiosep_jax.sound_output import Subtype
 
 if TYPE_CHECKING:
     import gradio

@@ -40,9 +40,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiosep_jax.audio import read_audio
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import EncoderMismatchError, QueryError
-from audiosep_jax.stft import istft, stft
 
 if TYPE_CHECKING:
     from audiosep_jax.encoders import QueryEncoder

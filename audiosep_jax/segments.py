@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import grain
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.embedding_cache import EmbeddingCache, Modality
 from audiosep_jax.errors import DataError
 from audiosep_jax.records import INT16_SCALE, Record, Shards, decode_audio, to_int16

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.checkpoint import InferenceCheckpoint, load_for_inference
 from audiosep_jax.encoders import QueryEncoder, UnavailableEncoder, encoder_names, load_encoder
 from audiosep_jax.errors import (
@@ -28,15 +28,7 @@ from audiosep_jax.inference import fold
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.published import find_checkpoint
 from audiosep_jax.queries import Embedded, Query, embed
-from audiosep_jax.streaming import (
-    Network,
-    NetworkStream,
-    Resampler,
-    SoundStream,
-    padded_frames,
-    separate_batch,
-    separate_whole,
-)
+from audiosep_jax.streaming import Network, NetworkStream, SoundStream, padded_frames, separate_batch, separate_whole
 
 Queries = str | Query | Sequence[str | Query] | np.ndarray
 _FRAMES_AT_ONCE = 128  # of long recordings, a multiple of 32; chosen by `benchmarks/separate.py`

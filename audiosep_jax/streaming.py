@@ -15,15 +15,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soxr
 
 from audiosep_jax import inference
-from audiosep_jax.framing import FrameStream
+from audiosep_jax.audio.framing import FrameStream
+from audiosep_jax.audio.resampling import Resampler
+from audiosep_jax.audio.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.queries import STRENGTH, Embedded, keep_out, keep_out_gain, keep_out_padding, spectral_power
 from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
-from audiosep_jax.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,46 +54,6 @@ class Network:
     def shifts(self, embedding: np.ndarray) -> inference.Shifts:
         """Of one query [E], for one row."""
         return _shifts(self.config, self.weights, embedding[None])
-
-
-class Resampler:
-    """From one rate to another as audio.resample does, in blocks; T samples become round(T * to_rate / from_rate).
-
-    Args:
-        from_rate: Hz.
-        to_rate: Hz.
-        channels: of the blocks, float32 [channels, n].
-    """
-
-    def __init__(self, from_rate: int, to_rate: int, channels: int):
-        self._ratio = to_rate / from_rate
-        self._channels = channels
-        self._taken = self._given = 0
-        self._soxr = (
-            soxr.ResampleStream(from_rate, to_rate, channels, 'float32', 'HQ') if from_rate != to_rate else None
-        )
-
-    def push(self, block: np.ndarray) -> np.ndarray:
-        """What is finished by now."""
-        self._taken += block.shape[-1]
-        return self._count(self._through(block, last=False) if self._soxr else block)
-
-    def finish(self, length: int | None = None) -> np.ndarray:
-        """The rest; of what comes out in all, `length` samples, cut or filled with zeros."""
-        length = round(self._taken * self._ratio) if length is None else length
-        rest = np.zeros((self._channels, 0), np.float32)
-        if self._soxr and self._taken:
-            rest = self._through(rest, last=True)
-        rest = rest[:, : max(length - self._given, 0)]
-        rest = np.pad(rest, [(0, 0), (0, max(length - self._given - rest.shape[-1], 0))])
-        return self._count(rest)
-
-    def _through(self, block: np.ndarray, *, last: bool) -> np.ndarray:
-        return self._soxr.resample_chunk(np.ascontiguousarray(block.T), last=last).T
-
-    def _count(self, out: np.ndarray) -> np.ndarray:
-        self._given += out.shape[-1]
-        return out
 
 
 class NetworkStream:

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.data import DataConfig, make_batches
 from audiosep_jax.encoders import load_encoder
 from data_prep.build import build_shards

@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate

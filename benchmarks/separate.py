@@ -163,8 +163,8 @@ def write_recording(path: Path, seconds: float) -> None:
 
 
 def run(separator, source: Path, prepared, case: Case, folder: Path) -> None:
-    from audiosep_jax.sound_input import open_sound
-    from audiosep_jax.sound_output import written_together
+    from audiosep_jax.audio.reading import open_sound
+    from audiosep_jax.audio.writing import written_together
 
     outputs = [folder / f'target{i}.wav' for i in range(case.queries)]
     with (

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from audiosep_jax.audio.writing import MAX_FLAC_RATE
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.records import (
     FORMAT_VERSION,
@@ -42,7 +43,6 @@ from audiosep_jax.records import (
     write_json,
     write_split_info,
 )
-from audiosep_jax.sound_output import MAX_FLAC_RATE
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.locks import AtWork, locked
 from data_prep.datasets import ClipsInMemory, ClipSource, LeftOut, LeftOutError, LongEnough

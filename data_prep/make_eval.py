@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from audiosep_jax.audio import write_together
+from audiosep_jax.audio.writing import write_together
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.evaluation.loading import is_silent
 from audiosep_jax.storage.atomic import replacing

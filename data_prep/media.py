@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import soundfile
 
-from audiosep_jax.audio import read_audio, resample
-from audiosep_jax.containers import SUFFIXES as CONTAINER_SUFFIXES
-from audiosep_jax.containers import is_container, most_seconds
+from audiosep_jax.audio.containers import SUFFIXES as CONTAINER_SUFFIXES
+from audiosep_jax.audio.containers import is_container, most_seconds
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.resampling import resample
+from audiosep_jax.audio.truncation import has_guessed_length, is_cut_short
 from audiosep_jax.errors import AudioFileError, ConfigError
-from audiosep_jax.truncation import has_guessed_length, is_cut_short
 from data_prep.datasets import LeftOutError
 
 # What a listing of a folder takes for sounds and for containers; files of other names are read all the same.

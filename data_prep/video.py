@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax.containers import (
+from audiosep_jax.audio.containers import (
     JITTER,
     LONGEST_SILENCE,
     LOST,

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from audiosep_jax.audio import write_together
+from audiosep_jax.audio.writing import write_together
 from audiosep_jax.baselines import SpectralMask
 from audiosep_jax.data import DataConfig
 from audiosep_jax.encoders import load_encoder

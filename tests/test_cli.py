@@ -17,11 +17,11 @@ from support.paths import TESTS
 from support.quarter_separator import RATE, files, one_error, sound, write
 
 from audiosep_jax import __version__, cli
-from audiosep_jax.audio import read_audio, write_audio
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.writing import OutputFiles, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
 from audiosep_jax.outputs import query_names
-from audiosep_jax.sound_output import OutputFiles
 
 
 def separate(*arguments):

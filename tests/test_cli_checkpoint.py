@@ -10,7 +10,7 @@ import pytest
 from support.band_separator import make_music
 from support.quarter_separator import QuarterSeparator, one_error, sound, write
 
-from audiosep_jax.audio import read_audio
+from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.cli import main
 from audiosep_jax.model import ModelConfig, init_variables

@@ -11,7 +11,7 @@ from support.band_separator import BandSeparator, make_music, make_numbered, wri
 from support.quarter_separator import one_error
 
 from audiosep_jax import cli
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.evaluation import protocols

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from support.quarter_separator import RATE, files, one_error, sound, write
 
-from audiosep_jax.audio import read_audio, write_audio
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.cli import main
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.evaluation.benchmark import Item
 from audiosep_jax.evaluation.loading import UnusableItemError, load_item, load_mono
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from support.band_separator import BandSeparator, make_music, make_numbered, rows_of
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.report import markdown_table, write_report

@@ -22,7 +22,7 @@ from support.band_separator import (
 )
 from support.original_metrics import calculate_sdr, calculate_sisdr
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.evaluation.benchmark import Benchmark

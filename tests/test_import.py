@@ -50,9 +50,9 @@ def test_public_names():
         _ = asj.nonsense
 
 
-@pytest.mark.parametrize('first', ['asj.stft', 'asj.load', 'importlib.import_module("audiosep_jax.stft")'])
+@pytest.mark.parametrize('first', ['asj.stft', 'asj.load', 'importlib.import_module("audiosep_jax.audio.stft")'])
 def test_stft_is_the_function_whatever_was_imported_before(first):
     """Importing the submodule `stft` would bind it to the package under the same name."""
     program = f'import importlib, audiosep_jax as asj; {first}; asj.stft.__call__; print(asj.stft.__module__)'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ('audiosep_jax.stft\n', '')
+    assert (done.stdout, done.stderr) == ('audiosep_jax.audio.stft\n', '')

@@ -9,8 +9,8 @@ import pytest
 from support.noisy_separator import noisy_variables, sound
 
 from audiosep_jax import inference
+from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.model import AudioSep, ModelConfig
-from audiosep_jax.stft import istft, stft
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2, 3, 4, 4, 5, 5))
 FRAMES = 352

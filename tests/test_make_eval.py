@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.band_separator import BandSeparator
 
-from audiosep_jax.audio import read_audio, write_audio
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate

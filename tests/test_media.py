@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from support.small_media import click, cut_short, noise, place_of_click, write_sound, write_tar
 
-from audiosep_jax.audio import read_audio
+from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.errors import AudioFileError
 from data_prep import media
 from data_prep.datasets import LeftOutError

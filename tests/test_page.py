@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.small_separator import CONFIG, small_variables
 
+from audiosep_jax.audio.reading import SoundInput
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
 from audiosep_jax.page import Limits, answer, blended, find_examples
 from audiosep_jax.queries import Query
 from audiosep_jax.separate import Separator
-from audiosep_jax.sound_input import SoundInput
 
 RATE = 16000
 

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.noisy_separator import noisy_separator, sound
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.errors import AudioFileError, QueryError
 from audiosep_jax.queries import Query
 from audiosep_jax.separate import Separator
-from audiosep_jax.streaming import Resampler
 
 QUERIES = ['a dog barking', Query.text('rain').without('a man speaking')]
 

@@ -15,7 +15,7 @@ from support.small_dataset import SAMPLE_RATE
 from support.training_runs import BATCH_SIZE, MIXER, MODEL, OPTIMIZER, config_of, losses_in, variables_of
 
 import audiosep_jax.train as train_module
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.model import ModelConfig

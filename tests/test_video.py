@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support.small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
 
-from audiosep_jax import containers
+from audiosep_jax.audio import containers
 from audiosep_jax.errors import AudioFileError, ConfigError
 from data_prep.datasets import LeftOutError
 from data_prep.media import read_frames, read_sound, sound_seconds

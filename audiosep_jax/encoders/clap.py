@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.encoders import check_texts, htsat, roberta
 from audiosep_jax.encoders.clap_files import ClapTensors
 from audiosep_jax.encoders.clap_sizes import (
@@ -179,7 +179,7 @@ class ClapEncoder:
 
         Args:
             waveforms: float at full scale 1.0: one [T], or [Q, T], or a list of [T].
-            sample_rate: of the waveforms, in Hz; resampled to 48 kHz (`audiosep_jax.audio.resample`).
+            sample_rate: of the waveforms, in Hz; resampled to 48 kHz (`audiosep_jax.audio.resampling.resample`).
 
         Raises:
             AudioFileError: a waveform without samples, or with NaN, infinite or absurdly large ones.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiosep_jax.audio.stft import stft
 from audiosep_jax.encoders.layers import (
     PRECISION,
     LayerNorm,
@@ -24,7 +25,6 @@ from audiosep_jax.encoders.layers import (
     load_parameters,
     parameter_shapes,
 )
-from audiosep_jax.stft import stft
 
 SAMPLE_RATE = 48000  # Hz
 WINDOW_SAMPLES = 480000  # T: what the tower hears at once, 10 s

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.results import NO_SEPARATION, ItemScore, Results, Row, in_decibels, write_json

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.baselines import oracle_ratio_mask
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, DataError

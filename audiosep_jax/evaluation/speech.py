@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.speech_metrics import SAMPLE_RATE, check_installed, speech_scores
 from audiosep_jax.storage.system import end_with_parent
 

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.model import ModelConfig
 

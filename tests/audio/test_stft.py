@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosep_jax.stft import hann_window, istft, num_frames, reflect_pad, stft
+from audiosep_jax.audio.stft import hann_window, istft, num_frames, reflect_pad, stft
 
 CASES = [(2048, 320), (1024, 160), (512, 128), (256, 96), (100, 33), (64, 64), (128, 1)]
 

@@ -8,8 +8,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosep_jax import sound_output
-from audiosep_jax.audio import read_audio, resample, write_audio, write_together
+from audiosep_jax.audio import writing as sound_output
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.resampling import resample
+from audiosep_jax.audio.writing import write_audio, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError
 
 

@@ -7,7 +7,7 @@ alone: until then the samples lie as float32 in files without a name beside the 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -202,3 +202,45 @@ def _explained(path: Path) -> Iterator[None]:
     except soundfile.LibsndfileError as error:
         reason = error.error_string.rstrip('.').replace('System error', 'the disk is full or failing')
         raise AudioFileError(f'{path}: cannot be written: {reason}') from error
+
+
+def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *, subtype: Subtype = 'PCM_16') -> float:
+    """Writes float `[channels, T]` in the format of the suffix of `path`; replaces an existing file.
+
+    The file appears under its name only when it is complete. Where samples beyond full scale would wrap or clip, that
+    is everywhere but in float files, the whole file is attenuated instead.
+
+    Args:
+        path: ends in one of `sound_output.SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
+        audio: float `[channels, T]`.
+        sample_rate: in Hz, a whole number.
+        subtype: of the samples; FLAC has no PCM_32 and no FLOAT, OGG, Opus and MP3 are what they are.
+
+    Returns:
+        The gain that was applied to keep within full scale; 1.0 if none.
+
+    Raises:
+        ConfigError: a suffix, subtype, rate or channel count that the format does not have.
+        AudioFileError: non-finite samples, or the file cannot be written there.
+    """
+    return write_together({path: audio}, sample_rate, subtype=subtype)
+
+
+def write_together(
+    sounds: Mapping[str | os.PathLike, np.ndarray], sample_rate: int, *, subtype: Subtype = 'PCM_16'
+) -> float:
+    """As `write_audio`, several files as one: all of them are written or none is, with one gain for all.
+
+    For what was separated from one mixture: with one gain, targets and residual still add up to the (attenuated)
+    mixture.
+    """
+    sounds = {Path(path): np.asarray(audio, np.float32) for path, audio in sounds.items()}
+    for audio in sounds.values():
+        if audio.ndim != 2:
+            raise ValueError(f'audio must be [channels, T], got shape {audio.shape}')
+    if not sounds:
+        return 1.0
+    channels = len(next(iter(sounds.values())))
+    with written_together(list(sounds), sample_rate, channels=channels, subtype=subtype) as files:
+        files.write(list(sounds.values()))
+        return files.finish()

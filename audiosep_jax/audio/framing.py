@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from audiosep_jax.stft import num_frames, reflect_pad
+from audiosep_jax.audio.stft import num_frames, reflect_pad
 
 _NOT_KNOWN = 2**30  # frames; int32, and over a hundred days at the default hop
 

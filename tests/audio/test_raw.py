@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosep_jax.raw_audio import RAW_FORMATS, decoded, encoded, read_raw, sample_bytes
+from audiosep_jax.audio.raw import RAW_FORMATS, decoded, encoded, read_raw, sample_bytes
 
 STEP = {'u8': 2**-7, 's16le': 2**-15, 's24le': 2**-23, 's32le': 2**-24, 'f32le': 0, 'f64le': 0}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audiosep_jax.loudness import LoudnessMeter
+from audiosep_jax.audio.loudness import LoudnessMeter
 
 
 def tone(seconds, rate, decibels, hz=1000.0):

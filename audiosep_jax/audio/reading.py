@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiosep_jax.containers import SUFFIXES as CONTAINER_SUFFIXES
-from audiosep_jax.containers import ContainerSound, is_container
+from audiosep_jax.audio.containers import SUFFIXES as CONTAINER_SUFFIXES
+from audiosep_jax.audio.containers import ContainerSound, is_container
+from audiosep_jax.audio.resampling import resample
+from audiosep_jax.audio.truncation import has_guessed_length, is_cut_short
 from audiosep_jax.errors import AudioFileError
-from audiosep_jax.truncation import has_guessed_length, is_cut_short
 
 # What a folder's sounds are told by; a file that is named may be called anything.
 SUFFIXES = (
@@ -145,3 +146,33 @@ def _head(path: Path) -> bytes:
     if not head:
         raise AudioFileError(f'{path}: the file is empty (0 bytes)')
     return head
+
+
+def read_audio(
+    path: str | os.PathLike, *, sample_rate: int | None = None, mono: bool = False
+) -> tuple[np.ndarray, int]:
+    """Reads a whole file, as float32 `[channels, T]`, with the rate of what is returned.
+
+    Args:
+        path: anything that libsndfile decodes, and with PyAV (extra `video`) MP4, M4A, WebM, Matroska and more.
+        sample_rate: resample to this rate, in Hz; None keeps the file's own.
+        mono: average the channels (then channels = 1).
+
+    Returns:
+        The samples and their sample rate in Hz.
+
+    Raises:
+        AudioFileError: missing, a folder, not audio, damaged or cut short, empty, or with NaN or infinite samples.
+        ConfigError: PyAV is needed and not installed.
+    """
+    with open_sound(path) as file:
+        rate = file.rate
+        try:
+            audio = np.concatenate(list(file.blocks()), axis=-1)
+        except MemoryError as error:
+            raise AudioFileError(f'{path}: too long for the memory that there is; read it in blocks') from error
+    if mono:
+        audio = audio.mean(axis=0, keepdims=True)
+    if sample_rate is not None:
+        audio, rate = resample(audio, rate, sample_rate), sample_rate
+    return np.ascontiguousarray(audio, np.float32), rate
