@@ -143,7 +143,7 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _convert(command: Convert) -> int:
-    from audiosep_jax.tensor_files import SUFFIXES
+    from audiosep_jax.weights.tensor_files import SUFFIXES
 
     _quieten()
     if command.destination.suffix in SUFFIXES:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax import hub, originals
+from audiosep_jax import originals
 from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_inference, save_for_inference
 from audiosep_jax.encoders import encoder_class, load_encoder
 from audiosep_jax.encoders.clap import ClapEncoder
@@ -25,8 +25,6 @@ from audiosep_jax.hub_folder import CONFIG, is_ours
 from audiosep_jax.model import ModelConfig
 from audiosep_jax.originals import TorchFile
 from audiosep_jax.storage.atomic import new_folder
-from audiosep_jax.tensor_files import SAFETENSORS, SUFFIXES, SafeTensors, open_tensors, state_dict_place, write_tensors
-from audiosep_jax.torch_checkpoint import read_torch, write_torch
 from audiosep_jax.torch_names import (
     check_tensors,
     sizes_from_torch,
@@ -34,6 +32,16 @@ from audiosep_jax.torch_names import (
     torch_tensors,
     variables_from_torch,
 )
+from audiosep_jax.weights import hub
+from audiosep_jax.weights.tensor_files import (
+    SAFETENSORS,
+    SUFFIXES,
+    SafeTensors,
+    open_tensors,
+    state_dict_place,
+    write_tensors,
+)
+from audiosep_jax.weights.torch_files import read_torch, write_torch
 
 # Any of them tells where the separator's tensors, and the encoder's, are among the others.
 _SEPARATOR_ANCHORS = ('base.bn0.weight', 'base.pre_conv.weight', 'base.after_conv.weight', 'base.bn0.bias')

@@ -16,7 +16,7 @@ import numpy as np
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.json_trees import from_json, to_json
-from audiosep_jax.tensor_files import SafeTensors, write_tensors
+from audiosep_jax.weights.tensor_files import SafeTensors, write_tensors
 
 _VERSION = 1
 # Views may unfold a file of any size into petabytes; those of real ones share storages two or three times over.

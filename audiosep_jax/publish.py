@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audiosep_jax import hub
 from audiosep_jax.checkpoint import InferenceCheckpoint, load_for_inference
 from audiosep_jax.encoders.pretrained import REPOSITORIES, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, DownloadError
 from audiosep_jax.hub_folder import write_hub_folder
 from audiosep_jax.published import find_checkpoint
 from audiosep_jax.storage.atomic import new_folder
+from audiosep_jax.weights import hub
 
 
 def push(

@@ -5,12 +5,12 @@ import logging
 import re
 from pathlib import Path
 
-from audiosep_jax import hub
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.hub_folder import CONFIG, WEIGHTS, is_ours
 from audiosep_jax.storage.buckets import as_path, is_bucket
 from audiosep_jax.storage.cache import cache_folder
-from audiosep_jax.tensor_files import SUFFIXES
+from audiosep_jax.weights import hub
+from audiosep_jax.weights.tensor_files import SUFFIXES
 
 OFFICIAL = 'spaces/Audio-AGI/AudioSep:checkpoint/audiosep_base_4M_steps.ckpt'
 _log = logging.getLogger(__name__)

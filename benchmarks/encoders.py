@@ -31,7 +31,7 @@ from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.clip import ClipEncoder
 from audiosep_jax.encoders.htsat import HtsatConfig
 from audiosep_jax.encoders.roberta import RobertaConfig
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights.tensor_files import write_tensors
 
 CLIP_LARGE = {
     'model_type': 'clip',

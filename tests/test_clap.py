@@ -11,7 +11,6 @@ from support.paths import REFERENCE
 from support.reference_weights import clap_tensor
 from support.tiny_clap import AUDIO, CONFIG, TEXT, hugging_face_tensors, laion_tensors, write_tokenizer
 
-from audiosep_jax import hub
 from audiosep_jax.encoders import QueryEncoder, clap, clap_files, htsat, roberta
 from audiosep_jax.encoders.clap import ClapEncoder, windows_of
 from audiosep_jax.encoders.clap_files import ClapTensors
@@ -19,7 +18,8 @@ from audiosep_jax.encoders.clap_sizes import sizes_of_tensors
 from audiosep_jax.encoders.htsat import SAMPLE_RATE, WINDOW_SAMPLES, HtsatConfig
 from audiosep_jax.encoders.roberta import RobertaConfig
 from audiosep_jax.errors import AudioFileError, AudioSepError, CheckpointError, DownloadError, QueryError
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights import hub
+from audiosep_jax.weights.tensor_files import write_tensors
 
 
 def write_laion(folder: Path, prefix: str = '', **changes) -> Path:
@@ -125,7 +125,7 @@ def test_names_behind_a_prefix(tmp_path, encoder, expected, prefix):
 
 
 def test_a_pytorch_file(tmp_path, expected):
-    from audiosep_jax.torch_checkpoint import write_torch
+    from audiosep_jax.weights.torch_files import write_torch
 
     state = {f'query_encoder.model.{name}': value for name, value in laion_tensors().items()}
     write_torch(tmp_path / 'audiosep.ckpt', {'epoch': 3, 'state_dict': state})

@@ -16,7 +16,7 @@ from audiosep_jax.cli import main
 from audiosep_jax.encoders import load_encoder
 from audiosep_jax.evaluation import protocols
 from audiosep_jax.evaluation.loading import load_mono
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights.tensor_files import write_tensors
 
 AUDIOCAPS = 'idx,caption,labels,src_wav,noise_wav'
 

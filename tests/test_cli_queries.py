@@ -11,7 +11,7 @@ from audiosep_jax.cli import main
 from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.separate import Separator
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights.tensor_files import write_tensors
 
 
 class Listening(QuarterSeparator):

@@ -16,7 +16,7 @@ from support.paths import REFERENCE
 from audiosep_jax.encoders import QueryEncoder, clip_model, load_encoder
 from audiosep_jax.encoders.clip import ClipEncoder
 from audiosep_jax.errors import CheckpointError, DownloadError, QueryError
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights.tensor_files import write_tensors
 
 
 @pytest.fixture(scope='session')
@@ -239,7 +239,7 @@ def test_identity_finds_the_encoder_again(folders):
 
 
 def test_the_fingerprint_is_of_the_weights_and_not_of_their_file(states, folders, encoder, writable):
-    from audiosep_jax.torch_checkpoint import write_torch
+    from audiosep_jax.weights.torch_files import write_torch
 
     (writable / 'model.safetensors').unlink()
     state = {name: states['openai'][name] for name in reversed(states['openai'])}
@@ -316,7 +316,7 @@ def test_a_tokenizer_that_is_missing_is_fetched_once(folders, writable, monkeypa
         open_tokenizer(folders['openai'], 'clip')._backend.save(str(folder / filename))
         return folder / filename
 
-    monkeypatch.setattr('audiosep_jax.hub.fetch', fetch)
+    monkeypatch.setattr('audiosep_jax.weights.hub.fetch', fetch)
     expected = ClipEncoder.open(folders['openai']).encode_text(['a dog'])
     encoder = ClipEncoder.open(writable, source='organisation/own')
     np.testing.assert_array_equal(encoder.encode_text(['a dog']), expected)

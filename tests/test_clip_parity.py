@@ -8,7 +8,7 @@ from support.clip_reference import BEGIN, END, clip_config, clip_model, token_id
 from audiosep_jax.encoders.clip import ClipEncoder
 from audiosep_jax.encoders.clip_images import ImageConfig
 from audiosep_jax.encoders.clip_model import read_config
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights.tensor_files import write_tensors
 
 BASE = {'model_type': 'clip', 'text_config': {}, 'vision_config': {}}
 

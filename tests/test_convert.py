@@ -18,9 +18,9 @@ from audiosep_jax.convert import ConvertedConfig, FrontEnd, from_torch, to_torch
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import CheckpointError, QueryError
 from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.tensor_files import open_tensors, write_tensors
-from audiosep_jax.torch_checkpoint import read_torch, write_torch
 from audiosep_jax.torch_names import tensors_from_variables
+from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
+from audiosep_jax.weights.torch_files import read_torch, write_torch
 
 MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(2,) * 6, condition_size=16)
 FRONT_END = FrontEnd(8000, 128, 32)

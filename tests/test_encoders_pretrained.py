@@ -11,7 +11,7 @@ from support import tiny_clap
 from audiosep_jax.encoders import encoder_names, load_encoder, same_encoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, EncoderMismatchError, QueryError
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.weights.tensor_files import write_tensors
 
 
 @pytest.fixture(scope='module')

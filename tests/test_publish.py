@@ -21,8 +21,8 @@ from audiosep_jax.convert import from_torch, to_torch
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.model import ModelConfig, init_variables
 from audiosep_jax.publish import make_repository
-from audiosep_jax.tensor_files import open_tensors, write_tensors
 from audiosep_jax.torch_names import tensors_from_variables
+from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 SOUND = (0.1 * np.random.default_rng(0).standard_normal(1500)).astype(np.float32)
 ROW = {'n': 12, 'SDRi': 8.126, 'SDRi_interval': [7.0, 9.0], 'SI-SDR': 5.5, 'SI-SDR_interval': [4.0, 7.0]}

@@ -12,9 +12,9 @@ from audiosep_jax import convert, published
 from audiosep_jax.cli import main
 from audiosep_jax.errors import CheckpointError, DownloadError
 from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.tensor_files import write_tensors
-from audiosep_jax.torch_checkpoint import write_torch
 from audiosep_jax.torch_names import tensors_from_variables
+from audiosep_jax.weights.tensor_files import write_tensors
+from audiosep_jax.weights.torch_files import write_torch
 
 MODEL = ModelConfig(widths=(1,) * 6, condition_size=16)  # the official front end, and a network of a few weights
 

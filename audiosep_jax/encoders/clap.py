@@ -29,7 +29,7 @@ from audiosep_jax.encoders.roberta import RobertaConfig, TextTower
 from audiosep_jax.encoders.tokenizer import Tokenizer
 from audiosep_jax.encoders.towers import MAX_BATCH, bucket, fingerprint, in_batches, tokenizer_in
 from audiosep_jax.errors import AudioFileError, CheckpointError, QueryError
-from audiosep_jax.tensor_files import open_tensors
+from audiosep_jax.weights.tensor_files import open_tensors
 
 _LENGTHS = (16, 32, 64, 128, 512)  # L, as compiled; 512 for a short query would cost 25 times as much
 _WINDOW_BATCH = 8  # ten seconds each: 0.2 GB of activations at a time

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiosep_jax import hub
 from audiosep_jax.encoders import check_texts
 from audiosep_jax.encoders.clip_images import ImageConfig, prepare, read_image_config
 from audiosep_jax.encoders.clip_model import (
@@ -31,7 +30,8 @@ from audiosep_jax.encoders.clip_model import (
 from audiosep_jax.encoders.tokenizer import Tokenizer
 from audiosep_jax.encoders.towers import MAX_BATCH, bucket, fingerprint, in_batches, tokenizer_in
 from audiosep_jax.errors import CheckpointError, QueryError
-from audiosep_jax.tensor_files import open_tensors
+from audiosep_jax.weights import hub
+from audiosep_jax.weights.tensor_files import open_tensors
 
 if TYPE_CHECKING:
     from audiosep_jax.encoders.clip_images import Image

@@ -94,7 +94,7 @@ def lightning(torch) -> dict:
 def make() -> None:
     import torch
 
-    from audiosep_jax.torch_checkpoint.dtypes import DTYPES
+    from audiosep_jax.weights.torch_files.dtypes import DTYPES
 
     # As files name the classes, whatever file this runs as.
     Settings.__module__ = Attributes.__module__ = 'torch_samples'

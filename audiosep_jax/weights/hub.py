@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from audiosep_jax.errors import DownloadError, first_line
-from audiosep_jax.tensor_files import SUFFIXES
+from audiosep_jax.weights.tensor_files import SUFFIXES
 
 _REPOSITORY = re.compile(r'(?!.*(--|\.\.))[\w][\w.-]*/[\w][\w.-]*', re.ASCII)
 

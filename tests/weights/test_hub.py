@@ -6,8 +6,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from audiosep_jax import hub
 from audiosep_jax.errors import DownloadError
+from audiosep_jax.weights import hub
 
 
 def test_what_is_in_the_cache_needs_no_network(offline):

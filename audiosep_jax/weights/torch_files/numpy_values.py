@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint.inert import Inert
+from audiosep_jax.weights.torch_files.inert import Inert
 
 _MODULES = ('numpy.core', 'numpy._core')  # numpy 1, numpy 2
 

@@ -5,8 +5,8 @@ unpickler.py  the pickle machine; inert.py: what becomes of foreign classes, and
 writer.py     what `torch.load(path, weights_only=True)` reads
 """
 
-from audiosep_jax.torch_checkpoint.inert import Inert
-from audiosep_jax.torch_checkpoint.reader import read_torch
-from audiosep_jax.torch_checkpoint.writer import write_torch
+from audiosep_jax.weights.torch_files.inert import Inert
+from audiosep_jax.weights.torch_files.reader import read_torch
+from audiosep_jax.weights.torch_files.writer import write_torch
 
 __all__ = ['Inert', 'read_torch', 'write_torch']

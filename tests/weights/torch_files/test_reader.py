@@ -12,8 +12,8 @@ from support.paths import REFERENCE
 from support.torch_samples import SAMPLES, call, lightning, named, storage, tensor, tensors, value, zipped
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint import Inert, read_torch, write_torch
-from audiosep_jax.torch_checkpoint.dtypes import DTYPES
+from audiosep_jax.weights.torch_files import Inert, read_torch, write_torch
+from audiosep_jax.weights.torch_files.dtypes import DTYPES
 
 TENSOR_FILES = [f'torch_{name}' for name in SAMPLES if name.endswith('.pt')]
 LIGHTNING_FILES = [f'torch_{name}' for name in SAMPLES if name.endswith('.ckpt')]

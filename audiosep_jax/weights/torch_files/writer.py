@@ -17,8 +17,8 @@ import numpy as np
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.atomic import replacing
-from audiosep_jax.torch_checkpoint.dtypes import DTYPES, STORAGES
-from audiosep_jax.torch_checkpoint.inert import shown
+from audiosep_jax.weights.torch_files.dtypes import DTYPES, STORAGES
+from audiosep_jax.weights.torch_files.inert import shown
 
 _ALIGNMENT = 64
 _CHUNK = 1 << 24

@@ -16,7 +16,7 @@ from support.paths import REFERENCE
 from support.torch_samples import call, named, storage, tensor, value, zipped
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint import Inert, read_torch, unpickler
+from audiosep_jax.weights.torch_files import Inert, read_torch, unpickler
 
 NDARRAY = named('numpy', 'ndarray')
 

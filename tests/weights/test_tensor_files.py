@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.tensor_files import SafeTensors, open_tensors, state_dict_of, write_tensors
+from audiosep_jax.weights.tensor_files import SafeTensors, open_tensors, state_dict_of, write_tensors
 
 TENSORS = {
     'float32': np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint import numpy_values
-from audiosep_jax.torch_checkpoint.inert import Inert, check_name, check_shape, key_size, shown
+from audiosep_jax.weights.torch_files import numpy_values
+from audiosep_jax.weights.torch_files.inert import Inert, check_name, check_shape, key_size, shown
 
 # A large Lightning checkpoint takes 100,000 instructions. This many run for two or three seconds.
 _MAX_WORK = 4_000_000

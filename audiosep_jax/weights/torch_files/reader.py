@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint.dtypes import DTYPES, QUANTISED, STORAGES
-from audiosep_jax.torch_checkpoint.inert import Inert, shown
-from audiosep_jax.torch_checkpoint.unpickler import InertUnpickler
+from audiosep_jax.weights.torch_files.dtypes import DTYPES, QUANTISED, STORAGES
+from audiosep_jax.weights.torch_files.inert import Inert, shown
+from audiosep_jax.weights.torch_files.unpickler import InertUnpickler
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001

@@ -49,7 +49,7 @@ def open_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
         return _open_index(path)
     if path.suffix == SAFETENSORS:
         return SafeTensors(path)
-    from audiosep_jax.torch_checkpoint import read_torch
+    from audiosep_jax.weights.torch_files import read_torch
 
     return state_dict_of(read_torch(path), path)
 
