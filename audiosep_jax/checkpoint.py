@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from audiosep_jax import config as configs
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.hub_folder import is_hub_folder, read_hub_folder
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.state import TrainState
 from audiosep_jax.storage.buckets import as_path, is_bucket
 

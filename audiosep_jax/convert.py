@@ -22,16 +22,16 @@ from audiosep_jax.encoders.clap import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
 from audiosep_jax.hub_folder import CONFIG, is_ours
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.originals import TorchFile
-from audiosep_jax.storage.atomic import new_folder
-from audiosep_jax.torch_names import (
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.torch_names import (
     check_tensors,
     sizes_from_torch,
     tensors_from_variables,
     torch_tensors,
     variables_from_torch,
 )
+from audiosep_jax.originals import TorchFile
+from audiosep_jax.storage.atomic import new_folder
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import (
     SAFETENSORS,

@@ -17,9 +17,9 @@ import numpy as np
 
 from audiosep_jax import config as configs
 from audiosep_jax.errors import CheckpointError, ConfigError
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 from audiosep_jax.storage.atomic import replacing
-from audiosep_jax.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from audiosep_jax import cost
 from audiosep_jax.data import encoder_identity
 from audiosep_jax.errors import ConfigError
+from audiosep_jax.models import cost
 from audiosep_jax.program import Program, make_program
 from audiosep_jax.records import Shards
 from audiosep_jax.sharding import check_batch_size, make_mesh

@@ -24,8 +24,8 @@ from audiosep_jax.errors import (
     DownloadError,
     EncoderMismatchError,
 )
-from audiosep_jax.inference import fold
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.folded import fold
 from audiosep_jax.published import find_checkpoint
 from audiosep_jax.queries import Embedded, Query, embed
 from audiosep_jax.streaming import Network, NetworkStream, SoundStream, padded_frames, separate_batch, separate_whole

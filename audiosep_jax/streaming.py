@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiosep_jax import inference
 from audiosep_jax.audio.framing import FrameStream
 from audiosep_jax.audio.resampling import Resampler
 from audiosep_jax.audio.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models import folded as inference
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.queries import STRENGTH, Embedded, keep_out, keep_out_gain, keep_out_padding, spectral_power
-from audiosep_jax.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
 
 

@@ -25,13 +25,13 @@ import numpy as np
 import tyro
 
 from audiosep_jax.checkpoint import Checkpointer, InferenceCheckpoint, complete_steps, describe, load_for_inference
-from audiosep_jax.cost import peak_flops, training_flops
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.cost import peak_flops, training_flops
 from audiosep_jax.optim import OptimizerConfig, make_schedule
 from audiosep_jax.program import make_program
 from audiosep_jax.progress import TrainingProgress

@@ -18,7 +18,7 @@ from audiosep_jax.sharding import on_this_process
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from audiosep_jax.model import ModelConfig
+    from audiosep_jax.models.audiosep import ModelConfig
     from audiosep_jax.state import TrainState
 
 

@@ -135,7 +135,7 @@ def load(network: str | dict, case: Case):
     import jax
 
     from audiosep_jax import separate
-    from audiosep_jax.model import ModelConfig, init_variables
+    from audiosep_jax.models.audiosep import ModelConfig, init_variables
 
     if case.frames:
         separate._FRAMES_AT_ONCE = case.frames

@@ -25,7 +25,7 @@ from audiosep_jax.errors import reported
 from audiosep_jax.evaluation.results import Results, write_json
 from audiosep_jax.evaluation.run import Options, evaluate_arrays, score_estimates
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
 from audiosep_jax.plots import spectrogram_panels
 from audiosep_jax.separate import Separator, load

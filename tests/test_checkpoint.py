@@ -10,7 +10,7 @@ import pytest
 
 from audiosep_jax.checkpoint import Checkpointer, describe, load_for_inference
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import load
 from audiosep_jax.state import init_state

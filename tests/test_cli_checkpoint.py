@@ -13,7 +13,7 @@ from support.quarter_separator import QuarterSeparator, one_error, sound, write
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.cli import main
-from audiosep_jax.model import ModelConfig, init_variables
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.state import init_state
 

@@ -7,7 +7,7 @@ import pytest
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.data import DataConfig
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
 from audiosep_jax.train import TrainConfig
 

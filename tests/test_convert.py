@@ -17,8 +17,8 @@ from audiosep_jax.cli import main
 from audiosep_jax.convert import ConvertedConfig, FrontEnd, from_torch, to_torch
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import CheckpointError, QueryError
-from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.torch_names import tensors_from_variables
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.models.torch_names import tensors_from_variables
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 from audiosep_jax.weights.torch_files import read_torch, write_torch
 

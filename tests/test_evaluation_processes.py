@@ -24,7 +24,7 @@ from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import AudioSepError, CheckpointError
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate, validate
-from audiosep_jax.model import init_variables
+from audiosep_jax.models.audiosep import init_variables
 from audiosep_jax.separate import Separator
 from audiosep_jax.sharding import make_mesh, replicated
 

@@ -19,9 +19,9 @@ from audiosep_jax.checkpoint import load_for_inference
 from audiosep_jax.cli import main
 from audiosep_jax.convert import from_torch, to_torch
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
-from audiosep_jax.model import ModelConfig, init_variables
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.models.torch_names import tensors_from_variables
 from audiosep_jax.publish import make_repository
-from audiosep_jax.torch_names import tensors_from_variables
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 SOUND = (0.1 * np.random.default_rng(0).standard_normal(1500)).astype(np.float32)

@@ -11,8 +11,8 @@ import audiosep_jax as asj
 from audiosep_jax import convert, published
 from audiosep_jax.cli import main
 from audiosep_jax.errors import CheckpointError, DownloadError
-from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.torch_names import tensors_from_variables
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.models.torch_names import tensors_from_variables
 from audiosep_jax.weights.tensor_files import write_tensors
 from audiosep_jax.weights.torch_files import write_torch
 

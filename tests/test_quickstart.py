@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from support.paths import ROOT
 
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.page import find_examples
 from data_prep import synthetic
 

@@ -13,7 +13,7 @@ sys.path.insert(0, {tests!r})
 from support.noisy_separator import noisy_variables
 from audiosep_jax import cli
 from audiosep_jax.encoders import load_encoder
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.separate import Separator
 
 config = ModelConfig(sample_rate=4000, window_size=256, hop_size=128, widths=(1,) * 6)

@@ -11,7 +11,7 @@ import pytest
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.losses import l1_waveform
 from audiosep_jax.mixing import SegmentMixer
-from audiosep_jax.model import AudioSep, ModelConfig
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.sharding import (
     MeshConfig,

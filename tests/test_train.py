@@ -18,7 +18,7 @@ import audiosep_jax.train as train_module
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separate import load
 from audiosep_jax.sharding import check_batch_size, make_mesh

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.paths import ROOT
 
-from audiosep_jax import cost
+from audiosep_jax.models import cost
 
 torch = pytest.importorskip('torch', reason='compares with PyTorch: pip install -e .[parity]')
 

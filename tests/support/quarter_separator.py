@@ -4,7 +4,7 @@ import numpy as np
 
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.queries import embed
 from audiosep_jax.separate import Separation
 

@@ -8,7 +8,7 @@ from support.small_dataset import SAMPLE_RATE
 from audiosep_jax.checkpoint import load_for_inference
 from audiosep_jax.data import DataConfig
 from audiosep_jax.mixing import SegmentMixer
-from audiosep_jax.model import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
 from audiosep_jax.train import TrainConfig
 

@@ -9,8 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.torch_names import (
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.models.torch_names import (
     check_tensors,
     sizes_from_torch,
     tensors_from_variables,

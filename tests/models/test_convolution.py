@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from audiosep_jax import convolution, resunet
-from audiosep_jax.convolution import conv3x3
-from audiosep_jax.model import AudioSep, ModelConfig, init_variables
+from audiosep_jax.models import convolution, resunet
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
+from audiosep_jax.models.convolution import conv3x3
 from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from audiosep_jax.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
+from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
 
 TIME_DOWNSAMPLING = 32  # N is padded to a multiple of this
 FREQUENCY_DOWNSAMPLING = 64  # F - 1 has to be a multiple of this

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from audiosep_jax import cost
-from audiosep_jax.model import AudioSep, ModelConfig, init_variables
+from audiosep_jax.models import cost
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 
 SMALL = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(4, 4, 6, 6, 8, 8), condition_size=16)
 FIVE_SECONDS = 160_000

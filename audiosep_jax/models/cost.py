@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from audiosep_jax.audio.stft import num_frames
-from audiosep_jax.model import ModelConfig, init_variables
-from audiosep_jax.resunet import DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.models.resunet import DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
 
 _FLOAT32_BYTES = 4
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from support.noisy_separator import noisy_variables, sound
 
-from audiosep_jax import inference
 from audiosep_jax.audio.stft import istft, stft
-from audiosep_jax.model import AudioSep, ModelConfig
+from audiosep_jax.models import folded as inference
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2, 3, 4, 4, 5, 5))
 FRAMES = 352

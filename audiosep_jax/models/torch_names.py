@@ -11,8 +11,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from audiosep_jax.errors import CheckpointError, listed
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.resunet import DOWNSAMPLING, film_layout
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.resunet import DOWNSAMPLING, film_layout
 
 # How a tensor of the original becomes ours.
 _AS_IS = ()

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiosep_jax.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
-from audiosep_jax.model import POWER_FLOOR, ModelConfig, init_variables
-from audiosep_jax.resunet import (
+from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
+from audiosep_jax.models.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
+from audiosep_jax.models.resunet import (
     DOWNSAMPLING,
     LEAKY_SLOPE,
     NORM_EPSILON,
