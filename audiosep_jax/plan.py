@@ -9,13 +9,13 @@ import jax
 from audiosep_jax.data import encoder_identity
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models import cost
+from audiosep_jax.parallel.mesh import check_batch_size, make_mesh
 from audiosep_jax.program import Program, make_program
 from audiosep_jax.records import Shards
-from audiosep_jax.sharding import check_batch_size, make_mesh
 from audiosep_jax.train import TrainConfig, starting_checkpoint
 
 if TYPE_CHECKING:
-    from audiosep_jax.launch import Detected
+    from audiosep_jax.parallel.launch import Detected
 
 
 def dry_run(config: TrainConfig, launched: 'Detected | None' = None) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from audiosep_jax.losses import l1_waveform
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
-from audiosep_jax.sharding import by_clip, replicated, state_shardings
+from audiosep_jax.parallel.mesh import by_clip, replicated, state_shardings
 
 _INT16_SCALE = 1 / 32768
 _ALL_PRESENT = AbsentQueries()

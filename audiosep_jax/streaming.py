@@ -22,8 +22,8 @@ from audiosep_jax.audio.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_fr
 from audiosep_jax.models import folded as inference
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.resunet import TIME_DOWNSAMPLING
+from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
 from audiosep_jax.queries import STRENGTH, Embedded, keep_out, keep_out_gain, keep_out_padding, spectral_power
-from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,15 +28,15 @@ from audiosep_jax.checkpoint import Checkpointer, InferenceCheckpoint, complete_
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.cost import peak_flops, training_flops
 from audiosep_jax.optim import OptimizerConfig, make_schedule
+from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
+from audiosep_jax.parallel.mesh import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
 from audiosep_jax.program import make_program
 from audiosep_jax.progress import TrainingProgress
 from audiosep_jax.published import find_checkpoint
-from audiosep_jax.sharding import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training_log import TrainingLog, check_wandb
 from audiosep_jax.validation import Validation

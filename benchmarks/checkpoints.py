@@ -22,8 +22,8 @@ from rich.table import Table
 from audiosep_jax.checkpoint import Checkpointer, describe
 from audiosep_jax.data import DataConfig
 from audiosep_jax.mixing import SegmentMixer
+from audiosep_jax.parallel.mesh import make_mesh, put_batch
 from audiosep_jax.program import make_program
-from audiosep_jax.sharding import make_mesh, put_batch
 from audiosep_jax.train import TrainConfig
 
 

@@ -20,7 +20,7 @@ Aim:
     MUSIC 10.508 / 9.425, ESC-50 10.040 / 8.810.
 """
 
-from audiosep_jax.launch import run_experiment
+from audiosep_jax.parallel.launch import run_experiment
 from audiosep_jax.train import TrainConfig
 
 

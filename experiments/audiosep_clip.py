@@ -19,7 +19,7 @@ Aim:
 import dataclasses
 
 from audiosep_jax.data import DataConfig
-from audiosep_jax.launch import run_experiment
+from audiosep_jax.parallel.launch import run_experiment
 from audiosep_jax.train import TrainConfig
 
 

@@ -20,9 +20,9 @@ Aim:
 """
 
 from audiosep_jax.data import DataConfig
-from audiosep_jax.launch import run_experiment
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.parallel.launch import run_experiment
 from audiosep_jax.train import TrainConfig
 
 

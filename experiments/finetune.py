@@ -21,9 +21,9 @@ Aim:
     docs/evaluate.md).
 """
 
-from audiosep_jax.launch import run_experiment
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.optim import OptimizerConfig
+from audiosep_jax.parallel.launch import run_experiment
 from audiosep_jax.train import TrainConfig
 
 

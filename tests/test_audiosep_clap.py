@@ -9,8 +9,8 @@ import pytest
 from support.paths import ROOT
 from support.small_dataset import build_small, shard_files
 
-from audiosep_jax import launch
 from audiosep_jax.encoders.words import WordsEncoder
+from audiosep_jax.parallel import launch
 from data_prep.embed import embed_captions
 
 SCRIPT = ROOT / 'experiments' / 'audiosep_clap.py'

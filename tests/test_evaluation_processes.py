@@ -10,9 +10,9 @@ import pytest
 from support.band_separator import BandSeparator, make_music
 from support.paths import TESTS
 
-from audiosep_jax.evaluation.processes import gathered
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
+from audiosep_jax.parallel.hosts import gathered
 
 PROGRAM = """
 import json, sys
@@ -26,7 +26,7 @@ from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate, validate
 from audiosep_jax.models.audiosep import init_variables
 from audiosep_jax.separate import Separator
-from audiosep_jax.sharding import make_mesh, replicated
+from audiosep_jax.parallel.mesh import make_mesh, replicated
 
 separator = BandSeparator()
 results = evaluate(separator, read_benchmark(folder + '/music'), Options(batch_size=1), journal=folder + '/out')

@@ -269,7 +269,7 @@ def test_validation_while_training(tmp_path):
 
 
 def test_a_training_state_on_all_devices_can_be_validated(tmp_path):
-    from audiosep_jax.sharding import make_mesh, replicated
+    from audiosep_jax.parallel.mesh import make_mesh, replicated
 
     make_music(tmp_path, samples=2000)
     variables = jax.jit(lambda: init_variables(CONFIG, jax.random.key(0)), out_shardings=replicated(make_mesh()))()

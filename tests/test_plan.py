@@ -11,11 +11,11 @@ from support.training_runs import config_of
 from audiosep_jax.checkpoint import describe, save_for_inference
 from audiosep_jax.data import DataConfig, encoder_identity
 from audiosep_jax.errors import CheckpointError, ConfigError
-from audiosep_jax.launch import Detected
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.parallel.launch import Detected
+from audiosep_jax.parallel.mesh import MeshConfig, make_mesh
 from audiosep_jax.plan import dry_run
 from audiosep_jax.program import Program, make_program
-from audiosep_jax.sharding import MeshConfig, make_mesh
 from audiosep_jax.train import TrainConfig
 
 

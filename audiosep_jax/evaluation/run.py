@@ -30,7 +30,6 @@ from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, Dat
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut
 from audiosep_jax.evaluation.journal import Journal, key_of
 from audiosep_jax.evaluation.loading import Sound, UnusableItemError, load_item, seconds_of
-from audiosep_jax.evaluation.processes import gathered
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.queries import ask
 from audiosep_jax.evaluation.results import (
@@ -45,6 +44,7 @@ from audiosep_jax.evaluation.results import (
 )
 from audiosep_jax.evaluation.scoring import cosine, padded_batch, sdr_family
 from audiosep_jax.evaluation.speech import SpeechScorer
+from audiosep_jax.parallel.hosts import gathered
 
 if TYPE_CHECKING:
     from audiosep_jax.encoders import QueryEncoder

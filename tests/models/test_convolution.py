@@ -13,7 +13,7 @@ from jax import lax
 from audiosep_jax.models import convolution, resunet
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.convolution import conv3x3
-from audiosep_jax.sharding import batch_sharded, make_mesh, replicated
+from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
 
 
 def plain(x, kernel):

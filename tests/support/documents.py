@@ -23,10 +23,11 @@ from support.paths import ROOT
 from support.small_separator import save_small
 
 import data_prep.__main__ as data_prep
-from audiosep_jax import cli, launch
+from audiosep_jax import cli
 from audiosep_jax.convert import from_torch
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables
+from audiosep_jax.parallel import launch
 from audiosep_jax.weights.tensor_files import write_tensors
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]

@@ -13,7 +13,7 @@ from audiosep_jax.losses import l1_waveform
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
-from audiosep_jax.sharding import (
+from audiosep_jax.parallel.mesh import (
     MeshConfig,
     check_batch_size,
     make_mesh,

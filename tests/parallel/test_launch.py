@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from audiosep_jax import launch
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.launch import Detected, LaunchConfig, detect
+from audiosep_jax.parallel import launch
+from audiosep_jax.parallel.launch import Detected, LaunchConfig, detect
 
 SLURM = {
     'SLURM_JOB_ID': '4711',

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import multihost
 
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
-from audiosep_jax.sharding import batch_sharded, replicated
+from audiosep_jax.parallel.mesh import batch_sharded, replicated
 
 # A vote is looked at when the devices have long counted it: the loop never waits for them.
 _LAG = 2
@@ -110,3 +110,18 @@ def _attempt(action: Callable[[], Any]) -> str:
     except Exception as error:
         return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     return ''
+
+
+def gathered(value: Any) -> list[Any]:
+    """The JSON-ready values of all processes, in their order, on every process. All of them must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
+
+    wait_for_all('gathered')
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.asarray(process_allgather(np.array([len(data)], np.int32))).reshape(-1)
+    # Arrays of one size: shorter texts have zeros behind.
+    rows = np.asarray(process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))).reshape(len(lengths), -1)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
