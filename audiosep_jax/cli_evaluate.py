@@ -226,7 +226,7 @@ def _query_types(given: str | None, benchmark: 'Benchmark', *, alone: bool) -> t
 
 
 def _clap(path: str, separator: 'Separator'):
-    from audiosep_jax.encoders import load_encoder
+    from audiosep_jax.encoders.registry import load_encoder
 
     encoder = separator.encoder if path == 'own' else load_encoder(path)
     if encoder is None or not hasattr(encoder, 'encode_audio'):

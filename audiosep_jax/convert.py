@@ -17,9 +17,9 @@ import numpy as np
 
 from audiosep_jax import originals
 from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_inference, save_for_inference
-from audiosep_jax.encoders import encoder_class, load_encoder
-from audiosep_jax.encoders.clap import ClapEncoder
+from audiosep_jax.encoders.clap.encoder import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
+from audiosep_jax.encoders.registry import encoder_class, load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
 from audiosep_jax.hub_folder import CONFIG, is_ours
 from audiosep_jax.models.audiosep import ModelConfig

@@ -29,7 +29,7 @@ from audiosep_jax.embedding_cache import (
     check_same_encoder,
     read_encoder_identity,
 )
-from audiosep_jax.encoders import encoder_names
+from audiosep_jax.encoders.registry import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.progress import progress_bar
 from audiosep_jax.records import Shards, read_split_info

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiosep_jax.encoders import comparable
+from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
 from audiosep_jax.records import Shards, SplitInfo, read_json
 from audiosep_jax.storage.system import most_open_files

@@ -45,7 +45,7 @@ from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import EncoderMismatchError, QueryError
 
 if TYPE_CHECKING:
-    from audiosep_jax.encoders import QueryEncoder
+    from audiosep_jax.encoders.base import QueryEncoder
 
 # Captions of all sorts, whose mean is what belongs to none of them.
 _CAPTIONS = (

@@ -16,7 +16,8 @@ import numpy as np
 
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.checkpoint import InferenceCheckpoint, load_for_inference
-from audiosep_jax.encoders import QueryEncoder, UnavailableEncoder, encoder_names, load_encoder
+from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
+from audiosep_jax.encoders.registry import encoder_names, load_encoder
 from audiosep_jax.errors import (
     AudioFileError,
     CheckpointError,

@@ -26,7 +26,7 @@ import tyro
 
 from audiosep_jax.checkpoint import Checkpointer, InferenceCheckpoint, complete_steps, describe, load_for_inference
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
-from audiosep_jax.encoders import comparable
+from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioSepError
 from audiosep_jax.evaluation.loading import UnusableItemError, load_item
 from audiosep_jax.evaluation.protocols import read_benchmark

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from audiosep_jax.embedding_cache import cache_directory, cache_paths
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.records import SplitInfo, write_json
 from data_prep.build import build_shards
 from data_prep.datasets import Clip

@@ -25,7 +25,7 @@ from audiosep_jax.embedding_cache import (
     check_same_encoder,
     read_encoder_identity,
 )
-from audiosep_jax.encoders import QueryEncoder
+from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.records import (
     INT16_SCALE,

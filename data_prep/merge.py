@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from audiosep_jax.embedding_cache import EmbeddingCache, Modality, cache_directory, cache_paths, cached_encoders
-from audiosep_jax.encoders import comparable
+from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import (
     Record,

@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 
 from audiosep_jax.embedding_cache import EmbeddingCache, Modality, cache_directory, embed_command
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.records import Shards, decode_audio, read_json, read_summary, split_names
 from data_prep.build import checksum

@@ -13,7 +13,7 @@ from support.quarter_separator import one_error
 from audiosep_jax import cli
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.cli import main
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.evaluation import protocols
 from audiosep_jax.evaluation.loading import load_mono
 from audiosep_jax.weights.tensor_files import write_tensors

@@ -14,7 +14,7 @@ from support.small_dataset import SAMPLE_RATE, build_small, small_clips
 
 from audiosep_jax.data import DataConfig, encoder_identity
 from audiosep_jax.embedding_cache import cache_directory
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.records import INT16_SCALE, Shards, write_json

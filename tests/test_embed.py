@@ -6,7 +6,7 @@ import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError, DownloadError, EncoderMismatchError
 from audiosep_jax.records import Shards, write_split_info

@@ -14,7 +14,7 @@ from audiosep_jax.embedding_cache import (
     cached_encoders,
     read_encoder_identity,
 )
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import DataError
 from audiosep_jax.records import Shards, write_json
 

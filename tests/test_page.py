@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.small_separator import CONFIG, small_variables
 
 from audiosep_jax.audio.reading import SoundInput
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
 from audiosep_jax.page import Limits, answer, blended, find_examples
 from audiosep_jax.queries import Query

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.audio.writing import write_audio
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
 from audiosep_jax.queries import Query, as_queries, embed, keep_out
 

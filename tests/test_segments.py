@@ -10,7 +10,7 @@ from support.data_batches import batches_of, clips_in, config_of, damage_clips, 
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, tone
 
 from audiosep_jax.embedding_cache import cache_directory
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.records import Record, Shards

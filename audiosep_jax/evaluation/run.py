@@ -25,7 +25,7 @@ import numpy as np
 
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.baselines import oracle_ratio_mask
-from audiosep_jax.encoders import comparable
+from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, DataError
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut
 from audiosep_jax.evaluation.journal import Journal, key_of
@@ -47,7 +47,7 @@ from audiosep_jax.evaluation.speech import SpeechScorer
 from audiosep_jax.parallel.hosts import gathered
 
 if TYPE_CHECKING:
-    from audiosep_jax.encoders import QueryEncoder
+    from audiosep_jax.encoders.base import QueryEncoder
     from audiosep_jax.separate import Separator
 
 Progress = Callable[[int, int], None]

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.separate import Separator
 

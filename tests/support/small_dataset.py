@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.records import INT16_SCALE
 from data_prep.build import BuildResult, build_shards
 from data_prep.datasets import Clip

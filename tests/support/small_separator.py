@@ -6,7 +6,7 @@ import jax
 
 from audiosep_jax.checkpoint import describe, save_for_inference
 from audiosep_jax.convert import ConvertedConfig
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)

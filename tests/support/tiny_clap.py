@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from audiosep_jax.encoders import htsat, roberta
-from audiosep_jax.encoders.htsat import HtsatConfig
-from audiosep_jax.encoders.roberta import RobertaConfig
+from audiosep_jax.encoders.clap import htsat, roberta
+from audiosep_jax.encoders.clap.htsat import HtsatConfig
+from audiosep_jax.encoders.clap.roberta import RobertaConfig
 
 WORDS = ('dog', 'cat', 'rain', 'bell')
 TEXT = RobertaConfig(vocabulary=300, positions=514, width=64, hidden=48, layers=2, heads=1, embedding_size=16)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from audiosep_jax.encoders import htsat
-from audiosep_jax.encoders.clap_files import ClapTensors
-from audiosep_jax.encoders.htsat import HtsatConfig
-from audiosep_jax.encoders.roberta import RobertaConfig
+from audiosep_jax.encoders.clap import htsat
+from audiosep_jax.encoders.clap.htsat import HtsatConfig
+from audiosep_jax.encoders.clap.roberta import RobertaConfig
+from audiosep_jax.encoders.clap.weights import ClapTensors
 from audiosep_jax.errors import CheckpointError
 
 # roberta-base, where LAION's text towers began, has 1e-5 in its layer norms. transformers computes with what

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiosep_jax.encoders import check_texts
-from audiosep_jax.encoders.clip_images import ImageConfig, prepare, read_image_config
-from audiosep_jax.encoders.clip_model import (
+from audiosep_jax.encoders.base import check_texts
+from audiosep_jax.encoders.clip.images import ImageConfig, prepare, read_image_config
+from audiosep_jax.encoders.clip.model import (
     ClipConfig,
     TextTower,
     VisionTower,
@@ -34,7 +34,7 @@ from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import open_tensors
 
 if TYPE_CHECKING:
-    from audiosep_jax.encoders.clip_images import Image
+    from audiosep_jax.encoders.clip.images import Image
 
 _LENGTHS = (16, 32, 64)  # of token ids, below the longest that a model takes
 _TOKENIZER_SOURCE = 'openai/clip-vit-base-patch32'  # one vocabulary for all of OpenAI's and LAION's models

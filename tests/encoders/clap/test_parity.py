@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.tiny_clap import write_tokenizer
 
-from audiosep_jax.encoders.clap import ClapEncoder
+from audiosep_jax.encoders.clap.encoder import ClapEncoder
 
 RATE = 48000
 SIZES = {

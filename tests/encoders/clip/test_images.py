@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from audiosep_jax.encoders.clip_images import ImageConfig, prepare, read_image_config
+from audiosep_jax.encoders.clip.images import ImageConfig, prepare, read_image_config
 from audiosep_jax.errors import CheckpointError, QueryError
 
 SMALL = ImageConfig(resize=32, crop=(32, 32))

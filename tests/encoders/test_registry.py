@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosep_jax.encoders import QueryEncoder, load_encoder
+from audiosep_jax.encoders.base import QueryEncoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder, stem
 from audiosep_jax.errors import ConfigError, EncoderMismatchError, QueryError
 
@@ -102,7 +103,7 @@ def test_no_queries_give_no_rows():
 def test_same_vectors_in_another_process():
     """Python's own hash() is salted per process; these must not be. The values are those of version 1, for ever."""
     code = (
-        'from audiosep_jax.encoders import load_encoder\n'
+        'from audiosep_jax.encoders.registry import load_encoder\n'
         'print((load_encoder("words").encode_text(["a dog barking"])[0, :6] * 1e4).round().astype(int).tolist())'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout

@@ -13,8 +13,10 @@ from support import clip_reference
 from support.clip_reference import BEGIN, END, clip_config, clip_tensor, token_ids
 from support.paths import REFERENCE
 
-from audiosep_jax.encoders import QueryEncoder, clip_model, load_encoder
-from audiosep_jax.encoders.clip import ClipEncoder
+from audiosep_jax.encoders.base import QueryEncoder
+from audiosep_jax.encoders.clip import model as clip_model
+from audiosep_jax.encoders.clip.encoder import ClipEncoder
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import CheckpointError, DownloadError, QueryError
 from audiosep_jax.weights.tensor_files import write_tensors
 
@@ -453,7 +455,7 @@ def test_queries_that_ask_nothing(encoder, tmp_path):
 
 def test_nothing_heavy_is_imported():
     code = (
-        'import sys, audiosep_jax.encoders.clip\n'
+        'import sys, audiosep_jax.encoders.clip.encoder\n'
         'print([m for m in ("torch", "tensorflow", "transformers", "PIL", "tokenizers") if m in sys.modules])'
     )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'

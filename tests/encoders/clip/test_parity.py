@@ -5,9 +5,9 @@ import pytest
 from support import clip_reference
 from support.clip_reference import BEGIN, END, clip_config, clip_model, token_ids
 
-from audiosep_jax.encoders.clip import ClipEncoder
-from audiosep_jax.encoders.clip_images import ImageConfig
-from audiosep_jax.encoders.clip_model import read_config
+from audiosep_jax.encoders.clip.encoder import ClipEncoder
+from audiosep_jax.encoders.clip.images import ImageConfig
+from audiosep_jax.encoders.clip.model import read_config
 from audiosep_jax.weights.tensor_files import write_tensors
 
 BASE = {'model_type': 'clip', 'text_config': {}, 'vision_config': {}}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from support import tiny_clap
 
-from audiosep_jax.encoders import encoder_names, load_encoder, same_encoder
+from audiosep_jax.encoders.base import same_encoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
+from audiosep_jax.encoders.registry import encoder_names, load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, EncoderMismatchError, QueryError
 from audiosep_jax.weights.tensor_files import write_tensors
 

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.encoders import check_texts, htsat, roberta
-from audiosep_jax.encoders.clap_files import ClapTensors
-from audiosep_jax.encoders.clap_sizes import (
+from audiosep_jax.encoders.base import check_texts
+from audiosep_jax.encoders.clap import htsat, roberta
+from audiosep_jax.encoders.clap.htsat import SAMPLE_RATE, WINDOW_SAMPLES, AudioTower, HtsatConfig
+from audiosep_jax.encoders.clap.roberta import RobertaConfig, TextTower
+from audiosep_jax.encoders.clap.sizes import (
     mel_range,
     read_features,
     read_settings,
     sizes_of_settings,
     sizes_of_tensors,
 )
-from audiosep_jax.encoders.htsat import SAMPLE_RATE, WINDOW_SAMPLES, AudioTower, HtsatConfig
-from audiosep_jax.encoders.roberta import RobertaConfig, TextTower
+from audiosep_jax.encoders.clap.weights import ClapTensors
 from audiosep_jax.encoders.tokenizer import Tokenizer
 from audiosep_jax.encoders.towers import MAX_BATCH, bucket, fingerprint, in_batches, tokenizer_in
 from audiosep_jax.errors import AudioFileError, CheckpointError, QueryError

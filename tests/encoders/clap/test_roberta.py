@@ -7,8 +7,8 @@ import pytest
 from support.paths import REFERENCE
 from support.tiny_clap import TEXT, laion_tensors
 
-from audiosep_jax.encoders import roberta
-from audiosep_jax.encoders.roberta import RobertaConfig, TextTower, position_ids
+from audiosep_jax.encoders.clap import roberta
+from audiosep_jax.encoders.clap.roberta import RobertaConfig, TextTower, position_ids
 
 
 @pytest.fixture(scope='module')

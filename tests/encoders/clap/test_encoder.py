@@ -11,12 +11,15 @@ from support.paths import REFERENCE
 from support.reference_weights import clap_tensor
 from support.tiny_clap import AUDIO, CONFIG, TEXT, hugging_face_tensors, laion_tensors, write_tokenizer
 
-from audiosep_jax.encoders import QueryEncoder, clap, clap_files, htsat, roberta
-from audiosep_jax.encoders.clap import ClapEncoder, windows_of
-from audiosep_jax.encoders.clap_files import ClapTensors
-from audiosep_jax.encoders.clap_sizes import sizes_of_tensors
-from audiosep_jax.encoders.htsat import SAMPLE_RATE, WINDOW_SAMPLES, HtsatConfig
-from audiosep_jax.encoders.roberta import RobertaConfig
+from audiosep_jax.encoders.base import QueryEncoder
+from audiosep_jax.encoders.clap import encoder as clap
+from audiosep_jax.encoders.clap import htsat, roberta
+from audiosep_jax.encoders.clap import weights as clap_files
+from audiosep_jax.encoders.clap.encoder import ClapEncoder, windows_of
+from audiosep_jax.encoders.clap.htsat import SAMPLE_RATE, WINDOW_SAMPLES, HtsatConfig
+from audiosep_jax.encoders.clap.roberta import RobertaConfig
+from audiosep_jax.encoders.clap.sizes import sizes_of_tensors
+from audiosep_jax.encoders.clap.weights import ClapTensors
 from audiosep_jax.errors import AudioFileError, AudioSepError, CheckpointError, DownloadError, QueryError
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import write_tensors

@@ -8,8 +8,8 @@ import pytest
 from support.paths import REFERENCE
 from support.tiny_clap import AUDIO
 
-from audiosep_jax.encoders import htsat
-from audiosep_jax.encoders.htsat import HtsatConfig
+from audiosep_jax.encoders.clap import htsat
+from audiosep_jax.encoders.clap.htsat import HtsatConfig
 from audiosep_jax.encoders.layers import parameter_shapes
 
 
