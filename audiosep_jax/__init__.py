@@ -38,11 +38,11 @@ with epy.lazy_api_imports(globals()):
     from audiosep_jax.audio.reading import read_audio
     from audiosep_jax.audio.stft import istft, stft
     from audiosep_jax.audio.writing import write_audio
+    from audiosep_jax.checkpoints.publish import push
     from audiosep_jax.encoders.registry import load_encoder
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.mixing import SegmentMixer
     from audiosep_jax.models.audiosep import AudioSep, ModelConfig
     from audiosep_jax.models.resunet import ResUNet30
-    from audiosep_jax.publish import push
     from audiosep_jax.queries import Query
     from audiosep_jax.separate import Separation, Separator, load

@@ -147,8 +147,8 @@ def _convert(command: Convert) -> int:
 
     _quieten()
     if command.destination.suffix in SUFFIXES:
-        from audiosep_jax.convert import to_torch
-        from audiosep_jax.published import find_checkpoint
+        from audiosep_jax.checkpoints.convert import to_torch
+        from audiosep_jax.checkpoints.find import find_checkpoint
 
         given = [f'--{name.replace("_", "-")}' for name in _OF_OUR_SIDE if getattr(command, name) is not None]
         if given:
@@ -158,7 +158,7 @@ def _convert(command: Convert) -> int:
         for note in notes:
             _say(f'audiosep-jax: note: {note}', file=sys.stderr)
         return 0
-    from audiosep_jax.convert import PRESETS, from_torch
+    from audiosep_jax.checkpoints.convert import PRESETS, from_torch
 
     if (Path(command.source) / 'params').is_dir() or (Path(command.source) / 'checkpoints').is_dir():
         names = ', '.join(SUFFIXES)
@@ -184,8 +184,8 @@ def _convert(command: Convert) -> int:
 def _inspect(command: Inspect) -> int:
     import jax
 
-    from audiosep_jax.checkpoint import load_for_inference
-    from audiosep_jax.published import find_checkpoint
+    from audiosep_jax.checkpoints.find import find_checkpoint
+    from audiosep_jax.checkpoints.run_folder import load_for_inference
 
     _quieten()
     checkpoint = load_for_inference(find_checkpoint(command.checkpoint))

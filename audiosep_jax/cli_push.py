@@ -33,7 +33,7 @@ class Push:
 
 def run_push(command: Push, say: Callable[[str], None]) -> int:
     """Returns the exit code. Raises as `publish.push` does."""
-    from audiosep_jax.publish import make_repository, push
+    from audiosep_jax.checkpoints.publish import make_repository, push
 
     options = {'results': command.results, 'license': command.license}
     if command.folder is None:

@@ -15,7 +15,9 @@ import jax
 import numpy as np
 
 from audiosep_jax.audio.resampling import Resampler, resample
-from audiosep_jax.checkpoint import InferenceCheckpoint, load_for_inference
+from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
+from audiosep_jax.checkpoints.find import find_checkpoint
+from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
 from audiosep_jax.encoders.registry import encoder_names, load_encoder
 from audiosep_jax.errors import (
@@ -27,7 +29,6 @@ from audiosep_jax.errors import (
 )
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
-from audiosep_jax.published import find_checkpoint
 from audiosep_jax.queries import Embedded, Query, embed
 from audiosep_jax.streaming import Network, NetworkStream, SoundStream, padded_frames, separate_batch, separate_whole
 

@@ -24,7 +24,9 @@ import jax
 import numpy as np
 import tyro
 
-from audiosep_jax.checkpoint import Checkpointer, InferenceCheckpoint, complete_steps, describe, load_for_inference
+from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
+from audiosep_jax.checkpoints.find import find_checkpoint
+from audiosep_jax.checkpoints.run_folder import Checkpointer, complete_steps, load_for_inference
 from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
@@ -36,7 +38,6 @@ from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_fo
 from audiosep_jax.parallel.mesh import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
 from audiosep_jax.program import make_program
 from audiosep_jax.progress import TrainingProgress
-from audiosep_jax.published import find_checkpoint
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training_log import TrainingLog, check_wandb
 from audiosep_jax.validation import Validation

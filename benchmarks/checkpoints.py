@@ -19,7 +19,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.checkpoint import Checkpointer, describe
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.run_folder import Checkpointer
 from audiosep_jax.data import DataConfig
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.parallel.mesh import make_mesh, put_batch

@@ -11,7 +11,8 @@ from support.band_separator import make_music
 from support.quarter_separator import QuarterSeparator, one_error, sound, write
 
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.checkpoint import Checkpointer, describe
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.run_folder import Checkpointer
 from audiosep_jax.cli import main
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.optim import OptimizerConfig, make_optimizer

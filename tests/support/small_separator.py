@@ -4,8 +4,9 @@ from pathlib import Path
 
 import jax
 
-from audiosep_jax.checkpoint import describe, save_for_inference
-from audiosep_jax.convert import ConvertedConfig
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.convert import ConvertedConfig
+from audiosep_jax.checkpoints.run_folder import save_for_inference
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from support.small_dataset import SAMPLE_RATE
 
-from audiosep_jax.checkpoint import load_for_inference
+from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.data import DataConfig
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig

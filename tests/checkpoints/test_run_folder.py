@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiosep_jax.checkpoint import Checkpointer, describe, load_for_inference
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.run_folder import Checkpointer, load_for_inference
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer

@@ -5,8 +5,8 @@ import logging
 import re
 from pathlib import Path
 
+from audiosep_jax.checkpoints.hub_folder import CONFIG, WEIGHTS, is_ours
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.hub_folder import CONFIG, WEIGHTS, is_ours
 from audiosep_jax.storage.buckets import as_path, is_bucket
 from audiosep_jax.storage.cache import cache_folder
 from audiosep_jax.weights import hub
@@ -62,7 +62,7 @@ def _cached(reference: str) -> Path:
 def _converted(reference: str) -> Path:
     folder = _cached(reference)
     if not folder.exists():
-        from audiosep_jax.convert import from_torch
+        from audiosep_jax.checkpoints.convert import from_torch
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         converted = from_torch(reference, folder, place=f'any path FILE, and run `audiosep-jax convert FILE {folder}`')

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosep_jax.json_trees import from_json, to_json
+from audiosep_jax.checkpoints.originals import from_json, to_json
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 trees = st.recursive(

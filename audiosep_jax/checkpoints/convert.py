@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax import originals
-from audiosep_jax.checkpoint import InferenceCheckpoint, describe, load_for_inference, save_for_inference
+from audiosep_jax.checkpoints import originals
+from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
+from audiosep_jax.checkpoints.hub_folder import CONFIG, is_ours
+from audiosep_jax.checkpoints.originals import TorchFile
+from audiosep_jax.checkpoints.run_folder import load_for_inference, save_for_inference
 from audiosep_jax.encoders.clap.encoder import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.encoders.registry import encoder_class, load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
-from audiosep_jax.hub_folder import CONFIG, is_ours
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.torch_names import (
     check_tensors,
@@ -30,7 +32,6 @@ from audiosep_jax.models.torch_names import (
     torch_tensors,
     variables_from_torch,
 )
-from audiosep_jax.originals import TorchFile
 from audiosep_jax.storage.atomic import new_folder
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import (

@@ -15,13 +15,13 @@ from support import tiny_clap
 from support.small_separator import CONFIG, save_small
 
 import audiosep_jax as asj
-from audiosep_jax.checkpoint import load_for_inference
+from audiosep_jax.checkpoints.convert import from_torch, to_torch
+from audiosep_jax.checkpoints.publish import make_repository
+from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.cli import main
-from audiosep_jax.convert import from_torch, to_torch
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables
-from audiosep_jax.publish import make_repository
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 SOUND = (0.1 * np.random.default_rng(0).standard_normal(1500)).astype(np.float32)
@@ -128,7 +128,7 @@ def test_an_encoder_that_only_this_machine_knows(with_clap, tmp_path, offline):
 
 
 def change_encoder(run, **changes):
-    from audiosep_jax.checkpoint import save_for_inference
+    from audiosep_jax.checkpoints.run_folder import save_for_inference
 
     was = load_for_inference(run)
     shutil.rmtree(run / 'checkpoints')

@@ -13,7 +13,6 @@ checkpoints, or a remnant that is never taken for one.
 """
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from audiosep_jax import config as configs
+from audiosep_jax.checkpoints.checkpoint import FORMAT_VERSION, InferenceCheckpoint
+from audiosep_jax.checkpoints.hub_folder import is_hub_folder, read_hub_folder
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
-from audiosep_jax.hub_folder import is_hub_folder, read_hub_folder
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.state import TrainState
 from audiosep_jax.storage.buckets import as_path, is_bucket
-
-FORMAT_VERSION = 2  # 1: `model.remat` was a bool
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -140,12 +138,6 @@ class Checkpointer:
         return _read_record(self.directory / str(step))
 
 
-def describe(config: Any, encoder: dict | None) -> dict:
-    """The JSON record that makes a checkpoint self-contained: the run's configuration and its encoder's identity (None:
-    only embeddings can be asked)."""
-    return {'format_version': FORMAT_VERSION, 'config': configs.to_dict(config), 'encoder': encoder}
-
-
 def save_for_inference(folder: Path, *, variables: dict, record: dict, step: int) -> None:
     """Writes weights alone as the folder of one step: what `load_for_inference` reads, with nothing to train on from.
 
@@ -163,23 +155,6 @@ def save_for_inference(folder: Path, *, variables: dict, record: dict, step: int
             writer.save(folder.absolute(), args)
         except (OSError, ValueError) as error:
             raise CheckpointError(f'{folder}: cannot be written: {first_line(error, 300)}') from error
-
-
-@dataclasses.dataclass(frozen=True)
-class InferenceCheckpoint:
-    """What separating needs: the model, its weights (the moving average where there is one) and its encoder."""
-
-    model: ModelConfig
-    variables: dict
-    encoder: dict | None
-    step: int
-    record: dict
-    path: Path
-
-    @property
-    def root(self) -> Path:
-        """The run's folder, or that of the converted checkpoint."""
-        return self.path.parent.parent if self.path.parent.name == 'checkpoints' else self.path
 
 
 def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool = False) -> InferenceCheckpoint:

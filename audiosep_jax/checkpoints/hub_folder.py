@@ -23,7 +23,7 @@ from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from audiosep_jax.checkpoint import InferenceCheckpoint
+    from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 _MODEL_TYPE = 'audiosep_jax'
@@ -77,7 +77,7 @@ def read_hub_folder(folder: Path) -> 'InferenceCheckpoint':
     """
     import jax
 
-    from audiosep_jax.checkpoint import InferenceCheckpoint
+    from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
 
     path = folder / CONFIG
     try:
