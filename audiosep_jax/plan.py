@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from audiosep_jax.data import encoder_identity
+from audiosep_jax.data.batches import encoder_identity
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models import cost
 from audiosep_jax.parallel.mesh import check_batch_size, make_mesh
 from audiosep_jax.program import Program, make_program
-from audiosep_jax.records import Shards
 from audiosep_jax.train import TrainConfig, starting_checkpoint
 
 if TYPE_CHECKING:

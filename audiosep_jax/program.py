@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from audiosep_jax.data.segments import MAX_LABELS
 from audiosep_jax.optim import make_optimizer
 from audiosep_jax.parallel.mesh import batch_sharded, replicated, state_shardings
-from audiosep_jax.segments import MAX_LABELS
 from audiosep_jax.state import TrainState, init_state, make_train_step, state_from_variables
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ import tyro
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
 from audiosep_jax.checkpoints.find import find_checkpoint
 from audiosep_jax.checkpoints.run_folder import Checkpointer, complete_steps, load_for_inference
-from audiosep_jax.data import DataConfig, encoder_identity, make_batches, staged
+from audiosep_jax.data.batches import DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.run_folder import Checkpointer
-from audiosep_jax.data import DataConfig
+from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.parallel.mesh import make_mesh, put_batch
 from audiosep_jax.program import make_program

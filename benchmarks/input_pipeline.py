@@ -34,7 +34,7 @@ from rich.progress import track
 from rich.table import Table
 
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.data import DataConfig, make_batches
+from audiosep_jax.data.batches import DataConfig, make_batches
 from audiosep_jax.encoders.registry import load_encoder
 from data_prep.build import build_shards
 from data_prep.datasets import Clip

@@ -9,7 +9,7 @@ from typing import Annotated, Union
 
 import tyro
 
-from audiosep_jax.embedding_cache import Modality
+from audiosep_jax.data.embeddings import Modality
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import explained
 from audiosep_jax.progress import printed_progress, progress_bar

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
+from audiosep_jax.data.layout import SplitInfo, shard_path
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from audiosep_jax.records import SplitInfo, shard_path
 from audiosep_jax.storage.buckets import as_path, is_bucket, write_bytes
 from data_prep.datasets import ClipSource
 

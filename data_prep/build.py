@@ -25,17 +25,11 @@ from typing import Any, Literal
 import numpy as np
 
 from audiosep_jax.audio.writing import MAX_FLAC_RATE
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from audiosep_jax.records import (
+from audiosep_jax.data.layout import (
     FORMAT_VERSION,
-    Record,
     SplitInfo,
-    count_records,
-    encode_audio,
-    features,
     read_split_info,
     read_summary,
-    record_to_bytes,
     shard_path,
     split_info_path,
     split_names,
@@ -43,6 +37,9 @@ from audiosep_jax.records import (
     write_json,
     write_split_info,
 )
+from audiosep_jax.data.records import Record, encode_audio, features, record_to_bytes
+from audiosep_jax.data.shards import count_records
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.locks import AtWork, locked
 from data_prep.datasets import ClipsInMemory, ClipSource, LeftOut, LeftOutError, LongEnough

@@ -18,7 +18,7 @@ Aim:
 
 import dataclasses
 
-from audiosep_jax.data import DataConfig
+from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.parallel.launch import run_experiment
 from audiosep_jax.train import TrainConfig
 

@@ -19,7 +19,7 @@ Aim:
     3.862 dB.
 """
 
-from audiosep_jax.data import DataConfig
+from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.parallel.launch import run_experiment

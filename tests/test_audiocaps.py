@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support.small_media import noise, write_sound, write_video
 
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Shards
 from data_prep.__main__ import main
 from data_prep.datasets.audiocaps import read_audiocaps
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
 
+from audiosep_jax.data.layout import read_split_info
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Shards, read_split_info
 from audiosep_jax.storage.locks import AtWork, locked
 from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips

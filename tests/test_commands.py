@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from support.small_dataset import SAMPLE_RATE, build_small, small_clips
 
-from audiosep_jax.records import Shards
+from audiosep_jax.data.shards import Shards
 from data_prep.__main__ import main
 from data_prep.build import build_shards
 

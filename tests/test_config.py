@@ -5,7 +5,7 @@ import json
 import pytest
 
 from audiosep_jax.config import from_dict, to_dict
-from audiosep_jax.data import DataConfig
+from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
 
-from audiosep_jax.records import Shards
+from audiosep_jax.data.shards import Shards
 from data_prep.__main__ import main
 
 

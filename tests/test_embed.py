@@ -5,11 +5,12 @@ import PIL.Image
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
-from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
+from audiosep_jax.data.embeddings import EmbeddingCache, cache_directory, cache_paths
+from audiosep_jax.data.layout import write_split_info
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError, DownloadError, EncoderMismatchError
-from audiosep_jax.records import Shards, write_split_info
 from data_prep import embed
 from data_prep.__main__ import main
 from data_prep.build import build_shards

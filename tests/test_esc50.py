@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from audiosep_jax.records import Shards
 from data_prep.__main__ import main
 from data_prep.datasets.esc50 import read_esc50
 

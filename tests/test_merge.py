@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
-from audiosep_jax.embedding_cache import EmbeddingCache, cache_directory, cache_paths
+from audiosep_jax.data.embeddings import EmbeddingCache, cache_directory, cache_paths
+from audiosep_jax.data.layout import summary_path, write_json
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Shards, summary_path, write_json
 from data_prep.build import build_shards
 from data_prep.datasets import Clip
 from data_prep.embed import embed_captions
@@ -47,7 +48,7 @@ def test_records_are_copied_in_order(tmp_path, two, clips_per_shard):
 
 def test_nothing_is_encoded_again(tmp_path, two, monkeypatch):
     monkeypatch.setattr('data_prep.build.encode_audio', None)
-    monkeypatch.setattr('audiosep_jax.records.decode_audio', None)
+    monkeypatch.setattr('audiosep_jax.data.records.decode_audio', None)
     merge_datasets(two, tmp_path / 'out')
     assert len(Shards(tmp_path / 'out')) == 15
 

@@ -10,7 +10,7 @@ from support.training_runs import config_of
 
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.run_folder import save_for_inference
-from audiosep_jax.data import DataConfig, encoder_identity
+from audiosep_jax.data.batches import DataConfig, encoder_identity
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.parallel.launch import Detected

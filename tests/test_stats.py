@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small
 
+from audiosep_jax.data.layout import summary_path, write_json
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import summary_path, write_json
 from data_prep.build import build_shards
 from data_prep.datasets import Clip, ClipsInMemory, LeftOut
 from data_prep.stats import dataset_stats, draw, table

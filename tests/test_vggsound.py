@@ -1,8 +1,8 @@
 import pytest
 from support.small_media import click, place_of_click, write_sound, write_video
 
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Shards
 from data_prep.__main__ import main
 from data_prep.datasets.vggsound import read_vggsound
 

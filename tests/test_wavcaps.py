@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.small_media import noise, write_sound
 
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Shards
 from data_prep.__main__ import main
 from data_prep.datasets.wavcaps import BLACKLISTS, METADATA, SHORTEST_PIECE, BuildWavCaps, piece_bounds, read_wavcaps
 

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import tyro
 
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
-from audiosep_jax.records import Shards
 from data_prep.__main__ import main
 from data_prep.datasets.webdataset import BuildWebDataset, read_webdataset
 

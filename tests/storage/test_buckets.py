@@ -3,8 +3,8 @@ import pathlib
 import pytest
 from support.small_dataset import build_small, small_clips
 
+from audiosep_jax.data.layout import read_split_info, split_names
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import read_split_info, split_names
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes
 from data_prep.__main__ import main
 from data_prep.build import _write_shard

@@ -3,7 +3,7 @@
 import numpy as np
 from support.small_dataset import SAMPLE_RATE, overwrite, shard_files
 
-from audiosep_jax.data import DataConfig, make_batches
+from audiosep_jax.data.batches import DataConfig, make_batches
 
 
 def config_of(*directories, **settings) -> DataConfig:

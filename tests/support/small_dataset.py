@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 
+from audiosep_jax.data.records import INT16_SCALE
 from audiosep_jax.encoders.registry import load_encoder
-from audiosep_jax.records import INT16_SCALE
 from data_prep.build import BuildResult, build_shards
 from data_prep.datasets import Clip
 from data_prep.embed import embed_captions

@@ -6,7 +6,7 @@ from pathlib import Path
 from support.small_dataset import SAMPLE_RATE
 
 from audiosep_jax.checkpoints.run_folder import load_for_inference
-from audiosep_jax.data import DataConfig
+from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig

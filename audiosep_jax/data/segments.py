@@ -11,9 +11,10 @@ import grain
 import numpy as np
 
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.embedding_cache import EmbeddingCache, Modality
+from audiosep_jax.data.embeddings import EmbeddingCache, Modality
+from audiosep_jax.data.records import INT16_SCALE, Record, decode_audio, to_int16
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
-from audiosep_jax.records import INT16_SCALE, Record, Shards, decode_audio, to_int16
 
 MAX_LABELS = 16  # L: a batch needs one number; AudioSet's clips have up to 15
 # Consecutive unreadable records that are stepped over before the dataset is given up.

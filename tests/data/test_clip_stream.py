@@ -3,8 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from audiosep_jax import clip_stream as module
-from audiosep_jax.clip_stream import clip_stream, independent_seeds
+from audiosep_jax.data import clip_stream as module
+from audiosep_jax.data.clip_stream import clip_stream, independent_seeds
 
 
 def clips(stream, start: int, stop: int) -> list[int]:

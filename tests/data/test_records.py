@@ -14,20 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
-from audiosep_jax import records
-from audiosep_jax.errors import DataError
-from audiosep_jax.records import (
+from audiosep_jax.data import records
+from audiosep_jax.data.layout import read_split_info, split_info_path
+from audiosep_jax.data.records import (
     Record,
-    Shards,
     decode_audio,
     encode_audio,
     features,
-    read_split_info,
     record_from_bytes,
     record_to_bytes,
-    split_info_path,
     to_int16,
 )
+from audiosep_jax.data.shards import Shards
+from audiosep_jax.errors import DataError
 from data_prep.build import build_shards
 
 
@@ -239,7 +238,7 @@ def test_a_bucket_is_not_read_directly():
 def test_reading_imports_no_tfds_nor_tensorflow(tmp_path):
     build_small(tmp_path, 3)
     code = (
-        'import sys; from audiosep_jax.data import *\n'
+        'import sys; from audiosep_jax.data.batches import *\n'
         f'b = make_batches(DataConfig(data=({str(tmp_path)!r},), segment_seconds=0.1), sample_rate=8000, '
         'batch_size=2, seed=0)\n'
         'next(b); b.close()\n'

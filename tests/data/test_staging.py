@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips
 
-from audiosep_jax import staging
-from audiosep_jax.embedding_cache import EmbeddingCache
+from audiosep_jax.data import staging
+from audiosep_jax.data.embeddings import EmbeddingCache
+from audiosep_jax.data.shards import Shards
+from audiosep_jax.data.staging import stage, staged_directory
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Shards
-from audiosep_jax.staging import stage, staged_directory
 from data_prep.build import build_shards
 from data_prep.verify import verify_dataset
 

@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from audiosep_jax.data.layout import SplitInfo, read_json
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
-from audiosep_jax.records import Shards, SplitInfo, read_json
 from audiosep_jax.storage.system import most_open_files
 
 Modality = Literal['text', 'audio', 'image']

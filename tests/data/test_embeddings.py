@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from support.small_dataset import build_small, small_clips
 
-from audiosep_jax import embedding_cache
-from audiosep_jax.embedding_cache import (
+from audiosep_jax.data import embeddings as embedding_cache
+from audiosep_jax.data.embeddings import (
     EmbeddingCache,
     cache_directory,
     cache_paths,
     cached_encoders,
     read_encoder_identity,
 )
+from audiosep_jax.data.layout import write_json
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import DataError
-from audiosep_jax.records import Shards, write_json
 
 
 def test_rows_are_the_embeddings_of_the_captions(tmp_path):

@@ -21,20 +21,21 @@ import grain
 import numpy as np
 from absl import flags
 
-from audiosep_jax.clip_stream import clip_stream, independent_seeds
-from audiosep_jax.embedding_cache import (
+from audiosep_jax.data.clip_stream import clip_stream, independent_seeds
+from audiosep_jax.data.embeddings import (
     EmbeddingCache,
     Modality,
     cached_encoders,
     check_same_encoder,
     read_encoder_identity,
 )
+from audiosep_jax.data.layout import read_split_info
+from audiosep_jax.data.segments import LoadSegment
+from audiosep_jax.data.shards import Shards
+from audiosep_jax.data.staging import stage
 from audiosep_jax.encoders.registry import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.progress import progress_bar
-from audiosep_jax.records import Shards, read_split_info
-from audiosep_jax.segments import LoadSegment
-from audiosep_jax.staging import stage
 from audiosep_jax.storage.system import end_with_parent, keep_freed_memory
 
 _log = logging.getLogger(__name__)

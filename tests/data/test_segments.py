@@ -9,12 +9,13 @@ import pytest
 from support.data_batches import batches_of, clips_in, config_of, damage_clips, take
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, tone
 
-from audiosep_jax.embedding_cache import cache_directory
+from audiosep_jax.data.embeddings import cache_directory
+from audiosep_jax.data.records import Record
+from audiosep_jax.data.segments import MAX_LABELS, label_numbers
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import Record, Shards
-from audiosep_jax.segments import MAX_LABELS, label_numbers
 from data_prep.build import build_shards
 from data_prep.datasets import Clip
 from data_prep.embed import embed_captions, embed_dataset

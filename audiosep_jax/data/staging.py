@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
+from audiosep_jax.data.layout import read_json, read_split_info, split_names, write_json
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.records import read_json, read_split_info, split_names, write_json
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.locks import locked
 
