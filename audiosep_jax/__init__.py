@@ -44,5 +44,5 @@ with epy.lazy_api_imports(globals()):
     from audiosep_jax.mixing import SegmentMixer
     from audiosep_jax.models.audiosep import AudioSep, ModelConfig
     from audiosep_jax.models.resunet import ResUNet30
-    from audiosep_jax.queries import Query
-    from audiosep_jax.separate import Separation, Separator, load
+    from audiosep_jax.separation.queries import Query
+    from audiosep_jax.separation.separator import Separation, Separator, load

@@ -23,7 +23,7 @@ from audiosep_jax.cli_serve import Serve, serve
 from audiosep_jax.errors import ConfigError, explained
 
 if TYPE_CHECKING:
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.separation.separator import Separator
 
 _FRONT_END = ('sample_rate', 'window_size', 'hop_size')
 _OF_OUR_SIDE = ('preset', *_FRONT_END, 'encoder')
@@ -227,7 +227,7 @@ def _serve(command: Serve) -> int:
 
 
 def _load(path: str | None, **options: float) -> 'Separator':
-    from audiosep_jax.separate import load
+    from audiosep_jax.separation.separator import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
     _quieten()

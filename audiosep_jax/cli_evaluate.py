@@ -13,7 +13,7 @@ from audiosep_jax.errors import ConfigError, DataError, listed
 if TYPE_CHECKING:
     from audiosep_jax.evaluation.benchmark import Benchmark
     from audiosep_jax.evaluation.results import Results
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.separation.separator import Separator
 
 _Name = Literal[
     'audioset', 'audiocaps', 'vggsound', 'clotho', 'music', 'esc50', 'dcase2024', 'voicebank-demand', 'csv', 'all'

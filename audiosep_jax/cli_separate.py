@@ -15,7 +15,7 @@ import tyro
 from audiosep_jax.audio.raw import RAW_FORMATS, encoded, read_raw
 from audiosep_jax.audio.writing import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
-from audiosep_jax.outputs import (
+from audiosep_jax.separation.outputs import (
     RESIDUAL,
     check_input,
     expand_inputs,
@@ -24,12 +24,12 @@ from audiosep_jax.outputs import (
     query_names,
     removed_name,
 )
-from audiosep_jax.spans import Span, stream_spans
+from audiosep_jax.separation.spans import Span, stream_spans
 
 if TYPE_CHECKING:
     from audiosep_jax.audio.reading import SoundInput
-    from audiosep_jax.queries import Embedded, Query
-    from audiosep_jax.separate import Separation, Separator
+    from audiosep_jax.separation.queries import Embedded, Query
+    from audiosep_jax.separation.separator import Separation, Separator
 
 _PIPE = Path('-')
 _MOST_RAISED_DB = 24.0
@@ -256,7 +256,7 @@ def _plans(command: Separate, inputs: list[Path], names: list[str], num_queries:
 
 def _queries(command: Separate) -> dict[str, 'Query']:
     """What the flags ask for: name -> query."""
-    from audiosep_jax.queries import Query
+    from audiosep_jax.separation.queries import Query
 
     texts = _checked_texts('query', command.query)
     queries = dict(zip(texts, map(Query.text, texts), strict=True))

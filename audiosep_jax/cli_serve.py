@@ -14,7 +14,7 @@ from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from audiosep_jax.page import Example
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.separation.separator import Separator
 
 
 @dataclasses.dataclass(frozen=True)

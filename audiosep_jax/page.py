@@ -22,10 +22,10 @@ from audiosep_jax import audio
 from audiosep_jax.audio.reading import open_sound
 from audiosep_jax.audio.writing import Subtype
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
-from audiosep_jax.outputs import RESIDUAL, plan_outputs, query_names
 from audiosep_jax.plots import spectrogram_panels
-from audiosep_jax.queries import Query
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.outputs import RESIDUAL, plan_outputs, query_names
+from audiosep_jax.separation.queries import Query
+from audiosep_jax.separation.separator import Separator
 
 if TYPE_CHECKING:
     import gradio

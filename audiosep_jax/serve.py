@@ -15,7 +15,7 @@ from pathlib import Path
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.page import CSS, Example, Limits, build_page, theme
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 _LOCAL = ('localhost', '127.0.0.1')
 # Gradio would fetch URLs for whoever asks, and has pages for developers.

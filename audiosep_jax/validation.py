@@ -13,7 +13,7 @@ from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import validate
 from audiosep_jax.metrics import sdri
 from audiosep_jax.parallel.mesh import on_this_process
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

@@ -32,7 +32,7 @@ from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.torch_names import variables_from_torch
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 FORMATS = ((32000, 1), (44100, 2), (48000, 1), (44100, 1))  # Hz, channels
 MUSIC = (

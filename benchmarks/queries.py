@@ -34,8 +34,9 @@ from audiosep_jax.errors import DataError, reported
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.metrics import sdri
-from audiosep_jax.queries import Query, embed, keep_out
-from audiosep_jax.separate import Separator, load
+from audiosep_jax.separation.exclusion import keep_out
+from audiosep_jax.separation.queries import Query, embed
+from audiosep_jax.separation.separator import Separator, load
 from audiosep_jax.storage.cache import enable_compilation_cache
 
 DECIBELS = 10 / np.log(10)

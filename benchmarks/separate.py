@@ -134,8 +134,8 @@ def load(network: str | dict, case: Case):
     """The separator of a checkpoint, or one of random weights of this configuration."""
     import jax
 
-    from audiosep_jax import separate
     from audiosep_jax.models.audiosep import ModelConfig, init_variables
+    from audiosep_jax.separation import separator as separate
 
     if case.frames:
         separate._FRAMES_AT_ONCE = case.frames

@@ -28,7 +28,7 @@ from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig
 from audiosep_jax.plots import spectrogram_panels
-from audiosep_jax.separate import Separator, load
+from audiosep_jax.separation.separator import Separator, load
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.train import TrainConfig, train
 from data_prep import synthetic

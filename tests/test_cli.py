@@ -21,7 +21,7 @@ from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import OutputFiles, write_audio
 from audiosep_jax.cli import main
 from audiosep_jax.errors import AudioSepError
-from audiosep_jax.outputs import query_names
+from audiosep_jax.separation.outputs import query_names
 
 
 def separate(*arguments):

@@ -10,7 +10,7 @@ from audiosep_jax import cli
 from audiosep_jax.cli import main
 from audiosep_jax.encoders.clap.encoder import ClapEncoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.weights.tensor_files import write_tensors
 
 

@@ -25,7 +25,7 @@ from audiosep_jax.errors import AudioSepError, CheckpointError
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate, validate
 from audiosep_jax.models.audiosep import init_variables
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.parallel.mesh import make_mesh, replicated
 
 separator = BandSeparator()

@@ -30,7 +30,7 @@ from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate, evaluate_arrays, score_estimates, validate
 from audiosep_jax.models.audiosep import init_variables
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 ROWS = ['separated', 'no separation', 'oracle ratio mask', 'shuffled query']
 

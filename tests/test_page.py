@@ -11,8 +11,8 @@ from audiosep_jax.audio.reading import SoundInput
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
 from audiosep_jax.page import Limits, answer, blended, find_examples
-from audiosep_jax.queries import Query
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.queries import Query
+from audiosep_jax.separation.separator import Separator
 
 RATE = 16000
 

@@ -16,7 +16,7 @@ from support.small_separator import CONFIG, save_small, small_variables
 from audiosep_jax.cli import main
 from audiosep_jax.errors import QueryError
 from audiosep_jax.page import Limits
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.serve import serving
 
 pytest.importorskip('gradio', reason='the extra demo is not installed')

@@ -21,7 +21,7 @@ from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.parallel.mesh import check_batch_size, make_mesh
-from audiosep_jax.separate import load
+from audiosep_jax.separation.separator import load
 from audiosep_jax.state import init_state, make_train_step
 from audiosep_jax.train import TrainConfig, train
 

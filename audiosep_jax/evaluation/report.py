@@ -14,7 +14,7 @@ from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
 from audiosep_jax.storage.atomic import replacing
 
 if TYPE_CHECKING:
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.separation.separator import Separator
 
 _NAMED = 50  # items that are listed by name; all of them are in results.json
 # Where in the order of SDRi the examples lie: what a good, a usual and a bad answer look like.

@@ -48,7 +48,7 @@ from audiosep_jax.parallel.hosts import gathered
 
 if TYPE_CHECKING:
     from audiosep_jax.encoders.base import QueryEncoder
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.separation.separator import Separator
 
 Progress = Callable[[int, int], None]
 # What scores depend on besides weights, texts and files: raised when their computation changes.

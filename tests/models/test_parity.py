@@ -15,7 +15,7 @@ from audiosep_jax.losses import l1_waveform
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables, variables_from_torch
 from audiosep_jax.optim import OptimizerConfig, make_optimizer
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 CONFIG = ModelConfig()
 

@@ -5,8 +5,8 @@ import numpy as np
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.queries import embed
-from audiosep_jax.separate import Separation
+from audiosep_jax.separation.queries import embed
+from audiosep_jax.separation.separator import Separation
 
 RATE = 16000
 

@@ -11,7 +11,8 @@ from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
-from audiosep_jax.queries import Query, as_queries, embed, keep_out
+from audiosep_jax.separation.exclusion import keep_out
+from audiosep_jax.separation.queries import Query, as_queries, embed
 
 WORDS = load_encoder('words')
 SIZE = WORDS.embedding_size

@@ -11,8 +11,8 @@ import numpy as np
 from audiosep_jax.errors import AudioFileError, ConfigError
 
 if TYPE_CHECKING:
-    from audiosep_jax.queries import Embedded
-    from audiosep_jax.separate import Separation, Separator
+    from audiosep_jax.separation.queries import Embedded
+    from audiosep_jax.separation.separator import Separation, Separator
 
 _FADE = 0.01  # seconds within a span's ends, against clicks
 _CONTEXT = 4.0  # seconds around a span that the network hears: as far as it looks, 350 frames of the default model
@@ -151,7 +151,7 @@ def _envelope(position: int, count: int, spans: Sequence[Span], rate: int) -> np
 
 
 def _silent(block: np.ndarray, queries: int) -> 'Separation':
-    from audiosep_jax.separate import Separation
+    from audiosep_jax.separation.separator import Separation
 
     block = np.atleast_2d(block)
     return Separation(np.zeros((queries, *block.shape), np.float32), block)

@@ -23,7 +23,8 @@ from audiosep_jax.models import folded as inference
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.resunet import TIME_DOWNSAMPLING
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
-from audiosep_jax.queries import STRENGTH, Embedded, keep_out, keep_out_gain, keep_out_padding, spectral_power
+from audiosep_jax.separation.exclusion import STRENGTH, keep_out, keep_out_gain, keep_out_padding, spectral_power
+from audiosep_jax.separation.queries import Embedded
 
 
 @dataclasses.dataclass(frozen=True)

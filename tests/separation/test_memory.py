@@ -14,7 +14,7 @@ from support.noisy_separator import noisy_variables
 from audiosep_jax import cli
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 config = ModelConfig(sample_rate=4000, window_size=256, hop_size=128, widths=(1,) * 6)
 separator = Separator(config, noisy_variables(config), load_encoder('words'))

@@ -8,7 +8,7 @@ from support.noisy_separator import CONFIG, noisy_variables, sound
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError, QueryError
 from audiosep_jax.models.audiosep import AudioSep
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.separator import Separator
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import pytest
 from support.noisy_separator import noisy_separator, sound
 
 from audiosep_jax.errors import AudioFileError, ConfigError
-from audiosep_jax.spans import Span, stream_spans
+from audiosep_jax.separation.spans import Span, stream_spans
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,15 @@ from audiosep_jax.errors import (
 )
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
-from audiosep_jax.queries import Embedded, Query, embed
-from audiosep_jax.streaming import Network, NetworkStream, SoundStream, padded_frames, separate_batch, separate_whole
+from audiosep_jax.separation.queries import Embedded, Query, embed
+from audiosep_jax.separation.streaming import (
+    Network,
+    NetworkStream,
+    SoundStream,
+    padded_frames,
+    separate_batch,
+    separate_whole,
+)
 
 Queries = str | Query | Sequence[str | Query] | np.ndarray
 _FRAMES_AT_ONCE = 128  # of long recordings, a multiple of 32; chosen by `benchmarks/separate.py`

@@ -10,8 +10,8 @@ from support.noisy_separator import noisy_separator, sound
 
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.errors import AudioFileError, QueryError
-from audiosep_jax.queries import Query
-from audiosep_jax.separate import Separator
+from audiosep_jax.separation.queries import Query
+from audiosep_jax.separation.separator import Separator
 
 QUERIES = ['a dog barking', Query.text('rain').without('a man speaking')]
 
