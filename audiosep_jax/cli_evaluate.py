@@ -100,8 +100,8 @@ def run(
     import jax
 
     from audiosep_jax.evaluation.run import Options, evaluate
+    from audiosep_jax.evaluation.speech import check_installed
     from audiosep_jax.progress import printed_progress, progress_bar
-    from audiosep_jax.speech_metrics import check_installed
 
     _check(command)
     folders = _folders(command)
@@ -279,9 +279,8 @@ def _finish(
 
 def _conclude(command: Evaluate, found: dict[str, 'Results'], say: Callable) -> None:
     """The table of all benchmarks, and the file that was asked for."""
-    from audiosep_jax.evaluation.report import write_text
+    from audiosep_jax.evaluation.report import summary_markdown, summary_table, write_text
     from audiosep_jax.evaluation.results import write_json
-    from audiosep_jax.evaluation.summary import summary_markdown, summary_table
 
     records = {name: results.to_dict() for name, results in found.items()}
     if command.benchmark == 'all':

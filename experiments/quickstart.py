@@ -18,10 +18,10 @@ import tyro
 from rich.console import Console
 
 from audiosep_jax.audio.writing import write_together
-from audiosep_jax.baselines import SpectralMask
 from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import reported
+from audiosep_jax.evaluation.baselines import SpectralMask
 from audiosep_jax.evaluation.results import Results, write_json
 from audiosep_jax.evaluation.run import Options, evaluate_arrays, score_estimates
 from audiosep_jax.mixing import AbsentQueries, SegmentMixer

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.baselines import oracle_ratio_mask
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, DataError
+from audiosep_jax.evaluation.baselines import oracle_ratio_mask
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut
 from audiosep_jax.evaluation.journal import Journal, key_of
 from audiosep_jax.evaluation.loading import Sound, UnusableItemError, load_item, seconds_of

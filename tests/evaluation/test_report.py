@@ -13,10 +13,9 @@ from support.band_separator import BandSeparator, make_music, make_numbered, row
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.protocols import read_benchmark
-from audiosep_jax.evaluation.report import markdown_table, write_report
+from audiosep_jax.evaluation.report import markdown_table, summary_markdown, summary_table, write_report
 from audiosep_jax.evaluation.results import in_decibels, write_json
 from audiosep_jax.evaluation.run import evaluate
-from audiosep_jax.evaluation.summary import summary_markdown, summary_table
 
 
 def printed(*tables):

@@ -14,8 +14,8 @@ from scipy.signal import lfilter
 
 from audiosep_jax import speech_metrics
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.evaluation.speech import SpeechScorer
-from audiosep_jax.speech_metrics import (
+from audiosep_jax.evaluation.speech import (
+    SpeechScorer,
     check_installed,
     composite,
     log_likelihood_ratio,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from audiosep_jax import metrics
-from audiosep_jax.baselines import SpectralMask, oracle_ratio_mask
 from audiosep_jax.errors import DataError
+from audiosep_jax.evaluation.baselines import SpectralMask, oracle_ratio_mask
 
 STFT = {'window_size': 256, 'hop_size': 64}
 T = 2000
