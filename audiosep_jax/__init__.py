@@ -41,8 +41,8 @@ with epy.lazy_api_imports(globals()):
     from audiosep_jax.checkpoints.publish import push
     from audiosep_jax.encoders.registry import load_encoder
     from audiosep_jax.errors import AudioSepError
-    from audiosep_jax.mixing import SegmentMixer
     from audiosep_jax.models.audiosep import AudioSep, ModelConfig
     from audiosep_jax.models.resunet import ResUNet30
     from audiosep_jax.separation.queries import Query
     from audiosep_jax.separation.separator import Separation, Separator, load
+    from audiosep_jax.training.mixing import SegmentMixer

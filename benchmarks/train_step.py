@@ -99,10 +99,10 @@ def jax_step(case: Case, size: Size) -> Callable[[], None]:
     """A function that takes one step and waits for it."""
     import jax
 
-    from audiosep_jax.mixing import SegmentMixer
     from audiosep_jax.models import convolution, resunet
-    from audiosep_jax.optim import OptimizerConfig, make_optimizer
-    from audiosep_jax.state import init_state, make_train_step
+    from audiosep_jax.training.mixing import SegmentMixer
+    from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+    from audiosep_jax.training.train_step import init_state, make_train_step
 
     config = size.config(case)
     optimizer = make_optimizer(OptimizerConfig(schedule='constant'), total_steps=1000)

@@ -19,8 +19,8 @@ Aim:
 import dataclasses
 
 from audiosep_jax.data.batches import DataConfig
-from audiosep_jax.parallel.launch import run_experiment
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.experiment import run_experiment
 
 
 def get_config() -> TrainConfig:

@@ -20,10 +20,10 @@ Aim:
 """
 
 from audiosep_jax.data.batches import DataConfig
-from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.parallel.launch import run_experiment
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.experiment import run_experiment
+from audiosep_jax.training.mixing import SegmentMixer
 
 
 def get_config() -> TrainConfig:

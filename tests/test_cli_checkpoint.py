@@ -12,11 +12,11 @@ from support.quarter_separator import QuarterSeparator, one_error, sound, write
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.checkpoints.checkpoint import describe
-from audiosep_jax.checkpoints.run_folder import Checkpointer
 from audiosep_jax.cli import main
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
-from audiosep_jax.optim import OptimizerConfig, make_optimizer
-from audiosep_jax.state import init_state
+from audiosep_jax.training.checkpointer import Checkpointer
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.training.train_step import init_state
 
 # ---- what is no checkpoint -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """Where arrays live: one mesh, the batch split over all of it, weights and what training keeps of them over `fsdp`."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.mixing import SegmentMixer
 
 DATA, FSDP = 'data', 'fsdp'
 # The batch is split over both: to a device that holds a share of the weights the other devices' clips are not.
@@ -83,28 +81,6 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)
-
-
-def check_batch_size(batch_size: int, mixer: SegmentMixer, mesh: Mesh, *, accumulate: int = 1) -> None:
-    """Refuses a batch that does not divide over the devices in whole mixing groups, and names the nearest that do.
-
-    Args:
-        batch_size: B, over all devices.
-        accumulate: parts of a device's share that go through the network one after the other.
-
-    Raises:
-        ConfigError: batch_size is no multiple of devices * lcm(mix_group, accumulate), or too small for the mixer.
-    """
-    unit = mesh.size * math.lcm(max(mixer.mix_group, 1), accumulate)
-    if batch_size <= 0 or batch_size % unit:
-        below = batch_size // unit * unit
-        nearest = ' or '.join(str(n) for n in (below, below + unit) if n > 0)
-        parts = f' and {accumulate} parts each' if accumulate > 1 else ''
-        raise ConfigError(
-            f'batch_size (--batch-size) {batch_size} does not divide over {mesh.size} devices in mixing groups of '
-            f'{mixer.mix_group or "any size"}{parts}: use {nearest}'
-        )
-    mixer.group_size(batch_size)
 
 
 def place_of_process(mesh: Mesh) -> tuple[int, int]:

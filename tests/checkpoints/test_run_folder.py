@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from audiosep_jax.checkpoints.checkpoint import describe
-from audiosep_jax.checkpoints.run_folder import Checkpointer, load_for_inference
+from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separation.separator import load
-from audiosep_jax.state import init_state
+from audiosep_jax.training.checkpointer import Checkpointer
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.training.train_step import init_state
 
 MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
 

@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.losses import l1_waveform
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables, variables_from_torch
-from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.training.losses import l1_waveform
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
 
 CONFIG = ModelConfig()
 

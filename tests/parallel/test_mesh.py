@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.losses import l1_waveform
-from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig
-from audiosep_jax.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.parallel.mesh import (
     MeshConfig,
-    check_batch_size,
     make_mesh,
     on_this_process,
     place_of_process,
@@ -23,7 +19,11 @@ from audiosep_jax.parallel.mesh import (
     replicated,
     state_shardings,
 )
-from audiosep_jax.state import init_state, make_train_step
+from audiosep_jax.training.config import check_batch_size
+from audiosep_jax.training.losses import l1_waveform
+from audiosep_jax.training.mixing import SegmentMixer
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.training.train_step import init_state, make_train_step
 
 MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4, 4, 4, 4, 4), condition_size=16)
 BATCH_SIZE = 16

@@ -7,10 +7,10 @@ from support.small_dataset import SAMPLE_RATE
 
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.data.batches import DataConfig
-from audiosep_jax.mixing import SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.optim import OptimizerConfig
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.mixing import SegmentMixer
+from audiosep_jax.training.optim import OptimizerConfig
 
 MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, widths=(2, 2, 2, 2, 2, 2))
 OPTIMIZER = OptimizerConfig(schedule='constant')

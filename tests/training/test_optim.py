@@ -11,7 +11,7 @@ from support.paths import REFERENCE
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.optim import OptimizerConfig, make_optimizer, make_schedule, scale_by_amsgrad
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer, make_schedule, scale_by_amsgrad
 
 GOLDEN = REFERENCE / 'amsgrad_reference.npz'
 few = settings(max_examples=10)

@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.storage.buckets import as_path
-from audiosep_jax.training_log import TrainingLog, check_wandb
+from audiosep_jax.training.log import TrainingLog, check_wandb
 
 RECORD = {'format_version': 2, 'config': {'steps': 3}, 'encoder': None}
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from support.training_runs import MODEL, config_of, losses_in, variables_of
 
-import audiosep_jax.train as train_module
+import audiosep_jax.training.train as train_module
 from audiosep_jax.errors import CheckpointError, ConfigError
-from audiosep_jax.optim import OptimizerConfig
-from audiosep_jax.train import TrainConfig, train
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.optim import OptimizerConfig
+from audiosep_jax.training.train import train
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from support.paths import REFERENCE
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.mixing import AbsentQueries, SegmentMixer
+from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 
 GOLDEN = REFERENCE / 'mixer_reference.npz'
 COLLECTIVE = re.compile(r'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter')

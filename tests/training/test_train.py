@@ -14,16 +14,17 @@ from support.processes import command_of
 from support.small_dataset import SAMPLE_RATE
 from support.training_runs import BATCH_SIZE, MIXER, MODEL, OPTIMIZER, config_of, losses_in, variables_of
 
-import audiosep_jax.train as train_module
+import audiosep_jax.training.train as train_module
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
-from audiosep_jax.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.optim import OptimizerConfig, make_optimizer
-from audiosep_jax.parallel.mesh import check_batch_size, make_mesh
+from audiosep_jax.parallel.mesh import make_mesh
 from audiosep_jax.separation.separator import load
-from audiosep_jax.state import init_state, make_train_step
-from audiosep_jax.train import TrainConfig, train
+from audiosep_jax.training.config import TrainConfig, check_batch_size
+from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.training.train import train
+from audiosep_jax.training.train_step import init_state, make_train_step
 
 
 @pytest.fixture(scope='module')

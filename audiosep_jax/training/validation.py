@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from audiosep_jax.models.audiosep import ModelConfig
-    from audiosep_jax.state import TrainState
+    from audiosep_jax.training.train_step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,10 @@ from audiosep_jax.data.batches import encoder_identity
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models import cost
-from audiosep_jax.parallel.mesh import check_batch_size, make_mesh
-from audiosep_jax.program import Program, make_program
-from audiosep_jax.train import TrainConfig, starting_checkpoint
+from audiosep_jax.parallel.mesh import make_mesh
+from audiosep_jax.training.config import TrainConfig, check_batch_size
+from audiosep_jax.training.train import starting_checkpoint
+from audiosep_jax.training.train_step import Program, make_program
 
 if TYPE_CHECKING:
     from audiosep_jax.parallel.launch import Detected

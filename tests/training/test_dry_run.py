@@ -15,9 +15,9 @@ from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.parallel.launch import Detected
 from audiosep_jax.parallel.mesh import MeshConfig, make_mesh
-from audiosep_jax.plan import dry_run
-from audiosep_jax.program import Program, make_program
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.dry_run import dry_run
+from audiosep_jax.training.train_step import Program, make_program
 
 
 @pytest.fixture

@@ -18,98 +18,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
-import tyro
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
 from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import Checkpointer, complete_steps, load_for_inference
-from audiosep_jax.data.batches import DataConfig, encoder_identity, make_batches, staged
+from audiosep_jax.checkpoints.run_folder import complete_steps, load_for_inference
+from audiosep_jax.data.batches import encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.mixing import AbsentQueries, SegmentMixer
-from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.cost import peak_flops, training_flops
-from audiosep_jax.optim import OptimizerConfig, make_schedule
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
-from audiosep_jax.parallel.mesh import MeshConfig, check_batch_size, make_mesh, place_of_process, put_batch
-from audiosep_jax.program import make_program
-from audiosep_jax.progress import TrainingProgress
+from audiosep_jax.parallel.mesh import make_mesh, place_of_process, put_batch
 from audiosep_jax.storage.buckets import as_path
-from audiosep_jax.training_log import TrainingLog, check_wandb
-from audiosep_jax.validation import Validation
+from audiosep_jax.training.checkpointer import Checkpointer
+from audiosep_jax.training.config import TrainConfig, check_batch_size
+from audiosep_jax.training.log import TrainingLog, check_wandb
+from audiosep_jax.training.optim import make_schedule
+from audiosep_jax.training.progress import TrainingProgress
+from audiosep_jax.training.train_step import make_program
+from audiosep_jax.training.validation import Validation
 
 # Steps dispatched and not yet done: enough that the devices never wait for the host, and no more, for each holds its
 # batch on them.
 _IN_FLIGHT = 2
 # The steps that a profile shows, counted from the start: past the warm-up.
 _PROFILED = range(10, 15)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A run. The defaults are the article's recipe; `experiments/` holds the others.
-
-    Attributes:
-        workdir: folder of checkpoints and log, or an address in a bucket; a run found there is continued.
-        input: what to train on.
-        steps: optimizer steps of the whole run, those before a restart included.
-        batch_size: clips per step over all devices of all hosts.
-        accumulate: parts of the batch that go through the network one after the other: less memory, more time.
-        seed: of weights, order of the data, crops and mixtures.
-        init_from: a checkpoint (a run, a converted one, a repository of the hub) whose weights a new run starts from.
-        ema_decay: of the moving average of the weights, which evaluation and separation then use; 0: none.
-        log_every: steps between lines of the log.
-        checkpoint_every: steps between checkpoints; the last step always has one.
-        keep: newest checkpoints kept; the best one is kept besides.
-        max_skipped_in_row: so many non-finite steps in a row end the run.
-        validation: folder of any benchmark (docs/evaluate.md), evaluated at every checkpoint; its SDRi tells which
-            checkpoint is best (without it: the mean loss since the one before).
-        tensorboard: write TensorBoard's files.
-        wandb: a project of Weights & Biases that gets the same numbers (extra `wandb`).
-        profile: write a trace of five steps, soon after the start.
-    """
-
-    workdir: str = ''
-    input: Annotated[DataConfig, tyro.conf.arg(name='')] = dataclasses.field(default_factory=DataConfig)
-    steps: int = 1_000_000
-    batch_size: int = 96
-    accumulate: int = 1
-    seed: int = 0
-    init_from: str = ''
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    mixing: SegmentMixer = dataclasses.field(default_factory=lambda: SegmentMixer(mix_group=4))
-    absent: AbsentQueries = dataclasses.field(default_factory=AbsentQueries)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    ema_decay: float = 0.0
-    log_every: int = 50
-    checkpoint_every: int = 5000
-    keep: int = 2
-    max_skipped_in_row: int = 20
-    validation: str = ''
-    tensorboard: bool = True
-    wandb: Annotated[str, tyro.conf.arg(metavar='PROJECT')] = ''
-    profile: bool = False
-
-    def __post_init__(self):
-        for name in (
-            'steps',
-            'batch_size',
-            'accumulate',
-            'log_every',
-            'checkpoint_every',
-            'keep',
-            'max_skipped_in_row',
-        ):
-            if getattr(self, name) < 1:
-                flag = f'--{name.replace("_", "-")}'
-                raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)} ({flag})')
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay} (--ema-decay)')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiosep_jax.losses import l1_waveform
+from audiosep_jax.training.losses import l1_waveform
 
 
 def test_is_the_mean_absolute_error():

@@ -11,7 +11,7 @@ from support.processes import Processes, command_of
 from support.training_runs import config_of, losses_in
 
 from audiosep_jax.parallel.mesh import MeshConfig
-from audiosep_jax.train import train
+from audiosep_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
