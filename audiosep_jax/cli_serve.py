@@ -13,8 +13,8 @@ import tyro
 from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from audiosep_jax.page import Example
     from audiosep_jax.separation.separator import Separator
+    from audiosep_jax.web.page import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ def serve(command: Serve, load: Callable[[str | None], 'Separator']) -> int:
         AudioFileError, QueryError: examples that cannot be used.
         QueryError, CheckpointError, DownloadError: a checkpoint that cannot be asked in words.
     """
-    from audiosep_jax.page import Limits, find_examples
-    from audiosep_jax.serve import import_gradio, serving
+    from audiosep_jax.web.page import Limits, find_examples
+    from audiosep_jax.web.server import import_gradio, serving
 
     limits = Limits(seconds=command.max_seconds, megabytes=command.max_megabytes)
     _check_address(command.host, command.port)
@@ -92,7 +92,7 @@ def _check_address(host: str, port: int) -> None:
 
 def _own_examples(separator: 'Separator') -> list['Example']:
     """Those that lie with the checkpoint."""
-    from audiosep_jax.page import find_examples
+    from audiosep_jax.web.page import find_examples
 
     path = Path(separator.info['path'])
     root = path.parent.parent if path.parent.name == 'checkpoints' else path

@@ -11,7 +11,7 @@ import soundfile
 from support.paths import ROOT
 
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.page import find_examples
+from audiosep_jax.web.page import find_examples
 from data_prep import synthetic
 
 SCRIPT = ROOT / 'experiments' / 'quickstart.py'

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.page import CSS, Example, Limits, build_page, theme
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.web.page import CSS, Example, Limits, build_page, theme
 
 _LOCAL = ('localhost', '127.0.0.1')
 # Gradio would fetch URLs for whoever asks, and has pages for developers.

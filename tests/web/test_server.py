@@ -15,9 +15,9 @@ from support.small_separator import CONFIG, save_small, small_variables
 
 from audiosep_jax.cli import main
 from audiosep_jax.errors import QueryError
-from audiosep_jax.page import Limits
 from audiosep_jax.separation.separator import Separator
-from audiosep_jax.serve import serving
+from audiosep_jax.web.page import Limits
+from audiosep_jax.web.server import serving
 
 pytest.importorskip('gradio', reason='the extra demo is not installed')
 SECRET = b'RIFF....a secret of this machine'

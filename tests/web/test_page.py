@@ -10,9 +10,9 @@ from support.small_separator import CONFIG, small_variables
 from audiosep_jax.audio.reading import SoundInput
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
-from audiosep_jax.page import Limits, answer, blended, find_examples
 from audiosep_jax.separation.queries import Query
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.web.page import Limits, answer, blended, find_examples
 
 RATE = 16000
 
