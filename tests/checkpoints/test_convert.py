@@ -15,7 +15,7 @@ import audiosep_jax as asj
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.convert import ConvertedConfig, FrontEnd, from_torch, to_torch
 from audiosep_jax.checkpoints.run_folder import load_for_inference, save_for_inference
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import CheckpointError, QueryError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables

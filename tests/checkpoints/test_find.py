@@ -10,7 +10,7 @@ from support import tiny_clap
 import audiosep_jax as asj
 from audiosep_jax.checkpoints import convert
 from audiosep_jax.checkpoints import find as published
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 from audiosep_jax.errors import CheckpointError, DownloadError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables

@@ -18,7 +18,7 @@ import audiosep_jax as asj
 from audiosep_jax.checkpoints.convert import from_torch, to_torch
 from audiosep_jax.checkpoints.publish import make_repository
 from audiosep_jax.checkpoints.run_folder import load_for_inference
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables

@@ -11,7 +11,7 @@ import resource, sys
 import numpy as np, soundfile
 sys.path.insert(0, {tests!r})
 from support.noisy_separator import noisy_variables
-from audiosep_jax import cli
+from audiosep_jax.cli import main as cli
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.separation.separator import Separator

@@ -23,8 +23,8 @@ from support.paths import ROOT
 from support.small_separator import save_small
 
 import data_prep.__main__ as data_prep
-from audiosep_jax import cli
 from audiosep_jax.checkpoints.convert import from_torch
+from audiosep_jax.cli import main as cli
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables
 from audiosep_jax.parallel import launch

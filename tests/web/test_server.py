@@ -13,7 +13,7 @@ import soundfile
 from support.served_page import free_port, get, post, press, served, upload
 from support.small_separator import CONFIG, save_small, small_variables
 
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 from audiosep_jax.errors import QueryError
 from audiosep_jax.separation.separator import Separator
 from audiosep_jax.web.page import Limits
@@ -175,7 +175,16 @@ def test_mistakes_are_one_line_before_anything_is_loaded(tmp_path, capsys):
 
 def test_without_gradio_one_line_says_how_to_get_it(tmp_path):
     (tmp_path / 'gradio.py').write_text('raise ImportError("not here")')
-    command = [sys.executable, '-m', 'audiosep_jax.cli', 'serve', '--checkpoint', 'nowhere', '--port', str(free_port())]
+    command = [
+        sys.executable,
+        '-m',
+        'audiosep_jax.cli.main',
+        'serve',
+        '--checkpoint',
+        'nowhere',
+        '--port',
+        str(free_port()),
+    ]
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, 'PYTHONPATH': path}

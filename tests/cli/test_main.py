@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from support.paths import TESTS
 from support.quarter_separator import RATE, files, one_error, sound, write
 
-from audiosep_jax import __version__, cli
+from audiosep_jax import __version__
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import OutputFiles, write_audio
-from audiosep_jax.cli import main
+from audiosep_jax.cli import main as cli
+from audiosep_jax.cli.main import main
 from audiosep_jax.errors import AudioSepError
 from audiosep_jax.separation.outputs import query_names
 
@@ -149,7 +150,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         [
             sys.executable,
             '-m',
-            'audiosep_jax.cli',
+            'audiosep_jax.cli.main',
             'separate',
             '🐶\n.wav',
             '--query',
@@ -326,7 +327,7 @@ import resource, sys, numpy, signal
 sys.dont_write_bytecode = True  # what is imported late would be cut off, too
 sys.path.insert(0, {str(TESTS)!r})
 from support.quarter_separator import QuarterSeparator
-from audiosep_jax import cli
+from audiosep_jax.cli import main as cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 cli._load = lambda path: QuarterSeparator()
 sys.exit(cli.main(['separate', 'in.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'out']))
@@ -370,7 +371,7 @@ def test_out_of_device_memory_is_one_line(folder, quarter, capsys, monkeypatch):
 def test_help_needs_no_framework():
     code = """
 import sys
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 main(['separate', '--help'])
 loaded = {'jax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)
 assert not loaded, loaded

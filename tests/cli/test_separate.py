@@ -12,7 +12,7 @@ from support.quarter_separator import RATE, files, one_error, sound, write
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import write_audio
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 
 
 def separate(*arguments):

@@ -12,7 +12,7 @@ from support.quarter_separator import QuarterSeparator, one_error, sound, write
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.checkpoints.checkpoint import describe
-from audiosep_jax.cli import main
+from audiosep_jax.cli.main import main
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.optim import OptimizerConfig, make_optimizer

@@ -10,9 +10,9 @@ from support import tiny_clap
 from support.band_separator import BandSeparator, make_music, make_numbered, write_pair, write_table
 from support.quarter_separator import one_error
 
-from audiosep_jax import cli
 from audiosep_jax.audio.writing import write_audio
-from audiosep_jax.cli import main
+from audiosep_jax.cli import main as cli
+from audiosep_jax.cli.main import main
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.evaluation import protocols
 from audiosep_jax.evaluation.loading import load_mono

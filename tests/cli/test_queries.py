@@ -6,8 +6,8 @@ import pytest
 from support import tiny_clap
 from support.quarter_separator import QuarterSeparator, files, one_error, write
 
-from audiosep_jax import cli
-from audiosep_jax.cli import main
+from audiosep_jax.cli import main as cli
+from audiosep_jax.cli.main import main
 from audiosep_jax.encoders.clap.encoder import ClapEncoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.separation.separator import Separator
