@@ -28,7 +28,7 @@ from audiosep_jax.data.embeddings import cache_directory, cache_paths
 from audiosep_jax.data.layout import SplitInfo, write_json
 from audiosep_jax.encoders.registry import load_encoder
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.options import num_cores
 
 BATCH = 96

@@ -17,7 +17,7 @@ from typing import Any
 from audiosep_jax.data.layout import SplitInfo, shard_path
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, write_bytes
-from data_prep.datasets import ClipSource
+from data_prep.clips.base import ClipSource
 
 _LOOK_SECONDS = 2.0  # between looks at how many shards there are: all that can be known of a far-away pipeline
 _REQUESTS = 16  # at once, of files in a bucket

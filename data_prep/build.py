@@ -42,7 +42,8 @@ from audiosep_jax.data.shards import count_records
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.locks import AtWork, locked
-from data_prep.datasets import ClipsInMemory, ClipSource, LeftOut, LeftOutError, LongEnough
+from data_prep.clips.base import ClipSource, LeftOut, LeftOutError
+from data_prep.clips.sources import ClipsInMemory, LongEnough
 from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]

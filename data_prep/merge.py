@@ -22,7 +22,7 @@ from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import is_bucket, writing
 from data_prep.build import BuildResult, build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError, EncoderMismatchError
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions
 
 

@@ -17,7 +17,7 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions, embed_dataset
 
 SOUND, PICTURE = -1.0, -2.0  # the embeddings of sounds and pictures below; those of words are above -1

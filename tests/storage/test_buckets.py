@@ -8,7 +8,7 @@ from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes
 from data_prep.__main__ import main
 from data_prep.build import _write_shard
-from data_prep.datasets import ClipsInMemory
+from data_prep.clips.sources import ClipsInMemory
 
 
 def contents(directory) -> dict[str, bytes]:

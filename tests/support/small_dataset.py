@@ -7,7 +7,7 @@ import numpy as np
 from audiosep_jax.data.records import INT16_SCALE
 from audiosep_jax.encoders.registry import load_encoder
 from data_prep.build import BuildResult, build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions
 
 SAMPLE_RATE = 8000

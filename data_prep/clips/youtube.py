@@ -7,7 +7,7 @@ scripts, each with its own way of writing the times into the name.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from data_prep.listing import first_of
+from data_prep.clips.listing import first_of
 
 # What yt-dlp calls a video, `Title [ID]`, and what may follow; an id with times.
 _TITLED = re.compile(r'.*\[([\w-]{11})\](.*)', re.ASCII | re.DOTALL)

@@ -16,7 +16,7 @@ from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
 from data_prep import make_eval as module
 from data_prep.__main__ import main
-from data_prep.datasets import LeftOutError
+from data_prep.clips.base import LeftOutError
 from data_prep.make_eval import make_eval, mix
 
 RATE = 8000

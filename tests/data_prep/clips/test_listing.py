@@ -6,8 +6,8 @@ import unicodedata
 import pytest
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import Entry, LeftOut
-from data_prep.listing import (
+from data_prep.clips.base import Entry, LeftOut
+from data_prep.clips.listing import (
     distinct,
     files_or_refuse,
     find_file,

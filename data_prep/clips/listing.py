@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 from audiosep_jax.errors import DataError
-from data_prep.datasets import Entry, Files, LeftOut, printable
+from data_prep.clips.base import Entry, LeftOut, printable
+from data_prep.clips.sources import Files
 
 # In the order of preference where a clip is there in several forms: lossless ones first, pictures with sound last.
 SOUND_SUFFIXES = ('.flac', '.wav', '.aiff', '.aif', '.ogg', '.opus', '.mp3', '.m4a', '.mka', '.aac')

@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.youtube import by_name, find_clip
+from data_prep.clips.youtube import by_name, find_clip
 
 ID = '-a_b0123456'
 # As a video of which the list has one clip, and as one of many.

@@ -17,7 +17,8 @@ from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from data_prep import synthetic
 from data_prep.build import build_shards, skipped_path
-from data_prep.datasets import Clip, ClipsInMemory, LeftOut, LeftOutError
+from data_prep.clips.base import Clip, LeftOut, LeftOutError
+from data_prep.clips.sources import ClipsInMemory
 from data_prep.datasets.synthetic import SyntheticClips
 
 SYNTHETIC = SyntheticClips(num_clips=24, seed=1, seconds=0.25)

@@ -9,7 +9,8 @@ from support.small_dataset import SAMPLE_RATE, build_small
 from audiosep_jax.data.layout import summary_path, write_json
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.build import build_shards
-from data_prep.datasets import Clip, ClipsInMemory, LeftOut
+from data_prep.clips.base import Clip, LeftOut
+from data_prep.clips.sources import ClipsInMemory
 from data_prep.stats import dataset_stats, draw, table
 
 

@@ -10,9 +10,9 @@ from support.small_media import click, cut_short, noise, place_of_click, write_s
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.errors import AudioFileError
-from data_prep import media
-from data_prep.datasets import LeftOutError
-from data_prep.media import read_frames, read_sound, sound_seconds, tar_members
+from data_prep.clips import media
+from data_prep.clips.base import LeftOutError
+from data_prep.clips.media import read_frames, read_sound, sound_seconds, tar_members
 
 RATE = 32000
 
@@ -272,6 +272,8 @@ def test_parts_that_cannot_be_are_mistakes_of_the_caller(tmp_path, part):
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    program = 'import sys, data_prep.__main__, data_prep.media; print({"av", "PIL", "apache_beam"} & set(sys.modules))'
+    program = (
+        'import sys, data_prep.__main__, data_prep.clips.media; print({"av", "PIL", "apache_beam"} & set(sys.modules))'
+    )
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == 'set()'

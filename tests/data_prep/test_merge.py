@@ -12,7 +12,7 @@ from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions
 from data_prep.merge import merge_datasets
 from data_prep.verify import verify_dataset

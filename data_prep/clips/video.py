@@ -26,7 +26,7 @@ from audiosep_jax.audio.containers import (
     seek_container,
 )
 from audiosep_jax.errors import AudioFileError
-from data_prep.datasets import LeftOutError
+from data_prep.clips.base import LeftOutError
 
 _WARM_UP = 0.5  # seconds decoded before a part: AAC needs 50 ms of what was before, Opus 80, HE-AAC more
 _SHORTER_SIDE = 256  # pixels
@@ -136,7 +136,7 @@ class SoundTrack:
 def pictures(
     file: pathlib.Path | io.BytesIO, name: str, count: int, start: float, seconds: float | None
 ) -> list[bytes]:
-    """`data_prep.media.read_frames` of a container."""
+    """`data_prep.clips.media.read_frames` of a container."""
     with open_container(file, name) as container:
         stream = best_stream(container, 'video', name)
         origin = (container.start_time or 0) / 1e6

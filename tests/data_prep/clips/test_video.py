@@ -11,8 +11,8 @@ from support.small_media import CODECS, click, cut_short, noise, place_of_click,
 
 from audiosep_jax.audio import containers
 from audiosep_jax.errors import AudioFileError, ConfigError
-from data_prep.datasets import LeftOutError
-from data_prep.media import read_frames, read_sound, sound_seconds
+from data_prep.clips.base import LeftOutError
+from data_prep.clips.media import read_frames, read_sound, sound_seconds
 
 av = pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
 
@@ -65,7 +65,7 @@ def test_a_part_sounds_like_the_whole(tmp_path, suffix):
 
 
 def test_little_is_decoded_for_a_part(tmp_path, monkeypatch):
-    from data_prep import video
+    from data_prep.clips import video
 
     decoded = []
     real = video._mono

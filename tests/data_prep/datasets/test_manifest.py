@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from data_prep.datasets import LeftOutError
+from data_prep.clips.base import LeftOutError
 from data_prep.datasets.manifest import read_manifest
 
 

@@ -14,7 +14,7 @@ from audiosep_jax.errors import ConfigError, DataError, DownloadError, EncoderMi
 from data_prep import embed
 from data_prep.__main__ import main
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions, embed_dataset
 
 

@@ -1,7 +1,7 @@
 """Sound and pictures of files as datasets have them: whole audio files, parts of them, video, members of archives.
 
 A path names a file, or `archive.tar::member` a member of an uncompressed tar archive, read at its offset. libsndfile
-decodes what it knows; MP4, WebM, Matroska and other containers are PyAV's (`data_prep.video`). Which of the two is told
+decodes what it knows; MP4, WebM, Matroska and other containers are PyAV's (`data_prep.clips.video`). Which of the two is told
 by the first bytes, not by the suffix: much that is called .wav is not.
 """
 
@@ -24,7 +24,7 @@ from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.audio.truncation import has_guessed_length, is_cut_short
 from audiosep_jax.errors import AudioFileError, ConfigError
-from data_prep.datasets import LeftOutError
+from data_prep.clips.base import LeftOutError
 
 # What a listing of a folder takes for sounds and for containers; files of other names are read all the same.
 AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
@@ -61,7 +61,7 @@ def read_sound(
     try:
         file = _locate(path)
         if _is_container(file, str(path)):
-            from data_prep.video import SoundTrack
+            from data_prep.clips.video import SoundTrack
 
             with SoundTrack(file, str(path)) as track:
                 return _part(track.read, track.rate, sample_rate, start, seconds, str(path))
@@ -90,7 +90,7 @@ def read_frames(
         file = _locate(path)
         if not _is_container(file, str(path)):
             raise AudioFileError(f'{path}: has no pictures, it is not a video; build without --frames')
-        from data_prep.video import pictures
+        from data_prep.clips.video import pictures
 
         return pictures(file, str(path), count, start, seconds)
     except MemoryError as error:
@@ -99,7 +99,7 @@ def read_frames(
 
 def sound_seconds(path: str | os.PathLike) -> float:
     """How long a file's sound is, seconds, by its header alone. Raises as `read_sound`."""
-    from data_prep.video import SoundTrack
+    from data_prep.clips.video import SoundTrack
 
     try:
         file = _locate(path)
