@@ -7,9 +7,6 @@
 Names are imported on first use, so that `import audiosep_jax` costs nothing and pulls in no framework.
 """
 
-import sys
-import types
-
 from etils import epy
 
 __version__ = '0.1.0'

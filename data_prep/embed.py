@@ -1,6 +1,6 @@
 """Fills the embedding caches of a dataset: every caption, sound or picture through one query encoder.
 
-The layout is described in `audiosep_jax/embedding_cache.py`. Each file is renamed into place, and `SPLIT.json` says
+The layout is described in `audiosep_jax/data/embeddings.py`. Each file is renamed into place, and `SPLIT.json` says
 `complete` last: a killed run, started again, continues with the next shard, and hosts may share the shards of a split.
 """
 

@@ -24,8 +24,9 @@ def booby_trapped(tmp_path):
     [
         'import audiosep_jax',
         'import audiosep_jax as asj; [getattr(asj, name) for name in asj.__all__]',
-        'import audiosep_jax.training.train, audiosep_jax.plots, audiosep_jax.cli.main, audiosep_jax.checkpoints.convert',
-        'import audiosep_jax.evaluation.run, audiosep_jax.evaluation.report, audiosep_jax.speech_metrics',
+        'import audiosep_jax.training.train, audiosep_jax.plots',
+        'import audiosep_jax.cli.main, audiosep_jax.checkpoints.convert',
+        'import audiosep_jax.evaluation.run, audiosep_jax.evaluation.report, audiosep_jax.evaluation.speech',
         'import audiosep_jax.web.page, audiosep_jax.web.server, audiosep_jax.checkpoints.publish',
         'import data_prep.__main__',
     ],

@@ -211,7 +211,7 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *,
     is everywhere but in float files, the whole file is attenuated instead.
 
     Args:
-        path: ends in one of `sound_output.SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
+        path: ends in one of `SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
         audio: float `[channels, T]`.
         sample_rate: in Hz, a whole number.
         subtype: of the samples; FLAC has no PCM_32 and no FLOAT, OGG, Opus and MP3 are what they are.

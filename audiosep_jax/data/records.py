@@ -7,7 +7,7 @@ A dataset directory holds (`data_prep build` writes it, `data_prep verify` check
     splits/SPLIT.json                             `SplitInfo`: all that training has to know
     splits/SPLIT-00000-of-00128.json              of each shard: its clips' captions, its checksum, the clips left out
     splits/SPLIT-skipped.csv                      all clips left out, in one list
-    embeddings/ENCODER/…                          see embedding_cache.py
+    embeddings/ENCODER/…                          see embeddings.py
 
 Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
 """

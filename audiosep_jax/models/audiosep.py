@@ -65,8 +65,8 @@ class AudioSep(nn.Module):
     Attributes:
         config: what the network is.
         by_clip: turns a function of arrays with the leading axis B, that treats each clip by itself, into one that is
-            run where the clips lie (`sharding.by_clip`). XLA's partitioner does not know that of an FFT: it sends all
-            clips to all devices, and each transforms all of them.
+            run where the clips lie (`parallel.mesh.by_clip`). XLA's partitioner does not know that of an FFT: it sends
+            all clips to all devices, and each transforms all of them.
     """
 
     config: ModelConfig

@@ -1,7 +1,7 @@
 """Separating: audio of any rate, length and number of channels, and queries in words or as embeddings.
 
 Up to `max_whole_seconds` the network takes the whole recording at once, longer ones piece by piece with the same result
-(inference.py says why): how a recording is cut makes no difference but to the memory.
+(models/folded.py says why): how a recording is cut makes no difference but to the memory.
 """
 
 import dataclasses

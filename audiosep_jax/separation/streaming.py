@@ -1,7 +1,7 @@
 """Separating a recording as it comes, in constant memory: blocks of any size in, finished samples out.
 
-Nothing here depends on how the recording is cut: the network goes over it frame by frame (inference.py), the STFT and
-its inverse keep the part of a window that reaches into the next piece, resamplers (soxr) keep their own state. The
+Nothing here depends on how the recording is cut: the network goes over it frame by frame (models/folded.py), the STFT
+and its inverse keep the part of a window that reaches into the next piece, resamplers (soxr) keep their own state. The
 result is that of the whole recording at once, to float rounding.
 
 Letters: Q queries, T samples, N frames, F frequency bins.

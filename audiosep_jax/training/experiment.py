@@ -20,7 +20,7 @@ class Flags:
     """The command line of an experiment."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name='')]
-    launch: Annotated[LaunchConfig, tyro.conf.arg(name='')] = LaunchConfig()
+    launch: Annotated[LaunchConfig, tyro.conf.arg(name='')] = dataclasses.field(default_factory=LaunchConfig)
     dry_run: bool = False
     """Print mesh, shapes, memory and plan, compile the step, and exit."""
 

@@ -113,5 +113,5 @@ def test_workers_score_at_16_khz_and_end():
 
 
 def test_importing_needs_neither_package():
-    assert 'audiosep_jax.speech_metrics' in sys.modules
+    assert 'audiosep_jax.evaluation.speech' in sys.modules
     assert not any(name in vars(speech_metrics) for name in ('pesq', 'pystoi', 'stoi'))
