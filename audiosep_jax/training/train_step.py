@@ -90,8 +90,8 @@ def make_train_step(
     Args:
         accumulate: so many parts of the batch go through the network one after the other, and their gradients are
             averaged: the memory of a smaller batch. Batch norm sees a part at a time.
-        mesh: where the state is split over devices (`parallel.mesh.state_shardings`): weights are gathered for the step,
-            and gradients are split again before the optimizer, of which each device does its part.
+        mesh: where the state is split over devices (`parallel.mesh.state_shardings`): weights are gathered for the
+            step, and gradients are split again before the optimizer, of which each device does its part.
 
     Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
     """

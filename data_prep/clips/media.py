@@ -1,8 +1,8 @@
 """Sound and pictures of files as datasets have them: whole audio files, parts of them, video, members of archives.
 
 A path names a file, or `archive.tar::member` a member of an uncompressed tar archive, read at its offset. libsndfile
-decodes what it knows; MP4, WebM, Matroska and other containers are PyAV's (`data_prep.clips.video`). Which of the two is
-told by the first bytes, not by the suffix: much that is called .wav is not.
+decodes what it knows; MP4, WebM, Matroska and other containers are PyAV's (`data_prep.clips.video`). Which of the two
+is told by the first bytes, not by the suffix: much that is called .wav is not.
 """
 
 import functools

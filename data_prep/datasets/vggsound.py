@@ -7,9 +7,9 @@ Its list has no header; older ones, `train.csv` and `test.csv`, name files:
 
 A clip's file is looked for below the source folder, at any depth and with any suffix, as `YTID_000030`; also with the
 times that other scripts write (see `data_prep.clips.youtube`), or by its YouTube id where the list has one clip of the
-video. A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall burbling';
-of a clip with several labels, as in `data_prep.datasets.audioset`, texts that name all of them. Rows that cannot be
-read are left out as unreadable, unless most are.
+video. A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall
+burbling'; of a clip with several labels, as in `data_prep.datasets.audioset`, texts that name all of them. Rows that
+cannot be read are left out as unreadable, unless most are.
 """
 
 import csv
