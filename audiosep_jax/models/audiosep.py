@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.models.resunet import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, ResUNet30
+from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING
+from audiosep_jax.models.resunet import ResUNet30
 
 POWER_FLOOR = 1e-10  # of |X|², under the square root (`models/base.py` of the original)
 

@@ -14,33 +14,13 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
+from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
 
-TIME_DOWNSAMPLING = 32  # N is padded to a multiple of this
-FREQUENCY_DOWNSAMPLING = 64  # F - 1 has to be a multiple of this
-DOWNSAMPLING = ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2), (1, 2))  # (frames, bins), of each encoder block
 NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.99  # torch's 0.01
 LEAKY_SLOPE = 0.01
 _CONVOLVED = 'convolved'  # what the backward pass keeps under remat 'norms': the outputs of convolutions
 _MASK_FLOOR = 1e-20  # of the squared magnitude of (tanh real, tanh imaginary): torchlibrosa's 1e-10 on the magnitude
-
-
-def film_layout(widths: tuple[int, ...]) -> dict[str, int]:
-    """The batch norms that FiLM shifts, in the order of its fused output: 'block/norm' -> channels."""
-    layout = {}
-    into = widths[0]
-    for i, out in enumerate(widths, 1):
-        layout |= {f'encoder_block{i}/norm1': into, f'encoder_block{i}/norm2': out}
-        into = out
-    layout |= {'bottleneck/norm1': into, 'bottleneck/norm2': into}
-    for i, out in enumerate(reversed(widths), 1):
-        layout |= {
-            f'decoder_block{i}/norm_up': into,
-            f'decoder_block{i}/norm1': 2 * out,
-            f'decoder_block{i}/norm2': out,
-        }
-        into = out
-    return layout
 
 
 class BatchNorm(nn.Module):

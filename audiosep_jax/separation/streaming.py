@@ -21,7 +21,7 @@ from audiosep_jax.audio.resampling import Resampler
 from audiosep_jax.audio.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
 from audiosep_jax.models import folded as inference
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.models.resunet import TIME_DOWNSAMPLING
+from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
 from audiosep_jax.separation.exclusion import STRENGTH, keep_out, keep_out_gain, keep_out_padding, spectral_power
 from audiosep_jax.separation.queries import Embedded
