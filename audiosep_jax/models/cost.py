@@ -34,9 +34,7 @@ class Device:
     bandwidth: float
 
 
-def _gpu(
-    names: tuple[str, ...], bandwidth: float, bfloat16: float, tensorfloat32: float, float32: float
-) -> Device:
+def _gpu(names: tuple[str, ...], bandwidth: float, bfloat16: float, tensorfloat32: float, float32: float) -> Device:
     peak = {'bfloat16': bfloat16, 'tensorfloat32': tensorfloat32, 'float32': float32}
     return Device(names, {dtype: tera * 1e12 for dtype, tera in peak.items()}, bandwidth * 1e9)
 
@@ -62,12 +60,12 @@ DEVICES = (
 
 
 def find_device(device_kind: str) -> Device | None:
-    """The figures of the device that JAX calls `device_kind`. None if it is not in `DEVICES`: figures are not guessed."""
+    """Returns the figures of the device that JAX calls `device_kind`, or None: they are never guessed."""
     return next((device for device in DEVICES if device_kind in device.names), None)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """The device's peak in operations per second for 'bfloat16', 'tensorfloat32' or 'float32'. None if unknown."""
+    """Returns the peak in operations per second for 'bfloat16', 'tensorfloat32' or 'float32', or None if unknown."""
     device = find_device(device_kind)
     return device.peak.get(dtype) if device else None
 

@@ -94,9 +94,7 @@ def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array |
     return {name: weights['norms'][name]['shift'] + share for name, share in zip(layout, shares, strict=True)}
 
 
-def features(
-    weights: Weights, spectrum: Complex[Array, 'B N F'], valid: Bool[Array, 'B N']
-) -> Float[Array, 'B N F-1']:
+def features(weights: Weights, spectrum: Complex[Array, 'B N F'], valid: Bool[Array, 'B N']) -> Float[Array, 'B N F-1']:
     """Turns mixture spectra into the input of the first convolution, which is zero where a frame is not `valid`."""
     power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
     magnitude = jnp.sqrt(jnp.maximum(power, POWER_FLOOR))
@@ -277,7 +275,7 @@ def _maps(
     return level.map(lambda v: v.astype(jnp.float32))
 
 
-def _as_mask(maps: Float[Array, 'B N F 3'], valid: Bool[Array, '#B N']) -> Complex64[Array, 'B N F+1']:
+def _as_mask(maps: Float[Array, 'B N F 3'], valid: Bool[Array, '... N']) -> Complex64[Array, 'B N F+1']:
     mask = jnp.where(valid[..., None], complex_mask(maps), 0)
     # The network does not see the top bin; its mask is zero.
     return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])

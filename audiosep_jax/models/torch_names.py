@@ -6,7 +6,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -59,9 +59,7 @@ class TorchTensor:
 
 def torch_tensors(config: ModelConfig) -> list[TorchTensor]:
     """Every tensor of the original's state dict for this configuration, in its order: 332 at the default widths."""
-    film, *layers = network_layers(
-        config.widths, window_size=config.window_size, condition_size=config.condition_size
-    )
+    film, *layers = network_layers(config.widths, window_size=config.window_size, condition_size=config.condition_size)
     return [*_fixed(config.window_size), *_network(layers), *_film(film, layers)]
 
 
