@@ -1,4 +1,4 @@
-"""The network: shapes, the properties that its users rely on, and its configuration."""
+"""The model: shapes, the properties that its users rely on, and its configuration."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(4, 
 
 @pytest.fixture(scope='module')
 def variables():
-    """Fresh ones, but with statistics and biases that are not the identity."""
+    """New variables with statistics and biases that are not the identity."""
     fresh = init_variables(CONFIG, jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 500))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), fresh['params'])
     return {'params': params, 'batch_stats': jax.tree.map(lambda a: a + 0.3, fresh['batch_stats'])}
 
 
-# Compiled: operation by operation every new shape costs a hundred small compilations.
+# Compiled as a whole, because each new shape would cost a hundred small compilations.
 separate = jax.jit(AudioSep(CONFIG).apply)
 
 
@@ -105,8 +105,8 @@ def test_remat_changes_memory_and_nothing_else(variables):
     (plain, all_of_it), *others = (gradient(remat) for remat in ('none', 'norms', 'blocks'))
     norms, blocks = (kept for _, kept in others)
     assert blocks < norms < all_of_it / 2
-    # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's. Some
-    # biases before a norm have no gradient but rounding.
+    # Recomputed sums are fused and rounded differently, so the tolerance is that for the original's gradients. The
+    # gradient of some biases before a norm is rounding only.
     rounding = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(plain))
     for other, _ in others:
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):

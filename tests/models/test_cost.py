@@ -45,7 +45,7 @@ def product_flops(jaxpr) -> int:
             out_features = eqn.params['dimension_numbers'].rhs_spec[0]
             kernel = eqn.invars[1].aval
             total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[out_features]
-        if eqn.primitive.name == 'cond':  # a choice by platform: its branches do the same work
+        if eqn.primitive.name == 'cond':  # a choice by platform, whose branches do the same work
             (each,) = {product_flops(branch.jaxpr) for branch in eqn.params['branches']}
             total += each
         else:
@@ -71,7 +71,7 @@ def test_training_flops_are_those_of_the_traced_gradient(config):
     assert cost.training_flops(config, FIVE_SECONDS) == product_flops(traced(config, FIVE_SECONDS, gradient=True))
 
 
-def test_the_default_s_figures():
+def test_the_figures_of_the_default_configuration():
     assert cost.forward_flops(ModelConfig(), FIVE_SECONDS) == pytest.approx(233e9, rel=0.01)
     assert cost.training_flops(ModelConfig(), FIVE_SECONDS) == pytest.approx(700e9, rel=0.01)
     assert cost.parameter_count(ModelConfig()) == 25_623_941
@@ -117,7 +117,7 @@ def test_remat_keeps_less_and_recomputes_one_block_at_a_time():
         cost.training_memory(ModelConfig(remat=remat), FIVE_SECONDS, 8) for remat in ('none', 'norms', 'blocks')
     )
     assert blocks.activations < plain.activations / 3
-    assert plain.activations / 2 < norms.activations < 0.6 * plain.activations  # all but the bottleneck's: halved
+    assert plain.activations / 2 < norms.activations < 0.6 * plain.activations  # halved, except for the bottleneck
     assert plain.workspace < blocks.workspace
     assert blocks.total < norms.total < plain.total
 

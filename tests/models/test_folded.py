@@ -1,4 +1,4 @@
-"""The folded network is the trained one, and run in pieces it is the one that sees the whole."""
+"""The folded network equals the trained one, and in pieces it equals itself on the whole recording."""
 
 import functools
 
@@ -14,12 +14,12 @@ from audiosep_jax.models.audiosep import AudioSep, ModelConfig
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2, 3, 4, 4, 5, 5))
 FRAMES = 352
-COUNT = 337  # of them in the recording
+COUNT = 337  # frames of the first recording
 
 
 @pytest.fixture(scope='module')
 def case():
-    """Folded weights, spectra, embeddings, numbers of frames, and what the trained network lets through."""
+    """Folded weights, spectra, embeddings, numbers of frames, and the spectra masked by the trained network."""
     variables = noisy_variables(CONFIG)
     samples = np.stack([sound((FRAMES - 1) * 64 + 128, seed=seed) for seed in (0, 1)])
     spectra = stft(samples, 128, 64, center=False)
@@ -31,7 +31,7 @@ def case():
 
 
 def assert_same_sound(actual, expected, counts):
-    """As sound: where the maps are about 0 the angle of the mask is anything, and next to nothing is let through."""
+    """Compares waveforms, because the angle of the mask is arbitrary where its magnitude is near 0."""
     actual, expected = (istft(x, 128, 64, length=COUNT * 64, frame_count=counts) for x in (actual, expected))
     np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
 
@@ -49,7 +49,7 @@ def test_folded_whole(case):
     assert_same_sound(masked(network, spectra), expected, counts)
     gain = np.abs(expected[0, :COUNT, :8] / spectra[0, :COUNT, :8])
     assert gain.max() > 0.5
-    assert gain.std() > 0.02  # it is no constant
+    assert gain.std() > 0.02  # the mask is not constant
 
 
 def test_in_pieces(case):
@@ -61,7 +61,7 @@ def test_in_pieces(case):
     piece = jax.jit(functools.partial(folded.piece_mask, CONFIG))
     state, masks = folded.initial_state(CONFIG, 1), []
     for start in range(0, padded.shape[1], size):
-        # The number of frames is not known before the last of them has come.
+        # The number of frames is not known until the last piece.
         count = COUNT if start + size > COUNT else 2**30
         valid = (start + jnp.arange(size) < count)[None]
         x = folded.features(network, padded[:, start : start + size], valid)
@@ -74,8 +74,8 @@ def test_in_pieces(case):
     assert not masks[:, late + COUNT :].any()
 
 
-def test_it_looks_ahead_as_far_as_its_layers_reach():
-    """Two 3×3 convolutions at each level on either side, six at the lowest; and two frames for the pooling's grid."""
+def test_the_look_ahead_is_the_reach_of_the_layers():
+    """Two 3×3 convolutions at each level on either side, six at the lowest, and two frames for the pooling."""
     levels = [1, 2, 4, 8, 16]
     reach = 2 * sum(levels) + 6 * 32 + 2 * 32 + 2 * sum(levels)
     assert folded.look_ahead() == reach - 2 * 32 + 2

@@ -1,4 +1,4 @@
-"""The original's state dict and ours: the same numbers, in both directions."""
+"""The original's state dict and our variables hold the same numbers, in both directions."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_there_and_back_is_bit_exact(small):
     }
 
 
-def test_what_ours_has_not_is_a_fresh_original_s(small):
+def test_tensors_that_we_do_not_use_are_those_of_a_new_original(small):
     state = tensors_from_variables(small, SMALL, step=7)
     assert state['base.bn0.num_batches_tracked'] == 7
     assert state['base.bn0.num_batches_tracked'].dtype == np.int64
@@ -70,7 +70,7 @@ def test_the_dft_matrices_analyse_and_synthesise(small):
     spectrum = np.fft.rfft(x * window)
     np.testing.assert_allclose(state['base.stft.conv_real.weight'][:, 0] @ x, spectrum.real, atol=1e-5)
     np.testing.assert_allclose(state['base.stft.conv_imag.weight'][:, 0] @ x, spectrum.imag, atol=1e-5)
-    # The inverse: of the full spectrum, windowed once more; the imaginary matrix is subtracted.
+    # The inverse takes the full spectrum, applies the window once more, and subtracts the imaginary part.
     full = np.fft.fft(x * window)
     real, imag = (state[f'base.istft.conv_{part}.weight'][:, :, 0] for part in ('real', 'imag'))
     np.testing.assert_allclose(real @ full.real - imag @ full.imag, x * window**2, atol=1e-6)
@@ -121,6 +121,6 @@ def test_a_report_of_what_does_not_fit(small, change, says):
         lambda s: s | {'base.after_conv.bias': np.zeros(3, 'i4')},
     ],
 )
-def test_weights_that_do_not_fit_are_one_line(small, change):
+def test_weights_that_do_not_fit_are_refused(small, change):
     with pytest.raises(CheckpointError, match='base'):
         variables_from_torch(change(tensors_from_variables(small, SMALL)))

@@ -27,7 +27,7 @@ def refused(query, message, encoder=WORDS, size=SIZE):
 
 
 class Recorder:
-    """An encoder with all towers that remembers what it was asked: texts are one-hot by their first letter."""
+    """An encoder with all towers that records its calls. Texts are one-hot by their first letter."""
 
     name = 'recorder'
     embedding_size = 32
@@ -48,10 +48,10 @@ class Recorder:
         return np.full((len(images), 32), 3, np.float32)
 
 
-# ---- what may be asked -----------------------------------------------------------------------------------------------
+# ---- what a query may be ---------------------------------------------------------------------------------------------
 
 
-def test_texts_and_arrays_are_what_they_were():
+def test_embeddings_of_texts_are_the_encoder_s_and_arrays_stay():
     texts = ['a dog barking', 'rain']
     expected = WORDS.encode_text(texts)
     np.testing.assert_array_equal(embedded(*texts), expected)
@@ -78,7 +78,7 @@ def test_texts_and_arrays_are_what_they_were():
         (Query(((1.0, Query.vector(np.zeros(7)).terms[0][1]),)), r'\[512\], got \[7\]'),
     ],
 )
-def test_what_cannot_be_asked(queries, message):
+def test_invalid_queries_are_refused(queries, message):
     refused(queries, message)
 
 
@@ -141,7 +141,7 @@ def test_audio_files(tmp_path):
 # ---- through the encoder ---------------------------------------------------------------------------------------------
 
 
-def test_each_tower_is_asked_once_for_all():
+def test_each_tower_encodes_all_queries_in_one_call():
     encoder = Recorder()
     tone = np.ones(5, np.float32)
     queries = [
@@ -229,13 +229,13 @@ def test_only_queries_add_up():
 # ---- sounds to exclude ----------------------------------------------------------------------------------
 
 
-def test_what_a_query_shares_with_the_unwanted_goes():
+def test_a_query_loses_what_it_shares_with_the_unwanted():
     rain, both = embedded('rain', Query.text('rain and piano').without('piano'))
     assert rain @ both > 0.97
     np.testing.assert_allclose(np.linalg.norm(both), 1, rtol=1e-5)
 
 
-def test_a_query_that_never_mentioned_it_stays():
+def test_a_query_that_shares_nothing_stays():
     found = embed([Query.text('rain').without('piano', 'a dog'), 'wind'], WORDS, SIZE)
     np.testing.assert_array_equal(found.queries, WORDS.encode_text(['rain', 'wind']))
     np.testing.assert_array_equal(found.unwanted, WORDS.encode_text(['piano', 'a dog']))
@@ -249,7 +249,7 @@ def test_the_unwanted_are_shared_between_queries():
     assert len(found.unwanted) == 2
 
 
-def test_the_unwanted_lose_what_the_query_has():
+def test_the_unwanted_lose_what_they_share_with_the_query():
     found = embed(Query.text('rain').without('rain outdoors'), WORDS, SIZE)
     rain, outdoors = WORDS.encode_text(['rain', 'outdoors'])
     assert found.unwanted[0] @ outdoors > 0.95
@@ -269,8 +269,8 @@ def test_asking_for_the_unwanted_is_refused():
     refused(mixed.without('rain', 'piano'), 'exactly what it excludes')
 
 
-def test_what_all_captions_share_is_no_likeness():
-    """CLIP's embeddings fill a narrow cone: unrelated texts have cosines of 0.8 here, and still nothing in common."""
+def test_what_all_captions_share_does_not_count():
+    """CLIP's embeddings fill a narrow cone. Here unrelated texts have cosines of 0.8, and still share nothing."""
 
     class Cone:
         name = 'cone'

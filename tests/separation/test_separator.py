@@ -61,7 +61,7 @@ def test_rate_and_length_are_the_input_s(separator, rate, length):
 
 
 def test_stereo_keeps_its_image(separator):
-    """One mask for both channels: a source panned to one side stays there, in the proportion that it had."""
+    """Both channels get one mask: a source that is panned to one side stays there, in the same proportion."""
     x = sound(3000)
     out = separator.separate(np.stack([x, 0.25 * x]), 'rain', sample_rate=8000).targets[0]
     np.testing.assert_allclose(out[1], 0.25 * out[0], atol=1e-6)
@@ -93,7 +93,7 @@ def test_batches_of_any_lengths(separator):
 
 
 def test_a_batch_for_all_devices_is_split_over_them(separator):
-    """Of the eight that the tests have; a rest of one is filled up."""
+    """The tests have eight devices. The ninth mixture is filled up to another batch."""
     mixtures = [sound(700, seed=n) for n in range(9)]
     embeddings = separator.embed(['rain', 'a siren', 'a dog'] * 3)
     together = separator.separate_batch(mixtures, embeddings, batch_size=8)
@@ -104,7 +104,7 @@ def test_a_batch_for_all_devices_is_split_over_them(separator):
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(weights))
 
 
-def test_a_fingerprint_is_of_the_weights(separator, variables):
+def test_the_fingerprint_depends_on_the_weights(separator, variables):
     assert Separator(CONFIG, noisy_variables()).fingerprint() == separator.fingerprint()
     other = {**variables, 'batch_stats': jax.tree.map(lambda x: x + 0.1, variables['batch_stats'])}
     assert Separator(CONFIG, other).fingerprint() != separator.fingerprint()
@@ -142,7 +142,7 @@ def test_encoder_of_another_size_is_refused(variables):
         (np.full(512, np.nan), 'NaN'),
     ],
 )
-def test_queries_that_ask_for_nothing(separator, query, message):
+def test_invalid_queries_are_refused(separator, query, message):
     with pytest.raises(QueryError, match=message):
         separator.separate(sound(100), query, sample_rate=8000)
 
@@ -165,6 +165,6 @@ def test_text_without_an_encoder(variables):
         (np.zeros(5, np.float32), 0, 'sample rate'),
     ],
 )
-def test_audio_that_is_none(separator, audio, rate, message):
+def test_invalid_audio_is_refused(separator, audio, rate, message):
     with pytest.raises(AudioFileError, match=message):
         separator.separate(audio, 'rain', sample_rate=rate)

@@ -1,4 +1,4 @@
-"""Parts of a recording: how they are written, and that inside of them the result is that of the whole."""
+"""Spans: how they are written, and that inside them the result is that of the whole recording."""
 
 import math
 
@@ -20,14 +20,14 @@ from audiosep_jax.separation.spans import Span, stream_spans
         ('59:59-', 3599, math.inf),
     ],
 )
-def test_written(text, start, stop):
+def test_spans_are_read(text, start, stop):
     assert Span.parse(text) == Span(start, stop)
 
 
 @pytest.mark.parametrize(
     'text', ['', '-', '10', '-10', 'a-b', '10-5', '5-5', '0:60-1:10', '1:2:3:4-5', '1:70:00-2', 'nan-5']
 )
-def test_not_written_so(text):
+def test_other_texts_are_refused(text):
     with pytest.raises(ConfigError):
         Span.parse(text)
 
@@ -38,7 +38,7 @@ def separator():
 
 
 @pytest.mark.parametrize('rate', [8000, 11025])
-def test_inside_it_is_the_whole_and_outside_nothing(separator, rate):
+def test_targets_are_those_of_the_whole_inside_and_silent_outside(separator, rate):
     x = sound(2, 20 * rate)
     whole = separator.separate(x, 'rain', sample_rate=rate).targets
     spans = [Span(0, 0.5), Span(6.2, 7.5), Span(17, math.inf)]
@@ -56,6 +56,6 @@ def test_inside_it_is_the_whole_and_outside_nothing(separator, rate):
 
 
 @pytest.mark.parametrize('span', [Span(3, 4), Span(30, 40)])
-def test_past_the_end(separator, span):
+def test_spans_past_the_end_are_refused(separator, span):
     with pytest.raises(AudioFileError, match='ends before the segment'):
         list(stream_spans(separator, [sound(8000)], separator.prepare('rain'), [span], sample_rate=8000))

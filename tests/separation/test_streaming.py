@@ -1,4 +1,4 @@
-"""A recording in blocks gives what the whole gives: every rate, length and number of channels, in constant memory."""
+"""A recording in blocks gives what the whole recording gives, for every rate, length and number of channels."""
 
 import threading
 
@@ -27,7 +27,7 @@ def joined(pieces):
 
 
 def cut(x, sizes):
-    """Blocks of the sizes, again and again."""
+    """Cuts x into blocks whose sizes repeat."""
     start, i = 0, 0
     while start < x.shape[-1]:
         yield x[..., start : start + sizes[i % len(sizes)]]
@@ -64,7 +64,7 @@ def test_not_live_it_is_the_same(separator, seconds):
     expected = separator.separate(x, 'rain', sample_rate=8000).targets
     pieces = list(separator.stream(cut(x, [4096]), 'rain', sample_rate=8000, live=False))
     np.testing.assert_allclose(joined(pieces)[0], expected, atol=1e-5)
-    assert (len(pieces) == 1) == (seconds == 3)  # short ones at once
+    assert (len(pieces) == 1) == (seconds == 3)  # a short recording is one piece
 
 
 def test_it_is_never_later_than_the_latency(separator):
@@ -77,11 +77,11 @@ def test_it_is_never_later_than_the_latency(separator):
             yield block
 
     for piece in separator.stream(blocks(), 'rain', sample_rate=8000):
-        if taken < x.shape[-1]:  # at the end the rest comes at once
+        if taken < x.shape[-1]:  # at the end, everything left comes out together
             most = max(most, (taken - given) / 8000)
         given += piece.residual.shape[-1]
     assert most <= separator.latency + 100 / 8000
-    assert most > separator.latency - 0.3  # it says no more than needed, but for a block and a piece
+    assert most > separator.latency - 0.3  # the bound is tight to a block and a piece
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_it_is_never_later_than_the_latency(separator):
         ([np.zeros(10, np.float32), np.full(10, np.nan, np.float32)], 'NaN'),
     ],
 )
-def test_blocks_that_are_none(separator, blocks, says):
+def test_invalid_blocks_are_refused(separator, blocks, says):
     with pytest.raises(AudioFileError, match=says):
         list(separator.stream(blocks, 'rain', sample_rate=8000))
 
