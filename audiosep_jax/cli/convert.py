@@ -49,12 +49,12 @@ def _convert(command: Convert) -> int:
     _quieten()
     if command.destination.suffix in SUFFIXES:
         from audiosep_jax.checkpoints.convert import to_torch
-        from audiosep_jax.checkpoints.find import find_checkpoint
+        from audiosep_jax.checkpoints.find import open_checkpoint
 
         given = [f'--{name.replace("_", "-")}' for name in _OF_OUR_SIDE if getattr(command, name) is not None]
         if given:
             raise ConfigError(f'{given[0]} is for the way to our checkpoints: leave it away')
-        count, notes = to_torch(find_checkpoint(command.source), command.destination, force=command.force)
+        count, notes = to_torch(open_checkpoint(command.source), command.destination, force=command.force)
         _say(f'{command.destination}: {count} tensors')
         for note in notes:
             _say(f'audiosep-jax: note: {note}', file=sys.stderr)

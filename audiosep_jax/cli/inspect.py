@@ -21,11 +21,10 @@ class Inspect:
 def _inspect(command: Inspect) -> int:
     import jax
 
-    from audiosep_jax.checkpoints.find import find_checkpoint
-    from audiosep_jax.checkpoints.run_folder import load_for_inference
+    from audiosep_jax.checkpoints.find import open_checkpoint
 
     _quieten()
-    checkpoint = load_for_inference(find_checkpoint(command.checkpoint))
+    checkpoint = open_checkpoint(command.checkpoint)
     params = checkpoint.variables['params']
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     _say(f'path        {checkpoint.path}')
