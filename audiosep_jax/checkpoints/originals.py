@@ -180,7 +180,12 @@ def _view_key(value: np.ndarray) -> tuple:
 _DROPPED = object()
 _KEY_TYPES = (str, int, float, bytes, type(None), tuple)  # those that `write_torch` can write
 _NON_NUMERIC_KINDS = 'OSUmM'  # arrays of objects, strings and dates
-_SEQUENCES: dict[str, type] = {'list': list, 'tuple': tuple, 'set': set, 'frozenset': frozenset}
+_SEQUENCES: dict[str, type[list | tuple | set | frozenset]] = {
+    'list': list,
+    'tuple': tuple,
+    'set': set,
+    'frozenset': frozenset,
+}
 
 
 def to_json(tree: Any, name_of: Callable[[tuple, np.ndarray], str]) -> tuple[Any, list[str]]:
