@@ -88,10 +88,10 @@ def check_refused(folder: Path, data: bytes, reason: str) -> None:
     """Asserts that a file with these contents is refused soon, in one line that begins with its path."""
     path = folder / 'file.pt'
     path.write_bytes(data)
-    started = time.perf_counter()
+    started = time.process_time()  # other programs that keep the machine busy do not count
     with pytest.raises(CheckpointError) as caught:
         read_torch(path)
-    assert time.perf_counter() - started < 30  # the worst takes three seconds on a quiet machine
+    assert time.process_time() - started < 30  # the worst takes three seconds on a quiet machine
     message = str(caught.value)
     assert message.startswith(f'{path}: ')
     assert len(message.splitlines()) == 1
