@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiosep_jax import audio
 from audiosep_jax.audio.reading import open_sound
-from audiosep_jax.audio.writing import Subtype
+from audiosep_jax.audio.writing import Subtype, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
 from audiosep_jax.plots import spectrogram_panels
 from audiosep_jax.separation.outputs import RESIDUAL, plan_outputs, query_names
@@ -148,7 +147,7 @@ def answer(
     names = [*query_names(texts), RESIDUAL]
     plan = plan_outputs(folder, [Path(recording.name)], names, num_queries=len(texts), subtype=_SUBTYPE)
     paths = plan[Path(recording.name)]
-    gain = audio.write_together(dict(zip(paths, sounds, strict=True)), rate, subtype=_SUBTYPE)
+    gain = write_together(dict(zip(paths, sounds, strict=True)), rate, subtype=_SUBTYPE)
     picture = folder / f'{paths[-1].stem.removesuffix(RESIDUAL)}spectrograms.png'
     labels = _distinct(['recording', *map(_shortened, texts), 'left over'])
     spectrogram_panels(picture, dict(zip(labels, [mixture, *sounds], strict=True)), rate)

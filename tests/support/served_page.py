@@ -23,7 +23,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def served(checkpoint, home, *flags, **environment):
     """Yields the address; at the end Ctrl-C, which must end it at once, cleanly and with exit code 0."""
-    command = [sys.executable, '-m', 'audiosep_jax.cli.main', 'serve', '--checkpoint', str(checkpoint)]
+    command = [sys.executable, '-m', 'audiosep_jax.cli', 'serve', '--checkpoint', str(checkpoint)]
     command += ['--port', str(free_port()), *flags]
     environment = {**os.environ, 'TMPDIR': str(home), **environment}
     with (home / 'stderr.txt').open('w') as errors:

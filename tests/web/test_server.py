@@ -178,7 +178,7 @@ def test_without_gradio_one_line_says_how_to_get_it(tmp_path):
     command = [
         sys.executable,
         '-m',
-        'audiosep_jax.cli.main',
+        'audiosep_jax.cli',
         'serve',
         '--checkpoint',
         'nowhere',
