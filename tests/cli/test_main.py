@@ -163,7 +163,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         ],
         capture_output=True,
         env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 1
     assert run.stderr.count(b'\n') == 1
@@ -334,7 +334,7 @@ terminal.load = lambda path: QuarterSeparator()
 sys.exit(cli.main(['separate', 'in.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'out']))
 """
     write('in.wav', samples=200_000)
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=600)
     assert run.returncode == 1
     assert run.stderr.splitlines() == [
         'audiosep-jax: error: in.wav: out/in__dog.wav: cannot be written: the disk is full or failing'
@@ -377,7 +377,7 @@ main(['separate', '--help'])
 loaded = {'jax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)
 assert not loaded, loaded
 """
-    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, timeout=600)
 
 
 def test_a_closed_pipe_ends_quietly(folder, quarter, capsys, monkeypatch):

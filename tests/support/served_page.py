@@ -53,7 +53,7 @@ def post(url, body, content_type='application/json') -> tuple[int, bytes, dict]:
 
 def _open(request):
     try:
-        with _DIRECT.open(request, timeout=60) as answer:
+        with _DIRECT.open(request, timeout=600) as answer:
             return answer.status, answer.read(), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:

@@ -48,10 +48,10 @@ def refused(tmp_path, data, reason):
     """One line, which begins with the file; soon."""
     path = tmp_path / 'file.pt'
     path.write_bytes(data)
-    started = time.perf_counter()
+    started = time.process_time()  # another program that keeps the machine busy does not count
     with pytest.raises(CheckpointError) as caught:
         read_torch(path)
-    assert time.perf_counter() - started < 30  # the worst takes three seconds on a quiet machine
+    assert time.process_time() - started < 30  # the worst takes three seconds on a quiet machine
     message = str(caught.value)
     assert message.startswith(f'{path}: ')
     assert len(message.splitlines()) == 1
