@@ -188,7 +188,9 @@ def _folders(command: Evaluate) -> dict[str | None, Path]:
     """Returns the folders of the requested benchmarks by name; the name is None where the table decides."""
     from audiosep_jax.evaluation.protocols import find_benchmarks
 
-    return find_benchmarks(command.data) if command.benchmark == 'all' else {command.benchmark: command.data}
+    if command.benchmark == 'all':
+        return {name: folder for name, folder in find_benchmarks(command.data).items()}
+    return {command.benchmark: command.data}
 
 
 def _benchmarks(command: Evaluate, folders: dict[str | None, Path]) -> list['Benchmark']:

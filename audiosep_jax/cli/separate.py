@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from audiosep_jax.audio.loudness import LoudnessMatch
-from audiosep_jax.audio.raw import RAW_FORMATS, encoded, read_raw
+from audiosep_jax.audio.raw import RAW_FORMATS, RawFormat, encoded, read_raw
 from audiosep_jax.audio.reading import SoundInput, open_sound
 from audiosep_jax.audio.writing import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.cli import terminal
@@ -366,13 +366,13 @@ def _opened(command: Separate, source: Path) -> Iterator[SoundInput | _PipeInput
         raise AudioFileError('standard input is closed')
 
     # _check_flags has made sure of these.
-    assert command.format is not None
     assert command.rate is not None
     assert command.channels is not None
-    blocks = functools.partial(read_raw, sys.stdin.buffer, command.format, command.channels, terminal.note)
+    form = cast(RawFormat, command.format)
+    blocks = functools.partial(read_raw, sys.stdin.buffer, form, command.channels, terminal.note)
 
     bits = {'s24le': 'PCM_24', 's32le': 'PCM_32', 'f32le': 'FLOAT', 'f64le': 'FLOAT'}
-    yield _PipeInput(command.rate, command.channels, bits.get(command.format), blocks)
+    yield _PipeInput(command.rate, command.channels, bits.get(form), blocks)
 
 
 @contextlib.contextmanager
@@ -429,8 +429,8 @@ def _separate_to_pipe(job: _Job, source: Path) -> int:
     """Writes one sound to standard output, each piece as soon as it is finished; returns the exit code."""
     if sys.stdout is None:
         raise AudioFileError('standard output is closed')
-    assert job.command.format is not None  # _check_flags has made sure of it
     clipped, out = 0, sys.stdout.buffer
+    form = cast(RawFormat, job.command.format)  # _check_flags has made sure of it
     with _opened(job.command, source) as sound:
         if source != _PIPE:
             terminal.say(
@@ -438,7 +438,7 @@ def _separate_to_pipe(job: _Job, source: Path) -> int:
                 file=sys.stderr,
             )
         for piece in job.pieces(sound.blocks(), sound.rate, live=source == _PIPE):
-            data, beyond = encoded(job.sounds(piece)[0], job.command.format)
+            data, beyond = encoded(job.sounds(piece)[0], form)
             clipped += beyond
             out.write(data)
             out.flush()
