@@ -194,7 +194,7 @@ def difference_of_outputs(size: Size) -> dict[str, float]:
 
 
 def measure(case: Case, size: Size, repeats: int) -> dict:
-    """Measures in a separate process: seconds of the first step and of the later ones, their threads' CPU time, peak bytes."""
+    """Measures in a separate process: seconds of the first and the later steps, their CPU time, peak bytes."""
     started = time.perf_counter()
     run = torch_step(case, size) if case.program in (EAGER, COMPILED) else jax_step(case, size)
     run()

@@ -2,8 +2,8 @@
 
 A shard is a function of its inputs alone: clips k·n to (k+1)·n - 1 of the list, less those left out. It is written
 under a temporary name and renamed, so a file under a shard's name is whole; a build that was killed continues with the
-shards that are missing. Several builds may share the work, each with a range of the shards: the one that makes the last one
-finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
+shards that are missing. Several builds may share the work, each with a range of the shards; the one that makes the last
+shard finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
 """
 
 import contextlib

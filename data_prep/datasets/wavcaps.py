@@ -252,7 +252,7 @@ def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> 
 
 
 def _seconds(value: Any) -> float:
-    """Returns a duration, or NaN for anything else: machine-made metadata contain `NaN`, null, text and milliseconds."""
+    """Returns a duration, or NaN for anything else: machine-made metadata hold `NaN`, null, text and milliseconds."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -209,7 +209,8 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
         raise LeftOutError('missing', 'no such archive') from error
     except (OSError, ValueError, tarfile.TarError) as error:
         reason = ' '.join(str(error).split())
-        raise LeftOutError('unreadable', f'cut short, damaged or not a tar archive ({reason}); download it again') from error
+        message = f'cut short, damaged or not a tar archive ({reason}); download it again'
+        raise LeftOutError('unreadable', message) from error
 
 
 def _refuse_compressed(path: pathlib.Path, head: bytes) -> None:
