@@ -12,7 +12,7 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _HOME = {
     'load': 'separate',
