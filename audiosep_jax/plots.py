@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from audiosep_jax.errors import DataError
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 
 _RANGE_DB = 80.0
 # Enough columns for the picture's width: a longer sound takes longer hops, so that an hour costs no more than a minute.

@@ -19,12 +19,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.checkpoint import Checkpointer, describe
-from audiosep_jax.data import DataConfig
-from audiosep_jax.mixing import SegmentMixer
-from audiosep_jax.program import make_program
-from audiosep_jax.sharding import make_mesh, put_batch
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.data.batches import DataConfig
+from audiosep_jax.parallel.mesh import make_mesh, put_batch
+from audiosep_jax.training.checkpointer import Checkpointer
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.mixing import SegmentMixer
+from audiosep_jax.training.train_step import make_program
 
 
 def main(

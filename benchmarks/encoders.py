@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiosep_jax.encoders import clip_model, htsat, roberta
-from audiosep_jax.encoders.clap import ClapEncoder
-from audiosep_jax.encoders.clip import ClipEncoder
-from audiosep_jax.encoders.htsat import HtsatConfig
-from audiosep_jax.encoders.roberta import RobertaConfig
-from audiosep_jax.tensor_files import write_tensors
+from audiosep_jax.encoders.clap import htsat, roberta
+from audiosep_jax.encoders.clap.encoder import ClapEncoder
+from audiosep_jax.encoders.clap.htsat import HtsatConfig
+from audiosep_jax.encoders.clap.roberta import RobertaConfig
+from audiosep_jax.encoders.clip import model as clip_model
+from audiosep_jax.encoders.clip.encoder import ClipEncoder
+from audiosep_jax.weights.tensor_files import write_tensors
 
 CLIP_LARGE = {
     'model_type': 'clip',

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.torch_checkpoint import read_torch, write_torch
+from audiosep_jax.weights.torch_files import read_torch, write_torch
 
 SEEDS = Path(__file__).parents[1] / 'tests' / 'data'
 SECONDS = 10.0  # no read may take longer, on a machine that is busy

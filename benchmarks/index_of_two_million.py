@@ -24,11 +24,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.embedding_cache import cache_directory, cache_paths
-from audiosep_jax.encoders import load_encoder
-from audiosep_jax.records import SplitInfo, write_json
+from audiosep_jax.data.embeddings import cache_directory, cache_paths
+from audiosep_jax.data.layout import SplitInfo, write_json
+from audiosep_jax.encoders.registry import load_encoder
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.options import num_cores
 
 BATCH = 96
@@ -83,7 +83,7 @@ READER = """
 import sys, time
 started = time.perf_counter()
 import multiprocessing
-from audiosep_jax.data import DataConfig, make_batches
+from audiosep_jax.data.batches import DataConfig, make_batches
 
 def memory(pid):
     lines = open(f'/proc/{pid}/status').read().splitlines()

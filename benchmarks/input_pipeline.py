@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiosep_jax.audio import resample
-from audiosep_jax.data import DataConfig, make_batches
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.audio.resampling import resample
+from audiosep_jax.data.batches import DataConfig, make_batches
+from audiosep_jax.encoders.registry import load_encoder
 from data_prep.build import build_shards
-from data_prep.datasets import Clip
+from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions
 from data_prep.options import num_cores
 

@@ -26,13 +26,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.audio import write_audio
+from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.separate import Separator
-from audiosep_jax.torch_names import variables_from_torch
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.torch_names import variables_from_torch
+from audiosep_jax.separation.separator import Separator
 
 FORMATS = ((32000, 1), (44100, 2), (48000, 1), (44100, 1))  # Hz, channels
 MUSIC = (

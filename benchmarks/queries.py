@@ -28,15 +28,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.audio import read_audio
-from audiosep_jax.compilation import enable_compilation_cache
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import DataError, reported
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.metrics import sdri
-from audiosep_jax.queries import Query, embed, keep_out
-from audiosep_jax.separate import Separator, load
-from audiosep_jax.stft import istft, stft
+from audiosep_jax.separation.exclusion import keep_out
+from audiosep_jax.separation.queries import Query, embed
+from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.storage.cache import enable_compilation_cache
 
 DECIBELS = 10 / np.log(10)
 

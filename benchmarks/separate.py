@@ -134,8 +134,8 @@ def load(network: str | dict, case: Case):
     """The separator of a checkpoint, or one of random weights of this configuration."""
     import jax
 
-    from audiosep_jax import separate
-    from audiosep_jax.model import ModelConfig, init_variables
+    from audiosep_jax.models.audiosep import ModelConfig, init_variables
+    from audiosep_jax.separation import separator as separate
 
     if case.frames:
         separate._FRAMES_AT_ONCE = case.frames
@@ -163,8 +163,8 @@ def write_recording(path: Path, seconds: float) -> None:
 
 
 def run(separator, source: Path, prepared, case: Case, folder: Path) -> None:
-    from audiosep_jax.sound_input import open_sound
-    from audiosep_jax.sound_output import written_together
+    from audiosep_jax.audio.reading import open_sound
+    from audiosep_jax.audio.writing import written_together
 
     outputs = [folder / f'target{i}.wav' for i in range(case.queries)]
     with (

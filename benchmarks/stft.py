@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from audiosep_jax.stft import hann_window, istft, reflect_pad, stft
+from audiosep_jax.audio.stft import hann_window, istft, reflect_pad, stft
 
 WINDOW, HOP, SAMPLES = 2048, 320, 160_000
 

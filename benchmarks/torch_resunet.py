@@ -1,16 +1,16 @@
 """The separator and its training step in plain PyTorch, at the original's shapes: what this project is timed against.
 
-Written for `benchmarks/train_step.py` after the article and the tensors of `audiosep_jax/torch_names.py`, whose names
-its state dict has: weights of ours load into it, and its output is ours (`train_step.py` says how far it is off).
+Written for `benchmarks/train_step.py` after the article and the tensors of `audiosep_jax/models/torch_names.py`, whose
+names its state dict has: weights of ours load into it, and its output is ours (`train_step.py` says how far it is off).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.resunet import DOWNSAMPLING, TIME_DOWNSAMPLING
-from audiosep_jax.torch_names import torch_tensors
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.resunet import DOWNSAMPLING, TIME_DOWNSAMPLING
+from audiosep_jax.models.torch_names import torch_tensors
 
 
 class Block(nn.Module):
@@ -80,7 +80,7 @@ class Separator(nn.Module):
         self.register_buffer('window', torch.hann_window(config.window_size), persistent=False)
 
     def load_tensors(self, tensors: dict) -> None:
-        """Loads the original's state dict, numpy arrays by name (`audiosep_jax.torch_names.tensors_from_variables`)."""
+        """Loads the original's state dict, numpy arrays by name (`models.torch_names.tensors_from_variables`)."""
         renamed = {}
         for name, array in tensors.items():
             is_buffer = name.startswith(('base.stft.', 'base.istft.'))

@@ -13,7 +13,7 @@ project's whole step (mixing, STFT, network, loss, gradients, AdamW with AMSGrad
   until memory is full. Ours in float32 (which is not TF32) and bfloat16, and all kinds of remat.
 
 `CPU s` adds up the threads: where other programs share the cores, it says more than the time that passes. Peak memory
-is the allocator's on a GPU and the process's on a CPU. MFU is the model's operations (`audiosep_jax.cost`)
+is the allocator's on a GPU and the process's on a CPU. MFU is the model's operations (`audiosep_jax.models.cost`)
 by the device's published peak, the last column the share of the roofline bound; both are empty where none is known.
 """
 
@@ -63,7 +63,7 @@ class Size:
     num_samples: int = 160_000
 
     def config(self, case: Case):
-        from audiosep_jax.model import ModelConfig
+        from audiosep_jax.models.audiosep import ModelConfig
 
         return ModelConfig(
             window_size=self.window_size, hop_size=self.hop_size, widths=self.widths, dtype=case.dtype, remat=case.remat
@@ -99,10 +99,10 @@ def jax_step(case: Case, size: Size) -> Callable[[], None]:
     """A function that takes one step and waits for it."""
     import jax
 
-    from audiosep_jax import convolution, resunet
-    from audiosep_jax.mixing import SegmentMixer
-    from audiosep_jax.optim import OptimizerConfig, make_optimizer
-    from audiosep_jax.state import init_state, make_train_step
+    from audiosep_jax.models import convolution, resunet
+    from audiosep_jax.training.mixing import SegmentMixer
+    from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+    from audiosep_jax.training.train_step import init_state, make_train_step
 
     config = size.config(case)
     optimizer = make_optimizer(OptimizerConfig(schedule='constant'), total_steps=1000)
@@ -160,8 +160,8 @@ def fresh_tensors(config) -> dict[str, np.ndarray]:
     """Random weights of ours under the original's names, DFT matrices included."""
     import jax
 
-    from audiosep_jax.model import init_variables
-    from audiosep_jax.torch_names import tensors_from_variables
+    from audiosep_jax.models.audiosep import init_variables
+    from audiosep_jax.models.torch_names import tensors_from_variables
 
     with jax.default_device(jax.devices('cpu')[0]):
         return tensors_from_variables(init_variables(config, jax.random.key(0)), config)
@@ -173,8 +173,8 @@ def difference_of_outputs(size: Size) -> dict[str, float]:
     import torch
     from torch_resunet import Separator
 
-    from audiosep_jax.model import AudioSep, init_variables
-    from audiosep_jax.torch_names import tensors_from_variables
+    from audiosep_jax.models.audiosep import AudioSep, init_variables
+    from audiosep_jax.models.torch_names import tensors_from_variables
 
     config = size.config(Case(OURS))
     with jax.default_device(jax.devices('cpu')[0]):
@@ -260,7 +260,7 @@ def work(what: str, *arguments) -> dict:
 
 def row(case: Case, size: Size, found: dict, kind: str) -> dict:
     """A measurement with what follows from it."""
-    from audiosep_jax import cost
+    from audiosep_jax.models import cost
 
     config, seconds = size.config(case), statistics.median(found['seconds'])
     clips = case.batch_size / seconds

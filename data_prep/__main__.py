@@ -9,8 +9,8 @@ from typing import Annotated, Union
 
 import tyro
 
-from audiosep_jax.embedding_cache import Modality
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.data.embeddings import Modality
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import explained
 from audiosep_jax.progress import printed_progress, progress_bar
 from data_prep.commands import inspect, make_eval, merge, stage, stats, verify

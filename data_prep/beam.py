@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
-from audiosep_jax.buckets import as_path, is_bucket, write_bytes
+from audiosep_jax.data.layout import SplitInfo, shard_path
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from audiosep_jax.records import SplitInfo, shard_path
-from data_prep.datasets import ClipSource
+from audiosep_jax.storage.buckets import as_path, is_bucket, write_bytes
+from data_prep.clips.base import ClipSource
 
 _LOOK_SECONDS = 2.0  # between looks at how many shards there are: all that can be known of a far-away pipeline
 _REQUESTS = 16  # at once, of files in a bucket

@@ -3,7 +3,7 @@
 A shard is a function of its inputs alone: clips k·n to (k+1)·n - 1 of the list, less those left out. It is written
 under a temporary name and renamed, so a file under a shard's name is whole; a build that was killed continues with the
 shards that are missing. Several builds may share the work, each with a range of the shards: who makes the last one
-finishes the split. The layout is described in `audiosep_jax/records.py`.
+finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
 """
 
 import contextlib
@@ -24,19 +24,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiosep_jax.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from audiosep_jax.locks import AtWork, locked
-from audiosep_jax.records import (
+from audiosep_jax.audio.writing import MAX_FLAC_RATE
+from audiosep_jax.data.layout import (
     FORMAT_VERSION,
-    Record,
     SplitInfo,
-    count_records,
-    encode_audio,
-    features,
     read_split_info,
     read_summary,
-    record_to_bytes,
     shard_path,
     split_info_path,
     split_names,
@@ -44,8 +37,13 @@ from audiosep_jax.records import (
     write_json,
     write_split_info,
 )
-from audiosep_jax.sound_output import MAX_FLAC_RATE
-from data_prep.datasets import ClipsInMemory, ClipSource, LeftOut, LeftOutError, LongEnough
+from audiosep_jax.data.records import Record, encode_audio, features, record_to_bytes
+from audiosep_jax.data.shards import count_records
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError
+from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
+from audiosep_jax.storage.locks import AtWork, locked
+from data_prep.clips.base import ClipSource, LeftOut, LeftOutError
+from data_prep.clips.sources import ClipsInMemory, LongEnough
 from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]

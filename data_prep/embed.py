@@ -1,6 +1,6 @@
 """Fills the embedding caches of a dataset: every caption, sound or picture through one query encoder.
 
-The layout is described in `audiosep_jax/embedding_cache.py`. Each file is renamed into place, and `SPLIT.json` says
+The layout is described in `audiosep_jax/data/embeddings.py`. Each file is renamed into place, and `SPLIT.json` says
 `complete` last: a killed run, started again, continues with the next shard, and hosts may share the shards of a split.
 """
 
@@ -18,29 +18,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from audiosep_jax.buckets import is_bucket
-from audiosep_jax.embedding_cache import (
+from audiosep_jax.data.embeddings import (
     Modality,
     cache_directory,
     cache_paths,
     check_same_encoder,
     read_encoder_identity,
 )
-from audiosep_jax.encoders import QueryEncoder
+from audiosep_jax.data.layout import SplitInfo, read_json, read_split_info, read_summary, split_names, write_json
+from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.shards import Shards
+from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from audiosep_jax.files import replacing
-from audiosep_jax.locks import AtWork, locked
-from audiosep_jax.records import (
-    INT16_SCALE,
-    Shards,
-    SplitInfo,
-    decode_audio,
-    read_json,
-    read_split_info,
-    read_summary,
-    split_names,
-    write_json,
-)
+from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.buckets import is_bucket
+from audiosep_jax.storage.locks import AtWork, locked
 
 # Of the encoder: enough to fill an accelerator, little enough for any memory.
 _TEXTS_PER_CALL = 256

@@ -26,7 +26,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from audiosep_jax.errors import DataError
-from data_prep.listing import read_text, stem_of
+from data_prep.clips.listing import read_text, stem_of
 from data_prep.options import BuildOptions
 
 # Of AudioCaps only YouTube's ids: its own numbers would hit sounds of Freesound, which have numbers, too.

@@ -7,12 +7,12 @@ import re
 import shlex
 import sys
 
-from audiosep_jax.buckets import is_bucket
+from audiosep_jax.data.records import Codec
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.progress import printed_progress, progress_bar
-from audiosep_jax.records import Codec
+from audiosep_jax.storage.buckets import is_bucket
 from data_prep.build import BuildResult, Runner, build_shards, skipped_path
-from data_prep.datasets import ClipSource
+from data_prep.clips.base import ClipSource
 
 PROBLEMS_SHOWN = 20
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from audiosep_jax.data.layout import read_split_info, read_summary, split_names
+from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.files import replacing
-from audiosep_jax.records import INT16_SCALE, Shards, decode_audio, read_split_info, read_summary, split_names
+from audiosep_jax.storage.atomic import replacing
 from data_prep.build import skipped_path, source_name
 
 _BIN_DB = 3

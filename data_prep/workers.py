@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 
 from audiosep_jax.errors import DataError
-from audiosep_jax.processes import end_with_parent
+from audiosep_jax.storage.system import end_with_parent
 
 _counter = None  # in a worker: how many steps all the workers have done
 

@@ -20,8 +20,8 @@ Aim:
     MUSIC 10.508 / 9.425, ESC-50 10.040 / 8.810.
 """
 
-from audiosep_jax.launch import run_experiment
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.experiment import run_experiment
 
 
 def get_config() -> TrainConfig:

@@ -18,9 +18,9 @@ Aim:
 
 import dataclasses
 
-from audiosep_jax.data import DataConfig
-from audiosep_jax.launch import run_experiment
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.data.batches import DataConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.experiment import run_experiment
 
 
 def get_config() -> TrainConfig:

@@ -19,11 +19,11 @@ Aim:
     3.862 dB.
 """
 
-from audiosep_jax.data import DataConfig
-from audiosep_jax.launch import run_experiment
-from audiosep_jax.mixing import SegmentMixer
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.data.batches import DataConfig
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.experiment import run_experiment
+from audiosep_jax.training.mixing import SegmentMixer
 
 
 def get_config() -> TrainConfig:

@@ -21,10 +21,10 @@ Aim:
     docs/evaluate.md).
 """
 
-from audiosep_jax.launch import run_experiment
-from audiosep_jax.mixing import SegmentMixer
-from audiosep_jax.optim import OptimizerConfig
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.experiment import run_experiment
+from audiosep_jax.training.mixing import SegmentMixer
+from audiosep_jax.training.optim import OptimizerConfig
 
 
 def get_config() -> TrainConfig:

@@ -17,20 +17,21 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from audiosep_jax.audio import write_together
-from audiosep_jax.baselines import SpectralMask
-from audiosep_jax.compilation import enable_compilation_cache
-from audiosep_jax.data import DataConfig
-from audiosep_jax.encoders import load_encoder
+from audiosep_jax.audio.writing import write_together
+from audiosep_jax.data.batches import DataConfig
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import reported
+from audiosep_jax.evaluation.baselines import SpectralMask
 from audiosep_jax.evaluation.results import Results, write_json
 from audiosep_jax.evaluation.run import Options, evaluate_arrays, score_estimates
-from audiosep_jax.mixing import AbsentQueries, SegmentMixer
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.optim import OptimizerConfig
+from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.plots import spectrogram_panels
-from audiosep_jax.separate import Separator, load
-from audiosep_jax.train import TrainConfig, train
+from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.storage.cache import enable_compilation_cache
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
+from audiosep_jax.training.optim import OptimizerConfig
+from audiosep_jax.training.train import train
 from data_prep import synthetic
 from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips

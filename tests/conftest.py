@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from support.paths import REFERENCE
+
 # Before jax is imported: it reads these once.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
@@ -13,20 +15,20 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from support.fake_bucket import bucket  # noqa: E402, F401
+from support.offline import offline  # noqa: E402, F401
 
 # No deadline: the first example imports or compiles, and machines that run tests are busy.
 hypothesis.settings.register_profile('suite', deadline=None)
 hypothesis.settings.load_profile('suite')
 
-DATA = Path(__file__).parent / 'data'
-
 
 @pytest.fixture(scope='session')
 def reference():
-    """Outputs of the original PyTorch separator (tests/data/README.md)."""
+    """Outputs of the original PyTorch separator (tests/reference/README.md)."""
     import numpy as np
 
-    with np.load(DATA / 'resunet30_reference.npz') as archive:
+    with np.load(REFERENCE / 'resunet30_reference.npz') as archive:
         return dict(archive)
 
 
@@ -35,7 +37,7 @@ def reference_state(reference):
     """The state dict behind those outputs, rebuilt from names and shapes; without the fixed STFT matrices."""
     import json
 
-    from reference_weights import separator_tensor
+    from support.reference_weights import separator_tensor
 
     entries = zip(reference['state_names'], reference['state_shapes'], reference['analytic'], strict=True)
     return {str(n): separator_tensor(str(n), tuple(json.loads(str(s)))) for n, s, analytic in entries if not analytic}
@@ -51,19 +53,19 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def quarter(monkeypatch):
     """What the command line then gets for a checkpoint of any name: a separator without a network."""
-    from quarter_separator import QuarterSeparator
+    from support.quarter_separator import QuarterSeparator
 
-    from audiosep_jax import cli
+    from audiosep_jax.cli import terminal
 
     fake = QuarterSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path, **options: fake)
+    monkeypatch.setattr(terminal, 'load', lambda path, **options: fake)
     return fake
 
 
 @pytest.fixture(scope='session')
 def dataset(tmp_path_factory):
     """What the tests of training train on: 24 short clips and their embeddings."""
-    from small_dataset import build_small
+    from support.small_dataset import build_small
 
     directory = tmp_path_factory.mktemp('dataset')
     build_small(directory, 24)

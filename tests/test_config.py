@@ -5,11 +5,11 @@ import json
 import pytest
 
 from audiosep_jax.config import from_dict, to_dict
-from audiosep_jax.data import DataConfig
+from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.model import ModelConfig
-from audiosep_jax.optim import OptimizerConfig
-from audiosep_jax.train import TrainConfig
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.optim import OptimizerConfig
 
 
 def test_round_trip_through_json():

@@ -24,9 +24,10 @@ def booby_trapped(tmp_path):
     [
         'import audiosep_jax',
         'import audiosep_jax as asj; [getattr(asj, name) for name in asj.__all__]',
-        'import audiosep_jax.train, audiosep_jax.plots, audiosep_jax.cli, audiosep_jax.convert',
-        'import audiosep_jax.evaluation.run, audiosep_jax.evaluation.report, audiosep_jax.speech_metrics',
-        'import audiosep_jax.page, audiosep_jax.serve, audiosep_jax.publish',
+        'import audiosep_jax.training.train, audiosep_jax.plots',
+        'import audiosep_jax.cli.main, audiosep_jax.checkpoints.convert',
+        'import audiosep_jax.evaluation.run, audiosep_jax.evaluation.report, audiosep_jax.evaluation.speech',
+        'import audiosep_jax.web.page, audiosep_jax.web.server, audiosep_jax.checkpoints.publish',
         'import data_prep.__main__',
     ],
 )
@@ -50,9 +51,9 @@ def test_public_names():
         _ = asj.nonsense
 
 
-@pytest.mark.parametrize('first', ['asj.stft', 'asj.load', 'importlib.import_module("audiosep_jax.stft")'])
+@pytest.mark.parametrize('first', ['asj.stft', 'asj.load', 'importlib.import_module("audiosep_jax.audio.stft")'])
 def test_stft_is_the_function_whatever_was_imported_before(first):
     """Importing the submodule `stft` would bind it to the package under the same name."""
     program = f'import importlib, audiosep_jax as asj; {first}; asj.stft.__call__; print(asj.stft.__module__)'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ('audiosep_jax.stft\n', '')
+    assert (done.stdout, done.stderr) == ('audiosep_jax.audio.stft\n', '')

@@ -1,6 +1,4 @@
-"""Golden values: the original's calculate_sdr and calculate_sisdr (tests/data/metrics_reference.npz)."""
-
-from pathlib import Path
+"""Golden values: the original's calculate_sdr and calculate_sisdr (tests/reference/metrics_reference.npz)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from original_metrics import calculate_sdr, calculate_sisdr
+from support.original_metrics import calculate_sdr, calculate_sisdr
+from support.paths import REFERENCE
 
 from audiosep_jax import metrics
 
-REFERENCE = Path(__file__).parent / 'data' / 'metrics_reference.npz'
+GOLDEN = REFERENCE / 'metrics_reference.npz'
 few = settings(max_examples=15)
 
 
 @pytest.fixture(scope='module')
 def golden():
-    with np.load(REFERENCE) as arrays:
+    with np.load(GOLDEN) as arrays:
         return dict(arrays)
 
 

@@ -5,7 +5,8 @@ import io
 
 import pytest
 
-from audiosep_jax.progress import TrainingProgress, _clock, printed_progress, progress_bar
+from audiosep_jax.progress import printed_progress, progress_bar
+from audiosep_jax.training.progress import TrainingProgress, _clock
 
 
 class Terminal(io.StringIO):

@@ -8,8 +8,7 @@ import re
 import shutil
 
 import pytest
-from documents import PAGES, ROOT, Block, blocks, dry_run, furnish, run
-from test_hub import offline  # noqa: F401
+from support.documents import PAGES, ROOT, Block, blocks, dry_run, furnish, run
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +19,7 @@ def furniture(tmp_path_factory):
 
 
 @pytest.fixture
-def house(furniture, tmp_path, monkeypatch, offline):  # noqa: F811
+def house(furniture, tmp_path, monkeypatch, offline):
     """A folder with the reader's own files in it, and no network."""
     shutil.copytree(furniture, tmp_path / 'house')
     monkeypatch.chdir(tmp_path / 'house')

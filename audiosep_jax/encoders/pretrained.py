@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-from audiosep_jax import hub
 from audiosep_jax.encoders.tokenizer import TOKENIZER_FILES
 from audiosep_jax.errors import CheckpointError, ConfigError
-from audiosep_jax.files import replacing
-from audiosep_jax.tensor_files import open_tensors, write_tensors
+from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.weights import hub
+from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 # What the bare name of a pretrained encoder means.
 REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from audiosep_jax import hub
 from audiosep_jax.encoders.tokenizer import Kind, Tokenizer, has_tokenizer, open_tokenizer
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.weights import hub
 
 MAX_BATCH = 64
 _SLICE = 64  # numbers at either end of a tensor that its fingerprint reads

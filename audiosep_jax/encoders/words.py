@@ -14,7 +14,7 @@ import unicodedata
 
 import numpy as np
 
-from audiosep_jax.encoders import check_texts
+from audiosep_jax.encoders.base import check_texts
 from audiosep_jax.errors import ConfigError
 
 # Function words, and what captions say about any sound at all ('a recording of …', '… in the foreground').

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiosep_jax.audio import read_audio
+from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.errors import AudioFileError, DataError
 from audiosep_jax.evaluation.benchmark import Item, Reason
 

@@ -1,20 +1,25 @@
 """What an evaluation leaves in its folder, for a reader: results.json, report.md and pictures."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiosep_jax.audio import resample
+from audiosep_jax.audio.resampling import resample
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.results import NO_SEPARATION, ItemScore, Results, Row, in_decibels, write_json
-from audiosep_jax.files import replacing
 from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
+from audiosep_jax.storage.atomic import replacing
 
 if TYPE_CHECKING:
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.separation.separator import Separator
 
 _NAMED = 50  # items that are listed by name; all of them are in results.json
 # Where in the order of SDRi the examples lie: what a good, a usual and a bad answer look like.
@@ -169,3 +174,36 @@ def _panels(item: ItemScore, primary: str, rate: int, separator: 'Separator') ->
     mixture = resample(sound.mixture, rate, model_rate)
     separated = separator.separate_batch([mixture], separator.embed([item.texts[primary]]), batch_size=1)[0]
     return {'mixture': sound.mixture, 'target': sound.target, 'separated': resample(separated, model_rate, rate)}
+
+
+_HEADER = ('benchmark', 'SDRi', 'SI-SDR', 'published SDRi', 'published SI-SDR', 'items', 'left out')
+
+
+def summary_table(found: Sequence[Results]) -> 'Table':
+    """For a terminal."""
+    from rich.table import Table
+
+    table = Table(title='separated, dB')
+    for i, column in enumerate(_HEADER):
+        table.add_column(column, justify='right' if i else 'left')
+    for line in _lines(found):
+        table.add_row(*line)
+    return table
+
+
+def summary_markdown(found: Sequence[Results]) -> str:
+    """For `OUT/report.md`, with links to the reports of the benchmarks."""
+    names = [f'[{results.benchmark.title}]({results.benchmark.name}/report.md)' for results in found]
+    lines = [[name, *line[1:]] for name, line in zip(names, _lines(found), strict=True)]
+    return f'# Benchmarks\n\nIn dB, aggregated as the original does.\n\n{markdown_table(_HEADER, lines)}\n'
+
+
+def _lines(found: Sequence[Results]) -> list[list[str]]:
+    lines = []
+    for results in found:
+        published = next((row.scores for row in results.benchmark.published if 'SDRi' in row.scores), {})
+        own = {metric: score.value for metric, score in results.rows[0].scores.items()}
+        numbers = [own.get('SDRi'), own.get('SI-SDR'), published.get('SDRi'), published.get('SI-SDR')]
+        cells = ['' if number is None else f'{number:.3f}' for number in numbers]
+        lines.append([results.benchmark.title, *cells, str(len(results.items)), str(len(results.left_out))])
+    return lines

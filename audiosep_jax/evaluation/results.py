@@ -12,7 +12,7 @@ import numpy as np
 from audiosep_jax.errors import DataError
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut, Published, Statistic
 from audiosep_jax.evaluation.statistics import aggregate, intervals
-from audiosep_jax.files import replacing
+from audiosep_jax.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from audiosep_jax.audio import resample
-from audiosep_jax.baselines import oracle_ratio_mask
-from audiosep_jax.encoders import comparable
+from audiosep_jax.audio.resampling import resample
+from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import AudioSepError, CheckpointError, ConfigError, DataError
+from audiosep_jax.evaluation.baselines import oracle_ratio_mask
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut
 from audiosep_jax.evaluation.journal import Journal, key_of
 from audiosep_jax.evaluation.loading import Sound, UnusableItemError, load_item, seconds_of
-from audiosep_jax.evaluation.processes import gathered
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.queries import ask
 from audiosep_jax.evaluation.results import (
@@ -45,10 +44,11 @@ from audiosep_jax.evaluation.results import (
 )
 from audiosep_jax.evaluation.scoring import cosine, padded_batch, sdr_family
 from audiosep_jax.evaluation.speech import SpeechScorer
+from audiosep_jax.parallel.hosts import gathered
 
 if TYPE_CHECKING:
-    from audiosep_jax.encoders import QueryEncoder
-    from audiosep_jax.separate import Separator
+    from audiosep_jax.encoders.base import QueryEncoder
+    from audiosep_jax.separation.separator import Separator
 
 Progress = Callable[[int, int], None]
 # What scores depend on besides weights, texts and files: raised when their computation changes.

@@ -7,8 +7,8 @@ Its repository has `dataset/` (v1) and `dataset2.0/` with a table per split, `tr
 A training clip has one row, a test or validation clip five, which have the video and the start in common: they are one
 clip with several captions. The videos are cut and named by those who download them. A clip's file is looked for below
 the source folder, whatever its suffix, under any of its audiocap ids, as `YTID` or `YYTID`, and either with its times
-(see `data_prep.youtube`); folders of another split's name are passed over. Its id is `YTID_START`, START in seconds.
-Rows that cannot be read are left out as unreadable, unless most are.
+(see `data_prep.clips.youtube`); folders of another split's name are passed over. Its id is `YTID_START`, START in
+seconds. Rows that cannot be read are left out as unreadable, unless most are.
 """
 
 import dataclasses
@@ -17,9 +17,8 @@ import pathlib
 from collections import Counter
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import (
     bad_row,
     files_or_refuse,
     find_file,
@@ -28,7 +27,9 @@ from data_prep.listing import (
     refuse_wrong_table,
     visible,
 )
-from data_prep.youtube import by_name, find_clip
+from data_prep.clips.sources import Files
+from data_prep.clips.youtube import by_name, find_clip
+from data_prep.exclusions import ExcludingOptions, is_excluded
 
 CLIP_SECONDS = 10.0
 

@@ -39,9 +39,8 @@ from typing import Annotated
 import tyro
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import (
     bad_row,
     files_or_refuse,
     find_file,
@@ -51,7 +50,9 @@ from data_prep.listing import (
     read_text,
     refuse_wrong_table,
 )
-from data_prep.youtube import by_name, find_clip
+from data_prep.clips.sources import Files
+from data_prep.clips.youtube import by_name, find_clip
+from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
 
 # The splits that may be asked for, and the tables of each.
 _BALANCED, _UNBALANCED, _EVAL = (f'{name}_segments.csv' for name in ('balanced_train', 'unbalanced_train', 'eval'))

@@ -16,9 +16,8 @@ import pathlib
 import unicodedata
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import (
     bad_row,
     distinct,
     files_or_refuse,
@@ -30,6 +29,8 @@ from data_prep.listing import (
     stem_of,
     visible,
 )
+from data_prep.clips.sources import Files
+from data_prep.exclusions import ExcludingOptions, is_excluded
 
 SPLITS = {'train': 'development', 'val': 'validation', 'test': 'evaluation'}
 

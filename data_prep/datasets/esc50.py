@@ -18,8 +18,9 @@ from typing import Annotated
 import tyro
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.listing import bad_row, files_or_refuse, read_table, refuse_wrong_table
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import bad_row, files_or_refuse, read_table, refuse_wrong_table
+from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions
 
 FOLDS = (1, 2, 3, 4, 5)

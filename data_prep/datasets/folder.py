@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError, printable
+from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
+from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
-from data_prep.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
 
 SUFFIXES = frozenset((*SOUND_SUFFIXES, *VIDEO_SUFFIXES, '.aif', '.aiff', '.au', '.caf', '.oga', '.w64', '.wma'))
 CaptionSource = Literal['auto', 'text', 'class']

@@ -30,10 +30,8 @@ import pathlib
 from collections.abc import Collection, Sequence
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.datasets.audioset import captions_of
-from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import (
     bad_row,
     distinct,
     files_or_refuse,
@@ -45,6 +43,9 @@ from data_prep.listing import (
     refuse_wrong_table,
     stem_of,
 )
+from data_prep.clips.sources import Files
+from data_prep.datasets.audioset import captions_of
+from data_prep.exclusions import ExcludingOptions, is_excluded
 
 # Split to the part of the dataset, and which of dev.csv's splits.
 _PARTS = {

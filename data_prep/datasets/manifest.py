@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from audiosep_jax.errors import DataError
-from data_prep.datasets import Clip, ClipSource, LeftOutError
-from data_prep.media import check_pyav, read_sound
+from data_prep.clips.base import Clip, ClipSource, LeftOutError
+from data_prep.clips.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
 
 _KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')

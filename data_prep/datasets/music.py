@@ -23,9 +23,8 @@ from typing import Annotated
 import tyro
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError
-from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError
+from data_prep.clips.listing import (
     bad_row,
     distinct,
     files_or_refuse,
@@ -36,8 +35,10 @@ from data_prep.listing import (
     refuse_wrong_table,
     stem_of,
 )
-from data_prep.media import sound_seconds
-from data_prep.youtube import by_name
+from data_prep.clips.media import sound_seconds
+from data_prep.clips.sources import Files
+from data_prep.clips.youtube import by_name
+from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
 
 PIECE_SECONDS = 10.0
 _LISTS = ('MUSIC_solo_videos.json', 'MUSIC_duet_videos.json')

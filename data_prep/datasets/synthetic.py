@@ -7,7 +7,7 @@ import tyro
 
 from audiosep_jax.errors import ConfigError
 from data_prep import synthetic
-from data_prep.datasets import ClipSource
+from data_prep.clips.base import ClipSource
 from data_prep.options import BuildOptions
 
 

@@ -6,10 +6,10 @@ Its list has no header; older ones, `train.csv` and `test.csv`, name files:
     train.csv, test.csv     --0PQM4-hqg_000030.mp4,waterfall burbling
 
 A clip's file is looked for below the source folder, at any depth and with any suffix, as `YTID_000030`; also with the
-times that other scripts write (see `data_prep.youtube`), or by its YouTube id where the list has one clip of the video.
-A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall burbling';
-of a clip with several labels, as in `data_prep.datasets.audioset`, texts that name all of them. Rows that cannot be
-read are left out as unreadable, unless most are.
+times that other scripts write (see `data_prep.clips.youtube`), or by its YouTube id where the list has one clip of the
+video. A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall
+burbling'; of a clip with several labels, as in `data_prep.datasets.audioset`, texts that name all of them. Rows that
+cannot be read are left out as unreadable, unless most are.
 """
 
 import csv
@@ -20,10 +20,8 @@ import pathlib
 from collections import Counter
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.datasets.audioset import captions_of
-from data_prep.exclusions import ExcludingOptions, is_excluded
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import (
     bad_row,
     distinct,
     files_or_refuse,
@@ -33,7 +31,10 @@ from data_prep.listing import (
     refuse_wrong_table,
     stem_of,
 )
-from data_prep.youtube import by_name, find_clip
+from data_prep.clips.sources import Files
+from data_prep.clips.youtube import by_name, find_clip
+from data_prep.datasets.audioset import captions_of
+from data_prep.exclusions import ExcludingOptions, is_excluded
 
 CLIP_SECONDS = 10.0
 _SPLITS = ('train', 'test')

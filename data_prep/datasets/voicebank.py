@@ -21,8 +21,9 @@ import re
 from typing import Literal, get_args
 
 from audiosep_jax.errors import ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut, printable
-from data_prep.listing import one_line
+from data_prep.clips.base import ClipSource, Entry, LeftOut, printable
+from data_prep.clips.listing import one_line
+from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions
 
 TEST_SPEAKERS = ('p232', 'p257')

@@ -32,9 +32,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut
-from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
-from data_prep.listing import (
+from data_prep.clips.base import ClipSource, Entry, LeftOut
+from data_prep.clips.listing import (
     bad_row,
     distinct,
     files_or_refuse,
@@ -45,7 +44,9 @@ from data_prep.listing import (
     refuse_wrong_table,
     stem_of,
 )
-from data_prep.media import sound_seconds
+from data_prep.clips.media import sound_seconds
+from data_prep.clips.sources import Files
+from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
 Source = Literal['AudioSet_SL', 'BBC_Sound_Effects', 'FreeSound', 'SoundBible']
 

@@ -31,11 +31,12 @@ import tyro
 
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import progress_bar
-from data_prep.datasets import ClipSource, Entry, Files, LeftOut, LeftOutError, printable
+from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
+from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of
 from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
-from data_prep.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
 
 CAPTION_KEYS = ('text', 'caption', 'captions')
 LABEL_KEYS = ('tag', 'tags', 'label', 'labels')

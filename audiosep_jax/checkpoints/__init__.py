@@ -1,0 +1,1 @@
+"""Checkpoints of the separator: found, read, converted and published."""

@@ -1,0 +1,1 @@
+"""The command `audiosep-jax`: one module for each of its subcommands."""

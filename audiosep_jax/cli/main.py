@@ -1,0 +1,62 @@
+"""The command `audiosep-jax`: parses its flags, runs a subcommand, and turns errors into exit codes.
+
+Exit codes: 0 done; 1 files and data, also when one of several inputs failed; 2 flags, configuration keys, empty
+queries; 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from audiosep_jax import __version__
+from audiosep_jax.cli import convert, evaluate, inspect, push, separate, serve, terminal
+from audiosep_jax.errors import explained
+
+_RUN: dict[type, Callable[[Any], int]] = {
+    separate.Separate: separate.run,
+    evaluate.Evaluate: evaluate.run,
+    convert.Convert: convert.run,
+    inspect.Inspect: inspect.run,
+    push.Push: push.run,
+    serve.Serve: serve.run,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (by default the process's own) and returns the exit code."""
+    if (sys.argv[1:] if argv is None else list(argv)) == ['--version']:
+        terminal.say(f'audiosep-jax {__version__}')
+        return 0
+    try:
+        command = tyro.cli(
+            Annotated[separate.Separate, tyro.conf.subcommand('separate')]
+            | Annotated[evaluate.Evaluate, tyro.conf.subcommand('evaluate')]
+            | Annotated[convert.Convert, tyro.conf.subcommand('convert')]
+            | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[push.Push, tyro.conf.subcommand('push')]
+            | Annotated[serve.Serve, tyro.conf.subcommand('serve')],
+            prog='audiosep-jax',
+            description='Separate sounds by describing them. --version prints the version.',
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+    except SystemExit as stop:  # --help, or a wrong flag that tyro has explained
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        return terminal.stdout_was_closed()
+    try:
+        with terminal.terminable():
+            return _RUN[type(command)](command)
+    except KeyboardInterrupt:
+        terminal.complain('interrupted; the output being written was not kept')
+        return 130
+    except BrokenPipeError:
+        return terminal.stdout_was_closed()
+    except Exception as error:
+        explanation = explained(error)
+        if explanation is None:
+            raise
+        terminal.complain(explanation[0])
+        return explanation[1]

@@ -1,0 +1,96 @@
+"""The command `audiosep-jax serve`: checks its flags, loads the checkpoint and serves the web page."""
+
+import contextlib
+import dataclasses
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from audiosep_jax.cli import terminal
+from audiosep_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from audiosep_jax.separation.separator import Separator
+    from audiosep_jax.web.page import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """Open a web page for separating: upload or record, describe, listen, download. Needs the extra `demo`.
+
+    By default only this machine can reach it (see --host). Ctrl-C stops the server and deletes the uploads.
+    """
+
+    checkpoint: Annotated[
+        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+    ] = None
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    host: str = '127.0.0.1'
+    """The address to listen on; 0.0.0.0 admits everybody who can reach this machine."""
+    port: int = 7860
+    """The port to listen on."""
+    share: bool = False
+    """Also create a public address through Gradio's servers, for at most a week; anybody who knows it may use it."""
+    examples: Annotated[Path | None, tyro.conf.arg(metavar='DIR', help_behavior_hint="(default: the checkpoint's)")] = (
+        None
+    )
+    """Sounds to try: NAME.wav, and beside it NAME.txt with one description per line. The default is the folder
+    `examples` of the checkpoint, if it has one."""
+    max_seconds: float = 600.0
+    """The longest recording accepted."""
+    max_megabytes: int = 200
+    """The largest file accepted, in 10^6 bytes."""
+
+
+def run(command: Serve) -> int:
+    """Serves until Ctrl-C or SIGTERM; returns the exit code.
+
+    Raises:
+        ConfigError: Gradio is not installed, the address is not one of this machine's, or the port is in use.
+        AudioFileError, QueryError: the examples cannot be used.
+        QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
+    """
+    from audiosep_jax.web.page import Limits, find_examples
+    from audiosep_jax.web.server import import_gradio, serving
+
+    limits = Limits(seconds=command.max_seconds, megabytes=command.max_megabytes)
+    _check_address(command.host, command.port)
+    if command.examples is not None:
+        find_examples(command.examples)
+    import_gradio()
+    separator = terminal.load(command.checkpoint)  # last, because it takes seconds
+    examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        serving(
+            separator, host=command.host, port=command.port, share=command.share, limits=limits, examples=examples
+        ) as address,
+    ):
+        terminal.say(f'{address}  (Ctrl-C ends it)')
+        threading.Event().wait()
+    return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ConfigError for an address that cannot be listened on."""
+    if not 0 < port < 65536:
+        raise ConfigError(f'--port {port}: must be between 1 and 65535')
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f'--host {host} --port {port}: {error.strerror or error}; choose another') from error
+
+
+def _examples_of(separator: 'Separator') -> list['Example']:
+    """Returns the examples stored with the checkpoint."""
+    from audiosep_jax.web.page import find_examples
+
+    path = Path(separator.info['path'])
+    root = path.parent.parent if path.parent.name == 'checkpoints' else path
+    return find_examples(root / 'examples') if (root / 'examples').is_dir() else []

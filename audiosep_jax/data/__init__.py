@@ -1,0 +1,1 @@
+"""From a directory of shards to the batches of a training step."""

@@ -1,0 +1,1 @@
+"""OpenAI CLIP in Flax: its text tower and its vision tower."""

@@ -1,0 +1,1 @@
+"""From a recording and queries to the sounds that they ask for."""

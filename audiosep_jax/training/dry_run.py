@@ -1,0 +1,138 @@
+"""What a run would be, before it begins: `--dry-run` of an experiment."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+
+from audiosep_jax.data.batches import encoder_identity
+from audiosep_jax.data.shards import Shards
+from audiosep_jax.errors import ConfigError
+from audiosep_jax.models import cost
+from audiosep_jax.parallel.mesh import make_mesh
+from audiosep_jax.training.config import TrainConfig, check_batch_size
+from audiosep_jax.training.train import starting_checkpoint
+from audiosep_jax.training.train_step import Program, make_program
+
+if TYPE_CHECKING:
+    from audiosep_jax.parallel.launch import Detected
+
+
+def dry_run(config: TrainConfig, launched: 'Detected | None' = None) -> None:
+    """Prints mesh, shapes, memory and plan, compiles the step and says what the compiler makes of it.
+
+    Nothing is written. Without data, all but the number of passes over it is told.
+
+    Raises:
+        ConfigError, DataError, EncoderMismatchError, CheckpointError, DownloadError: what the run itself would refuse
+            at its start.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, config.mixing, mesh, accumulate=config.accumulate)
+    config.absent.check(config.mixing, config.batch_size)
+    program = make_program(config, mesh)
+    show = print if jax.process_index() == 0 else lambda *_, **__: None
+    encoder = encoder_identity(config.input) if config.input.data else None
+    lines = [*_place(config, program, launched), *_data(config, encoder), *_init(config, encoder)]
+    for line in [*lines, *_memory(config, program), *_work(config, mesh)]:
+        show(line)
+    show('compiling …', flush=True)
+    started = time.perf_counter()
+    compiled = program.compile_step()
+    show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
+
+
+def _place(config: TrainConfig, program: Program, launched: 'Detected | None') -> Iterator[str]:
+    mesh = program.mesh
+    axes = ' × '.join(f'{name} {size}' for name, size in mesh.shape.items())
+    how = f'found by {launched.where}' if launched else 'alone'
+    yield f'launch   {jax.process_count()} process{"es" * (jax.process_count() > 1)}, {how}'
+    yield f'mesh     {mesh.size} × {mesh.devices.flat[0].device_kind}: {axes}'
+    model = config.model
+    yield (
+        f'model    {_millions(cost.parameter_count(model))} parameters, {model.dtype}, remat {model.remat}, '
+        f'{model.sample_rate} Hz, window {model.window_size}, hop {model.hop_size}'
+    )
+    for name, array in program.batch.items():
+        each = array.sharding.shard_shape(array.shape)
+        yield f'batch    {name} {array.dtype} {list(array.shape)}, {list(each)} on each device'
+    split = [leaf for leaf in jax.tree.leaves(program.state) if not leaf.sharding.is_fully_replicated]
+    numbers = sum(leaf.size for leaf in split), sum(leaf.size for leaf in jax.tree.leaves(program.state))
+    yield f'state    {_millions(numbers[1])} numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
+
+
+def _data(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
+    if encoder is None:
+        yield 'data     none given: --data DIR'
+        return
+    if encoder['embedding_size'] != config.model.condition_size:
+        raise ConfigError(f'the embeddings have {encoder["embedding_size"]} numbers: set --model.condition-size to it')
+    clips = sum(len(Shards(directory, config.input.split)) for directory in config.input.data)
+    passes = config.steps * config.batch_size / clips
+    yield f'data     {clips:,} clips, embeddings of {encoder["name"]}: {passes:,.1f} passes in {config.steps:,} steps'
+
+
+def _init(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
+    if checkpoint := starting_checkpoint(config, encoder):
+        yield f'init     {checkpoint.path}, step {checkpoint.step}'
+
+
+def _memory(config: TrainConfig, program: Program) -> Iterator[str]:
+    clips = config.batch_size // program.mesh.size // config.accumulate
+    memory = cost.training_memory(
+        config.model,
+        program.batch['waveforms'].shape[1],
+        clips,
+        amsgrad=config.optimizer.amsgrad,
+        ema=bool(config.ema_decay),
+        shards=config.mesh.fsdp,
+    )
+    state = memory.params + memory.gradients + memory.optimizer + memory.ema
+    yield (
+        f'memory   {_size(memory.total)} on each device, estimated: {_size(state)} of weights and optimizer, '
+        f'{_size(memory.activations)} of activations ({clips} clips at a time), {_size(memory.workspace)} to work in'
+    )
+    if (limit := _device_memory()) and memory.total > limit:
+        yield (
+            f'         more than the {_size(limit)} there are: use --model.dtype bfloat16, --model.remat norms, '
+            '--accumulate or a smaller --batch-size'
+        )
+
+
+def _device_memory() -> int | None:
+    stats = jax.local_devices()[0].memory_stats()  # None on CPUs
+    return (stats or {}).get('bytes_limit')
+
+
+def _work(config: TrainConfig, mesh: jax.sharding.Mesh) -> Iterator[str]:
+    num_samples = round(config.input.segment_seconds * config.model.sample_rate)
+    flops = cost.training_flops(config.model, num_samples)
+    clips = config.steps * config.batch_size
+    work = f'{flops / 1e9:,.0f} GFLOP' if flops >= 1e10 else f'{flops / 1e6:,.0f} MFLOP'
+    yield f'work     {work} a clip, {config.steps:,} steps, {_millions(clips)} clips'
+    kind = mesh.devices.flat[0].device_kind
+    bound = cost.clips_per_second_bound(config.model, num_samples, kind)
+    if bound:
+        hours = clips / (bound * mesh.size) / 3600
+        yield f'         at best {bound:,.0f} clips/s a device, {hours:,.0f} hours: by its published peak and bandwidth'
+    saved = -(-config.steps // config.checkpoint_every)
+    yield f'saves    {saved:,} checkpoints, every {config.checkpoint_every:,} steps; kept: {config.keep}, and the best'
+
+
+def _compiled(compiled: jax.stages.Compiled) -> str:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 'the compiler does not tell its memory'
+    return (
+        f'{_size(analysis.argument_size_in_bytes)} of state and batch on each device, '
+        f'{_size(analysis.temp_size_in_bytes)} to work in'
+    )
+
+
+def _millions(count: int) -> str:
+    return f'{count / 1e6:,.1f} M' if count >= 1e6 else f'{count:,}'
+
+
+def _size(count: int) -> str:
+    return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'

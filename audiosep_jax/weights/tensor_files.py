@@ -1,0 +1,173 @@
+"""Files of named tensors, safetensors or PyTorch's, as mappings that read a tensor when it is asked for. No torch."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from audiosep_jax.errors import CheckpointError
+from audiosep_jax.storage.atomic import replacing
+
+SAFETENSORS = '.safetensors'
+SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin', SAFETENSORS)
+# What safetensors' numpy side both writes and reads. Any other type is stored as bytes, named in the metadata.
+_NATIVE = {'bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'}
+_NATIVE |= {'float16', 'bfloat16', 'float32', 'float64', 'complex64'}
+_STORED = {'BOOL': np.dtype(bool), 'BF16': np.dtype(ml_dtypes.bfloat16), 'C64': np.dtype(np.complex64)}
+_STORED |= {f'{kind}{8 * size}': np.dtype(f'<{kind.lower()}{size}') for kind in 'IU' for size in (1, 2, 4, 8)}
+_STORED |= {f'F{8 * size}': np.dtype(f'<f{size}') for size in (2, 4, 8)}
+_STORED |= {'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn), 'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2)}
+_DTYPES = 'audiosep_jax.dtypes'
+# Where a PyTorch file may keep its state dict, beside the top level.
+_STATE_KEYS = ('state_dict', 'model_state_dict', 'model', 'module')
+
+
+def open_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
+    """The tensors of a file or folder by name, each read when it is looked up.
+
+    Args:
+        path: a `.safetensors` file, a PyTorch file (`.pt`, `.pth`, `.ckpt`, `.bin`; the state dict inside it), or a
+            folder with `model.safetensors`, `model.safetensors.index.json` or `pytorch_model.bin`, in this order.
+
+    Raises:
+        CheckpointError: nothing there, not such a file, damaged, or no tensors in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin'):
+            if (path / name).is_file():
+                path = path / name
+                break
+        else:
+            raise CheckpointError(f'{path}: no model.safetensors or pytorch_model.bin in this folder')
+    if not path.exists():
+        raise CheckpointError(f'no such file: {path}')
+    if path.name.endswith('.index.json'):
+        return _open_index(path)
+    if path.suffix == SAFETENSORS:
+        return SafeTensors(path)
+    from audiosep_jax.weights.torch_files import read_torch
+
+    return state_dict_of(read_torch(path), path)
+
+
+def state_dict_of(tree: object, path: Path) -> dict[str, np.ndarray]:
+    """The tensors by name in what a PyTorch file holds, a bare state dict or a training checkpoint around one."""
+    return {k: v for k, v in state_dict_place(tree, path)[1].items() if isinstance(v, np.ndarray)}
+
+
+def state_dict_place(tree: object, path: Path) -> tuple[str | None, dict]:
+    """(key, state dict): where in a PyTorch file's tree the state dict stands; None: the tree itself is one."""
+    candidates = []
+    if isinstance(tree, dict):
+        for key in (*_STATE_KEYS, None):
+            found = tree if key is None else tree.get(key)
+            if isinstance(found, dict):
+                candidates.append((sum(isinstance(value, np.ndarray) for value in found.values()), key, found))
+    most = max(candidates, key=lambda candidate: candidate[0], default=(0, None, {}))
+    if most[0]:
+        return most[1:]
+    raise CheckpointError(f'{path}: no state dict in this file, neither at its top nor under {", ".join(_STATE_KEYS)}')
+
+
+class SafeTensors(Mapping):
+    """One safetensors file: read-only views of a memory map. `metadata`: its strings by name."""
+
+    def __init__(self, path: Path):
+        from safetensors import SafetensorError, safe_open
+
+        self._path = path
+        try:
+            # The library checks the header: sizes against types and shapes, no gaps, no overlaps, the file's length. It
+            # would copy each tensor, though, and a fingerprint of weights reads a little of every one.
+            with safe_open(str(path), framework='np') as file:
+                self.metadata = dict(file.metadata() or {})
+            self._dtypes = dict(json.loads(self.metadata.pop(_DTYPES, '{}')))
+            with open(path, 'rb') as file:
+                size = int.from_bytes(file.read(8), 'little')
+                self._entries = {k: v for k, v in json.loads(file.read(size)).items() if k != '__metadata__'}
+            has_data = path.stat().st_size > 8 + size  # nothing at all cannot be mapped
+            mapped = np.memmap(path, np.uint8, 'r', offset=8 + size) if has_data else np.empty(0, np.uint8)
+            self._data = np.asarray(mapped)
+        except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(f'{path}: not a safetensors file, or a truncated one ({error})') from error
+        except OSError as error:
+            raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        begin, end = entry['data_offsets']
+        try:
+            dtype, shape = self._dtypes.get(name, (entry['dtype'], entry['shape']))
+            dtype = _STORED.get(dtype) or getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
+            return self._data[begin:end].view(dtype).reshape(shape)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f'{self._path}: tensor {name!r} cannot be read: {error}') from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _Shards(Mapping):
+    """Several files, each tensor in one of them."""
+
+    def __init__(self, folder: Path, file_of: dict[str, str]):
+        self._file_of = file_of
+        self._files = {name: open_tensors(folder / name) for name in sorted(set(file_of.values()))}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[self._file_of[name]][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def _open_index(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        file_of = json.loads(path.read_text())['weight_map']
+        names = {str(name) for name in file_of.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f'{path}: not an index of safetensors files: {error}') from error
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f'{path}: names files outside its folder')
+    return _Shards(path.parent, dict(file_of))
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """One safetensors file, complete or not there at all; any numpy or ml_dtypes type comes back as it was.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    native, dtypes = {}, {}
+    for name, value in tensors.items():
+        value = np.asarray(value)
+        value = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        if value.dtype.hasobject:
+            raise CheckpointError(f'{path}: cannot be written: {name!r} holds objects, not numbers')
+        if value.dtype.name not in _NATIVE:
+            dtypes[name] = [value.dtype.name, list(value.shape)]
+            value = value.reshape(-1).view(np.uint8)
+        native[name] = value
+    strings = dict(metadata or {}) | ({_DTYPES: json.dumps(dtypes)} if dtypes else {})
+    try:
+        with replacing(path) as temporary:
+            mode = temporary.stat().st_mode
+            save_file(native, temporary, metadata=strings or None)
+            os.chmod(temporary, mode)  # it leaves a file that only its owner may read
+    except (OSError, SafetensorError, UnicodeError) as error:
+        raise CheckpointError(f'{path}: cannot be written: {getattr(error, "strerror", None) or error}') from error

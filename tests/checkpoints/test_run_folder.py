@@ -1,0 +1,170 @@
+"""Checkpoints: which are kept, what inference reads of them, and what is said of a damaged one."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.run_folder import load_for_inference
+from audiosep_jax.errors import CheckpointError
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.separation.separator import load
+from audiosep_jax.training.checkpointer import Checkpointer
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.training.train_step import init_state
+
+MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    model: ModelConfig = MODEL
+
+
+ENCODER = {'name': 'words', 'version': 1, 'embedding_size': 512, 'stop_weight': 0.1}
+
+
+@pytest.fixture(scope='module')
+def state():
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    return jax.jit(lambda key: init_state(Run.model, optimizer, key, ema=True))(jax.random.key(0))
+
+
+def at(state, step):
+    """A state of its own at that step: weights, averages and moments all tell which."""
+
+    def mark(tree):
+        return jax.tree.map(lambda a: a + step if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+    ema = jax.tree.map(lambda a: a + 100, mark(state.ema))
+    return state.replace(step=state.step + step, params=mark(state.params), opt_state=mark(state.opt_state), ema=ema)
+
+
+def save(directory, state, steps, *, scores=None, keep=2):
+    with Checkpointer(directory, keep=keep) as checkpointer:
+        for i, step in enumerate(steps):
+            score = scores[i] if scores else 0.0
+            record = describe(Run(), ENCODER)
+            checkpointer.save(at(state, step), data={'position': step}, record=record, score=score)
+        checkpointer.wait()
+        return checkpointer.steps()
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory, state):
+    directory = tmp_path_factory.mktemp('run') / 'checkpoints'
+    save(directory, state, [10, 20])
+    return directory
+
+
+def test_newest_and_best_are_kept(tmp_path, state):
+    assert save(tmp_path, state, [1, 2, 3, 4, 5], scores=[0.0, 9.0, 1.0, 2.0, -1.0]) == [2, 4, 5]
+
+
+def test_everything_comes_back(saved, state):
+    with Checkpointer(saved) as checkpointer:
+        restored, data, record = checkpointer.restore(state)
+    expected = at(state, 20)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    assert data == {'position': 20}
+    assert record['config']['model']['hop_size'] == 64
+
+
+def test_inference_takes_the_moving_average_or_the_raw_weights(saved, state):
+    path = ('resunet', 'after_conv', 'kernel')
+
+    def kernel(tree):
+        for key in path:
+            tree = tree[key]
+        return tree
+
+    average, raw = load_for_inference(saved.parent), load_for_inference(saved.parent, step=10, raw=True)
+    np.testing.assert_allclose(kernel(average.variables['params']), kernel(state.params) + 120, rtol=1e-6)
+    np.testing.assert_allclose(kernel(raw.variables['params']), kernel(state.params) + 10, rtol=1e-6)
+    assert (average.step, raw.step) == (20, 10)
+    assert average.model == Run.model
+    assert average.encoder == ENCODER
+
+
+@pytest.mark.parametrize('which', ['', 'checkpoints', 'checkpoints/10'])
+def test_any_of_a_run_s_folders_will_do(saved, which):
+    separator = load(saved.parent / which)
+    assert separator.info['step'] == (10 if which.endswith('10') else 20)
+    assert separator.encoder.name == 'words'
+
+
+def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, saved):
+    with pytest.raises(CheckpointError, match='no such checkpoint'):
+        load(tmp_path / 'nowhere')
+    with pytest.raises(CheckpointError, match='is not a checkpoint'):
+        load(tmp_path)
+    (tmp_path / 'file.ckpt').write_text('x')
+    with pytest.raises(CheckpointError, match='convert it with'):
+        load(tmp_path / 'file.ckpt')
+    with pytest.raises(CheckpointError, match='has no step 7; it has 10, 20'):
+        load(saved, step=7)
+    with pytest.raises(CheckpointError, match='to choose step 20'):
+        load(saved / '10', step=20)
+
+
+def test_step_s_folder_under_another_name(tmp_path, saved):
+    shutil.copytree(saved / '10', tmp_path / 'best')
+    assert load(tmp_path / 'best').info['step'] == 10
+
+
+def test_encoder_of_a_later_version_is_the_checkpoint_s_fault(tmp_path, state):
+    with Checkpointer(tmp_path) as checkpointer:
+        record = describe(Run(), {**ENCODER, 'name': 'telepathy'})
+        checkpointer.save(at(state, 1), data={}, record=record, score=0.0)
+    with pytest.raises(CheckpointError, match="unknown query encoder 'telepathy'"):
+        load(tmp_path)
+
+
+# Orbax abandons the futures of its other reads when one fails, and Python tells of them whenever it collects them.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_damaged_checkpoint_is_one_line(tmp_path, saved):
+    run = tmp_path / 'run'
+    shutil.copytree(saved, run)
+    # The arrays' data cut short, as by a disk that filled up behind Orbax's back.
+    chunks = [p for p in (run / '20' / 'ema').rglob('*') if p.is_file() and '/d/' in str(p)]
+    assert chunks
+    for chunk in chunks:
+        chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match='cannot be read') as caught:
+        load(run)
+    assert '\n' not in str(caught.value)
+    assert load(run, step=10).info['step'] == 10
+
+
+def test_damaged_configuration_is_one_line(tmp_path, saved):
+    run = tmp_path / 'run'
+    shutil.copytree(saved, run)
+    (config,) = [p for p in (run / '20' / 'config').iterdir() if p.is_file() and p.read_bytes().startswith(b'{"format')]
+    config.write_text(config.read_text().replace('hop_size', 'hop_sise'))
+    with pytest.raises(CheckpointError, match="did you mean 'hop_size'"):
+        load(run)
+    config.write_text('{')
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        load(run)
+
+
+def test_half_written_checkpoint_is_none(tmp_path, state, saved):
+    run = tmp_path / 'run'
+    shutil.copytree(saved, run)
+    (run / '20').rename(run / '30.orbax-checkpoint-tmp')
+    assert load(run).info['step'] == 10
+    with Checkpointer(run) as checkpointer:
+        assert checkpointer.steps() == [10]
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(CheckpointError, match='cannot write checkpoints'):
+        Checkpointer(tmp_path / 'file' / 'checkpoints')

@@ -1,0 +1,102 @@
+"""The command line: what is no checkpoint, and a real checkpoint."""
+
+import dataclasses
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from support.band_separator import make_music
+from support.quarter_separator import QuarterSeparator, one_error, sound, write
+
+from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.cli.main import main
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.training.checkpointer import Checkpointer
+from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
+from audiosep_jax.training.train_step import init_state
+
+# ---- what is no checkpoint -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('content', ['nothing', 'empty folder', 'other folder', 'file'])
+@pytest.mark.parametrize('command', ['separate', 'evaluate', 'inspect'])
+def test_what_is_no_checkpoint(folder, capsys, command, content):
+    if content == 'file':
+        (folder / 'c').write_text('not a checkpoint')
+    elif content != 'nothing':
+        (folder / 'c').mkdir()
+    if content == 'other folder':
+        (folder / 'c' / '100').mkdir()
+    write('a.wav')
+    make_music(folder / 'bench', samples=800)
+    arguments = {
+        'separate': ['a.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'x.wav'],
+        'evaluate': ['--data', 'bench', '--checkpoint', 'c'],
+        'inspect': ['c'],
+    }[command]
+    assert main([command, *arguments]) == 1
+    assert str(folder / 'c') in one_error(capsys)
+    assert not (folder / 'x.wav').exists()
+
+
+# ---- a real checkpoint -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """As much of a training configuration as a checkpoint needs."""
+
+    steps: int = 5
+    model: ModelConfig = QuarterSeparator.config
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A workdir as training leaves it, of an untrained network."""
+    workdir = tmp_path_factory.mktemp('run')
+    optimizer = make_optimizer(OptimizerConfig(), 5)
+    state = jax.jit(lambda key: init_state(Run.model, optimizer, key, ema=False))(jax.random.key(0))
+    with Checkpointer(workdir / 'checkpoints') as checkpointer:
+        record = describe(Run(), QuarterSeparator.encoder.identity())
+        checkpointer.save(state.replace(step=state.step + 5), data={}, record=record, score=0.0)
+    return workdir
+
+
+def test_inspect(checkpoint, capsys):
+    assert main(['inspect', str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    params = jax.eval_shape(lambda: init_variables(Run.model, jax.random.key(0)))['params']
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for part in (str(checkpoint), 'step        5', 'name words', f'{count:,}', 'steps = 5', 'window_size = 128'):
+        assert part in out
+
+
+@pytest.mark.parametrize('item', ['params', 'config'])
+def test_a_damaged_checkpoint_is_one_line(folder, checkpoint, capsys, item):
+    shutil.copytree(checkpoint, folder / 'run')
+    for path in (folder / 'run' / 'checkpoints' / '5' / item).rglob('*'):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    assert main(['inspect', 'run']) == 1
+    assert 'run/checkpoints/5 cannot be read' in one_error(capsys)
+
+
+@pytest.mark.slow
+def test_separate_and_evaluate_with_a_real_checkpoint(folder, checkpoint, capsys):
+    write('in.wav', channels=3)
+    queries = ['--query', 'a dog barking', '--query', 'rain']
+    flags = ['--checkpoint', str(checkpoint), '-o', 'out', '--residual', '--subtype', 'FLOAT']
+    assert main(['separate', 'in.wav', *queries, *flags]) == 0
+    parts = {path.name: read_audio(path)[0] for path in (folder / 'out').iterdir()}
+    assert sorted(parts) == ['in__a_dog_barking.wav', 'in__rain.wav', 'in__residual.wav']
+    np.testing.assert_allclose(sum(parts.values()), sound(channels=3), atol=1e-5)
+
+    make_music(folder / 'bench', samples=800)
+    assert main(['evaluate', '--data', 'bench', '--checkpoint', str(checkpoint), '--json', 'r.json']) == 0
+    assert '"step": 5' in (folder / 'r.json').read_text()
+    report = (folder / 'evaluation' / 'music' / 'report.md').read_text()
+    assert 'example_good.png' in report
+    assert 'error' not in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""The network: shapes, the properties that its users rely on, and its configuration."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from audiosep_jax.errors import ConfigError
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
+from audiosep_jax.models.convolution import average_pool, conv3x3, upsample
+from audiosep_jax.models.resunet import BatchNorm, ResUNet30, film_layout
+
+CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(4, 4, 6, 6, 8, 8), condition_size=16)
+
+
+@pytest.fixture(scope='module')
+def variables():
+    """Fresh ones, but with statistics and biases that are not the identity."""
+    fresh = init_variables(CONFIG, jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 500))
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), fresh['params'])
+    return {'params': params, 'batch_stats': jax.tree.map(lambda a: a + 0.3, fresh['batch_stats'])}
+
+
+# Compiled: operation by operation every new shape costs a hundred small compilations.
+separate = jax.jit(AudioSep(CONFIG).apply)
+
+
+@jax.jit
+def train_forward(variables, x, e):
+    return AudioSep(CONFIG).apply(variables, x, e, train=True, mutable=['batch_stats'])
+
+
+def mixture(*shape, seed=0):
+    return 0.1 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('length', [1, 31, 500, 1056])
+def test_any_length_gives_that_length(variables, length):
+    out = separate(variables, mixture(2, length), mixture(2, 16))
+    assert out.shape == (2, length)
+    assert out.dtype == jnp.float32
+    assert np.isfinite(out).all()
+
+
+def test_mask_never_amplifies_and_top_bin_is_silent(variables):
+    spectrum = jnp.asarray(mixture(2, 40, 65) + 1j * mixture(2, 40, 65, seed=1), jnp.complex64)
+    mask = jax.jit(AudioSep(CONFIG).apply, static_argnames='method')(variables, spectrum, mixture(2, 16), method='mask')
+    assert mask.shape == spectrum.shape
+    assert np.abs(mask).max() <= 1 + 1e-6
+    assert np.abs(mask[..., :-1]).min() > 0
+    assert not np.any(mask[..., -1])
+
+
+def test_query_changes_the_output(variables):
+    x = np.repeat(mixture(1, 800), 2, axis=0)
+    one, other = separate(variables, x, mixture(2, 16) * 30)
+    assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
+
+
+def test_rows_of_a_batch_do_not_touch_each_other_in_eval_mode(variables):
+    x, e = mixture(3, 700), mixture(3, 16)
+    together = separate(variables, x, e)
+    alone = separate(variables, x[1:2], e[1:2])
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
+
+
+def test_frames_beyond_the_end_change_nothing(variables):
+    magnitude, embedding = np.abs(mixture(1, 50, 65)), mixture(1, 16)
+    network = jax.jit(ResUNet30(CONFIG.widths).apply)
+    weights = {name: tree['resunet'] for name, tree in variables.items()}
+    whole = network(weights, magnitude, embedding)
+    rest = np.concatenate([magnitude, 9 + np.abs(mixture(1, 14, 65))], axis=1)
+    masked = network(weights, rest, embedding, jnp.array([50]))
+    np.testing.assert_allclose(masked[:, :50], whole, atol=1e-6)
+    assert not np.any(masked[:, 50:])
+
+
+@pytest.mark.parametrize('silent', ['mixture', 'weights'])
+def test_gradients_are_finite_where_angles_are_undefined(variables, silent):
+    params = jax.tree.map(jnp.zeros_like, variables['params']) if silent == 'weights' else variables['params']
+    x = np.zeros((2, 400), np.float32) if silent == 'mixture' else mixture(2, 400)
+
+    def loss(params):
+        out, _ = train_forward({**variables, 'params': params}, x, mixture(2, 16))
+        return jnp.sum(out**2)
+
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+
+
+def test_training_updates_every_statistic_and_evaluation_none(variables):
+    x, e = mixture(2, 900), mixture(2, 16)
+    _, updated = train_forward(variables, x, e)
+    before, after = flatten_dict(variables['batch_stats']), flatten_dict(updated['batch_stats'])
+    assert before.keys() == after.keys()
+    assert all(np.any(before[path] != after[path]) for path in before)
+    _, untouched = jax.jit(lambda: AudioSep(CONFIG).apply(variables, x, e, mutable=['batch_stats']))()
+    untouched = flatten_dict(untouched['batch_stats'])
+    assert all(np.array_equal(before[path], untouched[path]) for path in before)
+
+
+def test_batch_norm_keeps_the_unbiased_variance():
+    x = mixture(5, 3)
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=True)
+    out, updated = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(updated['batch_stats']['var'], 0.99 + 0.01 * x.var(0, ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(updated['batch_stats']['mean'], 0.01 * x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(out, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), atol=1e-5)
+
+
+def test_remat_changes_memory_and_nothing_else(variables):
+    x, e = mixture(2, 600), mixture(2, 16)
+
+    def gradient(remat):
+        config = dataclasses.replace(CONFIG, remat=remat)
+
+        def loss(params):
+            out, _ = AudioSep(config).apply({**variables, 'params': params}, x, e, train=True, mutable=['batch_stats'])
+            return jnp.sum(out**2)
+
+        saved = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], variables['params'])
+        return jax.jit(jax.grad(loss))(variables['params']), sum(array.size for array in jax.tree.leaves(saved))
+
+    (plain, all_of_it), *others = (gradient(remat) for remat in ('none', 'norms', 'blocks'))
+    norms, blocks = (kept for _, kept in others)
+    assert blocks < norms < all_of_it / 2
+    # Recomputed in other fusions, the sums round otherwise: as close as gradients are held to the original's. Some
+    # biases before a norm have no gradient but rounding.
+    rounding = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(plain))
+    for other, _ in others:
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=max(5e-3 * np.abs(a).max(), rounding))
+
+
+def test_bfloat16_is_close_and_keeps_float32_where_it_matters(variables):
+    config = ModelConfig(**{**CONFIG.__dict__, 'dtype': 'bfloat16'})
+    assert {a.dtype for a in jax.tree.leaves(init_variables(config, jax.random.key(0)))} == {jnp.dtype('float32')}
+    x, e = mixture(2, 800), mixture(2, 16)
+    full, half = (jax.jit(AudioSep(c).apply)(variables, x, e) for c in (CONFIG, config))
+    assert half.dtype == jnp.float32
+    error = np.linalg.norm(full - half) / np.linalg.norm(full)
+    assert 0 < error < 0.05
+
+
+def test_upsample_is_a_transposed_convolution():
+    x, kernel = mixture(2, 3, 4, 5), mixture(5, 2, 2, 6, seed=1)
+    expected = np.zeros((2, 6, 8, 6), np.float32)
+    for n in range(3):
+        for f in range(4):
+            for i in range(2):
+                for j in range(2):
+                    expected[:, 2 * n + i, 2 * f + j] = x[:, n, f] @ kernel[:, i, j]
+    np.testing.assert_allclose(upsample(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-6)
+
+
+def test_conv3x3_and_average_pool_by_hand():
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[0, 1] = 1  # the frame before
+    assert np.asarray(conv3x3(jnp.asarray(x), jnp.asarray(kernel)))[0, :, 0, 0].tolist() == [0, 0, 4, 8]
+    assert np.asarray(average_pool(jnp.asarray(x), (1, 2)))[0, 0, :, 0].tolist() == [0.5, 2.5]
+
+
+def test_film_layout_counts_every_shifted_norm():
+    layout = film_layout((32, 64, 128, 256, 384, 384))
+    assert len(layout) == 6 * 2 + 2 + 6 * 3
+    assert sum(layout.values()) == 8256
+    assert layout['decoder_block6/norm1'] == 64
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'window_size': 1000},
+        {'window_size': 0},
+        {'hop_size': 0},
+        {'hop_size': 1025},
+        {'widths': (1, 2, 3)},
+        {'widths': (0, 1, 1, 1, 1, 1)},
+        {'sample_rate': 0},
+        {'dtype': 'float16'},
+    ],
+)
+def test_impossible_configurations_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ModelConfig(**settings)

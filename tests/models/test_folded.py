@@ -1,0 +1,81 @@
+"""The folded network is the trained one, and run in pieces it is the one that sees the whole."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.noisy_separator import noisy_variables, sound
+
+from audiosep_jax.audio.stft import istft, stft
+from audiosep_jax.models import folded as inference
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig
+
+CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2, 3, 4, 4, 5, 5))
+FRAMES = 352
+COUNT = 337  # of them in the recording
+
+
+@pytest.fixture(scope='module')
+def case():
+    """Folded weights, spectra, embeddings, numbers of frames, and what the trained network lets through."""
+    variables = noisy_variables(CONFIG)
+    samples = np.stack([sound((FRAMES - 1) * 64 + 128, seed=seed) for seed in (0, 1)])
+    spectra = stft(samples, 128, 64, center=False)
+    embeddings = jax.random.normal(jax.random.key(3), (2, 512)) / 20
+    counts = jnp.array([COUNT, FRAMES])
+    expected = jax.jit(lambda *x: AudioSep(CONFIG).apply(*x, method='mask'))(variables, spectra, embeddings, counts)
+    network = jax.jit(functools.partial(inference.fold, CONFIG))(variables)
+    return network, spectra, embeddings, counts, np.asarray(expected * spectra)
+
+
+def assert_same_sound(actual, expected, counts):
+    """As sound: where the maps are about 0 the angle of the mask is anything, and next to nothing is let through."""
+    actual, expected = (istft(x, 128, 64, length=COUNT * 64, frame_count=counts) for x in (actual, expected))
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_folded_whole(case):
+    network, spectra, embeddings, counts, expected = case
+    valid = jnp.arange(FRAMES) < counts[:, None]
+
+    @jax.jit
+    def masked(network, spectra):
+        shifts = inference.query_shifts(CONFIG, network, embeddings)
+        x = inference.features(network, spectra, valid)
+        return spectra * inference.whole_mask(CONFIG, network, shifts, x, valid)
+
+    assert_same_sound(masked(network, spectra), expected, counts)
+    gain = np.abs(expected[0, :COUNT, :8] / spectra[0, :COUNT, :8])
+    assert gain.max() > 0.5
+    assert gain.std() > 0.02  # it is no constant
+
+
+def test_in_pieces(case):
+    size = 32
+    network, spectra, embeddings, counts, expected = case
+    late = inference.look_ahead()
+    padded = jnp.pad(spectra[:1], [(0, 0), (0, -(-(COUNT + late) // size) * size - FRAMES), (0, 0)])
+    shifts = inference.query_shifts(CONFIG, network, embeddings[:1])
+    piece = jax.jit(functools.partial(inference.piece_mask, CONFIG))
+    state, masks = inference.initial_state(CONFIG, 1), []
+    for start in range(0, padded.shape[1], size):
+        # The number of frames is not known before the last of them has come.
+        count = COUNT if start + size > COUNT else 2**30
+        valid = (start + jnp.arange(size) < count)[None]
+        x = inference.features(network, padded[:, start : start + size], valid)
+        mask, state = piece(network, shifts, x, start, count, state)
+        masks.append(np.asarray(mask))
+    masks = np.concatenate(masks, axis=1)
+    assert not masks[:, :late].any()
+    actual = masks[:, late : late + FRAMES] * spectra[:1]
+    assert_same_sound(actual, expected[:1], counts[:1])
+    assert not masks[:, late + COUNT :].any()
+
+
+def test_it_looks_ahead_as_far_as_its_layers_reach():
+    """Two 3×3 convolutions at each level on either side, six at the lowest; and two frames for the pooling's grid."""
+    levels = [1, 2, 4, 8, 16]
+    reach = 2 * sum(levels) + 6 * 32 + 2 * 32 + 2 * sum(levels)
+    assert inference.look_ahead() == reach - 2 * 32 + 2

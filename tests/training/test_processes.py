@@ -1,0 +1,103 @@
+"""Runs of several real processes, and what becomes of them when one is killed, stopped or given other settings."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.processes import Processes, command_of
+from support.training_runs import config_of, losses_in
+
+from audiosep_jax.parallel.mesh import MeshConfig
+from audiosep_jax.training.train import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def alone(dataset, tmp_path_factory):
+    """The losses of ten steps on the eight devices of one process."""
+    workdir = tmp_path_factory.mktemp('alone')
+    train(config_of(dataset, workdir, steps=10))
+    return losses_in(workdir)
+
+
+def assert_same_losses(workdir, alone):
+    found = losses_in(workdir)
+    np.testing.assert_allclose([*found.values()], [alone[step] for step in found], rtol=1e-3)
+
+
+def saved_steps(workdir: Path) -> set[int]:
+    folder = workdir / 'checkpoints'
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
+
+
+def test_one_is_killed_another_stopped_and_other_numbers_continue(dataset, tmp_path, alone):
+    """Two processes, then two again, then one with its weights split over two devices: one run, one stream of data."""
+    command = command_of(dataset, tmp_path, {'--steps': [10_000]})
+    with Processes([command] * 2, heartbeat=10) as two:
+        two.wait_for(lambda: 2 in saved_steps(tmp_path))
+        two.all[1].kill()
+        killed = time.monotonic()
+        codes, said = two.ends()
+        assert codes[0] not in (0, 130)
+        assert time.monotonic() - killed < 300, 'the survivor does not wait for ever'
+        assert 'another process' in said[0] or 'another task died' in said[0]
+    last = max(saved_steps(tmp_path))
+
+    with Processes([command] * 2) as two:
+        two.wait_for(lambda: last + 2 in saved_steps(tmp_path))
+        two.all[1].send_signal(signal.SIGTERM)
+        codes, said = two.ends()
+    assert codes == [130, 130], said
+    stopped = max(saved_steps(tmp_path))
+    assert stopped > last
+    assert f'stopped; the same command continues: step {stopped}' in said[0]
+    assert 'stopped;' not in said[1], 'one process speaks'
+
+    found = losses_in(tmp_path)
+    assert [*found] == [*range(1, stopped + 1)]
+    first = {step: loss for step, loss in found.items() if step <= 10}
+    np.testing.assert_allclose([*first.values()], [alone[step] for step in first], rtol=1e-3)
+
+    train(config_of(dataset, tmp_path, steps=stopped + 2, mesh=MeshConfig(fsdp=2)))
+    assert [*losses_in(tmp_path)] == [*range(1, stopped + 3)]
+    positions = json.loads(next((tmp_path / 'checkpoints' / str(stopped + 2) / 'data').iterdir()).read_text())
+    assert positions['position'] == 16 * (stopped + 2)
+
+
+def test_four_processes_have_the_losses_of_one(dataset, tmp_path, alone):
+    with Processes([command_of(dataset, tmp_path, {'--steps': [3], '--mesh.fsdp': [2]})] * 4) as four:
+        codes, said = four.ends()
+    assert codes == [0] * 4, said
+    assert_same_losses(tmp_path, alone)
+    assert len(losses_in(tmp_path)) == 3
+    # And one process goes on from what four wrote.
+    train(config_of(dataset, tmp_path, steps=5))
+    assert_same_losses(tmp_path, alone)
+
+
+def test_processes_that_do_not_fit_together_all_say_so(dataset, tmp_path):
+    commands = [command_of(dataset, tmp_path / 'run', {'--seed': [seed]}) for seed in (0, 1)]
+    with Processes(commands) as two:
+        codes, said = two.ends()
+    assert codes == [2, 2]
+    for text in said:
+        assert 'process 1 was started with other settings' in text
+    assert not (tmp_path / 'run').exists()
+
+
+def test_workdirs_that_are_not_shared_are_told_apart(dataset, tmp_path, monkeypatch):
+    """Two hosts, each with a folder of that name: here two current folders and a relative path."""
+    commands = []
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+        inner = command_of(dataset, 'run')
+        commands.append(['env', '-C', str(tmp_path / str(index)), *inner])
+    with Processes(commands) as two:
+        codes, said = two.ends()
+    assert codes == [1, 1]
+    for text in said:
+        assert 'process 1 does not see what process 0 writes there' in text
