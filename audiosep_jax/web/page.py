@@ -171,7 +171,7 @@ def find_examples(folder: Path) -> list[Example]:
         raise AudioFileError(f'{error.filename or folder}: cannot be read: {error.strerror or error}') from error
     for path, text in texts:
         if not text:
-            raise QueryError(f'{path.with_suffix(".txt")}: is empty: write queries for {path.name} into it')
+            raise QueryError(f'{path.with_suffix(".txt")}: empty; write the queries for {path.name} into it')
     return [Example(path, text) for path, text in texts[:_MAX_EXAMPLES]]
 
 
