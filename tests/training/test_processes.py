@@ -16,7 +16,7 @@ from audiosep_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
-# At Adam's usual 1e-8, weights whose gradient is only rounding move by whole steps, and runs may drift apart by percents.
+# At Adam's usual 1e-8, weights whose gradient is only rounding move by whole steps, and runs drift apart by percents.
 EPS = 1e-2
 
 

@@ -157,7 +157,7 @@ def test_examples_are_sounds_with_a_text_beside_them(tmp_path, recording):
     assert (example.path, example.queries) == (recording, 'a dog\nrain')
     assert str(example) == 'street: a dog, rain'
     (tmp_path / 'other.txt').write_text(' ')
-    with pytest.raises(QueryError, match='empty; write the queries for other.wav'):
+    with pytest.raises(QueryError, match=r'empty; write the queries for other\.wav'):
         find_examples(tmp_path)
     (tmp_path / 'other.txt').write_bytes(b'\xff\xfe\xff')
     with pytest.raises(QueryError, match='not UTF-8'):
