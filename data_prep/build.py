@@ -34,13 +34,13 @@ from audiosep_jax.data.layout import (
     split_info_path,
     split_names,
     summary_path,
-    write_json,
     write_split_info,
 )
 from audiosep_jax.data.records import Record, encode_audio, features, record_to_bytes
 from audiosep_jax.data.shards import count_records
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
+from audiosep_jax.storage.json_files import write_json
 from audiosep_jax.storage.locks import AtWork, locked
 from data_prep.clips.base import ClipSource, LeftOut, LeftOutError
 from data_prep.clips.sources import ClipsInMemory, LongEnough

@@ -10,13 +10,14 @@ import tyro
 
 from audiosep_jax.audio.writing import check_format, write_audio
 from audiosep_jax.data.embeddings import cached_encoders
-from audiosep_jax.data.layout import read_split_info, split_names, write_json
+from audiosep_jax.data.layout import read_split_info, split_names
 from audiosep_jax.data.records import INT16_SCALE, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.data.staging import stage as stage_dataset
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.storage.buckets import write_bytes
+from audiosep_jax.storage.json_files import write_json
 from data_prep.make_eval import make_eval as make_benchmark
 from data_prep.merge import merge_datasets
 from data_prep.options import PROBLEMS_SHOWN, num_cores, print_result

@@ -25,13 +25,14 @@ from audiosep_jax.data.embeddings import (
     check_same_encoder,
     read_encoder_identity,
 )
-from audiosep_jax.data.layout import SplitInfo, read_json, read_split_info, read_summary, split_names, write_json
+from audiosep_jax.data.layout import SplitInfo, read_split_info, read_summary, split_names
 from audiosep_jax.data.records import INT16_SCALE, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket
+from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.locks import AtWork, locked
 
 # Of the encoder: enough to fill an accelerator, little enough for any memory.

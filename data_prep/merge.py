@@ -15,12 +15,13 @@ from typing import Any, get_args
 import numpy as np
 
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality, cache_directory, cache_paths, cached_encoders
-from audiosep_jax.data.layout import SplitInfo, read_json, read_split_info, read_summary, split_names, write_json
+from audiosep_jax.data.layout import SplitInfo, read_split_info, read_summary, split_names
 from audiosep_jax.data.records import Record
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import is_bucket, writing
+from audiosep_jax.storage.json_files import read_json, write_json
 from data_prep.build import BuildResult, build_shards
 from data_prep.clips.base import Clip
 

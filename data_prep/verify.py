@@ -11,11 +11,12 @@ from typing import get_args
 import numpy as np
 
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality, cache_directory, embed_command
-from audiosep_jax.data.layout import read_json, read_summary, split_names
+from audiosep_jax.data.layout import read_summary, split_names
 from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
+from audiosep_jax.storage.json_files import read_json
 from data_prep.build import checksum
 
 # Rows are float16: relative 2^-11, and encoders on an accelerator differ in the last digits.

@@ -248,15 +248,13 @@ def _clap(path: str, separator: 'Separator') -> Any:
 
 
 def _join_hosts() -> None:
-    import jax
+    from audiosep_jax.parallel.launch import LaunchConfig, join
 
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
+    if join(LaunchConfig()) is None:
         raise ConfigError(
-            f'--several-hosts: JAX finds no cluster here ({str(error).splitlines()[0]}); start it under Slurm, on a '
-            'TPU pod, or omit the flag'
-        ) from error
+            '--several-hosts finds no cluster here; start it under Slurm, Open MPI or Kubernetes or on a TPU pod, set '
+            '$JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or omit the flag'
+        )
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

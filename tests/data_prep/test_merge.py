@@ -7,10 +7,11 @@ import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax.data.embeddings import EmbeddingCache, cache_directory, cache_paths
-from audiosep_jax.data.layout import summary_path, write_json
+from audiosep_jax.data.layout import summary_path
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions
