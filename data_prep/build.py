@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -37,18 +37,17 @@ from audiosep_jax.data.layout import (
     write_json,
     write_split_info,
 )
-from audiosep_jax.data.records import Record, encode_audio, features, record_to_bytes
+from audiosep_jax.data.records import Codec, Record, encode_audio, features, record_to_bytes
 from audiosep_jax.data.shards import count_records
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.locks import AtWork, locked
-from data_prep.clips.base import ClipSource, LeftOut, LeftOutError
+from data_prep.clips.base import ClipSource, LeftOut, LeftOutError, Reason
 from data_prep.clips.sources import ClipsInMemory, LongEnough
 from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]
 Runner = Literal['local', 'beam']
-REASONS = ('missing', 'unreadable', 'too short', 'excluded')
 _REQUESTS = 16  # at once: on a network mount or of a bucket, each takes tens of milliseconds
 
 
@@ -67,8 +66,8 @@ class BuildResult:
     @property
     def counts(self) -> dict[str, int]:
         """Clips by what became of them: found (they are in the shards), missing, unreadable, too short, excluded."""
-        reasons = Counter(skipped.reason for skipped in self.skipped)
-        return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in REASONS}
+        reasons: Counter[str] = Counter(skipped.reason for skipped in self.skipped)
+        return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in get_args(Reason)}
 
 
 def build_shards(
@@ -79,7 +78,7 @@ def build_shards(
     name: str | None = None,
     split: str = 'train',
     clips_per_shard: int = 2000,
-    codec: str = 'flac',
+    codec: Codec = 'flac',
     shortest: float = 0.0,
     jobs: int = 1,
     shard_range: tuple[int, int | None] | None = None,
@@ -111,45 +110,72 @@ def build_shards(
         ConfigError: a setting out of range.
         DataError: `out` holds something else, or other inputs' shards; no clip is readable; it cannot be written.
     """
-    source = clips if hasattr(clips, 'clip_id') else ClipsInMemory(clips)
+    is_source = hasattr(clips, 'clip_id')
+    source = cast(ClipSource, clips) if is_source else ClipsInMemory(cast(Iterable[Any], clips))
     known_left_out = tuple(getattr(source, 'left_out', ()))
     if shortest:
         source = LongEnough(source, shortest)
     out = as_path(out)
     plan = _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs)
     shards = _shards_in(shard_range, plan)
+    beam_options = None
     if runner == 'beam':
-        from data_prep.beam import pipeline_options, run_on_beam
+        from data_prep.beam import pipeline_options
 
-        options = pipeline_options(beam_args)
+        beam_options = pipeline_options(beam_args)
     try:
         with reaching(out):
             _claim(out, plan)
-            # The lock says who is at work; a bucket has none, and no temporary files that somebody must not sweep.
-            lock = contextlib.nullcontext() if is_bucket(out) else AtWork(out / 'splits' / f'.{split}.lock')
-            with lock as at_work:
+            with _at_work(out, split) as at_work:
                 todo = _missing(out, plan, shards, retry_skipped)
                 if todo:
-                    # From here on the split is unfinished, also where it was complete before.
+                    # From here on the split is unfinished, even if it was complete before.
                     write_split_info(out, plan)
-                parts = [(k, source.part(*_bounds(plan, k))) for k in todo]
-                in_all = sum(stop - start for start, stop in (_bounds(plan, k) for k in shards))
-                already = in_all - sum(len(part) for _, part in parts)
-                report = (lambda n: progress(already + n, in_all)) if progress else (lambda n: None)
-                report(0)
-                if runner == 'beam':
-                    run_on_beam(_write_shard, parts, out, plan, options, report)
-                else:
-                    run_in_processes(_write_shard, [(part, out, plan, k) for k, part in parts], jobs, report)
+                _make_shards(source, out, plan, shards, todo, jobs, beam_options, progress)
                 missing = _missing(out, plan, range(plan.num_shards), False) if shard_range else []
                 if missing:
                     return BuildResult(plan, (), len(todo), len(missing))
-                lock = contextlib.nullcontext() if is_bucket(out) else locked(out / 'splits' / '.finishing.lock')
-                with lock:
+                with contextlib.nullcontext() if is_bucket(out) else locked(out / 'splits' / '.finishing.lock'):
                     sweep = at_work is not None and (at_work.alone() or (at_work.alone() is None and not shard_range))
                     return _finish(out, plan, known_left_out, len(todo), sweep)
     except OSError as error:
         raise DataError(f'{out}: cannot be written: {error}') from error
+
+
+def _at_work(out: pathlib.Path, split: str) -> contextlib.AbstractContextManager[AtWork | None]:
+    """Returns the lock that shows other builds of the split that this one is running.
+
+    A bucket needs none: it has no temporary files that a sweep could remove.
+    """
+    return contextlib.nullcontext() if is_bucket(out) else AtWork(out / 'splits' / f'.{split}.lock')
+
+
+def _make_shards(
+    source: ClipSource,
+    out: pathlib.Path,
+    plan: SplitInfo,
+    shards: Iterable[int],
+    todo: Sequence[int],
+    jobs: int,
+    beam_options: Any,
+    progress: Progress | None,
+) -> None:
+    """Writes the shards `todo` of this call's `shards`: in a Beam pipeline if there are options for one, else here."""
+    parts = [(k, source.part(*_bounds(plan, k))) for k in todo]
+    in_all = sum(stop - start for start, stop in (_bounds(plan, k) for k in shards))
+    already = in_all - sum(len(part) for _, part in parts)
+
+    def report(done: int) -> None:
+        if progress:
+            progress(already + done, in_all)
+
+    report(0)
+    if beam_options is None:
+        run_in_processes(_write_shard, [(part, out, plan, k) for k, part in parts], jobs, report)
+    else:
+        from data_prep.beam import run_on_beam
+
+        run_on_beam(_write_shard, parts, out, plan, beam_options, report)
 
 
 def _shards_in(shard_range: tuple[int, int | None] | None, plan: SplitInfo) -> range:
@@ -167,7 +193,16 @@ def _missing(out: pathlib.Path, plan: SplitInfo, shards: Iterable[int], retry_sk
         return [k for k, is_done in zip(shards, done, strict=True) if not is_done]
 
 
-def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -> SplitInfo:
+def _plan(
+    source: ClipSource,
+    out: pathlib.Path,
+    name: str | None,
+    split: str,
+    sample_rate: int,
+    clips_per_shard: int,
+    codec: Codec,
+    jobs: int,
+) -> SplitInfo:
     directory = out if is_bucket(out) else out.resolve()
     name = name or re.sub(r'\W+', '_', directory.name.lower()).strip('_')
     for what, text in (('name', name), ('split', split)):
@@ -186,7 +221,15 @@ def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -
     settings = dict(sample_rate=sample_rate, codec=codec, clips_per_shard=clips_per_shard)
     inputs = json.dumps([FORMAT_VERSION, settings, source.description()], sort_keys=True)
     fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
-    return SplitInfo(name=name, split=split, num_inputs=len(source), fingerprint=fingerprint, **settings)
+    return SplitInfo(
+        name=name,
+        split=split,
+        num_inputs=len(source),
+        fingerprint=fingerprint,
+        sample_rate=sample_rate,
+        codec=codec,
+        clips_per_shard=clips_per_shard,
+    )
 
 
 def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
@@ -241,8 +284,12 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = shard_path(out, plan, shard)
-    summary = dict(fingerprint=plan.fingerprint, captions=[], ids=[], num_samples=0, skipped=[])
-    labels, sources = Counter(), Counter()
+    captions: list[Sequence[str]] = []
+    ids: list[str] = []
+    skipped: list[dict[str, str]] = []
+    labels: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    num_samples = 0
     try:
         with reaching(out), writing(path) as temporary:
             # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink further, and trying costs.
@@ -251,22 +298,32 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
                 try:
                     record = _record(source, index, plan)
                 except (AudioFileError, DataError) as error:
-                    reason = error.reason if isinstance(error, LeftOutError) else 'unreadable'
+                    reason: Reason = error.reason if isinstance(error, LeftOutError) else 'unreadable'
                     left_out = LeftOut(source.clip_id(index), reason, str(error))
-                    summary['skipped'].append(dataclasses.asdict(left_out))
+                    skipped.append(dataclasses.asdict(left_out))
                 else:
                     writer.write(record_to_bytes(record))
-                    summary['captions'].append(record.captions)
-                    summary['ids'].append(record.id)
-                    summary['num_samples'] += record.num_samples
+                    captions.append(record.captions)
+                    ids.append(record.id)
+                    num_samples += record.num_samples
                     labels.update(record.labels)
                     sources[source_name(record)] += 1
                 tick()
             writer.close()
-            if count_records(temporary) != len(summary['captions']):
+            if count_records(temporary) != len(captions):
                 raise DataError(f'{path}: could not be written completely: is the disk full?')
-            summary |= dict(labels=labels, sources=sources, num_bytes=size(temporary), sha256=checksum(temporary))
-            # The summary first: where the shard is, there is its summary.
+            summary = dict(
+                fingerprint=plan.fingerprint,
+                captions=captions,
+                ids=ids,
+                num_samples=num_samples,
+                skipped=skipped,
+                labels=labels,
+                sources=sources,
+                num_bytes=size(temporary),
+                sha256=checksum(temporary),
+            )
+            # The summary is written first, so that a shard never exists without one.
             write_json(summary_path(out, plan, shard), summary)
     except (OSError, RuntimeError) as error:
         raise DataError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
@@ -340,7 +397,7 @@ def _finish(
     return BuildResult(info, known_left_out + skipped, num_made)
 
 
-def _left_out(entry: dict[str, str]) -> LeftOut:
+def _left_out(entry: dict[str, Any]) -> LeftOut:
     # Before reasons had names, the message stood under `reason`.
     return LeftOut(**entry) if 'message' in entry else LeftOut(entry['id'], 'unreadable', entry['reason'])
 

@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def embed_dataset(
                 _begin(folder, info, directory, encoder, what)
                 for shard in shards:
                     saved = _load(directory, encoder, info, shard, what)
-                    if source.is_done(info, shard, saved):
+                    if saved is not None and source.is_done(info, shard, saved):
                         has_rows |= len(saved[0]) > 0
                         tick(info.shard_lengths[shard])
                         continue
@@ -225,6 +225,20 @@ def _save(path: pathlib.Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+class _SoundEncoder(Protocol):
+    """A query encoder that also embeds sounds."""
+
+    def encode_audio(self, audio: list[np.ndarray], *, sample_rate: int) -> np.ndarray:
+        """Returns the embeddings [n, E] of n mono waveforms."""
+
+
+class _PictureEncoder(Protocol):
+    """A query encoder that also embeds pictures."""
+
+    def encode_image(self, images: list[Any]) -> np.ndarray:
+        """Returns the embeddings [n, E] of n PIL images."""
+
+
 class _Source(Protocol):
     """The captions, sounds or pictures of the shards."""
 
@@ -332,7 +346,7 @@ class _Sounds(_Recordings):
         return f'clip {record.id!r}', [decode_audio(record).astype(np.float32) / INT16_SCALE]
 
     def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
-        return self.encoder.encode_audio(batch, sample_rate=info.sample_rate)
+        return cast(_SoundEncoder, self.encoder).encode_audio(batch, sample_rate=info.sample_rate)
 
 
 class _Pictures(_Recordings):
@@ -354,7 +368,7 @@ class _Pictures(_Recordings):
         return f'clip {record.id!r}', pictures
 
     def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
-        return self.encoder.encode_image(batch)
+        return cast(_PictureEncoder, self.encoder).encode_image(batch)
 
 
 _SOURCES: dict[str, Callable[[str | os.PathLike, QueryEncoder], _Source]] = {

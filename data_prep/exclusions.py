@@ -71,6 +71,7 @@ def read_ids(path: str | os.PathLike) -> frozenset[str]:
     # What cannot be UTF-8 is from Clotho, whose metadata are in Latin-1; ids outside ASCII are names of its files.
     text = read_text(path, ('utf-8-sig', 'latin-1'))
     suffix = path.suffix.lower()
+    ids: Iterable[str]
     if suffix == '.json':
         ids = _json_ids(path, text)
     elif suffix == '.csv':

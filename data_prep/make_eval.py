@@ -179,7 +179,8 @@ def mix(target: np.ndarray, noises: Sequence[np.ndarray], snr_db: float) -> tupl
     mixture = target + total
     peak = max(np.abs(mixture).max(), np.abs(target).max(), np.abs(total).max())
     gain = _PEAK / peak if peak > 1 else 1.0
-    return tuple(np.asarray(gain * sound, np.float32) for sound in (target, mixture, total))
+    scaled = [np.asarray(gain * sound, np.float32) for sound in (target, mixture, total)]
+    return scaled[0], scaled[1], scaled[2]
 
 
 def _make(
@@ -219,7 +220,7 @@ def _recipes(name: str, table: pathlib.Path, left_out: list[LeftOut]) -> list[Re
     fields = {'vggsound': 6, 'audiocaps': 5, 'clotho': 5}.get(name, 4)
     if len(header) != fields:
         raise DataError(f'{table}: {len(header)} columns, expected the {fields} of {TABLES[name]}')
-    recipes = {}
+    recipes: dict[str, Recipe] = {}
     for line, row in lines[1:]:
         if not row:
             continue
@@ -322,7 +323,9 @@ def _of_video(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]
 def _piece(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
     """`Y`, a YouTube id and `_6`: ten seconds from second 60 of the video on."""
     match = re.fullmatch(r'Y?([\w-]{11})_(\d+)', stem, re.ASCII)
-    path = match and (paths.get(match[1]) or paths.get(f'Y{match[1]}'))
+    if match is None:
+        return None
+    path = paths.get(match[1]) or paths.get(f'Y{match[1]}')
     return Part(pathlib.Path(path), int(match[2]) * PIECE_SECONDS, PIECE_SECONDS) if path else None
 
 

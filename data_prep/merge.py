@@ -152,13 +152,22 @@ def merge_datasets(
                 clips_per_shard=clips_per_shard,
                 codec=source.info.codec,
                 jobs=jobs,
-                progress=(lambda done, _, before=before: progress(before + done, total)) if progress else None,
+                progress=_progress_after(before, total, progress),
             )
         )
         before += len(source)
         if not is_bucket(out):
             _merge_caches(source, out, results[-1])
     return results
+
+
+def _progress_after(
+    before: int, total: int, progress: Callable[[int, int], None] | None
+) -> Callable[[int, int], None] | None:
+    """Returns the callback of one split, which adds the clips of the splits before it and reports to `progress`."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)
 
 
 def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildResult) -> None:
@@ -210,7 +219,7 @@ def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
     if prefix_ids and len(set(prefixes)) < len(prefixes):
         raise ConfigError('--prefix-ids: two of the datasets have the same name: build one of them with another --name')
     parts = [_Part(s, 0, len(s), prefix) for s, prefix in zip(shards, prefixes, strict=True)]
-    owner = {}
+    owner: dict[str, pathlib.Path] = {}
     for part in parts:
         for clip_id in _ids(part.shards):
             clip_id = part.prefix + clip_id
@@ -224,7 +233,7 @@ def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
 
 
 def _ids(shards: Shards) -> list[str]:
-    ids = []
+    ids: list[str] = []
     for shard, length in enumerate(shards.info.shard_lengths):
         found = read_summary(shards.directory, shards.info, shard).get('ids')
         if found is None:  # a shard of an earlier version

@@ -120,17 +120,17 @@ def dataset_stats(
 def _split_stats(shards: Shards, measure: int, jobs: int, tick: Callable[[], None]) -> SplitStats:
     info = shards.info
     with futures.ThreadPoolExecutor(jobs) as pool:
-        sources, labels = collections.Counter(), collections.Counter()
+        sources: collections.Counter[str] = collections.Counter()
+        labels: collections.Counter[str] = collections.Counter()
         for some_sources, some_labels in pool.map(lambda shard: _names(shards, shard), range(info.num_shards)):
             sources.update(some_sources)
             labels.update(some_labels)
         chosen = np.unique(np.linspace(0, len(shards) - 1, min(measure, len(shards))).astype(int))
-        levels, seconds = [], []
-        for level, length in pool.map(lambda clip: _level(shards, int(clip)), chosen):
-            levels.append(level)
-            seconds.append(length)
+        measured = []
+        for level_and_seconds in pool.map(lambda clip: _level(shards, int(clip)), chosen):
+            measured.append(level_and_seconds)
             tick()
-    levels = np.array(levels)
+    levels = np.array([level for level, _ in measured])
     sizes = sum(shards.path(shard).stat().st_size for shard in range(info.num_shards))
     return SplitStats(
         split=info.split,
@@ -145,7 +145,7 @@ def _split_stats(shards: Shards, measure: int, jobs: int, tick: Callable[[], Non
         labels=dict(labels.most_common()),
         silent=int(np.isneginf(levels).sum()),
         levels_db=levels[np.isfinite(levels)],
-        seconds=np.array(seconds),
+        seconds=np.array([length for _, length in measured]),
     )
 
 
@@ -155,7 +155,8 @@ def _names(shards: Shards, shard: int) -> tuple[dict[str, int], dict[str, int]]:
     if 'labels' in summary and 'sources' in summary:
         return summary['sources'], summary['labels']
     # A shard of an earlier version: its records know.
-    sources, labels = collections.Counter(), collections.Counter()
+    sources: collections.Counter[str] = collections.Counter()
+    labels: collections.Counter[str] = collections.Counter()
     first = sum(shards.info.shard_lengths[:shard])
     for index in range(first, first + shards.info.shard_lengths[shard]):
         record = shards.read(index)

@@ -12,7 +12,7 @@ import numpy as np
 
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality, cache_directory, embed_command
 from audiosep_jax.data.layout import read_json, read_summary, split_names
-from audiosep_jax.data.records import decode_audio
+from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
@@ -61,13 +61,13 @@ def verify_dataset(
     total = sum(map(len, splits))
     done = 0
 
-    def tick():
+    def tick() -> None:
         nonlocal done
         done += 1
         if progress:
             progress(done, total)
 
-    ids = {}
+    ids: dict[tuple[str, str], str] = {}
     for shards in splits:
         with futures.ThreadPoolExecutor(jobs) as pool:
             _verify_records(shards, pool, result, ids, tick)
@@ -78,7 +78,13 @@ def verify_dataset(
     return result
 
 
-def _verify_records(shards: Shards, pool: futures.Executor, result: Verification, ids: dict, tick) -> None:
+def _verify_records(
+    shards: Shards,
+    pool: futures.Executor,
+    result: Verification,
+    ids: dict[tuple[str, str], str],
+    tick: Callable[[], None],
+) -> None:
     first = 0
     for shard, length in enumerate(shards.info.shard_lengths):
         indices = range(first, first + length)
@@ -123,11 +129,11 @@ def _verify_records(shards: Shards, pool: futures.Executor, result: Verification
             )
 
 
-def _read(shards: Shards, index: int):
+def _read(shards: Shards, index: int) -> tuple[Record, bool] | str:
     """(record, whether it is silent), or what is wrong with it."""
     try:
         record = shards.read(index)
-        return record, not decode_audio(record).any()
+        return record, not bool(decode_audio(record).any())
     except DataError as error:
         shard, position = shards.locate(index)
         text = str(error)

@@ -4,11 +4,13 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from concurrent import futures
+from multiprocessing.sharedctypes import Synchronized
 
 from audiosep_jax.errors import DataError
 from audiosep_jax.storage.system import end_with_parent
 
-_counter = None  # in a worker: how many steps all the workers have done
+# In a worker: how many steps all workers have done together.
+_counter: 'Synchronized[int] | None' = None
 
 
 def run_in_processes(
@@ -26,12 +28,12 @@ def run_in_processes(
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
-        done = 0
+        steps = 0
 
-        def tick():
-            nonlocal done
-            done += 1
-            report(done)
+        def tick() -> None:
+            nonlocal steps
+            steps += 1
+            report(steps)
 
         for task in tasks:
             function(*task, tick)
@@ -55,7 +57,7 @@ def run_in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin_worker(counter) -> None:
+def _begin_worker(counter: 'Synchronized[int]') -> None:
     global _counter
     _counter = counter
     # Ctrl-C ends a worker at once and quietly: its temporary file is swept by the next build.
@@ -64,6 +66,7 @@ def _begin_worker(counter) -> None:
 
 
 def _tick() -> None:
+    assert _counter is not None, '_begin_worker sets it'
     with _counter.get_lock():
         _counter.value += 1
 
