@@ -1,9 +1,9 @@
-"""Builds the shards of a split: audio files in, a TFDS dataset of ArrayRecord shards out. Resumable at any moment.
+"""Builds the shards of a split: it turns audio files into a TFDS dataset of ArrayRecord shards.
 
-A shard is a function of its inputs alone: clips k·n to (k+1)·n - 1 of the list, less those left out. It is written
-under a temporary name and renamed, so a file under a shard's name is whole; a build that was killed continues with the
-shards that are missing. Several builds may share the work, each with a range of the shards; the one that makes the last
-shard finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
+A shard depends only on its inputs: clips k·n to (k+1)·n - 1 of the list, without those that are left out. It is written
+under a temporary name and then renamed, so a file with a shard's name is always complete, and a build that was killed
+continues with the missing shards. Several builds may share the work, each with a range of the shards; the one that
+makes the last shard finishes the split. `audiosep_jax/data/layout.py` describes the layout.
 """
 
 import contextlib
@@ -48,24 +48,25 @@ from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]
 Runner = Literal['local', 'beam']
-_REQUESTS = 16  # at once: on a network mount or of a bucket, each takes tens of milliseconds
+# How many requests run at once: on a network mount or in a bucket, each takes tens of milliseconds.
+_REQUESTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
-    """What became of a split: what is in it, which clips are not, and how many shards this call made of it.
+    """The result of a build: what the split holds, which clips were left out, and how many shards this call made.
 
-    While shards of other jobs are missing, `info.complete` is False and nothing is known of the clips yet.
+    While shards of other jobs are missing, `info.complete` is False, and the clips have not been counted yet.
     """
 
     info: SplitInfo
-    skipped: tuple[LeftOut, ...]  # also those that the source had left out before
-    num_shards_made: int  # the others were there already
+    skipped: tuple[LeftOut, ...]  # includes those that the source itself had left out
+    num_shards_made: int  # the others already existed
     num_shards_missing: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Clips by what became of them: found (they are in the shards), missing, unreadable, too short, excluded."""
+        """The number of clips that are in the shards (found), missing, unreadable, too short and excluded."""
         reasons: Counter[str] = Counter(skipped.reason for skipped in self.skipped)
         return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in get_args(Reason)}
 
@@ -87,28 +88,27 @@ def build_shards(
     beam_args: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> BuildResult:
-    """Builds one split in the directory `out`, or what is missing of it.
+    """Builds one split in the directory `out`, or the shards of it that are still missing.
 
     Args:
         clips: a `ClipSource`, or clips (`id`, `audio` float [T], `captions`, `labels`) at `sample_rate` in memory.
-        out: directory of the dataset, or gs://…, s3://…; a build of the same inputs that was interrupted there is
-            continued.
-        sample_rate: of the shards, Hz.
-        name: of the dataset, in TFDS's sense; by default made from `out`'s last part.
+        out: directory of the dataset, or gs://…, s3://…; an interrupted build of the same inputs continues there.
+        sample_rate: sample rate of the shards in Hz.
+        name: TFDS name of the dataset; by default it is made from the last part of `out`.
         split: name of the split.
-        clips_per_shard: input clips to a shard file.
-        codec: 'flac', or 'pcm16' for hosts short of cores (1.6 times the size, no decoding).
+        clips_per_shard: number of input clips in a shard file.
+        codec: 'flac', or 'pcm16' for hosts with few cores (1.6 times the size, but nothing to decode).
         shortest: clips shorter than this many seconds are left out.
-        jobs: processes; each makes whole shards.
-        shard_range: (first, last + 1) of the shards to make; other calls, on any host, make the others.
-        retry_skipped: make the shards that lack unreadable clips again (after the files were mended).
+        jobs: number of processes; each makes whole shards.
+        shard_range: the shards to make, (first, last + 1); other calls, on any host, make the others.
+        retry_skipped: rebuild the shards that left clips out, for example after the files were repaired.
         runner: 'local' processes, or 'beam': an Apache Beam pipeline (`jobs` is not used).
-        beam_args: Beam's own flags, as '--runner=DataflowRunner'.
-        progress: called with (clips done, clips in all), from this process.
+        beam_args: Beam's own flags, such as '--runner=DataflowRunner'.
+        progress: called in this process with (clips done, clips in total).
 
     Raises:
-        ConfigError: a setting out of range.
-        DataError: `out` holds something else, or other inputs' shards; no clip is readable; it cannot be written.
+        ConfigError: a setting is out of range.
+        DataError: `out` holds something else, or shards of other inputs; no clip is readable; writing fails.
     """
     is_source = hasattr(clips, 'clip_id')
     source = cast(ClipSource, clips) if is_source else ClipsInMemory(cast(Iterable[Any], clips))
@@ -160,7 +160,7 @@ def _make_shards(
     beam_options: Any,
     progress: Progress | None,
 ) -> None:
-    """Writes the shards `todo` of this call's `shards`: in a Beam pipeline if there are options for one, else here."""
+    """Writes the shards `todo` out of this call's `shards`, in local processes or, given `beam_options`, on Beam."""
     parts = [(k, source.part(*_bounds(plan, k))) for k in todo]
     in_all = sum(stop - start for start, stop in (_bounds(plan, k) for k in shards))
     already = in_all - sum(len(part) for _, part in parts)
@@ -179,7 +179,7 @@ def _make_shards(
 
 
 def _shards_in(shard_range: tuple[int, int | None] | None, plan: SplitInfo) -> range:
-    """The shards of this call. A range may reach beyond the last: an array of jobs need not divide evenly."""
+    """Returns the shards of this call. A range may end beyond the last shard, since jobs need not divide it evenly."""
     first, end = shard_range or (0, None)
     if first < 0 or (end is not None and end <= first):
         raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END, of which END is not made, as 0:10, 10:20')
@@ -233,7 +233,7 @@ def _plan(
 
 
 def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
-    """Makes `out` the place of this build, or raises DataError where it is something else's."""
+    """Reserves `out` for this build. Raises DataError if it holds something else."""
     if out.exists() and not out.is_dir():
         raise DataError(f'{out}: is a file: give a directory')
     splits = split_names(out)
@@ -264,7 +264,7 @@ def _bounds(plan: SplitInfo, shard: int) -> tuple[int, int]:
 
 
 def _is_done(out: pathlib.Path, plan: SplitInfo, shard: int, retry_skipped: bool) -> bool:
-    """Whether the shard is there and whole; one that was cut short later is made again."""
+    """Whether the shard exists and is complete; one that was truncated later is made again."""
     path = shard_path(out, plan, shard)
     if not path.exists():
         return False
@@ -280,7 +280,7 @@ def _is_done(out: pathlib.Path, plan: SplitInfo, shard: int, retry_skipped: bool
 
 
 def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: int, tick: Callable[[], None]) -> None:
-    """Writes one shard and the summary of what is in it. Runs in a worker: a process, or Beam's."""
+    """Writes one shard and the summary of its contents. It runs in a worker process, or in a worker of Beam."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = shard_path(out, plan, shard)
@@ -292,7 +292,7 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
     num_samples = 0
     try:
         with reaching(out), writing(path) as temporary:
-            # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink further, and trying costs.
+            # With group_size 1 each record can be read on its own. Compressing FLAC again costs time and saves nothing.
             writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
             for index in range(len(source)):
                 try:
@@ -330,20 +330,20 @@ def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: 
 
 
 def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a local file, in hexadecimal. Raises OSError."""
+    """Returns the SHA-256 of a local file in hexadecimal. Raises OSError if it cannot be read."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def source_name(record: Record) -> str:
-    """The corpus that a clip came from, where its source names one, as `clotho:train/rain.wav`."""
+    """Returns the corpus of a clip, such as `clotho` for `clotho:train/rain.wav`; 'files' if none is named."""
     corpus = record.source.partition(':')[0]
     return corpus if re.fullmatch(r'[\w.+-]+', corpus) and corpus != record.source else 'files'
 
 
 def _record(source: ClipSource, index: int, plan: SplitInfo) -> Record:
-    """One clip as a record. Raises AudioFileError or DataError for one that is to be left out."""
-    if hasattr(source, 'record'):  # records of another dataset, encoded already
+    """Returns one clip as a record. Raises AudioFileError or DataError if the clip must be left out."""
+    if hasattr(source, 'record'):  # records of another dataset, which are already encoded
         return source.record(index)
     clip = source.read(index, plan.sample_rate)
     captions = tuple(caption for caption in clip.captions if caption.strip())
@@ -386,7 +386,7 @@ def _finish(
         content=_content(plan, skipped),
     )
     if info.num_clips == 0:
-        # Nothing is worth keeping, and a second attempt must not find these shards done.
+        # The empty shards are removed, so that a second attempt does not take them for finished ones.
         _remove_split(out, plan)
         raise DataError(f'none of the {plan.num_inputs} clips could be used; the first: {skipped[0].message}')
     _write_skipped(out, plan, known_left_out + skipped)
@@ -398,12 +398,12 @@ def _finish(
 
 
 def _left_out(entry: dict[str, Any]) -> LeftOut:
-    # Before reasons had names, the message stood under `reason`.
+    # Older versions had no named reasons and stored the message under `reason`.
     return LeftOut(**entry) if 'message' in entry else LeftOut(entry['id'], 'unreadable', entry['reason'])
 
 
 def _sweep(out: pathlib.Path, plan: SplitInfo) -> None:
-    """Removes what builds that were killed left under temporary names. Not while others are at work here."""
+    """Removes the temporary files of builds that were killed. No other build may be running here."""
     for pattern in (f'.{plan.name}-{plan.split}.array_record-*.tmp-*', f'splits/.{plan.split}[.-]*.tmp-*'):
         for leftover in out.glob(pattern):
             leftover.unlink(missing_ok=True)
@@ -429,7 +429,7 @@ def _write_skipped(out: pathlib.Path, plan: SplitInfo, skipped: tuple[LeftOut, .
 
 
 def skipped_path(out: str | os.PathLike, split: str) -> pathlib.Path:
-    """The CSV list (`id,reason,message`) of the clips that a build left out; it exists only if there are any."""
+    """Returns the path of the CSV list (`id,reason,message`) of clips left out; it exists only if there are any."""
     return as_path(out) / 'splits' / f'{split}-skipped.csv'
 
 
@@ -438,7 +438,7 @@ def _remove_split(out: pathlib.Path, plan: SplitInfo) -> None:
         shard_path(out, plan, shard).unlink(missing_ok=True)
         summary_path(out, plan, shard).unlink(missing_ok=True)
     split_info_path(out, plan.split).unlink(missing_ok=True)
-    if is_bucket(out):  # folders are but parts of names
+    if is_bucket(out):  # folders in a bucket exist only as parts of names
         return
     (out / 'splits' / '.finishing.lock').unlink(missing_ok=True)
     (out / 'splits' / f'.{plan.split}.lock').unlink(missing_ok=True)
@@ -448,10 +448,10 @@ def _remove_split(out: pathlib.Path, plan: SplitInfo) -> None:
 
 
 def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
-    """`features.json` and `dataset_info.json` over all the complete splits in `out`.
+    """Writes `features.json` and `dataset_info.json` for all complete splits in `out`.
 
-    TFDS looks at file names to find the splits and writes in place. In a scratch directory with the names alone it sees
-    no unfinished split, and the results are renamed into place.
+    TFDS finds the splits by their file names and writes in place. It therefore works in a scratch directory that holds
+    empty files with the names of the complete splits, and its results are moved into place.
     """
     import tensorflow_datasets as tfds
 
@@ -470,7 +470,7 @@ def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
                 tfds.core.SplitInfo(
                     name=split.split,
                     shard_lengths=list(split.shard_lengths),
-                    num_bytes=split.num_bytes or sum(map(size, paths)),  # splits of earlier versions have no number
+                    num_bytes=split.num_bytes or sum(map(size, paths)),  # splits of earlier versions do not store it
                     filename_template=template,
                 )
             )
@@ -479,7 +479,7 @@ def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
             features=features(),
             split_infos=split_infos,
             version='1.0.0',
-            check_data=False,  # the check alone needs TensorFlow
+            check_data=False,  # only this check needs TensorFlow
             description='Captioned sounds for language-queried separation.',
         )
         for file in ('features.json', 'dataset_info.json'):
