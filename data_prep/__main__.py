@@ -4,8 +4,8 @@ flags, 1 for files and data, 0 otherwise. The commands for datasets that are bui
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated, Union
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Union
 
 import tyro
 
@@ -46,7 +46,10 @@ _DATASETS: dict[str, type[BuildOptions]] = {
     'wavcaps': BuildWavCaps,
     'webdataset': BuildWebDataset,
 }
-_Dataset = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in _DATASETS.items())]  # noqa: UP007
+if TYPE_CHECKING:
+    _Dataset = BuildOptions
+else:
+    _Dataset = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in _DATASETS.items())]  # noqa: UP007
 
 
 def build(dataset: _Dataset) -> int:
@@ -103,7 +106,7 @@ def embed(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
-    commands = {
+    commands: dict[str, Callable[..., int]] = {
         'build': build,
         'embed': embed,
         'verify': verify,

@@ -85,7 +85,8 @@ def read_audiocaps(
     table = captions or find_file(folder, f'{split}.csv', folders=('dataset', 'dataset2.0'))
     if table is None:
         raise DataError(f'{folder}: no {split}.csv in it: give --captions, the table of AudioCaps')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     clips = _read_clips(pathlib.Path(table), left_out)
     others = frozenset().union(*(names for name, names in _FOLDERS.items() if name != split))
     paths = by_name(list_media(folder, left_out=left_out, skip=others, video_first=frames > 0))

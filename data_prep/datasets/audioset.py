@@ -33,7 +33,7 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import tyro
@@ -107,7 +107,8 @@ def read_audioset(
     folder = pathlib.Path(source)
     tables = [pathlib.Path(table) for table in segments] or _find_tables(folder, split)
     names = read_classes(classes or find_file(folder, _CLASSES) or folder / _CLASSES)
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     merged = _merge(row for table in tables for row in _read_segments(table, left_out))
     paths = by_name(list_media(folder, left_out=left_out, video_first=frames > 0))
     videos = Counter(segment.youtube_id for segment in merged)
@@ -174,7 +175,8 @@ def _find_tables(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 def _read_segments(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Segment]:
     """Raises DataError for a table of another form; single rows that are bad are left out."""
-    segments, bad = [], []
+    segments: list[_Segment] = []
+    bad: list[LeftOut] = []
     reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
     try:
         for row in reader:
@@ -206,7 +208,7 @@ def _segment(row: list[str]) -> _Segment | None:
     return _Segment(youtube, start, end, mids) if youtube and 0 <= start < end < float('inf') else None
 
 
-def _merge(segments) -> list[_Segment]:
+def _merge(segments: Iterable[_Segment]) -> list[_Segment]:
     """Clips that are listed twice become one with the labels of both."""
     merged: dict[tuple[str, str], _Segment] = {}
     for segment in segments:

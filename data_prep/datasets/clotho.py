@@ -66,7 +66,8 @@ def read_clotho(
     table = find_file(folder, name)
     if table is None:
         raise DataError(f'{folder}: no {name} in it: give the folder into which Clotho was downloaded')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     captions: dict[str, list[str]] = {}
     bad: list[LeftOut] = []
     for line, row in read_table(table, ('file_name', *_CAPTIONS), encodings=_ENCODINGS, bad=bad):
@@ -100,7 +101,8 @@ def read_clotho(
 def _metadata(folder: pathlib.Path, part: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Keywords and Freesound ids by file name; empty where there are no metadata."""
     table = find_file(folder, f'clotho_metadata_{part}.csv')
-    keywords, sound_ids = {}, {}
+    keywords: dict[str, tuple[str, ...]] = {}
+    sound_ids: dict[str, tuple[str, ...]] = {}
     if table is not None:
         for _, row in read_table(table, ('file_name', 'keywords'), encodings=_ENCODINGS, loose=True):
             known = _key(row['file_name'])

@@ -83,7 +83,9 @@ def read_folder(
 
 def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[str, list[os.DirEntry]]]:
     """(path below `folder`, files sorted by name) of each folder once: those in the tree before those linked to."""
-    waiting, links, seen = collections.deque(['']), collections.deque(), set()
+    waiting = collections.deque([''])
+    links: collections.deque[str] = collections.deque()
+    seen: set[tuple[int, int]] = set()
     while waiting or links:
         inner = waiting.popleft() if waiting else links.popleft()
         files = []

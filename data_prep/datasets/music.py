@@ -71,7 +71,8 @@ def read_music(
     found = [pathlib.Path(path) for path in lists] or [p for p in (find_file(folder, name) for name in _LISTS) if p]
     if not found:
         raise DataError(f'{folder}: no {" or ".join(_LISTS)} in it: give --lists')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     listed = list_media(folder, left_out=left_out, video_first=frames > 0)
     anywhere = by_name(listed)
     in_folders = first_of((f'{pathlib.PurePosixPath(path).parent.name}/{stem}', path) for stem, path in listed)

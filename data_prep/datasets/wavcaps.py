@@ -188,9 +188,9 @@ def _blacklisted(folder: pathlib.Path, blacklists: str | os.PathLike | None) -> 
             'blacklists name; get them from its repository and give --blacklists, or --allow-evaluation-clips'
         )
     ids: set[tuple[str, str]] = set()
-    for path in found.values():
+    for path in filter(None, found.values()):
         groups = _load(path)
-        names = {'AudioSet': 'AudioSet_SL', **{name: name for name in METADATA}}
+        names: dict[str, str] = {'AudioSet': 'AudioSet_SL', **{name: name for name in METADATA}}
         if not isinstance(groups, dict) or not groups or not groups.keys() <= names.keys():
             raise DataError(f'{path}: expected {{"AudioSet": [ids], "FreeSound": [ids]}}')
         for group, listed in groups.items():

@@ -162,11 +162,13 @@ def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entr
         for member, content in _members(path):
             key, suffix = os.path.splitext(member.removeprefix('./'))
             sample, suffix = samples.setdefault(key, _Sample()), suffix.lower()
-            known = sample.texts if suffix in _TEXT_SUFFIXES else sample.sounds
-            if suffix in known:
+            if suffix in sample.texts or suffix in sample.sounds:
                 message = f'{member} occurs more than once: the last one counts'
                 left_out.append(LeftOut(f'{stem}/{key}', 'excluded', f'{name}: {message}'))
-            known[suffix] = content if suffix in _TEXT_SUFFIXES else member
+            if content is None:
+                sample.sounds[suffix] = member
+            else:
+                sample.texts[suffix] = content
     except LeftOutError as error:
         left_out.append(LeftOut(name, error.reason, f'{path}: {error}'))
     for key, sample in samples.items():
@@ -192,7 +194,7 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode='r:') as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # it would keep them all
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all; the stubs lack it
                     suffix = os.path.splitext(member.name)[1].lower()
                     is_text = suffix in _TEXT_SUFFIXES
                     if not member.isreg() or os.path.basename(member.name).startswith('.'):
@@ -200,7 +202,8 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
                     if not 0 <= member.size <= size - member.offset_data:
                         raise LeftOutError('unreadable', f'was cut short within {member.name}; download it again')
                     if is_text or suffix in SUFFIXES:
-                        yield member.name, tar.extractfile(member).read(_LARGEST_TEXT) if is_text else None
+                        content = tar.extractfile(member) if is_text else None
+                        yield member.name, content.read(_LARGEST_TEXT) if content else None
                 file.seek(tar.offset)
                 problem = _problem_after(file.read(2**16))
             if problem:
