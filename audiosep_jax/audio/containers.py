@@ -239,11 +239,13 @@ def open_container(file: pathlib.Path | io.BytesIO, name: str):
         raise ConfigError(f"{name}: to read it, install PyAV: pip install 'audiosep_jax[video]'") from error
 
     options = {'format_whitelist': _FORMATS, 'protocol_whitelist': 'file'}
+    # Tags that are not UTF-8 must not stop the reading. PyAV 19 lets them through by itself and has no such argument.
+    lenient = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
     if isinstance(file, io.BytesIO):
         file.seek(0)
     try:
         # 'file:' keeps a name with a colon from being taken for a protocol.
         source = file if isinstance(file, io.BytesIO) else f'file:{file}'
-        return av.open(source, container_options=options, metadata_errors='replace')
+        return av.open(source, container_options=options, **lenient)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise AudioFileError(f'{name}: damaged, cut short or not a video file ({reason(error)})') from error

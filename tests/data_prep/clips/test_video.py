@@ -110,6 +110,21 @@ def test_what_a_container_is_called_does_not_matter(tmp_path):
         assert len(read_sound(write_video(tmp_path / name, 0.3), sample_rate=RATE)) >= 0.3 * RATE
 
 
+@pytest.mark.parametrize('suffix', ['.mp4', '.m4a', '.webm', '.mkv', '.avi'])
+def test_tags_that_are_not_utf8_do_not_matter(tmp_path, suffix):
+    path = write_video(tmp_path / f'a{suffix}', 0.5, title='Cafe ????')
+    expected = read_sound(path, sample_rate=RATE), sound_seconds(path)
+    encoded = path.read_bytes()
+    assert b'Cafe ????' in encoded
+    path.write_bytes(encoded.replace(b'????', b'\xe9\xff\xfe\xe8'))
+    np.testing.assert_array_equal(read_sound(path, sample_rate=RATE), expected[0])
+    assert sound_seconds(path) == expected[1]
+    with contextlib.closing(containers.ContainerSound(path)) as opened:
+        assert sum(block.shape[-1] for block in opened.blocks()) >= 0.5 * opened.rate
+    if suffix != '.m4a':
+        assert len(read_frames(path, 2)) == 2
+
+
 def test_members_of_archives(tmp_path):
     video = write_video(tmp_path / 'a.mp4', 3, sound=click(3, 44100, 2.5))
     archive = write_tar(tmp_path / 'x.tar', {'v/a.mp4': video})
