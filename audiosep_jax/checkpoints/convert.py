@@ -32,7 +32,7 @@ from audiosep_jax.models.torch_names import (
     torch_tensors,
     variables_from_torch,
 )
-from audiosep_jax.storage.atomic import new_folder
+from audiosep_jax.storage.atomic import check_writable, new_folder
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import (
     SAFETENSORS,
@@ -375,9 +375,7 @@ def _lightning(state: dict[str, np.ndarray], step: int) -> dict[str, Any]:
 
 def _check_free(destination: Path, *, force: bool) -> None:
     """Whether a destination may be made: nothing of anybody's is replaced but, on demand, what a conversion made."""
-    parent = destination.absolute().parent
-    if not parent.is_dir():
-        raise CheckpointError(f'{destination}: the folder {parent} does not exist; make it first')
+    check_writable(destination, '', kind='either', error=CheckpointError)
     if not destination.exists():
         return
     if destination.is_dir():
