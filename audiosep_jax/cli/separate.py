@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
+from audiosep_jax.audio.formats import OUTPUT_FORMATS, WRITABLE_SUFFIXES
 from audiosep_jax.audio.raw import RAW_FORMATS, encoded, read_raw
-from audiosep_jax.audio.writing import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
+from audiosep_jax.audio.writing import Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 from audiosep_jax.separation.outputs import (
     RESIDUAL,
@@ -25,6 +25,7 @@ from audiosep_jax.separation.outputs import (
     removed_name,
 )
 from audiosep_jax.separation.spans import Span, stream_spans
+from audiosep_jax.storage.atomic import check_writable, replacing
 
 if TYPE_CHECKING:
     from audiosep_jax.audio.reading import SoundInput
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _PIPE = Path('-')
 _MOST_RAISED_DB = 24.0
-_FORMATS = ('wav', 'flac', 'ogg', 'opus', 'mp3', 'aiff', 'caf', 'w64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +180,8 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
     """Raises ConfigError for flags that do not go together."""
     pipe_in, pipe_out = _PIPE in inputs, command.output == _PIPE
     raw = command.format in RAW_FORMATS
-    if command.format not in (None, *_FORMATS, *RAW_FORMATS):
-        known = f'{", ".join(_FORMATS)}, or in a pipe {", ".join(RAW_FORMATS)}'
+    if command.format not in (None, *OUTPUT_FORMATS, *RAW_FORMATS):
+        known = f'{", ".join(OUTPUT_FORMATS)}, or in a pipe {", ".join(RAW_FORMATS)}'
         raise ConfigError(f'--format {command.format}: not known; use {known}')
     if command.remove and command.residual:
         raise ConfigError('--remove writes the residual alone: leave --residual away')
@@ -205,7 +205,7 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
         if command.json is not None or command.subtype is not None:
             raise ConfigError('--json and --subtype are for files: they do not go with -o -')
     if command.json is not None and command.json != _PIPE:
-        _check_writable(command.json)
+        check_writable(command.json, '--json')
     suffix = _suffix(command)
     if command.format and not raw and suffix != f'.{command.format}':
         raise ConfigError(f'-o {command.output} and --format {command.format} say two things: leave one away')
@@ -216,23 +216,13 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
 def _suffix(command: Separate) -> str:
     """Of the outputs."""
     suffix = command.output.suffix.lower()
-    if suffix in SUFFIXES and not command.output.is_dir():
+    if suffix in WRITABLE_SUFFIXES and not command.output.is_dir():
         return suffix
     return '.wav' if command.format is None or command.format in RAW_FORMATS else f'.{command.format}'
 
 
 def _subtype(command: Separate) -> Subtype | None:
     return command.subtype and command.subtype.upper()
-
-
-def _check_writable(path: Path) -> None:
-    """Before the work: hours of it must not end at a folder that is not there or not ours."""
-    if path.is_dir():
-        raise DataError(f'--json {path}: is a folder; name a file')
-    if not path.absolute().parent.is_dir():
-        raise DataError(f'--json {path}: the folder {path.absolute().parent} does not exist; make it first')
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise DataError(f'--json {path}: no permission to write into {path.absolute().parent}')
 
 
 def _output_names(command: Separate, queries: list[str]) -> dict[str, str]:
@@ -436,8 +426,6 @@ def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
 
 
 def _write_json(path: Path, record: dict, say: Callable[..., None]) -> None:
-    from audiosep_jax.storage.atomic import replacing
-
     if path == _PIPE:
         say(json.dumps(record, ensure_ascii=False))
         return

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.parallel.mesh import by_clip, replicated, state_shardings
 from audiosep_jax.training.losses import l1_waveform
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 
-_INT16_SCALE = 1 / 32768
 _ALL_PRESENT = AbsentQueries()
 
 
@@ -121,7 +121,7 @@ def make_train_step(
         return loss / accumulate, batch_stats, jax.tree.map(lambda g: g / accumulate, grads)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
-        waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
+        waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
         mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         labels = batch.get('labels')
         mixtures, targets = mixer(mix_key, waveforms, labels)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiosep_jax import audio
+from audiosep_jax.audio.formats import BROWSER_SUFFIXES
 from audiosep_jax.audio.reading import open_sound
 from audiosep_jax.audio.writing import Subtype
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     import gradio
 
 _SUBTYPE: Subtype = 'PCM_24'  # the finest that all browsers play
-_SOUNDS = ('.wav', '.flac', '.ogg', '.mp3')
 _MOST_EXAMPLES = 20
 # Samples of all channels for each second of the limit: four channels at 48 kHz, two at 96.
 _MOST_SAMPLES = 4 * 48_000
@@ -171,7 +171,7 @@ def find_examples(folder: Path) -> list[Example]:
         QueryError: a text file without text.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SOUNDS)
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in BROWSER_SUFFIXES)
         texts = [(path, path.with_suffix('.txt').read_text('utf-8').strip()) for path in paths if _has_text(path)]
     except UnicodeDecodeError as error:
         raise QueryError(f'{folder}: the text beside an example is not UTF-8') from error
