@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except KeyboardInterrupt:
-        print('data_prep: interrupted; the same command goes on where it stopped', file=sys.stderr)
+        print('data_prep: interrupted; the same command resumes', file=sys.stderr)
         return 130
     except Exception as error:
         explanation = explained(error)

@@ -1,8 +1,8 @@
 """Builds shards with Apache Beam: the function that a local worker runs, on whatever Beam runs on.
 
-Shard numbers move through Beam, not audio. The list of a shard's clips lies in a file beside the shards, so the output
+Shard numbers move through Beam, not audio. The list of a shard's clips is in a file beside the shards, so the output
 folder or bucket must be one that all workers reach; so must the dataset's files. Apache Beam is the extra `[beam]`, in
-an environment of its own: it needs protobuf < 7.
+a separate environment, because it needs protobuf < 7.
 """
 
 import logging
@@ -38,7 +38,7 @@ def pipeline_options(beam_args: Sequence[str]) -> Any:
         from apache_beam.runners.runner import create_runner
     except ImportError as error:
         raise ConfigError(
-            "--runner beam: Apache Beam is not installed: pip install 'audiosep_jax[beam]' in an environment of its own"
+            "--runner beam: Apache Beam is not installed: pip install 'audiosep_jax[beam]' in a separate environment"
         ) from error
     for argument in beam_args:
         if not argument.startswith('--'):

@@ -2,8 +2,8 @@
 
 A shard is a function of its inputs alone: clips k·n to (k+1)·n - 1 of the list, less those left out. It is written
 under a temporary name and renamed, so a file under a shard's name is whole; a build that was killed continues with the
-shards that are missing. Several builds may share the work, each with a range of the shards: who makes the last one
-finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
+shards that are missing. Several builds may share the work, each with a range of the shards; the one that makes the last
+shard finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def build_shards(
         split: name of the split.
         clips_per_shard: input clips to a shard file.
         codec: 'flac', or 'pcm16' for hosts short of cores (1.6 times the size, no decoding).
-        shortest: clips of less than so many seconds are left out.
+        shortest: clips shorter than this many seconds are left out.
         jobs: processes; each makes whole shards.
         shard_range: (first, last + 1) of the shards to make; other calls, on any host, make the others.
         retry_skipped: make the shards that lack unreadable clips again (after the files were mended).
@@ -209,7 +209,7 @@ def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
             )
             raise DataError(
                 f'{out}: holds split {split!r} of other inputs or settings '
-                f'({what or "the list of clips differs"}): give another --out, or delete it to build anew'
+                f'({what or "the list of clips differs"}): give another --out, or delete it to build again'
             )
     if plan.split not in splits:
         write_split_info(out, plan)
@@ -372,7 +372,7 @@ def _write_skipped(out: pathlib.Path, plan: SplitInfo, skipped: tuple[LeftOut, .
 
 
 def skipped_path(out: str | os.PathLike, split: str) -> pathlib.Path:
-    """The CSV list (`id,reason,message`) of the clips that a build left out; absent where there are none."""
+    """The CSV list (`id,reason,message`) of the clips that a build left out; it exists only if there are any."""
     return as_path(out) / 'splits' / f'{split}-skipped.csv'
 
 

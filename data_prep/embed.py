@@ -87,7 +87,7 @@ def embed_dataset(
         progress: called with (clips done, clips in all) of the shards of this call.
 
     Raises:
-        ConfigError: an encoder that has no such embeddings, or shards that are none.
+        ConfigError: an encoder that has no such embeddings, or shards that are not a dataset.
         DataError: no dataset, no complete split, records or summaries that are damaged, an encoder that gives NaN.
         EncoderMismatchError: the directory has embeddings of another version or setting of this encoder.
     """
@@ -349,7 +349,7 @@ class _Pictures(_Recordings):
         try:
             pictures = [Image.open(io.BytesIO(frame)) for frame in record.frames]
             for picture in pictures:
-                picture.load()  # here, in a thread of its own
+                picture.load()  # decodes here, in a worker thread
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
             raise DataError(f'clip {record.id!r}: one of its pictures does not decode: {error}') from error
         return f'clip {record.id!r}', pictures

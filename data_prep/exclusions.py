@@ -48,7 +48,7 @@ _YOUTUBE = re.compile(
 def youtube_id(name: str) -> str | None:
     """YouTube's id in a file's name or an id made of one; None for names of another form.
 
-    The forms are told apart by their lengths alone: an id of 11 characters may begin with Y itself.
+    Only their lengths distinguish the forms, because an id of 11 characters may itself begin with Y.
     """
     match = _YOUTUBE.fullmatch(stem_of(name.strip()))
     return match and (match['bare'] or match['marked'] or match['titled'])

@@ -103,7 +103,7 @@ def make_eval(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Made:
-    """Makes the folder of a benchmark, which `audiosep-jax evaluate` then reads; what is there already is kept.
+    """Makes the folder of a benchmark, which `audiosep-jax evaluate` then reads; and keeps the files that exist.
 
     Args:
         name: of `TABLES`.
@@ -285,7 +285,7 @@ def _audioset_recipes(
 
 
 def _finder(name: str, source: pathlib.Path, left_out: list[LeftOut]) -> Callable[[str], Part]:
-    """What finds the sound that a table names. It raises LeftOutError where there is none, or one of several."""
+    """Returns the function that finds the sound of a name in a table; it raises LeftOutError for none or several."""
     listed = list_media(source, left_out=left_out)
     if not listed:
         raise DataError(f'{source}: no sounds in it: give the folder of the source dataset')

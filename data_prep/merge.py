@@ -64,7 +64,7 @@ class MergedRecords:
         return self._ids[index]
 
     def record(self, index: int) -> Record:
-        """The clip as it is stored. Raises DataError for one that cannot be read."""
+        """Returns the stored clip. Raises DataError if it cannot be read."""
         number, position = self.locate(index)
         part = self._parts[number]
         record = part.shards.read(position)
@@ -169,7 +169,7 @@ def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildRe
             try:
                 caches = [EmbeddingCache(shards, encoder, what) for shards in source.shards]
             except DataError:
-                continue  # one of them lacks it: the merged dataset is embedded anew
+                continue  # one of them lacks it, so the merged dataset has to be embedded again
             if any(comparable(cache.identity) != comparable(caches[0].identity) for cache in caches):
                 continue
             done = cache_directory(out, encoder, what) / f'{info.split}.json'
@@ -204,7 +204,7 @@ def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
             if here != there:
                 raise DataError(
                     f'{other.directory}: {what} {there}, but {here} in {first.directory}: records are copied as they '
-                    'are; build one of them anew'
+                    'are; rebuild one of them'
                 )
     prefixes = [f'{s.info.name}/' if prefix_ids else '' for s in shards]
     if prefix_ids and len(set(prefixes)) < len(prefixes):

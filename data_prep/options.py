@@ -40,12 +40,12 @@ class BuildOptions(abc.ABC):
     clips_per_shard: int = 2000
     """Clips in a shard file."""
     shortest: float = 0.0
-    """Leave out clips of less than so many seconds."""
+    """Leave out clips shorter than this many seconds."""
     jobs: int = dataclasses.field(default_factory=num_cores)
     """Processes; each makes whole shards."""
     shard_range: str | None = None
     """FIRST:END, as 20:30, to make only these shards (END not included), one job of an array of jobs that run at any
-    time on any host. Whoever makes the last missing shard finishes the split."""
+    time on any host. The job that makes the last missing shard finishes the split."""
     retry_skipped: bool = False
     """Make shards that lack unreadable clips again, after the files were mended."""
     strict: bool = False
@@ -104,7 +104,7 @@ def print_result(out: str | os.PathLike, result: BuildResult) -> None:
     if not info.complete:
         print(
             f'{out}: split {info.split!r}: {result.num_shards_made} shards made now; {result.num_shards_missing} of '
-            f'{info.num_shards} are still missing: who makes the last of them finishes the split'
+            f'{info.num_shards} are still missing; the job that makes the last of them finishes the split'
         )
         return
     hours = info.num_samples / info.sample_rate / 3600

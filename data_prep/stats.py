@@ -62,7 +62,7 @@ class SplitStats:
         return len(self.levels_db) + self.silent
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready: as it is, with the distributions as percentiles and as a histogram of 3 dB steps."""
+        """Returns the statistics ready for JSON, with distributions as percentiles and as histograms of 3 dB steps."""
         edges = np.arange(_QUIETEST_DB, _BIN_DB, _BIN_DB)
         counts, _ = np.histogram(np.clip(self.levels_db, _QUIETEST_DB, -1e-9), edges)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {'measured': self.measured}

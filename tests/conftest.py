@@ -55,10 +55,10 @@ def quarter(monkeypatch):
     """What the command line then gets for a checkpoint of any name: a separator without a network."""
     from support.quarter_separator import QuarterSeparator
 
-    from audiosep_jax.cli import main as cli
+    from audiosep_jax.cli import terminal
 
     fake = QuarterSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path, **options: fake)
+    monkeypatch.setattr(terminal, 'load', lambda path, **options: fake)
     return fake
 
 

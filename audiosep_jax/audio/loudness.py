@@ -1,6 +1,7 @@
 """Measures how loud a recording of any length is, in blocks, by ITU-R BS.1770-4 and EBU R 128."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ _OFFSET_DB = -0.691
 _STEP = 0.1  # seconds; the blocks of 400 ms (_STEPS steps) overlap by three quarters
 _STEPS = 4
 _ABSOLUTE_GATE = -70.0  # LUFS
+_MAX_GAIN_DB = 24.0  # of LoudnessMatch
 _RELATIVE_GATE = -10.0  # LU, relative to the mean of the blocks above the first gate
 
 
@@ -85,3 +87,32 @@ def _k_weighting(rate: int) -> np.ndarray:
     a0 = 1 + k / _HIGH_PASS_Q + k * k
     high_pass = [1, -2, 1, 1, 2 * (k * k - 1) / a0, (1 - k / _HIGH_PASS_Q + k * k) / a0]
     return np.array([shelf, high_pass])
+
+
+class LoudnessMatch:
+    """Measures a mixture and the sounds separated from it, to find the gains that make them equally loud.
+
+    Args:
+        sounds: how many are separated.
+        sample_rate: Hz.
+        channels: of the mixture and of each sound.
+    """
+
+    def __init__(self, sounds: int, sample_rate: int, channels: int):
+        self._mixture = LoudnessMeter(sample_rate, channels)
+        self._sounds = [LoudnessMeter(sample_rate, channels) for _ in range(sounds)]
+
+    def push(self, mixture: np.ndarray, sounds: Sequence[np.ndarray]) -> None:
+        """Takes the next samples of the mixture and of each sound, float32 [channels, n]."""
+        self._mixture.push(mixture)
+        for meter, sound in zip(self._sounds, sounds, strict=True):
+            meter.push(sound)
+
+    def gains(self) -> list[float]:
+        """Returns the factor for each sound, within ±24 dB; 1 for a silent one."""
+        mixture, gains = self._mixture.integrated(), []
+        for meter in self._sounds:
+            decibels = mixture - meter.integrated()
+            bounded = np.clip(decibels, -_MAX_GAIN_DB, _MAX_GAIN_DB) if np.isfinite(decibels) else 0.0
+            gains.append(float(10 ** (bounded / 20)))
+        return gains

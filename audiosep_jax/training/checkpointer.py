@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from audiosep_jax.checkpoints.run_folder import _absolute, _handlers, _read_record
+from audiosep_jax.checkpoints.run_folder import absolute_path, item_handlers, read_record
 from audiosep_jax.errors import CheckpointError, first_line
 from audiosep_jax.training.train_step import TrainState
 
@@ -20,7 +20,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
-        self.directory = _absolute(directory)
+        self.directory = absolute_path(directory)
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
@@ -30,7 +30,7 @@ class Checkpointer:
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                item_handlers=_handlers(),
+                item_handlers=item_handlers(),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=kept, cleanup_tmp_directories=True, save_root_metadata=False
                 ),
@@ -113,7 +113,7 @@ class Checkpointer:
     def record(self, step: int | None = None) -> dict:
         """The configuration and encoder stored with a step, by default the newest."""
         step = self._manager.latest_step() if step is None else step
-        return _read_record(self.directory / str(step))
+        return read_record(self.directory / str(step))
 
 
 def _split(state: TrainState) -> dict[str, Any]:

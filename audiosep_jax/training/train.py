@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
-from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import complete_steps, load_for_inference
+from audiosep_jax.checkpoints.find import open_checkpoint
+from audiosep_jax.checkpoints.run_folder import complete_steps
 from audiosep_jax.data.batches import encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
@@ -184,7 +184,7 @@ def starting_checkpoint(config: TrainConfig, encoder: dict | None) -> InferenceC
     """
     if not config.init_from or (config.workdir and complete_steps(as_path(config.workdir) / 'checkpoints')):
         return None
-    checkpoint = load_for_inference(find_checkpoint(config.init_from))
+    checkpoint = open_checkpoint(config.init_from)
     differing = _differences(checkpoint.record, describe(config, encoder), training_state=False)
     if differing:
         raise CheckpointError(f'--init-from {config.init_from} does not fit this run: {"; ".join(differing)}')

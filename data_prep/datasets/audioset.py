@@ -197,7 +197,7 @@ def _read_segments(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Segment
 
 
 def _segment(row: list[str]) -> _Segment | None:
-    """None of a row that is none of the table's."""
+    """Returns None for a line that is not a row of the table."""
     try:
         youtube, first, last, mids = (text.strip() for text in row)
         start, end = float(first), float(last)

@@ -34,7 +34,7 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
         folds: of 1 to 5.
 
     Raises:
-        ConfigError: a fold that is none.
+        ConfigError: there is no such fold.
         DataError: no metadata, or damaged; nothing is there of these folds.
     """
     unknown = [fold for fold in folds if fold not in FOLDS]

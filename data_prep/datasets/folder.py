@@ -123,7 +123,7 @@ def _check(sound: os.DirEntry, excluded: frozenset[str], path: str) -> None:
 
 
 def _lines(folder: pathlib.Path, path: str) -> tuple[str, ...]:
-    """The captions in a text file. Raises LeftOutError where there is none."""
+    """Returns the captions in a text file. Raises LeftOutError if there is none."""
     try:
         captions = distinct(read_text(folder / path).splitlines())
     except DataError as error:
@@ -164,7 +164,7 @@ class BuildFolder(ExcludingOptions):
     """Shards from a folder of sounds: class folders, or sounds with text files of captions beside them."""
 
     source: pathlib.Path
-    """The folder. Sounds may lie at any depth."""
+    """The folder, with sounds at any depth."""
     captions: CaptionSource = 'auto'
     """text: of text files alone; class: of the name of the folder where there is no text file; auto: so, but not in
     folders where other sounds have text files."""

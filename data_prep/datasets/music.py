@@ -158,7 +158,7 @@ class BuildMUSIC(ExcludingOptions):
     source: pathlib.Path
     """The folder with the videos or sounds, at any depth, with MUSIC_solo_videos.json and MUSIC_duet_videos.json."""
     split: str = 'test'
-    """Name of the split; MUSIC has none of its own."""
+    """Name of the split; MUSIC defines none."""
     lists: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """The lists of videos (default: those of solos and of duets in the source)."""
     piece_seconds: float = PIECE_SECONDS

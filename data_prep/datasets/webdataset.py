@@ -7,7 +7,7 @@
 
 Members whose names differ in nothing but the suffix are a sample, wherever they are in the archive: keys may have
 folders and, other than in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the
-key, for keys may begin anew in every archive. Where a name occurs twice in an archive, the last one counts, as when it
+key, for keys may start over in every archive. Where a name occurs twice in an archive, the last one counts, as when it
 is unpacked. A sample with labels and no caption gets captions as in `data_prep.datasets.audioset`: 'Dog, Wind' and 'the
 sounds of dog and wind'.
 
@@ -196,18 +196,19 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
                     if not member.isreg() or os.path.basename(member.name).startswith('.'):
                         continue
                     if not 0 <= member.size <= size - member.offset_data:
-                        raise LeftOutError('unreadable', f'was cut short within {member.name}; get it anew')
+                        raise LeftOutError('unreadable', f'was cut short within {member.name}; download it again')
                     if is_text or suffix in FOLDER_SUFFIXES:
                         yield member.name, tar.extractfile(member).read(_LARGEST_TEXT) if is_text else None
                 file.seek(tar.offset)
                 problem = _problem_after(file.read(2**16))
             if problem:
-                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; get it anew')
+                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; download it again')
     except FileNotFoundError as error:
         raise LeftOutError('missing', 'no such archive') from error
     except (OSError, ValueError, tarfile.TarError) as error:
         reason = ' '.join(str(error).split())
-        raise LeftOutError('unreadable', f'cut short, damaged or not a tar archive ({reason}); get it anew') from error
+        message = f'cut short, damaged or not a tar archive ({reason}); download it again'
+        raise LeftOutError('unreadable', message) from error
 
 
 def _refuse_compressed(path: pathlib.Path, head: bytes) -> None:

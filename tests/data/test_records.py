@@ -16,6 +16,7 @@ from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_fil
 
 from audiosep_jax.audio.samples import to_int16
 from audiosep_jax.data import records
+from audiosep_jax.data import shards as shards_module
 from audiosep_jax.data.layout import read_split_info, split_info_path
 from audiosep_jax.data.records import (
     Record,
@@ -151,7 +152,7 @@ def test_shards_read_in_any_order(tmp_path):
 def test_shards_travel_to_other_processes_and_threads(tmp_path, monkeypatch):
     # Room for 2 of 5: readers are dropped while other threads read from them.
     monkeypatch.setattr(
-        records, '_shared_reader', functools.lru_cache(2)(lambda path, owner: records._new_reader(path))
+        shards_module, '_shared_reader', functools.lru_cache(2)(lambda path, owner: shards_module._new_reader(path))
     )
     build_small(tmp_path, 10, clips_per_shard=2)
     shards = pickle.loads(pickle.dumps(Shards(tmp_path)))

@@ -86,7 +86,7 @@ def test_summary_unlike_the_records_is_found(tmp_path, captions, problem):
 
 
 def test_equal_ids_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr('data_prep.clips.base.check_unique', lambda ids: None)
+    monkeypatch.setattr('data_prep.clips.sources.check_unique', lambda ids: None)
     clips = [Clip('same', np.ones(100, np.float32), ('x',)) for _ in range(2)]
     build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='small')
     assert 'the id occurs twice' in the_problem(tmp_path)

@@ -84,14 +84,14 @@ def test_killed_run_continues_bit_for_bit(dataset, tmp_path, uninterrupted):
     """The real program, ended by SIGKILL after its first checkpoint, at whatever it was doing."""
     command = command_of(dataset, tmp_path)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (tmp_path / 'checkpoints' / '2').is_dir():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert_same_run(tmp_path, uninterrupted)
 
 
