@@ -24,7 +24,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from audiosep_jax.audio.writing import MAX_FLAC_RATE
+from audiosep_jax.audio.formats import MAX_FLAC_RATE
 from audiosep_jax.data.layout import (
     FORMAT_VERSION,
     SplitInfo,

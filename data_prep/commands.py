@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.audio.writing import check_format, write_audio
 from audiosep_jax.data.embeddings import cached_encoders
 from audiosep_jax.data.layout import read_split_info, split_names
-from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.data.staging import stage as stage_dataset
 from audiosep_jax.errors import ConfigError, DataError

@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.embeddings import (
     Modality,
     cache_directory,
@@ -26,7 +27,7 @@ from audiosep_jax.data.embeddings import (
     read_encoder_identity,
 )
 from audiosep_jax.data.layout import SplitInfo, read_split_info, read_summary, split_names
-from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError

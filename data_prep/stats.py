@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.layout import read_split_info, read_summary, split_names
-from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.atomic import replacing

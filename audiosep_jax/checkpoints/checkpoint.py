@@ -9,6 +9,7 @@ from typing import Any
 from audiosep_jax import config as configs
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.storage.atomic import check_writable
 
 FORMAT_VERSION = 2  # version 1 stored `model.remat` as a bool
 # What precedes the separator's tensors in the original's Lightning module, and so in every file made for PyTorch.
@@ -59,11 +60,9 @@ def check_free(path: Path, *, remedy: str = 'choose another name') -> None:
         remedy: what the user can do if the path is taken; the end of the message.
 
     Raises:
-        CheckpointError: the path is taken, or the folder above it does not exist.
+        CheckpointError: the path is taken, or the folder above it does not exist or is not writable.
     """
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise CheckpointError(f'{path}: the folder {parent} does not exist; make it first')
+    check_writable(path, '', kind='either', error=CheckpointError)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise CheckpointError(f'{path} already exists: {remedy}')
 

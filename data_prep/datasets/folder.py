@@ -17,13 +17,13 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
-from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
-SUFFIXES = frozenset((*SOUND_SUFFIXES, *VIDEO_SUFFIXES, '.aif', '.aiff', '.au', '.caf', '.oga', '.w64', '.wma'))
 CaptionSource = Literal['auto', 'text', 'class']
 ClassFolder = Literal['parent', 'top']
 
@@ -58,7 +58,7 @@ def read_folder(
     left_out: list[LeftOut] = []
     for inner, files in _folders(folder, left_out):
         texts = {_key(entry.name): entry.name for entry in files if _suffix(entry.name) == '.txt'}
-        sounds = [entry for entry in files if _suffix(entry.name) in SUFFIXES]
+        sounds = [entry for entry in files if _suffix(entry.name) in FOLDER_SUFFIXES]
         has_pairs = any(_key(entry.name) in texts for entry in sounds)
         by_class = captions == 'class' or (captions == 'auto' and not has_pairs)
         class_name = _class_name(inner, class_folder) if by_class else ''
@@ -76,7 +76,7 @@ def read_folder(
             except LeftOutError as error:
                 left_out.append(LeftOut(path, error.reason, f'{path}: {error}'))
     if not entries and not left_out:
-        raise DataError(f'{folder}: holds no sounds ({", ".join(SOUND_SUFFIXES)}, …)')
+        raise DataError(f'{folder}: holds no sounds ({", ".join(dataset_suffixes()[:10])}, …)')
     entries.sort(key=lambda entry: entry.id)
     return files_or_refuse(entries, folder, sorted(left_out, key=lambda clip: clip.id), 'folder', frames)
 

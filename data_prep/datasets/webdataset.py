@@ -18,7 +18,6 @@ which an archive must not be compressed. Of one that was cut short, what is whol
 import concurrent.futures
 import dataclasses
 import glob
-import itertools
 import json
 import os
 import pathlib
@@ -29,13 +28,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import progress_bar
 from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
-from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of
-from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
 CAPTION_KEYS = ('text', 'caption', 'captions')
@@ -94,8 +93,7 @@ def read_webdataset(
         DataError: no archive, a compressed one, or no sample of any use.
     """
     archives, folder = _archives(source)
-    preferred = (VIDEO_SUFFIXES, SOUND_SUFFIXES) if frames else (SOUND_SUFFIXES, VIDEO_SUFFIXES)
-    suffixes = dict.fromkeys(itertools.chain(*preferred, sorted(SUFFIXES)))
+    suffixes = dict.fromkeys((*dataset_suffixes(videos_first=bool(frames)), *sorted(FOLDER_SUFFIXES)))
     reading = _Reading(tuple(caption_keys), tuple(label_keys), tuple(class_names), tuple(suffixes), excluded)
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
@@ -201,7 +199,7 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
                         continue
                     if not 0 <= member.size <= size - member.offset_data:
                         raise LeftOutError('unreadable', f'was cut short within {member.name}; download it again')
-                    if is_text or suffix in SUFFIXES:
+                    if is_text or suffix in FOLDER_SUFFIXES:
                         content = tar.extractfile(member) if is_text else None
                         yield member.name, content.read(_LARGEST_TEXT) if content else None
                 file.seek(tar.offset)
