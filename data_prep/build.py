@@ -182,7 +182,7 @@ def _shards_in(shard_range: tuple[int, int | None] | None, plan: SplitInfo) -> r
     """Returns the shards of this call. A range may end beyond the last shard, since jobs need not divide it evenly."""
     first, end = shard_range or (0, None)
     if first < 0 or (end is not None and end <= first):
-        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END, of which END is not made, as 0:10, 10:20')
+        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END without END itself, such as 0:10, 10:20')
     return range(first, plan.num_shards)[: None if end is None else end - first]
 
 

@@ -96,10 +96,7 @@ def embed_dataset(
         DataError: there is no dataset or no complete split, records or summaries are damaged, or the encoder gives NaN.
         EncoderMismatchError: the directory has embeddings of another version or setting of this encoder.
     """
-    if not hasattr(encoder, _METHODS[what]):
-        raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
-    if what == 'text':
-        _ = getattr(encoder, 'tokenizer', None)  # fails here, before anything is written, if it cannot be fetched
+    _check_encoder(encoder, what)
     infos = _complete_splits(directory, splits)
     source = _SOURCES[what](directory, encoder)
     folder = cache_directory(directory, encoder.name, what)
@@ -127,9 +124,7 @@ def embed_dataset(
                         continue
                     _write_status(folder, info, complete=False)
                     rows, counts = source.embed(info, shard, tick)
-                    rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard, what)
-                    _save(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
-                    _save(rows_path, rows)
+                    _save_shard(cache_paths(directory, encoder.name, info, shard, what), rows, counts)
                     num_rows += len(rows)
                     has_rows |= len(rows) > 0
                 others = [shard for shard in range(len(info.shard_lengths)) if shard not in shards]
@@ -142,6 +137,14 @@ def embed_dataset(
     except OSError as error:
         raise DataError(f'{folder}: cannot be written: {error}') from error
     return Embedded(num_rows, source.num_encoded, num_missing)
+
+
+def _check_encoder(encoder: QueryEncoder, what: Modality) -> None:
+    """Raises ConfigError if the encoder has no embeddings of `what`, or another error if it cannot be loaded."""
+    if not hasattr(encoder, _METHODS[what]):
+        raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
+    if what == 'text':
+        _ = getattr(encoder, 'tokenizer', None)  # fails here, before anything is written, if it cannot be fetched
 
 
 def _complete_splits(directory: str | os.PathLike, splits: Sequence[str]) -> list[SplitInfo]:
@@ -160,7 +163,7 @@ def _complete_splits(directory: str | os.PathLike, splits: Sequence[str]) -> lis
 def _shards_of(info: SplitInfo, shard_range: tuple[int, int | None] | None, index: int, count: int) -> range:
     first, end = shard_range or (0, None)
     if first < 0 or (end is not None and end <= first):
-        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END, of which END is not made, as 0:10, 10:20')
+        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END without END itself, such as 0:10, 10:20')
     if count < 1 or not 0 <= index < count:
         raise ConfigError(f'--process-index {index} of --process-count {count}: give 0 to count - 1')
     return range(first, len(info.shard_lengths))[: None if end is None else end - first][index::count]
@@ -223,6 +226,13 @@ def _load(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, what: M
 def _fits(info: SplitInfo, shard: int, saved: _Saved) -> bool:
     """Whether the rows of a shard are complete, as far as can be seen without its summary."""
     return saved is not None and len(saved[1]) == info.shard_lengths[shard] + 1 and saved[1][-1] == len(saved[0])
+
+
+def _save_shard(paths: tuple[pathlib.Path, pathlib.Path], rows: np.ndarray, counts: Sequence[int]) -> None:
+    """Writes the rows of a shard after their offsets: `paths` are those of both files, `counts` the rows per clip."""
+    rows_path, offsets_path = paths
+    _save(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
+    _save(rows_path, rows)
 
 
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
