@@ -98,6 +98,7 @@ def istft(
     window = hann_window(window_size)
     # The window enters both the frames and the normalization, which are overlap-added alike.
     frames = jnp.fft.irfft(spectrum.astype(jnp.complex64), n=window_size, axis=-1) * window
+    weight: np.ndarray | jax.Array
     if frame_count is None:
         # It is known at trace time, so numpy makes the sum of windows a constant.
         weight = _overlap_add_numpy(np.broadcast_to(window**2, (n, window_size)), hop_size)

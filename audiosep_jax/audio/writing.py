@@ -106,7 +106,7 @@ class OutputFiles:
                 raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
             self._peaks[i] = max(self._peaks[i], peak)
             with _writing_errors(path):
-                self._spools[i].write(np.ascontiguousarray(sound.T, np.float32).reshape(-1).view(np.uint8))
+                self._spools[i].write(np.ascontiguousarray(sound.T, np.float32).reshape(-1).view(np.uint8).data)
 
     def finish(self, gains: Sequence[float] | None = None) -> float:
         """Encodes all files under temporary names, and then renames them.

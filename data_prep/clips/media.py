@@ -162,7 +162,7 @@ def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
 
 @functools.lru_cache(maxsize=8)  # the clips of a shard come from one or two archives
 def _tar_index(archive: str, modified: int, size: int) -> dict[str, tuple[int, int]]:
-    """Reads the index anew when the archive's time of modification or size have changed."""
+    """Reads the index of an archive; `modified` and `size` make it read again when the archive has changed."""
     members = {}
     with tarfile.open(archive, 'r:') as tar:
         try:
@@ -178,7 +178,7 @@ def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
     """Returns the file that a path names; a member of an archive as its bytes. Raises LeftOutError if it is missing."""
     member = _MEMBER.fullmatch(os.fspath(path))
     if member and not os.path.exists(path):
-        return _read_member(*member.groups(), str(path))
+        return _read_member(member[1], member[2], str(path))
     path = pathlib.Path(path)
     try:
         found = path.exists()

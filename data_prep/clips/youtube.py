@@ -61,7 +61,7 @@ def by_name(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
 def find_clip(
     paths: Mapping[str, str], youtube_id: str, start: float, end: float, *, whole_video: bool, only_one: bool
 ) -> str | None:
-    """Returns the path of a clip's file, or of its video's; None if there is none.
+    """Returns the path of a clip's file, or of its video's; None if neither exists.
 
     Args:
         paths: the mapping that `by_name` returns.

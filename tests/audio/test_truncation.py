@@ -41,7 +41,7 @@ def test_whole_files_are_read_and_cut_ones_refused(tmp_path, name, container, su
         read_audio(path)
 
 
-def test_header_of_a_pipe_is_no_damage(tmp_path):
+def test_the_header_that_a_pipe_leaves_is_not_damage(tmp_path):
     path = tmp_path / 'x.wav'
     write_audio(path, sine(), 16000)
     content = bytearray(path.read_bytes())

@@ -6,7 +6,7 @@ from audiosep_jax.errors import CheckpointError, DataError
 from audiosep_jax.storage.atomic import check_writable, new_folder, replacing
 
 
-def test_the_new_file_has_the_usual_permissions_and_is_not_there_before_its_time(tmp_path):
+def test_the_new_file_has_the_usual_permissions_and_appears_only_at_the_end(tmp_path):
     with replacing(tmp_path / 'a') as temporary:
         temporary.write_text('new')
         assert not (tmp_path / 'a').exists()
@@ -31,7 +31,7 @@ def test_the_old_file_stays_whatever_happens(tmp_path, error):
 
 
 @pytest.mark.parametrize('name', ['x' * 255, 'é' * 127, 'a\udce9.wav'])
-def test_any_name_that_the_file_system_has_will_do(tmp_path, name):
+def test_any_name_that_the_file_system_allows_works(tmp_path, name):
     try:
         (tmp_path / name).touch()
     except OSError:
@@ -53,13 +53,13 @@ def test_a_new_folder_replaces_the_old_one_only_when_it_is_complete(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'old').touch()
 
-    def interrupted():
+    def write_half():
         with new_folder(tmp_path / 'a') as temporary:
             (temporary / 'new').touch()
             raise ValueError('half of it')
 
     with pytest.raises(ValueError, match='half'):
-        interrupted()
+        write_half()
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['old']
     (tmp_path / 'link').symlink_to(tmp_path / 'a')
     with new_folder(tmp_path / 'link') as temporary:
