@@ -28,7 +28,7 @@ from audiosep_jax.errors import DataError
 INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
 Codec = Literal['flac', 'pcm16']
 
-# The schema of `tf.train.Example` (tensorflow/core/example/feature.proto), whose wire format is fixed. Generated code
+# The schema of `tf.train.Example` (tensorflow/core/example/feature.proto), a fixed wire format. Generated code
 # (example_pb2.py) is only guaranteed to work with two major versions of protobuf, and this project allows more. TFDS has
 # the schema too, but loads its modules lazily under locks: two threads that decode their first records at the same
 # moment can deadlock (seen with TFDS 4.9.10), and each worker process would take 0.3 s longer to start.

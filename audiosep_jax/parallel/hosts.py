@@ -44,9 +44,9 @@ class Votes:
     Each process casts a vote in each step. The all-reduce is asynchronous and its result is read `_LAG` steps later. A
     single process stops at once.
 
-    JAX's own `multihost_utils.reached_preemption_sync_point` cannot replace this. It needs the preemption service, which
-    knows only SIGTERM, and not Ctrl-C. The service also replaces a signal handler that was installed before it, and
-    notices no signal if a handler is installed afterwards, so a second signal could not end the run at once.
+    JAX's own `multihost_utils.reached_preemption_sync_point` cannot replace this. It needs the preemption service,
+    which knows only SIGTERM, and not Ctrl-C. The service also replaces a signal handler that was installed before it,
+    and notices no signal if a handler is installed afterwards, so a second signal could not end the run at once.
 
     Args:
         mesh: the devices of all processes.
