@@ -1,10 +1,10 @@
-"""What a checkpoint of the full-size network costs the run that writes it.
+"""Measures how much a checkpoint of the full-size network slows down the run that writes it.
 
     python benchmarks/checkpoints.py --segment-seconds 0.5 --batch-size 1
 
-Steps of the real program without and with an asynchronous save among them, alternating; the cost is the time that the
-steps with one take longer, the blocking part of it the time inside `save`. The last column is what remains of it at one
-save in 5,000 steps of `--step-seconds` (an accelerator's; here the steps only have to be going on meanwhile).
+Runs stretches of steps of the real program, alternately without and with an asynchronous save. The cost of the save is
+the additional time of a stretch with one; its blocking part is the time inside `save`. The last column is the cost's
+share of a run with one save in 5,000 steps of `--step-seconds`, which is a step's time on an accelerator.
 """
 
 import json
@@ -36,14 +36,15 @@ def main(
     step_seconds: float = 0.3,
     json_file: Path | None = None,
 ) -> None:
-    """Times a training loop with and without a save in it.
+    """Times a training loop with and without a save.
 
     Args:
-        segment_seconds, batch_size: of the steps; small ones, for a CPU.
-        steps: in each stretch; the save follows the first of them.
-        repeats: stretches of each kind.
-        step_seconds: of a step on an accelerator, for the last column.
-        json_file: where to write the figures as well.
+        segment_seconds: the length of the segments, short enough for a CPU.
+        batch_size: the number of segments in a batch, small enough for a CPU.
+        steps: the number of steps in a stretch; the save follows the first.
+        repeats: the number of stretches of each kind.
+        step_seconds: the time of a step on an accelerator, for the last column.
+        json_file: where to write the results, too.
     """
     config = TrainConfig(
         input=DataConfig(segment_seconds=segment_seconds),
@@ -66,7 +67,7 @@ def main(
 
     plain, saving, blocked = [], [], []
     with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
-        for turn in range(-1, 2 * repeats):  # the first one warms up
+        for turn in range(-1, 2 * repeats):  # turn -1 warms up
             saves = turn % 2 == 0
             started, inside = time.perf_counter(), 0.0
             for number in range(steps):

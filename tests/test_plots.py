@@ -89,7 +89,7 @@ def blue_bars(picture):
 
 def test_bars(tmp_path):
     bar_chart(tmp_path / 'few.png', {'a $1': 1.0, 'b': -2.0, 'ü' * 80: 3.0}, 'dB', 'bars')
-    bar_chart(tmp_path / 'many.png', {f'class {i}': float(i) for i in range(100)}, 'dB', most=10)
+    bar_chart(tmp_path / 'many.png', {f'class {i}': float(i) for i in range(100)}, 'dB', limit=10)
     few, many = drawn(tmp_path / 'few.png'), drawn(tmp_path / 'many.png')
     # A bar takes the same height however many there are: ten of a hundred are drawn.
     assert blue_bars(many) == pytest.approx(blue_bars(few) * 10 / 3, rel=0.25)

@@ -29,14 +29,14 @@ def complain(message: str) -> None:
     say(f'audiosep-jax: error: {message}', file=sys.stderr)
 
 
-def load(path: str | None, **options: float) -> 'Separator':
-    """Returns the separator of a checkpoint, with the compilation cache on; the arguments are those of `asj.load`."""
+def load(path: str | None, *, max_whole_seconds: float | None = None) -> 'Separator':
+    """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
     from audiosep_jax.separation.separator import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
     silence_orbax()
     enable_compilation_cache()
-    return load(path, **options)
+    return load(path, max_whole_seconds=max_whole_seconds)
 
 
 def silence_orbax() -> None:

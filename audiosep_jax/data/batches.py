@@ -36,7 +36,8 @@ from audiosep_jax.data.staging import stage
 from audiosep_jax.encoders.registry import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.progress import progress_bar
-from audiosep_jax.storage.system import end_with_parent, keep_freed_memory
+from audiosep_jax.storage.memory import keep_freed_memory
+from audiosep_jax.storage.system import end_with_parent
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,6 @@ Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
 
 import dataclasses
 import io
-import os
-import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +21,14 @@ import soundfile
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
+from audiosep_jax.audio.samples import to_int16
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage.memory import memory_file
 
-INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
 Codec = Literal['flac', 'pcm16']
 
-# The schema of `tf.train.Example` (tensorflow/core/example/feature.proto), a fixed wire format. Generated code
-# (example_pb2.py) is only guaranteed to work with two major versions of protobuf, and this project allows more. TFDS has
+# The schema of `tf.train.Example` (tensorflow/core/example/feature.proto), whose wire format is fixed. Generated code
+# (example_pb2.py) works with two major versions of protobuf only, and this project allows more. TFDS has
 # the schema too, but loads its modules lazily under locks: two threads that decode their first records at the same
 # moment can deadlock (seen with TFDS 4.9.10), and each worker process would take 0.3 s longer to start.
 _EXAMPLE_SCHEMA = """
@@ -145,12 +144,6 @@ def record_from_bytes(data: bytes) -> Record:
         raise DataError(f'not a record of this format: {error}') from error
 
 
-def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """int16 [T] of a float waveform [T] in [-1, 1]; a louder one is attenuated as a whole, never wrapped or clipped."""
-    scale = INT16_SCALE / max(float(np.abs(waveform).max(initial=0.0)), 1.0)
-    return np.clip(np.rint(waveform * scale), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
-
-
 def encode_audio(waveform: np.ndarray, sample_rate: int, codec: Codec) -> bytes:
     """Encodes a float waveform [T] as the audio of a record; see `to_int16`."""
     samples = to_int16(waveform)
@@ -178,7 +171,7 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
     if record.codec != 'flac':
         raise DataError(f'clip {record.id!r}: unknown codec {record.codec!r}')
     try:
-        with _opened(record.audio) as file:
+        with _open_flac(record.audio) as file:
             if (file.frames, file.channels) != (record.num_samples, 1):
                 raise DataError(
                     f'clip {record.id!r}: its FLAC holds {file.frames} samples of {file.channels} channels, '
@@ -193,46 +186,9 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
     return samples
 
 
-def _opened(audio: bytes) -> soundfile.SoundFile:
-    """As a file of the thread's own that lives in memory, which libsndfile reads by itself. Out of a BytesIO it asks
-    Python a hundred times for a crop, and each time waits for the other threads: two threads read a tenth faster from
-    a file, eight a fifth or more. Raises what SoundFile does."""
-    if hasattr(os, 'memfd_create'):  # Linux
-        try:
-            return soundfile.SoundFile(_memory_file().holding(audio), closefd=False)
-        except OSError:  # forbidden, or no memory left for it
-            pass
-    return soundfile.SoundFile(io.BytesIO(audio))
-
-
-class _MemoryFile:
-    """A file without a name, used again for one clip after the other: fresh memory would cost more than the copy."""
-
-    def __init__(self):
-        self.process = os.getpid()
-        self._descriptor = os.memfd_create('audiosep-clip')
-        self._size = 0
-
-    def holding(self, data: bytes) -> int:
-        """The descriptor, at the beginning of `data` alone. Raises OSError."""
-        if len(data) < self._size:
-            os.ftruncate(self._descriptor, len(data))
-        self._size = os.pwrite(self._descriptor, data, 0)
-        if self._size != len(data):
-            raise OSError('no room in memory')
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        return self._descriptor
-
-    def __del__(self):
-        if hasattr(self, '_descriptor'):
-            os.close(self._descriptor)
-
-
-_of_thread = threading.local()
-
-
-def _memory_file() -> _MemoryFile:
-    file = getattr(_of_thread, 'file', None)
-    if file is None or file.process != os.getpid():  # a forked process would share its parent's
-        file = _of_thread.file = _MemoryFile()
-    return file
+def _open_flac(audio: bytes) -> soundfile.SoundFile:
+    """Opens FLAC bytes; raises what SoundFile does."""
+    try:
+        return soundfile.SoundFile(memory_file(audio), closefd=False)
+    except OSError:
+        return soundfile.SoundFile(io.BytesIO(audio))

@@ -11,8 +11,9 @@ import grain
 import numpy as np
 
 from audiosep_jax.audio.resampling import resample
+from audiosep_jax.audio.samples import INT16_SCALE, to_int16
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality
-from audiosep_jax.data.records import INT16_SCALE, Record, decode_audio, to_int16
+from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.layout import read_split_info, shard_path
-from audiosep_jax.data.records import INT16_SCALE, Record, decode_audio, record_from_bytes
+from audiosep_jax.data.records import Record, decode_audio, record_from_bytes
 from audiosep_jax.errors import DataError
 from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.storage.system import most_open_files

@@ -16,8 +16,7 @@ import numpy as np
 
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
-from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import load_for_inference
+from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
 from audiosep_jax.encoders.registry import encoder_names, load_encoder
 from audiosep_jax.errors import (
@@ -288,7 +287,7 @@ def load(
         DownloadError: it is in the hub, which cannot be reached.
         EncoderMismatchError: its encoder is one of this version, but gives other embeddings now.
     """
-    checkpoint = load_for_inference(find_checkpoint(path), step=step)
+    checkpoint = open_checkpoint(path, step=step)
     info = {
         'step': checkpoint.step,
         'encoder': checkpoint.encoder,

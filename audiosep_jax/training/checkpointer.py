@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from audiosep_jax.checkpoints.run_folder import _absolute, _handlers, _read_record
+from audiosep_jax.checkpoints.run_folder import absolute_path, item_handlers, read_record
 from audiosep_jax.errors import CheckpointError, first_line
 from audiosep_jax.training.train_step import TrainState
 
@@ -28,7 +28,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
-        self.directory = _absolute(directory)
+        self.directory = absolute_path(directory)
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
@@ -38,7 +38,7 @@ class Checkpointer:
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                item_handlers=_handlers(),
+                item_handlers=item_handlers(),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=kept, cleanup_tmp_directories=True, save_root_metadata=False
                 ),
@@ -135,7 +135,7 @@ class Checkpointer:
             CheckpointError: the checkpoint is missing or damaged.
         """
         step = self._manager.latest_step() if step is None else step
-        return _read_record(self.directory / str(step))
+        return read_record(self.directory / str(step))
 
 
 def _split(state: TrainState) -> dict[str, Any]:

@@ -95,9 +95,9 @@ class SegmentMixer:
     def draw(
         self, key: PRNGKeyArray, batch_size: int
     ) -> tuple[
-        Int32[Array, '{batch_size}'],
+        Int32[Array, ' {batch_size}'],
         Float32[Array, '{batch_size} {self.max_mix_num-1}'],
-        Float32[Array, '{batch_size}'],
+        Float32[Array, ' {batch_size}'],
     ]:
         """Returns (num_sources, source_gains_db, noise_gain_db), the random numbers of `mix_with_draws`."""
 

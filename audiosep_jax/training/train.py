@@ -27,8 +27,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
-from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import complete_steps, load_for_inference
+from audiosep_jax.checkpoints.find import open_checkpoint
+from audiosep_jax.checkpoints.run_folder import complete_steps
 from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
@@ -191,7 +191,7 @@ def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> 
     """
     if not config.init_from or (config.workdir and complete_steps(as_path(config.workdir) / 'checkpoints')):
         return None
-    checkpoint = load_for_inference(find_checkpoint(config.init_from))
+    checkpoint = open_checkpoint(config.init_from)
     differing = _differences(checkpoint.record, describe(config, encoder), training_state=False)
     if differing:
         raise CheckpointError(f'--init-from {config.init_from} does not fit this run: {"; ".join(differing)}')

@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.segments import MAX_LABELS
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.parallel.mesh import batch_sharded, by_clip, replicated, state_shardings
@@ -21,7 +22,6 @@ from audiosep_jax.training.losses import l1_waveform
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import make_optimizer
 
-_INT16_SCALE = 1 / 32768
 _ALL_PRESENT = AbsentQueries()
 
 # ---- State ----
@@ -115,7 +115,7 @@ def make_train_step(
         return l1_waveform(estimates, targets), updated['batch_stats']
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
+        waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
         mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         labels = batch.get('labels')
         mixtures, targets = mixer(mix_key, waveforms, labels)

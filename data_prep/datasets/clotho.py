@@ -1,6 +1,6 @@
 """Clotho 2.1 (Drossos et al. 2020, doi 10.5281/zenodo.4783391): 15 to 30 s of Freesound at 44.1 kHz, 5 captions each.
 
-The folder into which it was downloaded and its archives unpacked; CSV files and folders may lie one level deeper:
+The folder into which it was downloaded and its archives unpacked; CSV files and folders may be one level deeper:
 
     clotho_captions_development.csv     file_name,caption_1,…,caption_5 (also …_validation.csv, …_evaluation.csv)
     clotho_metadata_development.csv     file_name,keywords,sound_id,… in Latin-1; optional: the keywords become labels
@@ -35,7 +35,7 @@ from data_prep.exclusions import ExcludingOptions, is_excluded
 SPLITS = {'train': 'development', 'val': 'validation', 'test': 'evaluation'}
 
 _CAPTIONS = tuple(f'caption_{number}' for number in range(1, 6))
-# The metadata are in Latin-1; who saved them anew has UTF-8, which other text hardly ever passes for.
+# The metadata are in Latin-1. Copies that were saved again are often UTF-8; Latin-1 text is hardly ever valid UTF-8.
 _ENCODINGS = ('utf-8-sig', 'latin-1')
 
 
@@ -66,7 +66,8 @@ def read_clotho(
     table = find_file(folder, name)
     if table is None:
         raise DataError(f'{folder}: no {name} in it: give the folder into which Clotho was downloaded')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     captions: dict[str, list[str]] = {}
     bad: list[LeftOut] = []
     for line, row in read_table(table, ('file_name', *_CAPTIONS), encodings=_ENCODINGS, bad=bad):
@@ -100,7 +101,8 @@ def read_clotho(
 def _metadata(folder: pathlib.Path, part: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Keywords and Freesound ids by file name; empty where there are no metadata."""
     table = find_file(folder, f'clotho_metadata_{part}.csv')
-    keywords, sound_ids = {}, {}
+    keywords: dict[str, tuple[str, ...]] = {}
+    sound_ids: dict[str, tuple[str, ...]] = {}
     if table is not None:
         for _, row in read_table(table, ('file_name', 'keywords'), encodings=_ENCODINGS, loose=True):
             known = _key(row['file_name'])

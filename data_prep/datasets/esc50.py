@@ -34,7 +34,7 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
         folds: of 1 to 5.
 
     Raises:
-        ConfigError: a fold that is none.
+        ConfigError: there is no such fold.
         DataError: no metadata, or damaged; nothing is there of these folds.
     """
     unknown = [fold for fold in folds if fold not in FOLDS]
@@ -44,7 +44,8 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
     nested = folder / 'ESC-50-master'
     if not (folder / 'meta').is_dir() and (nested / 'meta').is_dir():
         folder = nested
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     clips = _clips(folder / 'meta' / 'esc50.csv', left_out)
     try:
         there = {entry.name for entry in os.scandir(folder / 'audio')}

@@ -17,13 +17,13 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
 from audiosep_jax.errors import ConfigError, DataError
 from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
-from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
-SUFFIXES = frozenset((*SOUND_SUFFIXES, *VIDEO_SUFFIXES, '.aif', '.aiff', '.au', '.caf', '.oga', '.w64', '.wma'))
 CaptionSource = Literal['auto', 'text', 'class']
 ClassFolder = Literal['parent', 'top']
 
@@ -58,7 +58,7 @@ def read_folder(
     left_out: list[LeftOut] = []
     for inner, files in _folders(folder, left_out):
         texts = {_key(entry.name): entry.name for entry in files if _suffix(entry.name) == '.txt'}
-        sounds = [entry for entry in files if _suffix(entry.name) in SUFFIXES]
+        sounds = [entry for entry in files if _suffix(entry.name) in FOLDER_SUFFIXES]
         has_pairs = any(_key(entry.name) in texts for entry in sounds)
         by_class = captions == 'class' or (captions == 'auto' and not has_pairs)
         class_name = _class_name(inner, class_folder) if by_class else ''
@@ -76,14 +76,16 @@ def read_folder(
             except LeftOutError as error:
                 left_out.append(LeftOut(path, error.reason, f'{path}: {error}'))
     if not entries and not left_out:
-        raise DataError(f'{folder}: holds no sounds ({", ".join(SOUND_SUFFIXES)}, …)')
+        raise DataError(f'{folder}: holds no sounds ({", ".join(dataset_suffixes()[:10])}, …)')
     entries.sort(key=lambda entry: entry.id)
     return files_or_refuse(entries, folder, sorted(left_out, key=lambda clip: clip.id), 'folder', frames)
 
 
 def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[str, list[os.DirEntry]]]:
     """(path below `folder`, files sorted by name) of each folder once: those in the tree before those linked to."""
-    waiting, links, seen = collections.deque(['']), collections.deque(), set()
+    waiting = collections.deque([''])
+    links: collections.deque[str] = collections.deque()
+    seen: set[tuple[int, int]] = set()
     while waiting or links:
         inner = waiting.popleft() if waiting else links.popleft()
         files = []
@@ -123,7 +125,7 @@ def _check(sound: os.DirEntry, excluded: frozenset[str], path: str) -> None:
 
 
 def _lines(folder: pathlib.Path, path: str) -> tuple[str, ...]:
-    """The captions in a text file. Raises LeftOutError where there is none."""
+    """Returns the captions in a text file. Raises LeftOutError if there is none."""
     try:
         captions = distinct(read_text(folder / path).splitlines())
     except DataError as error:
@@ -164,7 +166,7 @@ class BuildFolder(ExcludingOptions):
     """Shards from a folder of sounds: class folders, or sounds with text files of captions beside them."""
 
     source: pathlib.Path
-    """The folder. Sounds may lie at any depth."""
+    """The folder, with sounds at any depth."""
     captions: CaptionSource = 'auto'
     """text: of text files alone; class: of the name of the folder where there is no text file; auto: so, but not in
     folders where other sounds have text files."""

@@ -86,7 +86,8 @@ def read_fsd50k(
         raise DataError(f'{source}: no FSD50K.ground_truth/{part}.csv in it: give the folder of FSD50K')
     folder = table.parent.parent if table.parent.name == 'FSD50K.ground_truth' else table.parent
     columns = ('fname', 'labels', 'split') if wanted else ('fname', 'labels')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     clips, parents = _read_clips(table, columns, wanted, left_out)
     if not clips:
         raise DataError(f'{table}: lists no clips of split {split!r}')

@@ -18,8 +18,8 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, TypeGuard
 
 from audiosep_jax.errors import DataError
 from data_prep.clips.base import Clip, ClipSource, LeftOutError
@@ -143,7 +143,7 @@ def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], st
     return rows, 'line'
 
 
-def _check_keys(where: str, keys) -> None:
+def _check_keys(where: str, keys: Collection[str]) -> None:
     for key in keys:
         if key not in _KEYS:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
@@ -176,7 +176,7 @@ def _texts(where: str, row: dict, key: str) -> list[str]:
     return [v.strip() for v in values if v.strip()]
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     """A string, and one that can be stored: JSON's escapes can spell half of a surrogate pair, which UTF-8 cannot."""
     return isinstance(value, str) and not any('\ud800' <= character <= '\udfff' for character in value)
 

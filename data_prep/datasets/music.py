@@ -71,7 +71,8 @@ def read_music(
     found = [pathlib.Path(path) for path in lists] or [p for p in (find_file(folder, name) for name in _LISTS) if p]
     if not found:
         raise DataError(f'{folder}: no {" or ".join(_LISTS)} in it: give --lists')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     listed = list_media(folder, left_out=left_out, video_first=frames > 0)
     anywhere = by_name(listed)
     in_folders = first_of((f'{pathlib.PurePosixPath(path).parent.name}/{stem}', path) for stem, path in listed)
@@ -158,7 +159,7 @@ class BuildMUSIC(ExcludingOptions):
     source: pathlib.Path
     """The folder with the videos or sounds, at any depth, with MUSIC_solo_videos.json and MUSIC_duet_videos.json."""
     split: str = 'test'
-    """Name of the split; MUSIC has none of its own."""
+    """Name of the split; MUSIC defines none."""
     lists: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """The lists of videos (default: those of solos and of duets in the source)."""
     piece_seconds: float = PIECE_SECONDS

@@ -82,7 +82,8 @@ def read_vggsound(
     table = table or find_file(folder, 'vggsound.csv') or find_file(folder, f'{split}.csv')
     if table is None:
         raise DataError(f'{folder}: no vggsound.csv or {split}.csv in it: give --table, the list of VGGSound')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     listed = _read_clips(pathlib.Path(table), split, left_out)
     paths = by_name(list_media(folder, left_out=left_out, video_first=frames > 0))
     videos = Counter(clip.youtube_id for clip in listed)
@@ -107,7 +108,8 @@ def read_vggsound(
 
 def _read_clips(path: pathlib.Path, split: str, left_out: list[LeftOut]) -> list[_Listed]:
     clips: dict[tuple[str, int], _Listed] = {}
-    bad, rows = [], 0
+    bad: list[LeftOut] = []
+    rows = 0
     reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
     try:
         for row in reader:

@@ -84,7 +84,7 @@ class _Listed:
 
     @property
     def youtube_id(self) -> str:
-        """Or '' where it is none of YouTube's."""
+        """Returns the YouTube id, or '' if there is none."""
         return (youtube_id(self.name) or '') if self.source == 'AudioSet_SL' else ''
 
     @property
@@ -188,9 +188,9 @@ def _blacklisted(folder: pathlib.Path, blacklists: str | os.PathLike | None) -> 
             'blacklists name; get them from its repository and give --blacklists, or --allow-evaluation-clips'
         )
     ids: set[tuple[str, str]] = set()
-    for path in found.values():
+    for path in filter(None, found.values()):
         groups = _load(path)
-        names = {'AudioSet': 'AudioSet_SL', **{name: name for name in METADATA}}
+        names: dict[str, str] = {'AudioSet': 'AudioSet_SL', **{name: name for name in METADATA}}
         if not isinstance(groups, dict) or not groups or not groups.keys() <= names.keys():
             raise DataError(f'{path}: expected {{"AudioSet": [ids], "FreeSound": [ids]}}')
         for group, listed in groups.items():
@@ -207,7 +207,7 @@ def _find(folder: pathlib.Path, source: Source, name: str) -> pathlib.Path | Non
 
 
 def _paths(folder: pathlib.Path, left_out: list[LeftOut]) -> dict[tuple[str, str], str]:
-    """(source, stem) to the file, which lies below a folder of the source's name; the innermost such name counts."""
+    """Maps (source, stem) to the file below a folder of the source's name; the innermost such folder counts."""
     names = {form.lower(): name for name in METADATA for form in (name, f'{name}_flac')}
     paths: dict[tuple[str, str], str] = {}
     for stem, path in list_media(folder, left_out=left_out):
@@ -252,7 +252,7 @@ def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> 
 
 
 def _seconds(value: Any) -> float:
-    """A duration; NaN for what is none: metadata gathered by machine have `NaN`, null, texts and milliseconds."""
+    """Returns a duration, or NaN for anything else: machine-made metadata hold `NaN`, null, text and milliseconds."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -281,7 +281,7 @@ class BuildWavCaps(ExcludingOptions):
     sources: Annotated[tuple[tuple[Source, ...], ...], tyro.conf.UseAppendAction] = ()
     """Which of the four (default: all whose metadata are there)."""
     piece_seconds: float = 30.0
-    """Sounds longer than this (and 5 s) are cut into pieces of so many seconds; 0 leaves them whole."""
+    """Cut longer sounds (of at least 5 s) into pieces of this many seconds; 0 keeps them whole."""
     blacklists: pathlib.Path | None = None
     """The folder with WavCaps's three blacklists, where it is not in the source."""
     allow_evaluation_clips: bool = False

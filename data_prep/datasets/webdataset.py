@@ -7,7 +7,7 @@
 
 Members whose names differ in nothing but the suffix are a sample, wherever they are in the archive: keys may have
 folders and, other than in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the
-key, for keys may begin anew in every archive. Where a name occurs twice in an archive, the last one counts, as when it
+key, for keys may start over in every archive. Where a name occurs twice in an archive, the last one counts, as when it
 is unpacked. A sample with labels and no caption gets captions as in `data_prep.datasets.audioset`: 'Dog, Wind' and 'the
 sounds of dog and wind'.
 
@@ -18,7 +18,6 @@ which an archive must not be compressed. Of one that was cut short, what is whol
 import concurrent.futures
 import dataclasses
 import glob
-import itertools
 import json
 import os
 import pathlib
@@ -29,13 +28,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import progress_bar
 from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
-from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of
-from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
 CAPTION_KEYS = ('text', 'caption', 'captions')
@@ -94,8 +93,7 @@ def read_webdataset(
         DataError: no archive, a compressed one, or no sample of any use.
     """
     archives, folder = _archives(source)
-    preferred = (VIDEO_SUFFIXES, SOUND_SUFFIXES) if frames else (SOUND_SUFFIXES, VIDEO_SUFFIXES)
-    suffixes = dict.fromkeys(itertools.chain(*preferred, sorted(SUFFIXES)))
+    suffixes = dict.fromkeys((*dataset_suffixes(videos_first=bool(frames)), *sorted(FOLDER_SUFFIXES)))
     reading = _Reading(tuple(caption_keys), tuple(label_keys), tuple(class_names), tuple(suffixes), excluded)
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
@@ -162,11 +160,13 @@ def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entr
         for member, content in _members(path):
             key, suffix = os.path.splitext(member.removeprefix('./'))
             sample, suffix = samples.setdefault(key, _Sample()), suffix.lower()
-            known = sample.texts if suffix in _TEXT_SUFFIXES else sample.sounds
-            if suffix in known:
+            if suffix in sample.texts or suffix in sample.sounds:
                 message = f'{member} occurs more than once: the last one counts'
                 left_out.append(LeftOut(f'{stem}/{key}', 'excluded', f'{name}: {message}'))
-            known[suffix] = content if suffix in _TEXT_SUFFIXES else member
+            if content is None:
+                sample.sounds[suffix] = member
+            else:
+                sample.texts[suffix] = content
     except LeftOutError as error:
         left_out.append(LeftOut(name, error.reason, f'{path}: {error}'))
     for key, sample in samples.items():
@@ -192,24 +192,26 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode='r:') as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # it would keep them all
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all; the stubs lack it
                     suffix = os.path.splitext(member.name)[1].lower()
                     is_text = suffix in _TEXT_SUFFIXES
                     if not member.isreg() or os.path.basename(member.name).startswith('.'):
                         continue
                     if not 0 <= member.size <= size - member.offset_data:
-                        raise LeftOutError('unreadable', f'was cut short within {member.name}; get it anew')
-                    if is_text or suffix in SUFFIXES:
-                        yield member.name, tar.extractfile(member).read(_LARGEST_TEXT) if is_text else None
+                        raise LeftOutError('unreadable', f'was cut short within {member.name}; download it again')
+                    if is_text or suffix in FOLDER_SUFFIXES:
+                        content = tar.extractfile(member) if is_text else None
+                        yield member.name, content.read(_LARGEST_TEXT) if content else None
                 file.seek(tar.offset)
                 problem = _problem_after(file.read(2**16))
             if problem:
-                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; get it anew')
+                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; download it again')
     except FileNotFoundError as error:
         raise LeftOutError('missing', 'no such archive') from error
     except (OSError, ValueError, tarfile.TarError) as error:
         reason = ' '.join(str(error).split())
-        raise LeftOutError('unreadable', f'cut short, damaged or not a tar archive ({reason}); get it anew') from error
+        message = f'cut short, damaged or not a tar archive ({reason}); download it again'
+        raise LeftOutError('unreadable', message) from error
 
 
 def _refuse_compressed(path: pathlib.Path, head: bytes) -> None:

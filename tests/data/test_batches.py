@@ -12,9 +12,9 @@ import pytest
 from support.data_batches import batches_of, clips_in, config_of, damage_clips, take
 from support.small_dataset import SAMPLE_RATE, build_small, small_clips
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.batches import DataConfig, encoder_identity
 from audiosep_jax.data.embeddings import cache_directory
-from audiosep_jax.data.records import INT16_SCALE
 from audiosep_jax.data.segments import random_segment
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder

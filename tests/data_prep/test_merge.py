@@ -142,9 +142,9 @@ def test_embeddings_that_one_lacks_are_not(tmp_path, two):
 
 
 def test_a_part_of_a_merge_is_that_part(two):
-    from data_prep.merge import _merged
+    from data_prep.merge import _merge_shards
 
-    merged = _merged([Shards(d) for d in two], prefix_ids=True)
+    merged = _merge_shards([Shards(d) for d in two], prefix_ids=True)
     ids = [merged.clip_id(n) for n in range(15)]
     for start, stop in ((0, 15), (3, 12), (9, 11), (10, 15), (14, 15)):
         part = pickle.loads(pickle.dumps(merged.part(start, stop)))

@@ -207,7 +207,7 @@ def test_what_the_memory_does_not_hold_is_unreadable(tmp_path, monkeypatch):
     path = write_sound(tmp_path / 'a.wav', 1.0)
     monkeypatch.setattr(media, 'resample', no_memory)
     for part in ({}, dict(seconds=0.5)):
-        with pytest.raises(AudioFileError, match=r'a\.wav: damaged, or too long for the memory'):
+        with pytest.raises(AudioFileError, match=r'a\.wav: damaged, or too long to fit into memory'):
             read_sound(path, sample_rate=RATE, **part)
 
 

@@ -65,11 +65,9 @@ def test_a_part_sounds_like_the_whole(tmp_path, suffix):
 
 
 def test_little_is_decoded_for_a_part(tmp_path, monkeypatch):
-    from data_prep.clips import video
-
     decoded = []
-    real = video._mono
-    monkeypatch.setattr(video, '_mono', lambda frame: decoded.append(frame.samples) or real(frame))
+    real = containers.frame_samples
+    monkeypatch.setattr(containers, 'frame_samples', lambda frame: decoded.append(frame.samples) or real(frame))
     for suffix in ('.m4a', '.mp4', '.mkv'):
         path = write_video(tmp_path / f'a{suffix}', 20, rate_of(suffix), sound=click(20, rate_of(suffix), 1))
         decoded.clear()
@@ -226,9 +224,9 @@ def test_no_more_sound_is_made_of_a_file_than_it_can_hold(tmp_path, monkeypatch)
     monkeypatch.setattr(containers, 'LONGEST_SILENCE', 1.0)
     assert len(read_sound(path, sample_rate=RATE)) >= 5 * RATE
     assert 5 <= sound_seconds(path) < 5.1
-    monkeypatch.setattr(containers, '_FEWEST_BYTES', path.stat().st_size / 3)
+    monkeypatch.setattr(containers, '_MIN_BYTES_PER_SECOND', path.stat().st_size / 3)
     for part in ({}, dict(start=4.5, seconds=0.5)):
-        with pytest.raises(AudioFileError, match=r'a\.m4a: damaged, it is too small for so much sound'):
+        with pytest.raises(AudioFileError, match=r'a\.m4a: damaged, the file is too small for that much sound'):
             read_sound(path, sample_rate=RATE, **part)
     with pytest.raises(AudioFileError, match='too small for 5 s of sound'):
         sound_seconds(path)
