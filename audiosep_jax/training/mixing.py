@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray, Real, Shaped
 
 from audiosep_jax.errors import ConfigError
 
@@ -147,7 +147,7 @@ class SegmentMixer:
                 raise ValueError(f'{name} must have the shape {list(shape)}, got {list(jnp.shape(value))}')
         group = self.group_size(batch_size)
         # [G, g, T]: the leading axis has the batch's sharding, so the roll below stays inside a device.
-        targets = jax.lax.stop_gradient(waveforms.astype(jnp.float32)).reshape(-1, group, num_samples)
+        targets = jax.lax.stop_gradient(jnp.asarray(waveforms, jnp.float32)).reshape(-1, group, num_samples)
         num_sources, source_gains_db, noise_gain_db = (
             jnp.asarray(value).reshape(-1, group, *jnp.shape(value)[1:]) for value in draws
         )
@@ -337,7 +337,7 @@ def _energy(waveforms: Float32[Array, '*batch T']) -> Float32[Array, '*batch']:
 
 
 def _matching_gain(
-    energy: Float32[Array, '*batch'], reference_energy: Float32[Array, '*batch'], gain_db: Float[Array, '*batch']
+    energy: Float32[Array, '*batch'], reference_energy: Float32[Array, '*batch'], gain_db: Real[Array, '*batch']
 ) -> Float32[Array, '*batch']:
     """Returns the factor that scales a clip to `gain_db` over the reference; the original's `dynamic_loudnorm`."""
     ratio = jnp.clip(jnp.sqrt(energy / jnp.maximum(reference_energy, _ENERGY_FLOOR)), *_RATIO_RANGE)
