@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.models.resunet import DOWNSAMPLING, TIME_DOWNSAMPLING
+from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING
 from audiosep_jax.models.torch_names import torch_tensors
 
 

@@ -98,7 +98,7 @@ def test_a_loud_answer_is_attenuated_and_said(separator, recording):
         ({'queries': 'x' * 501}, '501 characters'),
         ({'queries': 'a\ud800b'}, 'not valid text'),
         ({'unwanted': 'x' * 501}, '501 characters'),
-        ({'queries': 'rain', 'unwanted': 'rain'}, 'just what must stay out'),
+        ({'queries': 'rain', 'unwanted': 'rain'}, 'exactly what it excludes'),
         ({'strength': 1.5}, 'between 0 and 1'),
         ({'strength': float('nan')}, 'between 0 and 1'),
         ({'strength': None}, 'between 0 and 1'),
