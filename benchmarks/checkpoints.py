@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,6 +53,24 @@ def main(
         mixing=SegmentMixer(mix_group=2),
         ema_decay=0.999,
     )
+    found = measure(config, steps, repeats)
+    found['share'] = found['cost_seconds'] / (5000 * step_seconds)
+    table = Table('device', 'state', 'step', 'save blocks for', 'save costs', f'of 5,000 steps of {step_seconds} s')
+    table.add_row(
+        found['device'],
+        f'{found["state_bytes"] / 1e6:.0f} MB',
+        f'{found["step_seconds"]:.2f} s',
+        f'{found["blocking_seconds"]:.2f} s',
+        f'{found["cost_seconds"]:.2f} s',
+        f'{found["share"]:.2%}',
+    )
+    Console().print(table)
+    if json_file:
+        json_file.write_text(json.dumps(found, indent=2) + '\n')
+
+
+def measure(config: TrainConfig, steps: int, repeats: int) -> dict[str, Any]:
+    """Returns the device, the size of the state in bytes, and the seconds of a step and of a save."""
     mesh = make_mesh(devices=jax.devices()[:1])
     program = make_program(config, mesh)
     step, state = program.compile_step(), program.initial_state()
@@ -64,7 +83,6 @@ def main(
         mesh,
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-
     plain, saving, blocked = [], [], []
     with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
         for turn in range(-1, 2 * repeats):  # turn -1 warms up
@@ -82,28 +100,13 @@ def main(
             if turn >= 0:
                 (saving if saves else plain).append(seconds)
                 blocked += [inside] if saves else []
-
-    cost = statistics.median(saving) - statistics.median(plain)
-    found = {
+    return {
         'device': jax.devices()[0].device_kind,
         'state_bytes': size,
         'step_seconds': statistics.median(plain) / steps,
         'blocking_seconds': statistics.median(blocked),
-        'cost_seconds': cost,
-        'share': cost / (5000 * step_seconds),
+        'cost_seconds': statistics.median(saving) - statistics.median(plain),
     }
-    table = Table('device', 'state', 'step', 'save blocks for', 'save costs', f'of 5,000 steps of {step_seconds} s')
-    table.add_row(
-        found['device'],
-        f'{size / 1e6:.0f} MB',
-        f'{found["step_seconds"]:.2f} s',
-        f'{found["blocking_seconds"]:.2f} s',
-        f'{cost:.2f} s',
-        f'{found["share"]:.2%}',
-    )
-    Console().print(table)
-    if json_file:
-        json_file.write_text(json.dumps(found, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -332,7 +332,7 @@ def _check_encoder(folder: Path, origin: str, source: str, notes: list[str], des
 
 
 def _stored_encoder(checkpoint: InferenceCheckpoint) -> Mapping[str, np.ndarray]:
-    """Returns the tensors of the query encoder stored with a checkpoint, in LAION's naming; none if there is none."""
+    """Returns the tensors of the query encoder stored with a checkpoint, in LAION's naming, empty if it has none."""
     file = checkpoint.root / 'encoder' / WEIGHTS
     return clap_tensors(SafeTensors(file)) if file.is_file() else {}
 

@@ -266,7 +266,7 @@ def test_a_separator_without_encoder_takes_embeddings(separator, tmp_path, capsy
     with pytest.raises(QueryError, match='no encoder for text'):
         loaded.embed('dog')
     assert main(['inspect', str(tmp_path / 'ours')]) == 0
-    assert 'only embeddings can be asked' in capsys.readouterr().out
+    assert 'accepts embeddings only' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('naming', ['laion', 'hugging face', 'file'])
