@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from audiosep_jax.errors import DataError
+from audiosep_jax.errors import DataError, LeftOut, LeftOutError, printable
 
-Reason = Literal['missing', 'unreadable', 'too short', 'excluded']
+# Readers of datasets import from here whatever they make or raise.
+__all__ = ['Clip', 'ClipSource', 'Entry', 'LeftOut', 'LeftOutError', 'check_unique', 'printable']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,29 +22,6 @@ class Clip:
     labels: Sequence[str] = ()
     source: str = ''
     frames: Sequence[bytes] = ()  # JPEG, of its video
-
-
-class LeftOutError(DataError):
-    """A clip to leave out, for one of the four reasons. Any other AudioSepError of `read` counts as unreadable."""
-
-    def __init__(self, reason: Reason, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """A clip that is not in the shards: `message` is one line that says why. Both texts are made printable."""
-
-    id: str
-    reason: Reason
-    message: str
-
-    def __post_init__(self):
-        # Names of files that are not UTF-8 have no place in JSON and CSV files.
-        for name in ('id', 'message'):
-            if not getattr(self, name).isascii():
-                object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # there may be two million of them
@@ -92,11 +70,6 @@ class ClipSource(Protocol):
     def description(self) -> Any:
         """JSON-ready, equal for equal datasets: what tells a resumed build from one of other inputs."""
         ...
-
-
-def printable(text: str) -> str:
-    """The text; where it is the name of a file that is not UTF-8, with the bytes that are not spelled out."""
-    return text if text.isascii() else text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def check_unique(ids: Sequence[str]) -> None:
