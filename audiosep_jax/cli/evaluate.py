@@ -279,8 +279,8 @@ def _finish(
 
 def _conclude(command: Evaluate, found: dict[str, 'Results'], say: Callable) -> None:
     """The table of all benchmarks, and the file that was asked for."""
-    from audiosep_jax.evaluation.report import summary_markdown, summary_table, write_text
-    from audiosep_jax.evaluation.results import write_json
+    from audiosep_jax.evaluation.report import summary_markdown, summary_table
+    from audiosep_jax.evaluation.results import write_json, write_text
 
     records = {name: results.to_dict() for name, results in found.items()}
     if command.benchmark == 'all':

@@ -1,5 +1,6 @@
 """What every query encoder is, and when two of them are the same."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +22,20 @@ class QueryEncoder(Protocol):
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
         """float32 [Q, E] of Q sentences. Raises QueryError for an empty one."""
+        ...
+
+
+@runtime_checkable
+class AudioTextEncoder(QueryEncoder, Protocol):
+    """A query encoder that maps sounds and texts to the same space."""
+
+    def encode_audio(self, waveforms: np.ndarray | Sequence[np.ndarray], *, sample_rate: int) -> np.ndarray:
+        """Returns the embeddings of mono sounds, float32 [Q, E].
+
+        Args:
+            waveforms: float at full scale 1.0: one sound [T], or [Q, T], or a list of [T].
+            sample_rate: rate of the sounds, in Hz.
+        """
         ...
 
 

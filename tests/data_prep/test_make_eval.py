@@ -177,7 +177,7 @@ def test_audioset_mixes_clips_that_share_no_class(tmp_path):
     assert first.num_made == 8 + 10 + 8
     assert len(names) == 2 * first.num_made
     benchmark = read_benchmark(tmp_path / 'out')
-    assert (benchmark.name, len(benchmark.items), benchmark.bad) == ('audioset', 26, ())
+    assert (benchmark.name, len(benchmark.items), benchmark.bad_rows) == ('audioset', 26, ())
     table = tmp_path / 'class_labels_indices.csv'
     for seed in (0, 1):
         recipes, find = module._audioset_recipes(tmp_path, table, seed, [])
