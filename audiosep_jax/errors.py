@@ -5,8 +5,10 @@ configurations and queries, 1 for files and data.
 """
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 
 class AudioSepError(Exception):
@@ -35,6 +37,38 @@ class DataError(AudioSepError):
     """Shards, manifests, embedding caches or benchmark folders that are missing, damaged or do not match."""
 
 
+Reason = Literal['bad row', 'missing', 'unreadable', 'length', 'too short', 'silent noise', 'excluded']
+
+
+class LeftOutError(DataError):
+    """A clip of a dataset, or an item of a benchmark, that cannot be used. The rest is used without it."""
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A clip or an item that was left out, and why. The id and the message are made printable.
+
+    Attributes:
+        id: what the dataset or benchmark calls it; for a bad row of a table, its file and line.
+        reason: the kind of problem, by which reports count.
+        message: one line that says what is wrong.
+    """
+
+    id: str
+    reason: Reason
+    message: str
+
+    def __post_init__(self) -> None:
+        # File names that are not valid UTF-8 cannot be written to JSON and CSV files.
+        for name in ('id', 'message'):
+            if not getattr(self, name).isascii():
+                object.__setattr__(self, name, printable(getattr(self, name)))
+
+
 class EncoderMismatchError(DataError):
     """Embeddings of one query encoder were given to a model or cache of another."""
 
@@ -57,6 +91,11 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     The result fits into a message of one line.
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
+def printable(text: str) -> str:
+    """Returns the text with the bytes of a file name that are not valid UTF-8 written as escapes."""
+    return text if text.isascii() else text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -38,17 +38,18 @@ from audiosep_jax.data.layout import (
 )
 from audiosep_jax.data.records import Codec, Record, encode_audio, features, record_to_bytes
 from audiosep_jax.data.shards import count_records
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOut, LeftOutError, Reason
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.json_files import write_json
 from audiosep_jax.storage.locks import AtWork, locked
-from data_prep.clips.base import ClipSource, LeftOut, LeftOutError, Reason
+from data_prep.clips.base import ClipSource
 from data_prep.clips.sources import ClipsInMemory, LongEnough
 from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]
 Runner = Literal['local', 'beam']
 # How many requests run at once: on a network mount or in a bucket, each takes tens of milliseconds.
+_REASONS: tuple[Reason, ...] = ('missing', 'unreadable', 'too short', 'excluded')  # of clips that are left out
 _REQUESTS = 16
 
 
@@ -68,7 +69,7 @@ class BuildResult:
     def counts(self) -> dict[str, int]:
         """The number of clips that are in the shards (found), missing, unreadable, too short and excluded."""
         reasons: Counter[str] = Counter(skipped.reason for skipped in self.skipped)
-        return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in get_args(Reason)}
+        return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in _REASONS}
 
 
 def build_shards(

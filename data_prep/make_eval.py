@@ -30,10 +30,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from audiosep_jax.audio.writing import write_together
-from audiosep_jax.errors import AudioSepError, ConfigError, DataError
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError, LeftOut, LeftOutError
 from audiosep_jax.evaluation.loading import is_silent
 from audiosep_jax.storage.atomic import replacing
-from data_prep.clips.base import LeftOut, LeftOutError
 from data_prep.clips.listing import bad_row, find_file, list_media, read_text, stem_of
 from data_prep.clips.media import read_sound
 from data_prep.clips.youtube import by_name, find_clip

@@ -271,8 +271,8 @@ def _finish(command: Evaluate, results: 'Results', folder: Path, separator: 'Sep
 
 def _conclude(command: Evaluate, found: dict[str, 'Results']) -> None:
     """Prints the table of all benchmarks, and writes the file of --json."""
-    from audiosep_jax.evaluation.report import summary_markdown, summary_table, write_text
-    from audiosep_jax.evaluation.results import write_json
+    from audiosep_jax.evaluation.report import summary_markdown, summary_table
+    from audiosep_jax.evaluation.results import write_json, write_text
 
     records = {name: results.to_dict() for name, results in found.items()}
     if command.benchmark == 'all':

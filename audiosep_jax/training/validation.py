@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from audiosep_jax.encoders.registry import load_encoder
-from audiosep_jax.errors import AudioSepError
-from audiosep_jax.evaluation.loading import UnusableItemError, load_item
+from audiosep_jax.errors import AudioSepError, LeftOutError
+from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import validate
 from audiosep_jax.metrics import sdri
@@ -77,7 +77,7 @@ class Validation:
         for item in self._items:
             try:
                 sound = load_item(item, self._model.sample_rate)
-            except UnusableItemError:  # the evaluation has reported it as left out
+            except LeftOutError:  # the evaluation has reported it as left out
                 continue
             if sound.target is None:
                 continue

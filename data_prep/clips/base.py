@@ -2,13 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from audiosep_jax.errors import DataError
-
-Reason = Literal['missing', 'unreadable', 'too short', 'excluded']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,32 +19,6 @@ class Clip:
     labels: Sequence[str] = ()
     source: str = ''
     frames: Sequence[bytes] = ()  # JPEG pictures of its video
-
-
-class LeftOutError(DataError):
-    """A clip that has to be left out, for one of the four reasons.
-
-    Any other AudioSepError that `ClipSource.read` raises means that the clip is unreadable.
-    """
-
-    def __init__(self, reason: Reason, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """A clip that is not in the shards. `message` is one line that says why; both texts are made printable."""
-
-    id: str
-    reason: Reason
-    message: str
-
-    def __post_init__(self) -> None:
-        # JSON and CSV files cannot hold names of files that are not UTF-8.
-        for name in ('id', 'message'):
-            if not getattr(self, name).isascii():
-                object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # there may be two million of them
@@ -98,11 +70,6 @@ class ClipSource(Protocol):
     def description(self) -> Any:
         """Returns a JSON-ready value, equal for equal datasets only, by which a resumed build checks its inputs."""
         ...
-
-
-def printable(text: str) -> str:
-    """Returns the text; if it is the name of a file that is not UTF-8, with the invalid bytes as escape sequences."""
-    return text if text.isascii() else text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def check_unique(ids: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 from audiosep_jax.audio.formats import dataset_suffixes
-from audiosep_jax.errors import DataError
-from data_prep.clips.base import Entry, LeftOut, printable
+from audiosep_jax.errors import DataError, LeftOut, printable
+from data_prep.clips.base import Entry
 from data_prep.clips.sources import Files
 
 _SUFFIXES = frozenset(dataset_suffixes())

@@ -23,8 +23,7 @@ from audiosep_jax.audio.formats import CONTAINER_SUFFIXES
 from audiosep_jax.audio.reading import decoding_errors, read_audio
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.audio.truncation import cut_short_error, has_estimated_length, is_sound_file_cut_short
-from audiosep_jax.errors import AudioFileError, ConfigError
-from data_prep.clips.base import LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
 from data_prep.clips.video import read_pictures
 
 # Hz; a header that gives less or more is damaged.

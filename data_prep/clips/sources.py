@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax.errors import ConfigError
-from data_prep.clips.base import Clip, ClipSource, Entry, LeftOut, LeftOutError, check_unique
+from audiosep_jax.errors import ConfigError, LeftOut, LeftOutError
+from data_prep.clips.base import Clip, ClipSource, Entry, check_unique
 from data_prep.clips.media import check_pyav, read_frames, read_sound
 
 

@@ -16,8 +16,7 @@ from audiosep_jax.audio.containers import (
     open_container,
     seek_container,
 )
-from audiosep_jax.errors import AudioFileError
-from data_prep.clips.base import LeftOutError
+from audiosep_jax.errors import AudioFileError, LeftOutError
 
 if TYPE_CHECKING:  # PyAV is an extra
     from av.container import InputContainer

@@ -16,8 +16,8 @@ import os
 import pathlib
 from collections import Counter
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     files_or_refuse,

@@ -17,8 +17,8 @@ from typing import Annotated
 
 import tyro
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import bad_row, files_or_refuse, read_table, refuse_wrong_table
 from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions

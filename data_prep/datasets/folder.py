@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
+from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, printable
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id

@@ -21,8 +21,8 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any, TypeGuard
 
-from audiosep_jax.errors import DataError
-from data_prep.clips.base import Clip, ClipSource, LeftOutError
+from audiosep_jax.errors import DataError, LeftOutError
+from data_prep.clips.base import Clip, ClipSource
 from data_prep.clips.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
 

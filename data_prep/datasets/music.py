@@ -23,8 +23,8 @@ from typing import Annotated
 
 import tyro
 
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOut, LeftOutError
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     distinct,

@@ -20,8 +20,8 @@ import pathlib
 import re
 from typing import Literal, get_args
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut, printable
+from audiosep_jax.errors import ConfigError, DataError, LeftOut, printable
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import one_line
 from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions

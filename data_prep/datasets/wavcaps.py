@@ -31,8 +31,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     distinct,

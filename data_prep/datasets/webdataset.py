@@ -29,9 +29,9 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
-from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, printable
 from audiosep_jax.progress import progress_bar
-from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of

@@ -45,7 +45,7 @@ def test_one_benchmark(folder, band, capsys):
         'evaluation/music/report.md',
     ):
         assert part in captured.out
-    assert 'note: music: 4 items here, the whole benchmark has 5004' in captured.err
+    assert 'note: music: 4 items here, the complete benchmark has 5004' in captured.err
     record = json.loads((folder / 'r.json').read_text())
     assert record['benchmark'] == 'music'
     assert record['SDRi'] > 15
@@ -168,10 +168,10 @@ def test_speech_without_its_packages_is_refused_before_the_work(folder, band, ca
         (['--batch-size', '0'], 2, 'at least 1'),
         (['--max-items', '0'], 2, 'at least 1'),
         (['--seed', '-1'], 2, 'not be negative'),
-        (['--data', 'nowhere'], 1, 'nowhere: no benchmark: no such folder'),
+        (['--data', 'nowhere'], 1, 'nowhere: not a benchmark: no such folder'),
         (['--data', 'nowhere', '--benchmark', 'music'], 1, 'nowhere/music_eval.csv: No such file'),
-        (['--data', 'nowhere', '--benchmark', 'all'], 1, 'nowhere: no benchmark: no such folder'),
-        (['--data', 'bench', '--benchmark', 'all'], 1, 'bench: none of the sub-folders'),
+        (['--data', 'nowhere', '--benchmark', 'all'], 1, 'nowhere: not a benchmark: no such folder'),
+        (['--data', 'bench', '--benchmark', 'all'], 1, 'bench: has none of the sub-folders'),
         (['--query-type', 'caption'], 2, 'music has label queries only'),
         (['--query-type', 'both'], 2, 'music has label queries only'),
         (['--query-type', 'label,caption'], 2, 'music has label queries only'),

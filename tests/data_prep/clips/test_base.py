@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from audiosep_jax.errors import DataError
-from data_prep.clips.base import Entry, LeftOut, LeftOutError, check_unique, printable
+from audiosep_jax.errors import DataError, LeftOut, LeftOutError, printable
+from data_prep.clips.base import Entry, check_unique
 
 
 def test_names_that_are_not_utf8_become_printable():

@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import Entry
 from data_prep.clips.listing import (
     distinct,
     files_or_refuse,

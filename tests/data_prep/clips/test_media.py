@@ -9,9 +9,8 @@ import soundfile
 from support.small_media import click, cut_short, noise, place_of_click, write_sound, write_tar
 
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.errors import AudioFileError
+from audiosep_jax.errors import AudioFileError, LeftOutError
 from data_prep.clips import media
-from data_prep.clips.base import LeftOutError
 from data_prep.clips.media import read_frames, read_sound, sound_seconds, tar_members
 
 RATE = 32000

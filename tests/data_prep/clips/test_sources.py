@@ -7,8 +7,8 @@ import pytest
 from support.small_dataset import small_clips
 from support.small_media import write_sound
 
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from data_prep.clips.base import Entry, LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOutError
+from data_prep.clips.base import Entry
 from data_prep.clips.sources import ClipsInMemory, Files, LongEnough
 
 RATE = 16000

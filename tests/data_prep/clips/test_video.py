@@ -10,8 +10,7 @@ from PIL import Image
 from support.small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
 
 from audiosep_jax.audio import containers
-from audiosep_jax.errors import AudioFileError, ConfigError
-from data_prep.clips.base import LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
 from data_prep.clips.media import read_frames, read_sound, sound_seconds
 
 av = pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
