@@ -48,8 +48,8 @@ from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]
 Runner = Literal['local', 'beam']
-# How many requests run at once: on a network mount or in a bucket, each takes tens of milliseconds.
 _REASONS: tuple[Reason, ...] = ('missing', 'unreadable', 'too short', 'excluded')  # of clips that are left out
+# How many requests run at once: on a network mount or in a bucket, each takes tens of milliseconds.
 _REQUESTS = 16
 
 
