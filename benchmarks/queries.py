@@ -34,7 +34,7 @@ from audiosep_jax.errors import DataError, reported
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.metrics import sdri
-from audiosep_jax.separation.exclusion import keep_out
+from audiosep_jax.separation.exclusion import exclude
 from audiosep_jax.separation.queries import Query, embed
 from audiosep_jax.separation.separator import Separator, load
 from audiosep_jax.storage.cache import enable_compilation_cache
@@ -113,7 +113,7 @@ def methods(
     def kept_out(strength):
         pairs = zip(without, other_apart, strict=True)
         settings = {'window_size': window, 'hop_size': hop, 'strength': strength}
-        return [keep_out(a[None], b[None, None], **settings)[0] for a, b in pairs]
+        return [exclude(a[None], b[None, None], **settings)[0] for a, b in pairs]
 
     less = [m - o for m, o in zip(mixtures, other, strict=True)]
     return {

@@ -29,6 +29,9 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 from support.fake_bucket import bucket  # noqa: E402, F401
 from support.offline import offline  # noqa: E402, F401
+from support.shape_checks import check_shapes_of  # noqa: E402
+
+check_shapes_of('audiosep_jax.models', 'audiosep_jax.separation', 'audiosep_jax.audio.stft', 'audiosep_jax.training')
 
 # No deadline: the first example imports or compiles, and machines that run tests are busy.
 hypothesis.settings.register_profile('suite', deadline=None)

@@ -54,12 +54,12 @@ def run(command: Convert) -> int:
     terminal.silence_orbax()
     if command.destination.suffix in SUFFIXES:
         from audiosep_jax.checkpoints.convert import to_torch
-        from audiosep_jax.checkpoints.find import find_checkpoint
+        from audiosep_jax.checkpoints.find import open_checkpoint
 
         given = [f'--{name.replace("_", "-")}' for name in _ONLY_FROM_TORCH if getattr(command, name) is not None]
         if given:
             raise ConfigError(f'{given[0]} only applies to conversions from PyTorch: omit it')
-        count, notes = to_torch(find_checkpoint(command.source), command.destination, force=command.force)
+        count, notes = to_torch(open_checkpoint(command.source), command.destination, force=command.force)
         terminal.say(f'{command.destination}: {count} tensors')
         for note in notes:
             terminal.note(note)

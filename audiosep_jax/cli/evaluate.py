@@ -1,7 +1,6 @@
 """The command `audiosep-jax evaluate`: checks its flags before hours of work, evaluates, and reports the results."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -10,6 +9,7 @@ import tyro
 
 from audiosep_jax.cli import terminal
 from audiosep_jax.errors import ConfigError, DataError, listed
+from audiosep_jax.storage.atomic import check_writable
 
 if TYPE_CHECKING:
     from audiosep_jax.evaluation.benchmark import Benchmark
@@ -165,23 +165,9 @@ def _check(command: Evaluate) -> None:
         raise ConfigError('--captions describes the items of one benchmark: name it with --benchmark')
     if command.metadata is not None and not command.metadata.is_dir():
         raise ConfigError(f'--metadata {command.metadata}: no such folder')
-    out = command.out.absolute()
-    if not out.parent.is_dir():
-        raise DataError(f'--out {command.out}: the folder {out.parent} does not exist; make it first')
-    if out.exists() and not out.is_dir():
-        raise DataError(f'--out {command.out}: is a file; name a folder')
-    place = out if out.exists() else out.parent
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise DataError(f'--out {command.out}: no permission to write into {place}')
-    if command.json is None:
-        return
-    if command.json.is_dir():
-        raise DataError(f'--json {command.json}: is a folder; name a file')
-    parent = command.json.absolute().parent
-    if not parent.is_dir():
-        raise DataError(f'--json {command.json}: the folder {parent} does not exist; make it first')
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise DataError(f'--json {command.json}: no permission to write into {parent}')
+    check_writable(command.out, '--out', kind='folder')
+    if command.json is not None:
+        check_writable(command.json, '--json')
 
 
 def _folders(command: Evaluate) -> dict[str | None, Path]:
@@ -248,15 +234,13 @@ def _clap(path: str, separator: 'Separator') -> Any:
 
 
 def _join_hosts() -> None:
-    import jax
+    from audiosep_jax.parallel.launch import LaunchConfig, join
 
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
+    if join(LaunchConfig()) is None:
         raise ConfigError(
-            f'--several-hosts: JAX finds no cluster here ({str(error).splitlines()[0]}); start it under Slurm, on a '
-            'TPU pod, or omit the flag'
-        ) from error
+            '--several-hosts finds no cluster here; start it under Slurm, Open MPI or Kubernetes or on a TPU pod, set '
+            '$JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or omit the flag'
+        )
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

@@ -26,11 +26,10 @@ def run(command: Inspect) -> int:
     """
     import jax
 
-    from audiosep_jax.checkpoints.find import find_checkpoint
-    from audiosep_jax.checkpoints.run_folder import load_for_inference
+    from audiosep_jax.checkpoints.find import open_checkpoint
 
     terminal.silence_orbax()
-    checkpoint = load_for_inference(find_checkpoint(command.checkpoint))
+    checkpoint = open_checkpoint(command.checkpoint)
     params = checkpoint.variables['params']
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     encoder = checkpoint.encoder or {'none': 'accepts embeddings only'}

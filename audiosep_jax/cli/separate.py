@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import numpy as np
 import tyro
 
+from audiosep_jax.audio.formats import OUTPUT_FORMATS, WRITABLE_SUFFIXES
 from audiosep_jax.audio.loudness import LoudnessMatch
 from audiosep_jax.audio.raw import RAW_FORMATS, RawFormat, encoded, read_raw
 from audiosep_jax.audio.reading import SoundInput, open_sound
-from audiosep_jax.audio.writing import SUFFIXES, Subtype, has_subtypes, subtype_like, written_together
+from audiosep_jax.audio.writing import Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.cli import terminal
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 from audiosep_jax.separation.outputs import (
@@ -29,13 +29,13 @@ from audiosep_jax.separation.outputs import (
     removed_name,
 )
 from audiosep_jax.separation.spans import Span, stream_spans
+from audiosep_jax.storage.atomic import check_writable, replacing
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.queries import Embedded, Query
     from audiosep_jax.separation.separator import Separation, Separator
 
 _PIPE = Path('-')
-_FORMATS = ('wav', 'flac', 'ogg', 'opus', 'mp3', 'aiff', 'caf', 'w64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +175,8 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
     """Raises ConfigError for flags that do not fit together."""
     pipe_in, pipe_out = _PIPE in inputs, command.output == _PIPE
     raw = command.format in RAW_FORMATS
-    if command.format not in (None, *_FORMATS, *RAW_FORMATS):
-        known = f'{", ".join(_FORMATS)}, or for a pipe {", ".join(RAW_FORMATS)}'
+    if command.format not in (None, *OUTPUT_FORMATS, *RAW_FORMATS):
+        known = f'{", ".join(OUTPUT_FORMATS)}, or for a pipe {", ".join(RAW_FORMATS)}'
         raise ConfigError(f'--format {command.format}: unknown; use {known}')
     if command.remove and command.residual:
         raise ConfigError('--remove writes only the residual: omit --residual')
@@ -200,7 +200,7 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
         if command.json is not None or command.subtype is not None:
             raise ConfigError('--json and --subtype are for files and cannot be combined with -o -')
     if command.json is not None and command.json != _PIPE:
-        _check_writable(command.json)
+        check_writable(command.json, '--json')
     suffix = _suffix(command)
     if command.format and not raw and suffix != f'.{command.format}':
         raise ConfigError(f'-o {command.output} and --format {command.format} conflict: give only one')
@@ -211,7 +211,7 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
 def _suffix(command: Separate) -> str:
     """Returns the suffix of the outputs."""
     suffix = command.output.suffix.lower()
-    if suffix in SUFFIXES and not command.output.is_dir():
+    if suffix in WRITABLE_SUFFIXES and not command.output.is_dir():
         return suffix
     return '.wav' if command.format is None or command.format in RAW_FORMATS else f'.{command.format}'
 
@@ -219,16 +219,6 @@ def _suffix(command: Separate) -> str:
 def _subtype(command: Separate) -> Subtype | None:
     """Returns --subtype in upper case; plan_outputs checks its value."""
     return cast(Subtype, command.subtype.upper()) if command.subtype else None
-
-
-def _check_writable(path: Path) -> None:
-    """Before the work: hours of it must not end at a folder that is not there or not ours."""
-    if path.is_dir():
-        raise DataError(f'--json {path}: is a folder; name a file')
-    if not path.absolute().parent.is_dir():
-        raise DataError(f'--json {path}: the folder {path.absolute().parent} does not exist; make it first')
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise DataError(f'--json {path}: no permission to write into {path.absolute().parent}')
 
 
 def _output_names(command: Separate, queries: list[str]) -> dict[str, str]:
@@ -410,8 +400,6 @@ def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
 
 def _write_report(path: Path, record: dict[str, Any]) -> None:
     """Writes the report of --json. Raises DataError."""
-    from audiosep_jax.storage.atomic import replacing
-
     if path == _PIPE:
         terminal.say(json.dumps(record, ensure_ascii=False))
         return

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from audiosep_jax.audio.formats import BENCHMARK_SUFFIXES
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut, Published, Statistic
 
-SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
 SPEECH_QUERY = 'speech'
 _CLASSES_NAME = 'class_labels_indices.csv'
 _PER_CLASS = 10  # of AudioSet's clips
@@ -198,7 +198,7 @@ def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
         except OSError as error:
             raise DataError(f'{inside}: cannot be listed: {error.strerror or error}') from error
         matches = [re.fullmatch(r'(.*),(mixture|source)(\.\w+)', file) for file in files]
-        names = sorted({match[1] for match in matches if match and match[3].lower() in SUFFIXES})
+        names = sorted({match[1] for match in matches if match and match[3].lower() in BENCHMARK_SUFFIXES})
         for name in names[:_PER_CLASS]:
             target, mixture = (_first_existing(inside, f'{name},{kind}') for kind in ('source', 'mixture'))
             text = row['display_name']
@@ -250,7 +250,8 @@ def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], li
     stems = []
     for place in (clean, noisy):
         try:
-            files = [file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != '.']
+            sounds = (file for file in place.iterdir() if file.suffix.lower() in BENCHMARK_SUFFIXES)
+            files = [file for file in sounds if file.name[0] != '.']
         except OSError as error:
             raise DataError(f'{place}: {error.strerror or error}; give the folder that holds it') from error
         stems.append({file.stem for file in files})
@@ -392,10 +393,10 @@ def _inner(folder: Path) -> Path:
 
 def _first_existing(folder: Path, stem: str) -> Path:
     """The file of that stem; where there is none, the .wav whose absence will be reported."""
-    for suffix in SUFFIXES:
+    for suffix in BENCHMARK_SUFFIXES:
         if (folder / f'{stem}{suffix}').exists():
             return folder / f'{stem}{suffix}'
-    return folder / f'{stem}{SUFFIXES[0]}'
+    return folder / f'{stem}{BENCHMARK_SUFFIXES[0]}'
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------

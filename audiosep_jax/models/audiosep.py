@@ -1,23 +1,30 @@
-"""The separator: a mixture and a query embedding in, the target's waveform out; and its configuration."""
+"""The separation model from waveform to waveform, and its configuration.
+
+Letters: B clips, T samples, N frames, F frequency bins, E embedding size.
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Complex64, Float, Float32, Int, PRNGKeyArray
 
 from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.models.resunet import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, ResUNet30
+from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING
+from audiosep_jax.models.resunet import ResUNet30
 
-POWER_FLOOR = 1e-10  # of |X|², under the square root (`models/base.py` of the original)
+POWER_FLOOR = 1e-10  # the least |X|² under the square root (`models/base.py` of the original)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What the network is. The defaults are those of the released checkpoint (the article says window 1024).
+    """The model's configuration. The defaults are those of the released checkpoint (the article says window 1024).
 
     Attributes:
         sample_rate: Hz of the waveforms.
@@ -25,9 +32,9 @@ class ModelConfig:
         hop_size: samples between frames.
         widths: channels of the six encoder blocks.
         condition_size: E, the size of a query embedding.
-        dtype: of the network's activations; parameters, statistics, STFT and loss are float32 always.
-        remat: what of the activations the backward pass recomputes, for less memory and more time. `none`; `norms`:
-            what lies between two convolutions, which is cheap; `blocks`: all but the inputs of the blocks.
+        dtype: type of the network's activations. Parameters, statistics, STFT and loss are always float32.
+        remat: which activations the backward pass recomputes, to save memory at the cost of time. `norms` recomputes
+            those between two convolutions, which is cheap; `blocks` all but the inputs of the blocks.
     """
 
     sample_rate: int = 32000
@@ -38,7 +45,7 @@ class ModelConfig:
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: Literal['none', 'norms', 'blocks'] = 'none'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sample_rate <= 0 or self.condition_size <= 0:
             raise ConfigError('model: sample_rate and condition_size must be positive')
         if self.window_size <= 0 or self.window_size % (2 * FREQUENCY_DOWNSAMPLING):
@@ -57,48 +64,55 @@ class ModelConfig:
 
 
 class AudioSep(nn.Module):
-    """Mixtures [B, T] and embeddings [B, E] -> targets float32 [B, T].
+    """Computes the targets' waveforms from mixtures and query embeddings.
 
-    Variables: `params` and `batch_stats`. With `train=True` the statistics are updated: apply with
+    Its variables are `params` and `batch_stats`. `train=True` updates the statistics, so apply it with
     `mutable=['batch_stats']`.
 
     Attributes:
-        config: what the network is.
-        by_clip: turns a function of arrays with the leading axis B, that treats each clip by itself, into one that is
-            run where the clips lie (`parallel.mesh.by_clip`). XLA's partitioner does not know that of an FFT: it sends
-            all clips to all devices, and each transforms all of them.
+        config: the model's configuration.
+        by_clip: wraps a function that treats each clip of its arrays [B, …] by itself, so that each device runs it on
+            its own clips (`parallel.mesh.by_clip`). XLA cannot split an FFT: without the wrapper it sends all clips to
+            all devices, and each device transforms all of them.
     """
 
     config: ModelConfig
     by_clip: Callable[[Callable], Callable] = lambda function: function
 
-    def setup(self):
+    def setup(self) -> None:
         self.resunet = ResUNet30(self.config.widths, jnp.dtype(self.config.dtype), self.config.remat)
 
     def mask(
         self,
-        spectrum: jax.Array,
-        embedding: jax.Array,
-        frame_count: jax.Array | None = None,
+        spectrum: Complex64[Array | np.ndarray, 'B N F'],
+        embedding: Float[Array | np.ndarray, 'B E'],
+        frame_count: Int[Array | np.ndarray, ' B'] | None = None,
         *,
         train: bool = False,
-    ) -> jax.Array:
-        """complex64 [B, N, F], float [B, E], and the number of real frames int [B] -> complex64 mask [B, N, F]."""
+    ) -> Complex64[Array, 'B N F']:
+        """Computes the masks of mixture spectra; see `ResUNet30` for the arguments."""
         power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
         magnitude = jnp.sqrt(jnp.maximum(power, POWER_FLOOR))
         return self.resunet(magnitude, embedding, frame_count, train=train)
 
-    def __call__(self, mixture: jax.Array, embedding: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        mixture: Float[Array | np.ndarray, 'B T'],
+        embedding: Float[Array | np.ndarray, 'B E'],
+        *,
+        train: bool = False,
+    ) -> Float32[Array, 'B T']:
+        """Computes the targets' waveforms."""
         window, hop = self.config.window_size, self.config.hop_size
         spectrum = self.by_clip(lambda x: stft(x, window, hop))(mixture)
-        # |Y| at angle(X) + angle(M), written as one product: |X| times the cosine of its angle is its real part.
+        # The original computes |X|·|M| at angle(X) + angle(M), which is this product.
         spectrum = spectrum * self.mask(spectrum, embedding, train=train)
         return self.by_clip(lambda y: istft(y, window, hop, length=mixture.shape[-1]))(spectrum)
 
 
-def init_variables(config: ModelConfig, key: jax.Array) -> dict:
-    """Fresh `params` and `batch_stats` of an AudioSep of this configuration."""
-    # Parameter shapes depend on neither B nor T; one hop is the cheapest input. Under jit the network itself, whose
-    # output nobody asks for, is not even run.
+def init_variables(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Any]:
+    """Makes new `params` and `batch_stats` for an AudioSep of this configuration."""
+    # Parameter shapes depend on neither B nor T; one hop is the cheapest input. Under jit the network itself does not
+    # run, because its output is not used.
     mixture, embedding = jnp.zeros((1, config.hop_size)), jnp.zeros((1, config.condition_size))
     return jax.jit(AudioSep(config).init)(key, mixture, embedding)

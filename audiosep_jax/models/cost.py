@@ -1,18 +1,19 @@
-"""What training costs: operations, bytes through memory and bytes kept, counted from the layers' shapes.
+"""What training costs: operations, bytes moved through memory and bytes kept, counted from the table of layers.
 
-Counts are per clip and of the network alone: convolutions and matrix products in full (padding included), a
-multiplication and an addition as two operations; elementwise work, the STFT and the optimizer have no operations here,
-under 2 % of the whole, but their bytes are counted where they are those of activations.
+Counts are per clip and cover the network only: convolutions and matrix products in full (padding included), where a
+multiplication and an addition are two operations. The operations of elementwise work, of the STFT and of the optimizer
+are not counted, because they are under 2 % of the total; bytes are counted where they are those of activations.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
 from audiosep_jax.audio.stft import num_frames
-from audiosep_jax.models.audiosep import ModelConfig, init_variables
-from audiosep_jax.models.resunet import DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.layers import TIME_DOWNSAMPLING, Layer, network_layers
 
 _FLOAT32_BYTES = 4
 
@@ -22,27 +23,27 @@ class Device:
     """An accelerator's published figures, without sparsity.
 
     Attributes:
-        names: of JAX's `device_kind`.
-        peak: operations per second of matrix products, by the type of their inputs; 'tensorfloat32' is what a GPU
-            makes of float32 unless it is asked for more precision.
+        names: the values of JAX's `device_kind` that mean this device.
+        peak: operations per second of matrix products, by the type of their inputs. 'tensorfloat32' is how a GPU
+            multiplies float32 unless it is asked for more precision.
         bandwidth: bytes per second of its memory.
     """
 
     names: tuple[str, ...]
-    peak: dict[str, float]
+    peak: Mapping[str, float]
     bandwidth: float
 
 
-def _gpu(names, bandwidth, bfloat16, tensorfloat32, float32) -> Device:
+def _gpu(names: tuple[str, ...], bandwidth: float, bfloat16: float, tensorfloat32: float, float32: float) -> Device:
     peak = {'bfloat16': bfloat16, 'tensorfloat32': tensorfloat32, 'float32': float32}
     return Device(names, {dtype: tera * 1e12 for dtype, tera in peak.items()}, bandwidth * 1e9)
 
 
-def _tpu(names, bandwidth, bfloat16) -> Device:
-    return Device(names, {'bfloat16': bfloat16 * 1e12}, bandwidth * 1e9)  # none is published for float32
+def _tpu(names: tuple[str, ...], bandwidth: float, bfloat16: float) -> Device:
+    return Device(names, {'bfloat16': bfloat16 * 1e12}, bandwidth * 1e9)  # no figure is published for float32
 
 
-# The makers' data sheets. GB/s, then TFLOP/s.
+# From the makers' data sheets: GB/s, then TFLOP/s.
 DEVICES = (
     _gpu(('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'), 1555, 312, 156, 19.5),
     _gpu(('NVIDIA A100-SXM4-80GB',), 2039, 312, 156, 19.5),
@@ -59,109 +60,106 @@ DEVICES = (
 
 
 def find_device(device_kind: str) -> Device | None:
-    """The figures of what JAX calls `device_kind`, or None: they are never guessed."""
-    found = [device for device in DEVICES if device_kind in device.names]
-    return found[0] if found else None
+    """Returns the figures of the device that JAX calls `device_kind`, or None: they are never guessed."""
+    return next((device for device in DEVICES if device_kind in device.names), None)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Operations per second at most, in 'bfloat16', 'tensorfloat32' or 'float32'; None if not known."""
+    """Returns the peak in operations per second for 'bfloat16', 'tensorfloat32' or 'float32', or None if unknown."""
     device = find_device(device_kind)
     return device.peak.get(dtype) if device else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """A convolution of one clip: [positions, into] -> [positions, out] over `taps` neighbours.
+class Convolution:
+    """A convolution of one clip, as the matrix product [positions, inputs * taps] × [inputs * taps, outputs].
 
-    A transposed convolution counts as the product that it is: at its input's positions, with `out` = s * t * C'.
+    A transposed convolution is the product at its input's positions, with s * t * C' outputs.
 
     Attributes:
-        name: path in the network.
-        positions: frames * bins of the map that it runs over.
-        into, out: channels.
-        taps: 9 for 3×3, 1 for 1×1.
-        normalised: whether its input is normalised, shifted and activated first.
-        rematerialised: whether it lies in a block that `remat` recomputes.
-        from_outside: of its input channels, those that enter that block: all that `remat` keeps.
+        layer: what is convolved with what.
+        positions: frames * bins of its input.
     """
 
-    name: str
+    layer: Layer
     positions: int
-    into: int
-    out: int
-    taps: int
-    normalised: bool = False
-    rematerialised: bool = False
-    from_outside: int = 0
 
     @property
-    def block(self) -> str:
-        return self.name.rpartition('/')[0]
+    def name(self) -> str:
+        """Path in the network."""
+        return f'{self.layer.block}/{self.layer.name}'.lstrip('/')
 
     @property
     def flops(self) -> int:
-        return 2 * self.positions * self.into * self.out * self.taps
+        """Operations of the forward pass."""
+        return 2 * self.positions * self.layer.inputs * self.layer.outputs * math.prod(self.layer.kernel)
 
     @property
     def read(self) -> int:
         """Numbers in its input."""
-        return self.positions * self.into
+        return self.positions * self.layer.inputs
 
     @property
     def written(self) -> int:
         """Numbers in its output."""
-        return self.positions * self.out
+        factor = math.prod(self.layer.kernel) if self.layer.kind == 'transposed' else 1
+        return self.positions * self.layer.outputs * factor
+
+    @property
+    def normalized(self) -> bool:
+        """Whether its input is normalized, shifted and activated first."""
+        return self.layer.kind in ('conv3x3', 'transposed')
+
+    @property
+    def rematerialized(self) -> bool:
+        """Whether it is in a block that `remat` recomputes."""
+        return self.layer.block.startswith(('encoder', 'decoder'))
+
+    @property
+    def block_inputs(self) -> int:
+        """The numbers in its input that come from outside its block: all that `remat: blocks` keeps."""
+        if self.layer.name == 'conv1' and self.layer.block.startswith('decoder'):
+            return self.read // 2  # the skip connection
+        return self.read if self.layer.name in ('conv1', 'upsample') else 0
 
 
-def layers(config: ModelConfig, num_samples: int) -> list[Layer]:
+def convolutions(config: ModelConfig, num_samples: int) -> list[Convolution]:
     """The convolutions of a clip of `num_samples` samples, in the order of the forward pass."""
     n = num_frames(num_samples, config.hop_size)
     n += -n % TIME_DOWNSAMPLING
     f = config.window_size // 2
-
-    def conv_block(block, into, out, *, from_outside, remat=True):
-        yield Layer(f'{block}/conv1', n * f, into, out, 9, True, remat, from_outside)
-        yield Layer(f'{block}/conv2', n * f, out, out, 9, True, remat)
-        if into != out:
-            yield Layer(f'{block}/shortcut', n * f, into, out, 1, False, remat)
-
-    into = config.widths[0]
-    found = [Layer('pre_conv', n * f, 1, into, 1)]
-    for i, (out, (s, t)) in enumerate(zip(config.widths, DOWNSAMPLING, strict=True), 1):
-        found += conv_block(f'encoder_block{i}', into, out, from_outside=into)
-        n, f, into = n // s, f // t, out
-    found += conv_block('bottleneck', into, into, from_outside=into, remat=False)
-    mirrored = zip(reversed(config.widths), reversed(DOWNSAMPLING), strict=True)
-    for i, (out, (s, t)) in enumerate(mirrored, 1):
-        found.append(Layer(f'decoder_block{i}/upsample', n * f, into, s * t * out, 1, True, True, into))
-        n, f, into = n * s, f * t, out
-        found += conv_block(f'decoder_block{i}', 2 * out, out, from_outside=out)  # the skip connection
-    found.append(Layer('after_conv', n * f, into, 3, 1))
-    return found
+    return [
+        Convolution(layer, (n // layer.scale[0]) * (f // layer.scale[1]))
+        for layer in _layers(config)
+        if layer.kind not in ('norm', 'film')
+    ]
 
 
 def forward_flops(config: ModelConfig, num_samples: int) -> int:
     """Operations of one clip's forward pass: 2.3e11 for five seconds with the default configuration."""
-    return _film_flops(config) + sum(layer.flops for layer in layers(config, num_samples))
+    return _film_flops(config) + sum(convolution.flops for convolution in convolutions(config, num_samples))
 
 
 def training_flops(config: ModelConfig, num_samples: int) -> int:
-    """Operations of one clip's forward and backward pass: the model's, by convention without what remat repeats.
+    """Operations of one clip's forward and backward pass: by convention without what remat repeats.
 
-    A layer's backward pass is its input's gradient and its weights', each as costly as the layer; the embedding, being
-    data, needs none.
+    The backward pass of a layer computes the gradients of its input and of its weights, each of which costs as much as
+    the layer itself. The embedding is data, so that FiLM needs no gradient of its input.
     """
-    return 3 * sum(layer.flops for layer in layers(config, num_samples)) + 2 * _film_flops(config)
+    return 3 * sum(convolution.flops for convolution in convolutions(config, num_samples)) + 2 * _film_flops(config)
 
 
 def _film_flops(config: ModelConfig) -> int:
-    return 2 * config.condition_size * sum(film_layout(config.widths).values())
+    return sum(2 * layer.inputs * layer.outputs for layer in _layers(config) if layer.kind == 'film')
+
+
+def _layers(config: ModelConfig) -> list[Layer]:
+    return network_layers(config.widths, window_size=config.window_size, condition_size=config.condition_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A pass over memory that no compiler joins with its neighbours: operations and bytes of one clip."""
+    """A pass over memory that no compiler fuses with its neighbors: operations and bytes of one clip."""
 
     name: str
     flops: int
@@ -169,36 +167,38 @@ class Kernel:
 
 
 def training_kernels(config: ModelConfig, num_samples: int) -> list[Kernel]:
-    """What a clip's forward and backward pass has to run, in the best case.
+    """The kernels of a clip's forward and backward pass, in the best case.
 
-    Each convolution reads its input and writes its output, and again for its input's and for its weights' gradient.
-    Each normalisation reads its input for the statistics, and reads and writes it to apply them; backwards it reads
-    input and gradient for their sums, and reads both and writes one to apply those. Everything else (shortcut sums,
-    pooling, concatenation, masks, weights, optimizer) is taken to be free. What remat repeats runs twice.
+    Each convolution reads its input and writes its output; the gradients of its input and of its weights each move as
+    many bytes again. Each normalization reads its input to compute the statistics, then reads and writes it to apply
+    them; backwards it reads input and gradient to compute their sums, then reads both and writes one to apply the sums.
+    Everything else (shortcut sums, pooling, concatenation, masks, weights, optimizer) is taken to be free. Work that
+    remat repeats is listed twice.
     """
     size = _activation_bytes(config)
     found = []
-    for layer in layers(config, num_samples):
-        moved = (layer.read + layer.written) * size
-        norms = 2 if config.remat != 'none' and layer.rematerialised else 1
-        convolutions = 2 if config.remat == 'blocks' and layer.rematerialised else 1
-        if layer.normalised:
-            found += [Kernel(f'{layer.name}/norm', 0, 3 * layer.read * size)] * norms
-            found.append(Kernel(f'{layer.name}/norm gradient', 0, 5 * layer.read * size))
-        found += [Kernel(layer.name, layer.flops, moved)] * convolutions
-        found += [Kernel(f'{layer.name}/{what} gradient', layer.flops, moved) for what in ('input', 'weight')]
+    for convolution in convolutions(config, num_samples):
+        name, flops = convolution.name, convolution.flops
+        moved = (convolution.read + convolution.written) * size
+        norms = 2 if config.remat != 'none' and convolution.rematerialized else 1
+        repeats = 2 if config.remat == 'blocks' and convolution.rematerialized else 1
+        if convolution.normalized:
+            found += [Kernel(f'{name}/norm', 0, 3 * convolution.read * size)] * norms
+            found.append(Kernel(f'{name}/norm gradient', 0, 5 * convolution.read * size))
+        found += [Kernel(name, flops, moved)] * repeats
+        found += [Kernel(f'{name}/{what} gradient', flops, moved) for what in ('input', 'weight')]
     return found
 
 
 def training_bytes(config: ModelConfig, num_samples: int) -> int:
-    """Bytes of activations and of their gradients that one clip's training step moves through memory, at best."""
+    """The fewest bytes of activations and of their gradients that a training step must move through memory per clip."""
     return sum(kernel.bytes for kernel in training_kernels(config, num_samples))
 
 
 def clips_per_second_bound(config: ModelConfig, num_samples: int, device_kind: str) -> float | None:
-    """The most clips a second that one device can train on: each kernel at the device's peak, or at its bandwidth.
+    """The most clips per second that one device can train on: each kernel is limited by the peak or by the bandwidth.
 
-    None for a device that `DEVICES` does not know, or of no published peak in the model's type.
+    None if `DEVICES` does not have the device, or if no peak is published for the model's type.
     """
     device, peak = find_device(device_kind), peak_flops(device_kind, config.dtype)
     if device is None or peak is None:
@@ -209,12 +209,15 @@ def clips_per_second_bound(config: ModelConfig, num_samples: int, device_kind: s
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMemory:
-    """An estimate of bytes per device in the backward pass, when most is held at once.
+    """An estimate of bytes per device in the backward pass, where memory use is highest.
 
     Attributes:
-        params, gradients, optimizer, ema: float32.
-        activations: what the forward pass keeps for the backward pass, of all the device's clips.
-        workspace: gradients of activations under way, and with remat the block that is being recomputed.
+        params: the parameters, float32.
+        gradients: their gradients, float32.
+        optimizer: the optimizer's moments, float32.
+        ema: the average of the weights, float32.
+        activations: what the forward pass keeps for the backward pass, for all clips of the device.
+        workspace: the gradients of activations in flight and, with remat, the block that is being recomputed.
     """
 
     params: int
@@ -226,6 +229,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
+        """The sum of all parts."""
         return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
@@ -238,34 +242,37 @@ def training_memory(
     ema: bool = False,
     shards: int = 1,
 ) -> TrainingMemory:
-    """The memory that training needs on each device, by counting; what a compiler adds is not in it.
+    """The memory that training needs on each device, without what the compiler adds.
 
     Args:
-        config: its dtype and remat matter.
-        num_samples: of a clip.
-        clips_per_device: clips that are in the forward and backward pass at once (a micro-batch, if gradients are
+        config: the model; its `dtype` and `remat` matter.
+        num_samples: samples of a clip.
+        clips_per_device: clips that go through the forward and backward pass together (a micro-batch if gradients are
             accumulated).
-        amsgrad: three moments, otherwise two.
+        amsgrad: whether the optimizer keeps three moments instead of two.
         ema: whether an average of the weights is kept.
-        shards: devices over which parameters, optimizer state and averages are split. Gradients are split as well.
+        shards: number of devices over which parameters, gradients, optimizer state and averages are split.
     """
     size = _activation_bytes(config)
     weights = _FLOAT32_BYTES * parameter_count(config)
     sharded = -(-weights // shards)
-    kept, widest, by_block = 0, 0, {}
-    for layer in layers(config, num_samples):
-        # A normalised layer needs its input before the norm, for the norm's gradient, and after it, for its weights';
-        # a shortcut's input is conv1's.
-        inputs = 2 * layer.read if layer.normalised else layer.read * (not layer.name.endswith('shortcut'))
-        remat = config.remat != 'none' and layer.rematerialised
+    kept, widest = 0, 0
+    by_block: dict[str, int] = {}
+    for convolution in convolutions(config, num_samples):
+        # A normalized convolution needs its input before the norm for the norm's gradient, and after it for the
+        # kernel's gradient. A shortcut has the same input as conv1.
+        shortcut = convolution.layer.name == 'shortcut'
+        inputs = 2 * convolution.read if convolution.normalized else convolution.read * (not shortcut)
+        remat = config.remat != 'none' and convolution.rematerialized
         if remat and config.remat == 'blocks':
-            kept += layer.positions * layer.from_outside
+            kept += convolution.block_inputs
         else:
-            kept += layer.read * layer.normalised if remat else inputs
+            kept += convolution.read * convolution.normalized if remat else inputs
         if remat:
-            by_block[layer.block] = by_block.get(layer.block, 0) + inputs
-        # At once: the gradients of its output, of its input after the norm, and before it.
-        widest = max(widest, layer.written + inputs)
+            block = convolution.layer.block
+            by_block[block] = by_block.get(block, 0) + inputs
+        # These exist together: the gradients of the output, of the input after the norm, and of the input before it.
+        widest = max(widest, convolution.written + inputs)
     recomputed = max(by_block.values(), default=0)
     return TrainingMemory(
         params=sharded,
@@ -279,8 +286,8 @@ def training_memory(
 
 def parameter_count(config: ModelConfig) -> int:
     """Numbers in the model's parameters: 25.6 million with the default configuration."""
-    shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
+    shapes = [item for layer in _layers(config) for item in layer.shapes.items()]
+    return sum(math.prod(shape) for path, shape in shapes if path[0] == 'params')
 
 
 def _activation_bytes(config: ModelConfig) -> int:

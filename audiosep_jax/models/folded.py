@@ -1,66 +1,62 @@
-"""The network as it is used once it is trained: constants folded, and run whole or piece by piece with one result.
+"""The trained network for separation: constants are folded, and a recording can go through it whole or in pieces.
 
-**Folded.** With running statistics a batch norm is a scale and a shift per channel, and FiLM adds to the shift: scales
-are computed once, shifts once per query. The last 1×1 layer is linear after linear: it is folded into the last
-convolution and its shortcut, which then make 3 maps instead of 32.
+**Folding.** With running statistics a batch norm is a scale and a shift per channel, and FiLM adds to the shift: the
+scales are computed once, the shifts once per query. The last 1×1 convolution follows another linear layer, so it is
+folded into the last 3×3 convolution and its shortcut, which then make 3 maps instead of 32.
 
-**Piece by piece.** All that mixes frames in this network is 3×3 convolutions and pooling by two. A convolution that
-keeps its last two input frames from one piece to the next computes just what it would in the whole recording, one frame
-later; shortcuts and skip connections wait in delay lines of the same length. So the pieces need no overlap and leave no
-seam, whatever their length, and the memory is that of one piece and of the delay lines. What comes out is late by
-`look_ahead()` frames, which is how far ahead the network looks.
+**Pieces.** Only the 3×3 convolutions and the pooling by two mix frames. A convolution that keeps its last two input
+frames from one piece to the next computes what it would compute on the whole recording, one frame later; shortcuts and
+skip connections wait in delay lines of the same length. Therefore pieces need no overlap and leave no seam, whatever
+their length, and memory holds one piece and the delay lines. The output is late by `look_ahead()` frames, which is how
+far ahead the network looks.
 
-Frames before the beginning and past the end are zeros to every convolution, as its padding is in the whole.
+Frames before the beginning and past the end are zeros to every convolution, as they are when the recording is whole.
 
 Letters: B rows, N frames, F frequency bins, C channels, E embedding size.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
-from audiosep_jax.models.resunet import (
-    DOWNSAMPLING,
-    LEAKY_SLOPE,
-    NORM_EPSILON,
-    TIME_DOWNSAMPLING,
-    complex_mask,
-    film_layout,
-)
+from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, block_layers, film_layout
+from audiosep_jax.models.resunet import LEAKY_SLOPE, NORM_EPSILON, complex_mask
 
-Shifts = dict[str, jax.Array]  # 'block/norm' -> [B, C]: running mean, bias and FiLM as one
-_NO_END = 2**30  # frames; of a recording whose length is not known yet
+Weights = dict[str, Any]  # what `fold` returns
+Frame = int | Int[Array | np.ndarray, '']
+Shifts = dict[str, Array]  # 'block/norm' -> [B, C]: running mean, bias and FiLM in one
+_UNKNOWN_END = 2**30  # frames; the end of a recording whose length is not known yet
 
 
-def fold(config: ModelConfig, variables: dict) -> dict:
-    """`params` and `batch_stats` of an AudioSep -> what the functions of this file take, arrays of `config.dtype`.
+def fold(config: ModelConfig, variables: Mapping[str, Any]) -> Weights:
+    """Folds the `params` and `batch_stats` of an AudioSep into the weights that the functions of this module take.
 
-    Scales, shifts and FiLM stay float32, as in training.
+    Kernels are of `config.dtype`. Scales, shifts and FiLM stay float32, as in training.
     """
-    params, statistics = variables['params']['resunet'], variables['batch_stats']['resunet']
+    params, statistics = variables['params'], variables['batch_stats']
 
     def affine(scale_bias: dict, running: dict) -> dict:
         scale = scale_bias['scale'] / jnp.sqrt(running['var'] + NORM_EPSILON)
         return {'scale': scale, 'shift': scale_bias['bias'] - running['mean'] * scale}
 
-    norms = {}
-    for name in film_layout(config.widths):
-        block, norm = name.split('/')
-        of_params, of_statistics = params[block], statistics[block]
-        if norm != 'norm_up' and 'conv_block' in of_params:
-            of_params, of_statistics = of_params['conv_block'], of_statistics['conv_block']
-        norms[name] = affine(of_params[norm]['norm'], of_statistics[norm]['norm'])
-    blocks = {}
-    for block in dict.fromkeys(name.split('/')[0] for name in norms):
-        parts = params[block].get('conv_block', params[block])
-        blocks[block] = {key: parts[key] for key in ('conv1', 'conv2', 'shortcut') if key in parts}
-        if 'upsample' in params[block]:
-            blocks[block]['upsample'] = params[block]['upsample']
+    norms: dict[str, dict] = {}
+    blocks: dict[str, dict] = {}
+    for layer in block_layers(config.widths):
+        if layer.kind == 'norm':
+            norm = affine(_subtree(params, layer.path), _subtree(statistics, layer.path))
+            norms[f'{layer.block}/{layer.name}'] = norm
+        else:
+            blocks.setdefault(layer.block, {})[layer.name] = _subtree(params, layer.path)
+    params, statistics = params['resunet'], statistics['resunet']
     last = f'decoder_block{len(config.widths)}'
     blocks[last] = _with_last_layer(blocks[last], params['after_conv'])
     dtype = jnp.dtype(config.dtype)
@@ -73,8 +69,12 @@ def fold(config: ModelConfig, variables: dict) -> dict:
     }
 
 
+def _subtree(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda branch, key: branch[key], path, tree)
+
+
 def _with_last_layer(block: dict, layer: dict) -> dict:
-    """The last decoder block, so that it gives what the 1×1 layer makes of its output."""
+    """Folds the last 1×1 convolution into the last decoder block."""
     kernel, bias, shortcut = layer['kernel'], layer['bias'], block['shortcut']
     return {
         **block,
@@ -86,77 +86,86 @@ def _with_last_layer(block: dict, layer: dict) -> dict:
     }
 
 
-def query_shifts(config: ModelConfig, network: dict, embedding: jax.Array) -> Shifts:
-    """Embeddings [B, E] -> the shifts of every batch norm, [B, C] each."""
+def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array | np.ndarray, 'B E']) -> Shifts:
+    """Computes the shifts [B, C] of every batch norm from the query embeddings."""
     layout = film_layout(config.widths)
-    fused = matmul(embedding.astype(jnp.float32), network['film']['kernel']) + network['film']['bias']
+    fused = matmul(embedding.astype(jnp.float32), weights['film']['kernel']) + weights['film']['bias']
     shares = jnp.split(fused, np.cumsum(list(layout.values()))[:-1], axis=-1)
-    return {name: network['norms'][name]['shift'] + share for name, share in zip(layout, shares, strict=True)}
+    return {name: weights['norms'][name]['shift'] + share for name, share in zip(layout, shares, strict=True)}
 
 
-def features(network: dict, spectrum: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mixture spectra complex64 [B, N, F] -> what the network sees, [B, N, F - 1]; zero where not `valid` [B, N]."""
+def features(weights: Weights, spectrum: Complex[Array, 'B N F'], valid: Bool[Array, 'B N']) -> Float[Array, 'B N F-1']:
+    """Turns mixture spectra into the input of the first convolution, which is zero where a frame is not `valid`."""
     power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
     magnitude = jnp.sqrt(jnp.maximum(power, POWER_FLOOR))
-    normalised = magnitude * network['norm0']['scale'] + network['norm0']['shift']
-    return jnp.where(valid[..., None], normalised, 0)[..., :-1]
+    normalized = magnitude * weights['norm0']['scale'] + weights['norm0']['shift']
+    return jnp.where(valid[..., None], normalized, 0)[..., :-1]
 
 
-def whole_mask(config: ModelConfig, network: dict, shifts: Shifts, x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Features [B, N, F - 1] of whole recordings, N a multiple of 32 -> complex64 masks [B, N, F]."""
-    maps = _maps(config, network, shifts, x, _Whole()).values
+def whole_mask(
+    config: ModelConfig, weights: Weights, shifts: Shifts, x: Float[Array, 'B N F'], valid: Bool[Array, 'B N']
+) -> Complex64[Array, 'B N F+1']:
+    """Computes the masks of whole recordings from their `features`, where N is a multiple of 32."""
+    maps = _maps(config, weights, shifts, x, _Whole()).values
     return _as_mask(maps, valid)
 
 
 def piece_mask(
-    config: ModelConfig, network: dict, shifts: Shifts, x: jax.Array, start: jax.Array, count: jax.Array, state: list
-) -> tuple[jax.Array, list]:
-    """The masks of the frames `look_ahead()` before those of a piece, and the state after it.
+    config: ModelConfig,
+    weights: Weights,
+    shifts: Shifts,
+    x: Float[Array, 'B N F'],
+    start: Frame,
+    count: Frame,
+    state: list[Array],
+) -> tuple[Complex64[Array, 'B N F+1'], list[Array]]:
+    """Computes the masks of the frames that come `look_ahead()` before those of a piece.
 
     Args:
         config: of the model.
-        network: folded.
+        weights: of the folded network.
         shifts: of the query.
-        x: features of the piece, [B, N, F - 1] with N a multiple of 32.
-        start: int, the piece's first frame in the recording; pieces follow each other.
-        count: int, how many frames the recording has, as far as that is known: at least those of the pieces so far.
-        state: what the piece before has left; `initial_state` for the first.
+        x: `features` of the piece, where N is a multiple of 32.
+        start: the piece's first frame in the recording; each piece follows the one before.
+        count: the number of frames in the recording. While that is unknown, any number that is at least the number of
+            frames so far.
+        state: what the piece before returned, or `initial_state` for the first piece.
 
     Returns:
-        complex64 [B, N, F], zero outside the recording; the new state.
+        The mask, zero outside the recording; and the state for the next piece.
     """
     time = _Pieces(start, -(-count // TIME_DOWNSAMPLING) * TIME_DOWNSAMPLING, state)
-    maps = _maps(config, network, shifts, x, time)
+    maps = _maps(config, weights, shifts, x, time)
     frame = start - maps.delay + jnp.arange(x.shape[1])
-    return _as_mask(maps.values, (frame >= 0) & (frame < count)), time.left
+    return _as_mask(maps.values, (frame >= 0) & (frame < count)), time.new_state
 
 
 @functools.cache
 def look_ahead() -> int:
-    """How many frames late the masks of `piece_mask` are. It is the same for every configuration."""
-    return _traced_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * 6), 1)[0]
+    """Returns how many frames late the masks of `piece_mask` are. It is the same for every configuration."""
+    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * 6), 1)[0]
 
 
-def initial_state(config: ModelConfig, rows: int) -> list:
-    """The state of `piece_mask` at the beginning of recordings: zeros."""
-    return [jnp.zeros(shape.shape, shape.dtype) for shape in _traced_pieces(config, rows)[1]]
+def initial_state(config: ModelConfig, rows: int) -> list[Array]:
+    """Returns the state of `piece_mask` at the beginning of `rows` recordings: zeros."""
+    return [jnp.zeros(shape.shape, shape.dtype) for shape in _trace_pieces(config, rows)[1]]
 
 
 @functools.cache
-def _traced_pieces(config: ModelConfig, rows: int) -> tuple[int, list[jax.ShapeDtypeStruct]]:
-    """The delay and the shapes of the state, found by following the network without computing anything."""
+def _trace_pieces(config: ModelConfig, rows: int) -> tuple[int, list[jax.ShapeDtypeStruct]]:
+    """Finds the delay and the shapes of the state by tracing the network without computing anything."""
     delays: list[int] = []
 
-    def run(network: dict, x: jax.Array):
-        time = _Pieces(0, _NO_END, None)
-        maps = _maps(config, network, query_shifts(config, network, jnp.zeros((rows, config.condition_size))), x, time)
+    def run(weights: Weights, x: Array) -> list[Array]:
+        time = _Pieces(0, _UNKNOWN_END, None)
+        maps = _maps(config, weights, query_shifts(config, weights, jnp.zeros((rows, config.condition_size))), x, time)
         delays.append(maps.delay)
-        return time.left
+        return time.new_state
 
     variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    network = jax.eval_shape(functools.partial(fold, config), variables)
+    weights = jax.eval_shape(functools.partial(fold, config), variables)
     x = jax.ShapeDtypeStruct((rows, TIME_DOWNSAMPLING, config.window_size // 2), jnp.float32)
-    state = jax.eval_shape(run, network, x)
+    state = jax.eval_shape(run, weights, x)
     return delays[0], state
 
 
@@ -164,100 +173,109 @@ def _traced_pieces(config: ModelConfig, rows: int) -> tuple[int, list[jax.ShapeD
 
 
 @dataclasses.dataclass(frozen=True)
-class _Frames:
-    """Activations [B, n, F, C] at one frame of every `scale`, which are `delay` (of those) late."""
+class _Activations:
+    """Activations at one level of the network.
 
-    values: jax.Array
+    Attributes:
+        values: [B, n, F, C].
+        scale: frames of the spectrogram that one frame of these stands for.
+        delay: how late they are, in their own frames.
+    """
+
+    values: Array
     scale: int = 1
     delay: int = 0
 
-    def map(self, function) -> '_Frames':
-        """A function of each frame alone."""
+    def map(self, function: Callable[[Array], Array]) -> '_Activations':
+        """Applies a function that treats each frame by itself."""
         return dataclasses.replace(self, values=function(self.values))
 
 
 class _Whole:
-    """The recording at once: nothing is late."""
+    """Runs the network over whole recordings, where nothing is late."""
 
-    def conv3x3(self, x: _Frames, kernel: jax.Array) -> _Frames:
+    def conv3x3(self, x: _Activations, kernel: Array) -> _Activations:
         return x.map(lambda values: native_conv3x3(values, kernel))
 
-    def delayed(self, x: _Frames, delay: int) -> _Frames:
+    def delay_to(self, x: _Activations, delay: int) -> _Activations:
         return x
 
 
 class _Pieces:
-    """One piece after the other: takes what the piece before has left in `state` and leaves as much in `left`.
+    """Runs the network over one piece: takes what the piece before left in `state`, and fills `new_state`.
 
     Args:
         start: the piece's first frame.
-        end: where the (padded) recording ends, frames.
-        state: None: only the shapes matter, it is as if all were zero.
+        end: the frame at which the padded recording ends.
+        state: None means that only shapes matter; all values are then taken to be zero.
     """
 
-    def __init__(self, start: jax.Array, end: jax.Array, state: list | None):
+    def __init__(self, start: Frame, end: Frame, state: list[Array] | None):
         self._start, self._end = start, end
         self._state = None if state is None else iter(state)
-        self.left: list[jax.Array] = []
+        self.new_state: list[Array] = []
 
-    def conv3x3(self, x: _Frames, kernel: jax.Array) -> _Frames:
+    def conv3x3(self, x: _Activations, kernel: Array) -> _Activations:
         frame = self._start // x.scale - x.delay + jnp.arange(x.values.shape[1])
         inside = (frame >= 0) & (frame < self._end // x.scale)
-        values = self._after_last(jnp.where(inside[:, None, None], x.values, 0), 2)
-        self.left[-1] = values[:, -2:]
-        return _Frames(native_conv3x3(values, kernel, frame_padding=0), x.scale, x.delay + 1)
+        values = self._append_to_last(jnp.where(inside[:, None, None], x.values, 0), 2)
+        self.new_state[-1] = values[:, -2:]
+        return _Activations(native_conv3x3(values, kernel, frame_padding=0), x.scale, x.delay + 1)
 
-    def delayed(self, x: _Frames, delay: int) -> _Frames:
+    def delay_to(self, x: _Activations, delay: int) -> _Activations:
         more = delay - x.delay
         if not more:
             return x
-        values = self._after_last(x.values, more)
-        self.left[-1] = values[:, -more:]
-        return _Frames(values[:, :-more], x.scale, delay)
+        values = self._append_to_last(x.values, more)
+        self.new_state[-1] = values[:, -more:]
+        return _Activations(values[:, :-more], x.scale, delay)
 
-    def _after_last(self, values: jax.Array, frames: int) -> jax.Array:
+    def _append_to_last(self, values: Array, frames: int) -> Array:
+        """Puts the last `frames` frames of the piece before in front of the values."""
         shape = (values.shape[0], frames, *values.shape[2:])
         before = jnp.zeros(shape, values.dtype) if self._state is None else next(self._state)
-        self.left.append(before)
+        self.new_state.append(before)
         return jnp.concatenate([before, values], axis=1)
 
 
-def _maps(config: ModelConfig, network: dict, shifts: Shifts, x: jax.Array, time: _Whole | _Pieces) -> _Frames:
-    """Features [B, N, F - 1] -> the three output maps [B, N, F - 1, 3], float32 (`ResUNet30` in resunet.py)."""
-    dtype, blocks = jnp.dtype(config.dtype), network['blocks']
+def _maps(
+    config: ModelConfig, weights: Weights, shifts: Shifts, x: Float[Array, 'B N F'], time: _Whole | _Pieces
+) -> _Activations:
+    """Computes the three output maps float32 [B, N, F, 3] from `features`, as `ResUNet30` in resunet.py does."""
+    dtype, blocks = jnp.dtype(config.dtype), weights['blocks']
 
-    def activated(x: _Frames, name: str) -> _Frames:
-        scale, shift = network['norms'][name]['scale'], shifts[name][:, None, None, :]
+    def activate(x: _Activations, name: str) -> _Activations:
+        scale, shift = weights['norms'][name]['scale'], shifts[name][:, None, None, :]
         return x.map(lambda v: jax.nn.leaky_relu(v.astype(jnp.float32) * scale + shift, LEAKY_SLOPE).astype(dtype))
 
-    def conv_block(x: _Frames, name: str) -> _Frames:
+    def conv_block(x: _Activations, name: str) -> _Activations:
         block = blocks[name]
-        y = time.conv3x3(activated(x, f'{name}/norm1'), block['conv1'])
-        y = time.conv3x3(activated(y, f'{name}/norm2'), block['conv2'])
+        y = time.conv3x3(activate(x, f'{name}/norm1'), block['conv1'])
+        y = time.conv3x3(activate(y, f'{name}/norm2'), block['conv2'])
         if 'shortcut' in block:
             x = x.map(lambda v: conv1x1(v, **block['shortcut']))
-        x = time.delayed(x, y.delay)
+        x = time.delay_to(x, y.delay)
         return y.map(lambda v: x.values + v)
 
-    x = _Frames(conv1x1(x[..., None].astype(dtype), **network['pre_conv']))
+    level = _Activations(conv1x1(x[..., None].astype(dtype), **weights['pre_conv']))
     skips = []
     for i, (frames, bins) in enumerate(DOWNSAMPLING, 1):
-        x = conv_block(x, f'encoder_block{i}')
-        # Pooling must take the same frames together as in the whole.
-        x = time.delayed(x, -(-x.delay // frames) * frames)
-        skips.append(x)
-        x = _Frames(average_pool(x.values, (frames, bins)), x.scale * frames, x.delay // frames)
-    x = conv_block(x, 'bottleneck')
+        level = conv_block(level, f'encoder_block{i}')
+        # Pooling must group the same frames as in the whole recording.
+        level = time.delay_to(level, -(-level.delay // frames) * frames)
+        skips.append(level)
+        level = _Activations(average_pool(level.values, (frames, bins)), level.scale * frames, level.delay // frames)
+    level = conv_block(level, 'bottleneck')
     for i, ((frames, _), skip) in enumerate(zip(reversed(DOWNSAMPLING), reversed(skips), strict=True), 1):
         name = f'decoder_block{i}'
-        y = upsample(activated(x, f'{name}/norm_up').values, blocks[name]['upsample'])
-        delay = x.delay * frames
-        skip = time.delayed(skip, delay)
-        x = conv_block(_Frames(jnp.concatenate([y, skip.values], axis=-1), skip.scale, delay), name)
-    return x.map(lambda v: v.astype(jnp.float32))
+        y = upsample(activate(level, f'{name}/norm_up').values, blocks[name]['upsample'])
+        delay = level.delay * frames
+        skip = time.delay_to(skip, delay)
+        level = conv_block(_Activations(jnp.concatenate([y, skip.values], axis=-1), skip.scale, delay), name)
+    return level.map(lambda v: v.astype(jnp.float32))
 
 
-def _as_mask(maps: jax.Array, valid: jax.Array) -> jax.Array:
+def _as_mask(maps: Float[Array, 'B N F 3'], valid: Bool[Array, '... N']) -> Complex64[Array, 'B N F+1']:
     mask = jnp.where(valid[..., None], complex_mask(maps), 0)
-    # The top bin, which the network does not see, stays silent.
+    # The network does not see the top bin; its mask is zero.
     return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])

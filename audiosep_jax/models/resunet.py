@@ -1,8 +1,11 @@
-"""ResUNet30 with FiLM: a magnitude spectrogram and a query embedding in, a complex mask out (flax.linen).
+"""ResUNet30 with FiLM: turns a magnitude spectrogram and a query embedding into a complex mask (flax.linen).
 
-The network of AudioSep (arXiv 2308.05037, section III; `models/resunet.py` of the original): six encoder blocks, a
-bottleneck, six decoder blocks with skip connections. Every batch norm is followed by a shift that a linear layer makes
-of the embedding (FiLM without the scale). Parity with the original is tested in tests/test_parity.py.
+This is the network of AudioSep (arXiv 2308.05037, section III; `models/resunet.py` of the original): six encoder
+blocks, a bottleneck, and six decoder blocks with skip connections. Every batch norm is followed by a shift that a
+linear layer computes from the embedding (FiLM without the scale). tests/models/test_parity.py compares it with the
+original; layers.py lists the same layers.
+
+Letters: B clips, N frames, F frequency bins, C and D channels, E embedding size.
 """
 
 from typing import Literal
@@ -11,47 +14,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Complex64, Float, Float32, Int
 
 from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
+from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
 
-TIME_DOWNSAMPLING = 32  # N is padded to a multiple of this
-FREQUENCY_DOWNSAMPLING = 64  # F - 1 has to be a multiple of this
-DOWNSAMPLING = ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2), (1, 2))  # (frames, bins), of each encoder block
 NORM_EPSILON = 1e-5
-_NORM_MOMENTUM = 0.99  # torch's 0.01
+_NORM_MOMENTUM = 0.99  # PyTorch calls it 0.01
 LEAKY_SLOPE = 0.01
-_CONVOLVED = 'convolved'  # what the backward pass keeps under remat 'norms': the outputs of convolutions
-_MASK_FLOOR = 1e-20  # of the squared magnitude of (tanh real, tanh imaginary): torchlibrosa's 1e-10 on the magnitude
-
-
-def film_layout(widths: tuple[int, ...]) -> dict[str, int]:
-    """The batch norms that FiLM shifts, in the order of its fused output: 'block/norm' -> channels."""
-    layout = {}
-    into = widths[0]
-    for i, out in enumerate(widths, 1):
-        layout |= {f'encoder_block{i}/norm1': into, f'encoder_block{i}/norm2': out}
-        into = out
-    layout |= {'bottleneck/norm1': into, 'bottleneck/norm2': into}
-    for i, out in enumerate(reversed(widths), 1):
-        layout |= {
-            f'decoder_block{i}/norm_up': into,
-            f'decoder_block{i}/norm1': 2 * out,
-            f'decoder_block{i}/norm2': out,
-        }
-        into = out
-    return layout
+_CONVOLVED = 'convolved'  # names the outputs of convolutions, which the backward pass keeps under remat 'norms'
+# The least squared magnitude of (tanh real, tanh imaginary). torchlibrosa's floor on the magnitude is 1e-10.
+_MASK_FLOOR = 1e-20
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, as PyTorch's: the running variance is the unbiased one.
+    """Batch normalization over all axes but the last. As in PyTorch, the running variance is the unbiased one.
 
-    The batch statistics are those of the whole (global) batch. [..., C] of any float type -> float32 [..., C]; XLA
-    fuses that with what follows it, so a caller that ends in bfloat16 moves no float32 through memory.
+    The batch statistics are those of the whole (global) batch. The output is float32; XLA fuses it with what follows,
+    so that no float32 moves through memory if the caller converts it to bfloat16.
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, '... C'], *, train: bool) -> Float32[Array, '... C']:
+        """Normalizes with the statistics of the batch, and updates the running ones, if `train` is set."""
         channels = x.shape[-1]
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
@@ -61,7 +49,7 @@ class BatchNorm(nn.Module):
         if train:
             axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(x, axes)
-            # Two passes: E[x²] − E[x]² loses digits where the mean is large, as it is for spectrogram bins.
+            # In two passes, because E[x²] − E[x]² loses digits where the mean is large, as it is for spectrogram bins.
             var = jnp.mean(jnp.square(x - mean), axes)
             if not self.is_initializing():
                 count = x.size // channels
@@ -70,30 +58,34 @@ class BatchNorm(nn.Module):
                 running_var.value = _NORM_MOMENTUM * running_var.value + (1 - _NORM_MOMENTUM) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
-        # Centred before it is scaled: as x * a + (bias - mean * a) the gradients of scale and mean are differences of
-        # large sums, and ten training steps drift 5 % from the original's instead of 1 %.
+        # x is centered before it is scaled: in x * a + (bias - mean * a) the gradients of scale and mean would be
+        # differences of large sums, and ten training steps would drift 5 % from the original's instead of 1 %.
         return (x - mean) * (scale * jax.lax.rsqrt(var + NORM_EPSILON)) + bias
 
 
 class NormShiftActivate(nn.Module):
-    """leaky_relu(batch_norm(x) + shift): [B, N, F, C] and a shift [B, C] -> [B, N, F, C] in `dtype`."""
+    """leaky_relu(batch_norm(x) + shift), in `dtype`."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, shift: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, 'B N F C'], shift: Float[Array, 'B C'], *, train: bool
+    ) -> Float[Array, 'B N F C']:
         x = BatchNorm(name='norm')(x, train=train) + shift[:, None, None, :]
         return nn.leaky_relu(x, LEAKY_SLOPE).astype(self.dtype)
 
 
 class ConvBlock(nn.Module):
-    """Two 3×3 convolutions, each after norm, shift and activation, around a shortcut: [B, N, F, C] -> [B, N, F, C']."""
+    """Two 3×3 convolutions, each after norm, shift and activation, and a shortcut around both."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, shifts: dict[str, jax.Array], *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, 'B N F C'], shifts: dict[str, Float[Array, 'B _']], *, train: bool
+    ) -> Float[Array, 'B N F {self.features}']:
         init = nn.initializers.xavier_uniform()
         into = x.shape[-1]
         kernel1 = self.param('conv1', init, (3, 3, into, self.features)).astype(self.dtype)
@@ -107,30 +99,35 @@ class ConvBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """A ConvBlock and its average-pooled copy: [B, N, F, C] -> ([B, N / s, F / t, C'], [B, N, F, C'])."""
+    """A ConvBlock. Returns its output average-pooled, and as it is for the skip connection."""
 
     features: int
     downsampling: tuple[int, int]
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, shifts: dict[str, jax.Array], train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, 'B N F C'], shifts: dict[str, Float[Array, 'B _']], train: bool
+    ) -> tuple[Float[Array, 'B N_down F_down D'], Float[Array, 'B N F D']]:
         x = ConvBlock(self.features, self.dtype, name='conv_block')(x, shifts, train=train)
         return average_pool(x, self.downsampling), x
 
 
 class DecoderBlock(nn.Module):
-    """Upsamples, appends the encoder's output of that level and applies a ConvBlock.
-
-    [B, N, F, C] and a skip connection [B, N * s, F * t, C'] -> [B, N * s, F * t, C'].
-    """
+    """Upsamples, appends the encoder's output of that level and applies a ConvBlock."""
 
     features: int
     upsampling: tuple[int, int]
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, skip: jax.Array, shifts: dict[str, jax.Array], train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array, 'B N F C'],
+        skip: Float[Array, 'B N_up F_up D'],
+        shifts: dict[str, Float[Array, 'B _']],
+        train: bool,
+    ) -> Float[Array, 'B N_up F_up D']:
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=3)
         kernel = self.param('upsample', init, (x.shape[-1], *self.upsampling, self.features)).astype(self.dtype)
         x = upsample(NormShiftActivate(self.dtype, name='norm_up')(x, shifts['norm_up'], train=train), kernel)
@@ -140,19 +137,19 @@ class DecoderBlock(nn.Module):
 
 
 class FiLM(nn.Module):
-    """All the shifts of a query by one matrix product: [B, E] -> {block: {norm: [B, C]}}, float32.
+    """Computes all the shifts of a query by one matrix product in float32: block -> norm -> [B, C].
 
-    The columns of the fused kernel follow `film_layout`; each norm's share is initialised like a layer of its own.
+    The columns of the fused kernel follow `film_layout`; each norm's share is initialized like a separate layer.
     """
 
     widths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, embedding: jax.Array) -> dict[str, dict[str, jax.Array]]:
+    def __call__(self, embedding: Float[Array | np.ndarray, 'B E']) -> dict[str, dict[str, Float32[Array, 'B _']]]:
         layout = film_layout(self.widths)
         sizes = list(layout.values())
 
-        def init(key, shape):
+        def init(key: Array, shape: tuple[int, int]) -> Array:
             limit = np.repeat([np.sqrt(6 / (shape[0] + size)) for size in sizes], sizes).astype(np.float32)
             return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * limit
 
@@ -160,7 +157,7 @@ class FiLM(nn.Module):
         kernel = self.param('kernel', init, (embedding.shape[-1], sum(sizes)))
         bias = self.param('bias', nn.initializers.zeros, (sum(sizes),))
         fused = jnp.split(matmul(embedding, kernel) + bias, np.cumsum(sizes)[:-1], axis=-1)
-        shifts: dict[str, dict[str, jax.Array]] = {}
+        shifts: dict[str, dict[str, Array]] = {}
         for name, shift in zip(layout, fused, strict=True):
             block, norm = name.split('/')
             shifts.setdefault(block, {})[norm] = shift
@@ -168,35 +165,36 @@ class FiLM(nn.Module):
 
 
 class ResUNet30(nn.Module):
-    """Magnitudes [B, N, F] and embeddings [B, E] -> a complex64 mask [B, N, F] of magnitude at most 1.
+    """Computes a complex mask of magnitude at most 1 from magnitudes and query embeddings.
 
     Attributes:
         widths: channels of the six encoder blocks.
-        dtype: of the activations and of the kernels as used; parameters, statistics and masks are float32.
-        remat: `none`, `norms` or `blocks`, see `ModelConfig`.
+        dtype: type of the activations and of the kernels when they are applied. Parameters, statistics and masks are
+            float32.
+        remat: `none`, `norms` or `blocks`; see `ModelConfig`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 384, 384)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: Literal['none', 'norms', 'blocks'] = 'none'
 
     @nn.compact
     def __call__(
         self,
-        magnitude: jax.Array,
-        embedding: jax.Array,
-        frame_count: jax.Array | None = None,
+        magnitude: Float[Array | np.ndarray, 'B N F'],
+        embedding: Float[Array | np.ndarray, 'B E'],
+        frame_count: Int[Array | np.ndarray, ' B'] | None = None,
         *,
         train: bool = False,
-    ) -> jax.Array:
-        """The mask that turns the mixture's spectrum into the target's, by one complex multiplication.
+    ) -> Complex64[Array, 'B N F']:
+        """Computes the mask that turns the mixture's spectrum into the target's by one complex multiplication.
 
         Args:
-            magnitude: float32 [B, N, F], F - 1 a multiple of 64, any N.
-            embedding: [B, E].
-            frame_count: int [B], the frames of each row that are real; the others count as the zero padding that
-                the network gives any N. The mask is zero there.
-            train: normalise with the statistics of the batch, and update the running ones.
+            magnitude: of the mixture's spectrum. N is arbitrary, F - 1 a multiple of 64.
+            embedding: of the queries.
+            frame_count: how many leading frames of each clip are real. The others are treated like the zeros to which
+                the network pads any N, and their mask is zero. None: all are real.
+            train: normalize with the statistics of the batch, and update the running ones.
 
         Raises:
             ValueError: F - 1 is not a multiple of 64.
@@ -207,7 +205,7 @@ class ResUNet30(nn.Module):
         encoder_block, decoder_block = EncoderBlock, DecoderBlock
         if self.remat != 'none':
             policy = jax.checkpoint_policies.save_only_these_names(_CONVOLVED) if self.remat == 'norms' else None
-            # `train` is static; the count of arguments includes self.
+            # `train` is static; argument numbers count self.
             encoder_block = nn.remat(EncoderBlock, static_argnums=3, policy=policy)
             decoder_block = nn.remat(DecoderBlock, static_argnums=4, policy=policy)
         shifts = FiLM(self.widths, name='film')(embedding)
@@ -235,26 +233,26 @@ class ResUNet30(nn.Module):
         mask = complex_mask(maps)
         if valid is not None:
             mask = jnp.where(valid, mask, 0)
-        # The top bin, dropped on the way in, stays silent. It is padded on the mask and not on the maps: the angle of
-        # a zero has no gradient.
+        # The network does not see the top bin; its mask is zero. The mask is padded instead of the maps, because the
+        # angle of a zero has no gradient.
         return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])
 
 
 class _Linear(nn.Module):
-    """A 1×1 convolution with a bias: [..., C] -> [..., features]."""
+    """A 1×1 convolution with a bias."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, '... C']) -> Float[Array, '... {self.features}']:
         kernel = self.param('kernel', nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
         return conv1x1(x, kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
-def complex_mask(maps: jax.Array) -> jax.Array:
-    """Maps [..., 3] -> sigmoid(magnitude) at the angle of (tanh(real), tanh(imaginary)), complex64 [...]."""
+def complex_mask(maps: Float32[Array, '*shape 3']) -> Complex64[Array, '*shape']:
+    """Computes sigmoid(magnitude) at the angle of (tanh(real), tanh(imaginary)) from maps of the three."""
     magnitude = nn.sigmoid(maps[..., 0])
     real, imag = jnp.tanh(maps[..., 1]), jnp.tanh(maps[..., 2])
     gain = magnitude * jax.lax.rsqrt(jnp.maximum(real**2 + imag**2, _MASK_FLOOR))

@@ -1,9 +1,10 @@
-"""The tensors of the original's `ResUNet30`: their names, shapes, layouts, and where each one's numbers are in ours.
+"""The tensors of the original's `ResUNet30`: names, shapes, layouts, and which of our arrays holds their values.
 
-The two directions are inverses, bit for bit: `variables_from_torch` and `tensors_from_variables`.
+`variables_from_torch` and `tensors_from_variables` are inverses, bit for bit.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -12,14 +13,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from audiosep_jax.errors import CheckpointError, listed
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.models.resunet import DOWNSAMPLING, film_layout
+from audiosep_jax.models.layers import Layer, Path, Shape, network_layers
 
-# How a tensor of the original becomes ours.
-_AS_IS = ()
-_CONV = (2, 3, 1, 0)  # [C', C, kN, kF] -> [kN, kF, C, C']
-_TRANSPOSED_CONV = (0, 2, 3, 1)  # [C, C', kN, kF] -> [C, kN, kF, C']
-_LINEAR = (1, 0)  # [C', E] -> [E, C']
-_POINTWISE = 'pointwise'  # [C', C, 1, 1] -> [C, C']
+# How the original's layout becomes ours: the order of the axes, or 'pointwise'.
+Layout = tuple[int, ...] | Literal['pointwise']
+_AS_IS: Layout = ()
+_CONV: Layout = (2, 3, 1, 0)  # [C', C, kN, kF] -> [kN, kF, C, C']
+_TRANSPOSED_CONV: Layout = (0, 2, 3, 1)  # [C, C', kN, kF] -> [C, kN, kF, C']
+_LINEAR: Layout = (1, 0)  # [C', E] -> [E, C']
+_POINTWISE: Layout = 'pointwise'  # [C', C, 1, 1] -> [C, C']
+
+# Our names of a block's layers -> the original's, in the original's order.
+_CONV_BLOCK_NAMES = {'norm1': 'bn1', 'norm2': 'bn2', 'conv1': 'conv1', 'conv2': 'conv2', 'shortcut': 'shortcut'}
+_DECODER_NAMES = {'upsample': 'conv1', 'norm_up': 'bn1'}
+_NAMES_OUTSIDE = {'norm0': 'bn0', 'pre_conv': 'pre_conv', 'after_conv': 'after_conv'}
+_ORDER = [*_NAMES_OUTSIDE, *_DECODER_NAMES, *_CONV_BLOCK_NAMES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,111 +35,101 @@ class TorchTensor:
     """One tensor of the original's state dict.
 
     Attributes:
-        name: there, without prefix.
-        shape: there.
-        path: in our variables; None: our network has no use for it, and `fill` says what a fresh one holds.
-        layout: how it becomes ours.
-        columns: its part of the last axis, where several share a leaf (the fused FiLM matrix).
-        fill: of a tensor without a path.
+        name: in the state dict, without prefix.
+        shape: in the state dict.
+        path: of our array that holds its values. None: our network does not use it, and `fill` says what a new one
+            holds.
+        layout: how its axes become ours.
+        columns: its part of our array's last axis, where several tensors share an array (the fused FiLM matrix).
+        fill: what a new tensor without a path holds.
     """
 
     name: str
-    shape: tuple[int, ...]
-    path: tuple[str, ...] | None = None
-    layout: object = _AS_IS
+    shape: Shape
+    path: Path | None = None
+    layout: Layout = _AS_IS
     columns: slice | None = None
     fill: Literal['zeros', 'ones', 'steps', 'stft', 'istft', 'window'] = 'zeros'
 
     @property
     def dtype(self) -> str:
-        """Of a fresh one."""
+        """The type in which the original saves it."""
         return 'int64' if self.fill == 'steps' else 'float32'
 
 
 def torch_tensors(config: ModelConfig) -> list[TorchTensor]:
     """Every tensor of the original's state dict for this configuration, in its order: 332 at the default widths."""
-    return [*_fixed(config), *_network(config), *_film(config)]
+    film, *layers = network_layers(config.widths, window_size=config.window_size, condition_size=config.condition_size)
+    return [*_fixed(config.window_size), *_network(layers), *_film(film, layers)]
 
 
-def _fixed(config: ModelConfig) -> Iterator[TorchTensor]:
-    """torchlibrosa's DFT matrices."""
-    size = config.window_size
+def _fixed(window_size: int) -> Iterator[TorchTensor]:
+    """The DFT matrices of torchlibrosa."""
     for part in ('real', 'imag'):
-        yield TorchTensor(f'base.stft.conv_{part}.weight', (size // 2 + 1, 1, size), fill='stft')
-    yield TorchTensor('base.istft.ola_window', (size,), fill='window')
+        yield TorchTensor(f'base.stft.conv_{part}.weight', (window_size // 2 + 1, 1, window_size), fill='stft')
+    yield TorchTensor('base.istft.ola_window', (window_size,), fill='window')
     for part in ('real', 'imag'):
-        yield TorchTensor(f'base.istft.conv_{part}.weight', (size, size, 1), fill='istft')
+        yield TorchTensor(f'base.istft.conv_{part}.weight', (window_size, window_size, 1), fill='istft')
 
 
-def _network(config: ModelConfig) -> Iterator[TorchTensor]:
-    root, widths = ('params', 'resunet'), config.widths
-    yield from _norm('base.bn0', config.window_size // 2 + 1, ('norm0',))
-    yield from _pointwise('base.pre_conv', 1, widths[0], (*root, 'pre_conv'))
-    into = widths[0]
-    for i, out in enumerate(widths, 1):
-        name = f'encoder_block{i}'
-        yield from _conv_block(f'base.{name}.conv_block1', into, out, (name, 'conv_block'))
-        into = out
-    yield from _conv_block('base.conv_block7a.conv_block1', into, into, ('bottleneck',))
-    for i, (out, kernel) in enumerate(zip(reversed(widths), reversed(DOWNSAMPLING), strict=True), 1):
-        name = f'decoder_block{i}'
-        path = (*root, name, 'upsample')
-        yield TorchTensor(f'base.{name}.conv1.weight', (into, out, *kernel), path, _TRANSPOSED_CONV)
-        yield from _norm(f'base.{name}.bn1', into, (name, 'norm_up', 'norm'))
-        yield from _conv_block(f'base.{name}.conv_block2', 2 * out, out, (name, 'conv_block'))
-        yield from _norm(f'base.{name}.bn2', into, None)  # made, and never called
-        into = out
-    yield from _pointwise('base.after_conv', into, 3, (*root, 'after_conv'))
+def _network(layers: list[Layer]) -> Iterator[TorchTensor]:
+    for block, of_block in itertools.groupby(layers, key=lambda layer: layer.block):
+        in_order = sorted(of_block, key=lambda layer: _ORDER.index(layer.name))
+        for layer in in_order:
+            yield from _tensors(layer)
+        if block.startswith('decoder'):
+            # The original's decoder blocks have a second norm that they never call.
+            yield from _norm(f'base.{block}.bn2', in_order[0].inputs, None)
 
 
-def _norm(name: str, channels: int, ours: tuple[str, ...] | None) -> Iterator[TorchTensor]:
+def _tensors(layer: Layer) -> Iterator[TorchTensor]:
+    name, path, inputs, outputs = f'base.{_torch_name(layer)}', ('params', *layer.path), layer.inputs, layer.outputs
+    if layer.kind == 'norm':
+        yield from _norm(name, outputs, layer.path)
+    elif layer.kind == 'conv3x3':
+        yield TorchTensor(f'{name}.weight', (outputs, inputs, *layer.kernel), path, _CONV)
+    elif layer.kind == 'transposed':
+        yield TorchTensor(f'{name}.weight', (inputs, outputs, *layer.kernel), path, _TRANSPOSED_CONV)
+    else:
+        yield TorchTensor(f'{name}.weight', (outputs, inputs, 1, 1), (*path, 'kernel'), _POINTWISE)
+        yield TorchTensor(f'{name}.bias', (outputs,), (*path, 'bias'))
+
+
+def _torch_name(layer: Layer) -> str:
+    if not layer.block:
+        return _NAMES_OUTSIDE[layer.name]
+    if layer.name in _DECODER_NAMES:
+        return f'{layer.block}.{_DECODER_NAMES[layer.name]}'
+    block = 'conv_block7a' if layer.block == 'bottleneck' else layer.block
+    conv_block = 'conv_block2' if block.startswith('decoder') else 'conv_block1'
+    return f'{block}.{conv_block}.{_CONV_BLOCK_NAMES[layer.name]}'
+
+
+def _norm(name: str, channels: int, path: Path | None) -> Iterator[TorchTensor]:
     for torch, collection, leaf, fill in (
         ('weight', 'params', 'scale', 'ones'),
         ('bias', 'params', 'bias', 'zeros'),
         ('running_mean', 'batch_stats', 'mean', 'zeros'),
         ('running_var', 'batch_stats', 'var', 'ones'),
     ):
-        path = None if ours is None else (collection, 'resunet', *ours, leaf)
-        yield TorchTensor(f'{name}.{torch}', (channels,), path, fill=fill)
+        yield TorchTensor(f'{name}.{torch}', (channels,), path and (collection, *path, leaf), fill=fill)
     yield TorchTensor(f'{name}.num_batches_tracked', (), fill='steps')
 
 
-def _pointwise(name: str, into: int, out: int, path: tuple[str, ...]) -> Iterator[TorchTensor]:
-    yield TorchTensor(f'{name}.weight', (out, into, 1, 1), (*path, 'kernel'), _POINTWISE)
-    yield TorchTensor(f'{name}.bias', (out,), (*path, 'bias'))
-
-
-def _conv_block(name: str, into: int, out: int, ours: tuple[str, ...]) -> Iterator[TorchTensor]:
-    path = ('params', 'resunet', *ours)
-    for i, channels in ((1, into), (2, out)):
-        yield from _norm(f'{name}.bn{i}', channels, (*ours, f'norm{i}', 'norm'))
-    for i, channels in ((1, into), (2, out)):
-        yield TorchTensor(f'{name}.conv{i}.weight', (out, channels, 3, 3), (*path, f'conv{i}'), _CONV)
-    if into != out:
-        yield from _pointwise(f'{name}.shortcut', into, out, (*path, 'shortcut'))
-
-
-def _film(config: ModelConfig) -> Iterator[TorchTensor]:
-    """The original's FiLM layers: ours are the columns of one matrix, in the order of `film_layout`."""
-    first, path = 0, ('params', 'resunet', 'film')
-    for key, channels in film_layout(config.widths).items():
-        block, norm = key.split('/')
-        beta = 'beta2' if norm == 'norm2' else 'beta1'
-        if block == 'bottleneck':
-            name = f'conv_block7a->conv_block1->{beta}'
-        elif block.startswith('encoder'):
-            name = f'{block}->conv_block1->{beta}'
-        elif norm == 'norm_up':
-            name = f'{block}->{beta}'
-        else:
-            name = f'{block}->conv_block2->{beta}'
-        columns, size = slice(first, first + channels), (channels, config.condition_size)
-        yield TorchTensor(f'film.{name}.weight', size, (*path, 'kernel'), _LINEAR, columns)
-        yield TorchTensor(f'film.{name}.bias', (channels,), (*path, 'bias'), _AS_IS, columns)
-        if norm == 'norm_up':  # of the norm that is never called
-            yield TorchTensor(f'film.{block}->beta2.weight', size)
-            yield TorchTensor(f'film.{block}->beta2.bias', (channels,))
-        first += channels
+def _film(film: Layer, layers: list[Layer]) -> Iterator[TorchTensor]:
+    """The original has a linear layer for each norm; ours are the columns of one matrix, in the same order."""
+    first, path = 0, ('params', *film.path)
+    for layer in layers:
+        if layer.kind != 'norm' or not layer.block:
+            continue
+        name = 'film.' + _torch_name(layer).replace('.', '->').replace('bn', 'beta')
+        columns, shape = slice(first, first + layer.outputs), (layer.outputs, film.inputs)
+        yield TorchTensor(f'{name}.weight', shape, (*path, 'kernel'), _LINEAR, columns)
+        yield TorchTensor(f'{name}.bias', shape[:1], (*path, 'bias'), _AS_IS, columns)
+        if layer.name == 'norm_up':  # the layer of the norm that is never called
+            yield TorchTensor(f'film.{layer.block}->beta2.weight', shape)
+            yield TorchTensor(f'film.{layer.block}->beta2.bias', shape[:1])
+        first += layer.outputs
 
 
 def sizes_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict:

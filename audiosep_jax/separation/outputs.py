@@ -9,12 +9,11 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiosep_jax.audio import reading as sound_input
-from audiosep_jax.audio.writing import SUFFIXES, Subtype, check_format
+from audiosep_jax.audio.formats import OUTPUT_FILE_SUFFIXES, READABLE_SUFFIXES
+from audiosep_jax.audio.writing import Subtype, check_format
 from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.storage.atomic import check_writable
 
-# What a user may take for an output format. A folder's name may have a dot too, so not every suffix means a file.
-_AUDIO_SUFFIXES = (*SUFFIXES, '.m4a', '.aac', '.oga', '.wma', '.mp4', '.mkv', '.webm')
 RESIDUAL = 'residual'
 _ANY_FORMATS_RATE = 48000  # Hz; the input's is checked when it is known
 _MOST_QUERY_BYTES = 80
@@ -59,7 +58,7 @@ def _is_pattern(source: Path) -> bool:
 
 
 def _is_sound(path: Path) -> bool:
-    return path.suffix.lower() in sound_input.SUFFIXES and not path.name.startswith('.') and path.is_file()
+    return path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith('.') and path.is_file()
 
 
 def plan_outputs(
@@ -87,7 +86,7 @@ def plan_outputs(
     """
     if not inputs:
         raise ConfigError('no input: name the audio files to separate')
-    if out.suffix.lower() in _AUDIO_SUFFIXES and not out.is_dir():
+    if out.suffix.lower() in OUTPUT_FILE_SUFFIXES and not out.is_dir():
         suffix = out.suffix
         if len(inputs) > 1 or num_queries > 1:
             raise ConfigError(
@@ -130,19 +129,14 @@ def _stems(inputs: Sequence[Path]) -> list[str]:
 
 def looks_like_a_file(out: Path) -> bool:
     """Whether a folder that is yet to be made has a name with a suffix, so that a file may have been meant."""
-    return bool(out.suffix) and out.suffix.lower() not in _AUDIO_SUFFIXES and not out.exists()
+    return bool(out.suffix) and out.suffix.lower() not in OUTPUT_FILE_SUFFIXES and not out.exists()
 
 
 def _check_folder(out: Path, folder: Path | None) -> None:
     """The folder for the outputs must be there, or (for a folder of stems) at least its parent: typos make no trees."""
     if folder is not None and folder.exists() and not folder.is_dir():
         raise AudioFileError(f'-o {out}: is a file, but a folder is needed; give a folder, or a name that ends in .wav')
-    needed = out.absolute().parent
-    if not needed.is_dir():
-        raise AudioFileError(f'-o {out}: the folder {needed} does not exist; make it first')
-    place = folder if folder is not None and folder.exists() else needed
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise AudioFileError(f'-o {out}: no permission to write into {place}')
+    check_writable(out, '-o', kind='file' if folder is None else 'folder', error=AudioFileError)
 
 
 def _check_collisions(plans: dict[Path, list[Path]]) -> None:

@@ -1,4 +1,4 @@
-"""Queries: what to extract, in words, as an example, as an image or as numbers, in combination, and what to keep out.
+"""Queries: what to extract, in words, by example, by image or by embedding; combinations; and sounds to exclude.
 
     Query.text('a dog barking')
     Query.audio_file('dog.wav')                         # CLAP models: a sound like this one
@@ -7,44 +7,42 @@
     0.7 * Query.text('a dog') + 0.3 * Query.audio_file('dog.wav')
     Query.text('music').without('singing', 'applause')
 
-**Combinations.** The embedding of Σ wᵢ·qᵢ points along Σ wᵢ·vᵢ and is as long as its parts are on average,
-Σ wᵢ·|vᵢ| / Σ wᵢ: vectors of the length 1 (`words`, CLAP, CLIP) give one of the length 1. A query of one part is that
-part, untouched. Weights are above 0, and only their proportion matters.
+**Combinations.** The embedding of Σ wᵢ·qᵢ has the direction of Σ wᵢ·vᵢ and the average length of its parts,
+Σ wᵢ·|vᵢ| / Σ wᵢ: embeddings of length 1 (`words`, CLAP, CLIP) give one of length 1. The embedding of a query with one
+part is that of the part, unchanged. Weights are positive, and only their proportion matters.
 
-**What must stay out** is said in two places (chosen by measurement, `benchmarks/queries.py`):
+**Sounds to exclude (negative queries)** act in two places, which were chosen by measurement (`benchmarks/queries.py`):
 
-1. In the embedding (`embed`). Of the query p, what it has in common with the unwanted nₖ is taken away, and the length
-   restored: p − Σ cₖ·(nₖ − m) with the cₖ ≥ 0 that leave the least of p − m. Here m is the mean of 32 captions of all
-   sorts, what captions have in common whatever they say: little with `words`, much with CLIP, whose embeddings fill a
-   narrow cone (Liang et al., arXiv 2203.02053). Only those nₖ count for which the cosine of p − m and nₖ − m exceeds
-   0.2, more than unrelated sounds come to by chance. So 'rain and speech' without 'speech' becomes 'rain', and a query
-   that never mentioned the unwanted sound stays as it is. To subtract a fixed share of nₖ instead does harm: the
-   network was never asked for such an embedding. The unwanted in turn lose what they have in common with p, so that
+1. In the embedding (`embed`). The query's embedding p loses what it shares with the embeddings nₖ of the sounds to
+   exclude, and keeps its length: it becomes p − Σ cₖ·(nₖ − m) with those cₖ ≥ 0 that leave the least of p − m. Here m
+   is the mean of 32 unrelated captions, which is what all captions share: little with `words`, much with CLIP, whose
+   embeddings fill a narrow cone (Liang et al., arXiv 2203.02053). Only those nₖ count for which the cosine of p − m and
+   nₖ − m exceeds 0.2, which unrelated sounds do not reach by chance. So 'rain and speech' without 'speech' becomes
+   'rain', and a query that did not mention the excluded sound stays as it is. Subtracting a fixed share of nₖ does
+   harm, because the network never saw such embeddings in training. The nₖ in turn lose what they share with p, so that
    'engine' without 'engine outdoors' turns down the outdoors and less of the engine.
-2. In the spectrum (`keep_out`). The network is asked for the unwanted sounds as well, and where they are the louder
-   ones the target gives way: its spectrum P becomes P·|P|⁴ / (|P|⁴ + Σ |s·Nₖ|⁴), with Nₖ the spectra of the unwanted
-   and s the strength. The gain is one half where |P| = s·|N|.
+2. In the spectrum (`exclusion.exclude`), where the target is turned down wherever a sound to exclude is louder.
 
-Letters: Q queries, K unwanted sounds, E embedding size, T samples, N frames, F frequency bins.
+Letters: Q queries, K sounds to exclude, E embedding size, T samples.
 """
 
 import dataclasses
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Union
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32
 
+from audiosep_jax.audio.checks import check_audio
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.errors import EncoderMismatchError, QueryError
+from audiosep_jax.encoders.base import QueryEncoder
+from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
 
-if TYPE_CHECKING:
-    from audiosep_jax.encoders.base import QueryEncoder
-
-# Captions of all sorts, whose mean is what belongs to none of them.
+# Unrelated captions: their mean is what all captions share.
 _CAPTIONS = (
     'a dog barking', 'a man speaking', 'rain falling on a roof', 'an acoustic guitar', 'a car engine starting',
     'birds singing', 'a crowd cheering', 'glass breaking', 'footsteps on gravel', 'a telephone ringing',
@@ -54,12 +52,12 @@ _CAPTIONS = (
     'a train on its tracks', 'fire crackling', 'insects buzzing', 'a violin', 'an explosion',
     'a clock ticking', 'frying food',
 )  # fmt: skip
-# Cosines up to this are no likeness; `words` stays below 0.15 between captions without a common word.
+# Embeddings with a cosine up to this are unrelated; with `words`, captions without a common word stay below 0.15.
 _CHANCE_COSINE = 0.2
-# A query of which less than this share is left (a cosine above 0.98) asked for just what is to stay out.
-_LEAST_REMAINDER = 0.2
-# A sum this much shorter than its parts points nowhere in particular.
-_CANCELLED = 1e-3
+# A query that keeps less than this share of its embedding (a cosine above 0.98) asks for what it excludes.
+_MIN_REMAINDER = 0.2
+# A sum that is shorter than this share of its parts has no meaningful direction.
+_CANCELED = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,46 +68,49 @@ class _Text:
         return self.text
 
 
-class _Named:
+# The parts below are equal only to themselves (eq=False), because a comparison of arrays is not a truth value.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _NamedPart:
+    name: str
+
     def __str__(self) -> str:
         return self.name
 
 
-# Arrays have no truth value when compared: such parts are equal only to themselves.
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Audio(_Named):
+class _Audio(_NamedPart):
     waveform: np.ndarray
     sample_rate: int
-    name: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Image(_Named):
+class _Image(_NamedPart):
     image: Any
-    name: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Vector(_Named):
+class _Vector(_NamedPart):
     values: np.ndarray
-    name: str
+
+
+_Part = _Text | _Audio | _Image | _Vector
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What to extract: parts with their weights, and what must stay out. Made by its methods, `+` and `*`.
+    """What to extract: weighted parts, and sounds to exclude. Made by its class methods, `without`, `+` and `*`.
 
     `str(query)` names it in a few words, for file names and messages.
 
     Attributes:
-        terms: (weight, part) pairs, weights above 0.
-        unwanted: queries whose sounds must stay out.
+        terms: (weight, part) pairs with positive weights.
+        unwanted: queries for the sounds to exclude.
     """
 
-    terms: tuple[tuple[float, Any], ...]
+    terms: tuple[tuple[float, _Part], ...]
     unwanted: tuple['Query', ...] = ()
 
-    # numpy leaves `np.float32(0.7) * query` to `__rmul__`, instead of making an array of objects.
+    # Makes numpy leave `np.float32(0.7) * query` to `__rmul__`, instead of making an array of objects.
     __array_ufunc__ = None
 
     @classmethod
@@ -128,37 +129,40 @@ class Query:
         Args:
             waveform: float [T] or [channels, T] in ±1; the mean of the channels is used.
             sample_rate: in Hz.
-            name: what `str` calls it.
+            name: the query's name in `str`.
 
         Raises:
-            QueryError: another shape or type, silence, NaN or infinite samples, or a rate that is not above 0.
+            QueryError: another shape or type, silence, NaN or infinite samples, or a sample rate that is not above 0.
         """
-        waveform = np.asarray(waveform)
-        if not np.issubdtype(waveform.dtype, np.floating):
-            raise QueryError(f'{name}: audio must be float in ±1, got {waveform.dtype}: divide int16 samples by 32768')
-        if waveform.ndim not in (1, 2) or 0 in waveform.shape:
-            raise QueryError(f'{name}: audio has the shape [T] or [channels, T], T > 0, got {list(waveform.shape)}')
-        if not sample_rate > 0:
-            raise QueryError(f'{name}: the sample rate must be above 0 Hz, got {sample_rate}')
-        mono = np.atleast_2d(waveform).mean(axis=0, dtype=np.float32)
-        if not np.isfinite(mono).all():
-            raise QueryError(f'{name}: the audio holds NaN or infinite samples')
+        try:
+            mono = check_audio(waveform, sample_rate).mean(axis=0, dtype=np.float32)
+        except AudioFileError as error:
+            raise QueryError(f'{name}: {error}') from None
         if not mono.any():
             raise QueryError(f'{name}: the audio is silent: give an example of the sound to extract')
-        return cls(((1.0, _Audio(mono, sample_rate, name)),))
+        return cls(((1.0, _Audio(name, mono, sample_rate)),))
 
     @classmethod
     def audio_file(cls, path: str | Path) -> 'Query':
-        """A sound like the one in this file, read at once. Raises AudioFileError, and QueryError as `audio` does."""
+        """A sound like the one in this file, which is read at once.
+
+        Raises:
+            AudioFileError: the file cannot be read.
+            QueryError: see `audio`.
+        """
         waveform, sample_rate = read_audio(path, mono=True)
         return cls.audio(waveform, sample_rate, name=Path(path).name)
 
     @classmethod
     def image(cls, image: Any, *, name: str = 'image') -> 'Query':
-        """The sound of what an image shows: a path, a PIL.Image, or uint8 [H, W, 3].
+        """The sound of what an image shows.
+
+        Args:
+            image: a path, a PIL.Image, or an array uint8 [H, W, 3].
+            name: the query's name in `str`; a path is named by its file.
 
         Raises:
-            QueryError: no such file, or an array of another type or shape.
+            QueryError: the file does not exist, or the array has another type or shape.
         """
         if isinstance(image, str | Path):
             if not Path(image).is_file():
@@ -168,11 +172,19 @@ class Query:
             image = np.asarray(image)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
                 raise QueryError(f'{name}: an image array is uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
-        return cls(((1.0, _Image(image, name)),))
+        return cls(((1.0, _Image(name, image)),))
 
     @classmethod
     def vector(cls, values: np.ndarray, *, name: str = 'vector') -> 'Query':
-        """An embedding, real numbers [E]; used as it is. Raises QueryError for another shape, NaN or infinity."""
+        """An embedding, which is used as it is.
+
+        Args:
+            values: real numbers [E].
+            name: the query's name in `str`.
+
+        Raises:
+            QueryError: another shape or type, NaN or infinite numbers.
+        """
         values = np.asarray(values)
         if not np.issubdtype(values.dtype, np.floating) and not np.issubdtype(values.dtype, np.integer):
             raise QueryError(f'{name}: an embedding is real numbers, got {values.dtype}')
@@ -180,11 +192,11 @@ class Query:
             raise QueryError(f'{name}: an embedding has the shape [E], got {list(values.shape)}')
         if not np.isfinite(values).all():
             raise QueryError(f'{name}: the query embedding holds NaN or infinite numbers')
-        return cls(((1.0, _Vector(values.astype(np.float32), name)),))
+        return cls(((1.0, _Vector(name, values.astype(np.float32))),))
 
     @classmethod
     def vector_file(cls, path: str | Path) -> 'Query':
-        """An embedding from a `.npy` file, [E] or [1, E]. Raises QueryError where there is none."""
+        """An embedding from a `.npy` file, [E] or [1, E]. Raises QueryError if the file does not hold one."""
         try:
             with open(path, 'rb') as file:
                 values = np.lib.format.read_array(file, allow_pickle=False)
@@ -195,15 +207,15 @@ class Query:
         return cls.vector(values[0] if values.ndim == 2 and len(values) == 1 else values, name=Path(path).name)
 
     def without(self, *unwanted: Union[str, 'Query']) -> 'Query':
-        """This query, with sounds that must stay out: texts or queries; added to those it has.
+        """Returns this query with more sounds to exclude, given as texts or queries.
 
         Raises:
-            QueryError: an empty text, or a query that itself keeps something out.
+            QueryError: an empty text, or a query that itself excludes sounds.
         """
         queries = tuple(_as_query(query) for query in unwanted)
         for query in queries:
             if query.unwanted:
-                raise QueryError(f'what must stay out cannot keep something out itself: {query}')
+                raise QueryError(f'a sound to exclude cannot exclude others itself: {query}')
         return dataclasses.replace(self, unwanted=tuple(dict.fromkeys((*self.unwanted, *queries))))
 
     def __mul__(self, weight: float) -> 'Query':
@@ -211,14 +223,14 @@ class Query:
             return NotImplemented
         if not (weight > 0 and math.isfinite(weight)):
             raise QueryError(
-                f'a weight must be above 0, got {weight}: name what must stay out apart from it (--not, Query.without)'
+                f'a weight must be above 0, got {weight}: exclude a sound by --not or Query.without instead'
             )
         return dataclasses.replace(self, terms=tuple((w * float(weight), part) for w, part in self.terms))
 
     __rmul__ = __mul__
 
     def __add__(self, other: 'Query') -> 'Query':
-        if isinstance(other, numbers.Real) and other == 0:  # where sum() begins
+        if isinstance(other, numbers.Real) and other == 0:  # sum() starts with 0
             return self
         if not isinstance(other, Query):
             return NotImplemented
@@ -236,25 +248,25 @@ class Query:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedded:
-    """Queries as the network takes them.
+    """The embeddings of queries.
 
     Attributes:
-        queries: float32 [Q, E], what to extract.
-        unwanted: float32 [K, E], what to ask the network for as well: the different sounds that some query keeps out,
-            less what they have in common with the query. K may be 0.
-        keep_out: for each query the rows of `unwanted` that are kept out of it.
+        queries: what to extract.
+        unwanted: the sounds that some query excludes, without what they share with the query. The network is asked for
+            them as well. K may be 0.
+        excluded: for each query the rows of `unwanted` that it excludes.
     """
 
-    queries: np.ndarray
-    unwanted: np.ndarray
-    keep_out: tuple[tuple[int, ...], ...]
+    queries: Float32[np.ndarray, 'Q E']
+    unwanted: Float32[np.ndarray, 'K E']
+    excluded: tuple[tuple[int, ...], ...]
 
 
 def as_queries(queries: str | Query | Sequence[str | Query] | np.ndarray) -> list[Query]:
-    """Whatever a separator may be asked, as a list: a text, a Query, several of them, or an array [E] or [Q, E].
+    """Makes a list of queries from a text, a Query, several of them, or embeddings [E] or [Q, E].
 
     Raises:
-        QueryError: no query, an empty text, or something else.
+        QueryError: no query, an empty text, or another type.
     """
     if isinstance(queries, str | Query):
         return [_as_query(queries)]
@@ -272,22 +284,22 @@ def as_queries(queries: str | Query | Sequence[str | Query] | np.ndarray) -> lis
 
 
 def embed(
-    queries: str | Query | Sequence[str | Query] | np.ndarray, encoder: Union['QueryEncoder', None], embedding_size: int
+    queries: str | Query | Sequence[str | Query] | np.ndarray, encoder: QueryEncoder | None, embedding_size: int
 ) -> Embedded:
-    """Queries as embeddings; see the top of this file for the arithmetic.
+    """Computes the embeddings of queries, by the arithmetic at the top of this file.
 
-    All texts go through the encoder in one call, each different one once; so do images, and the audio examples of one
+    Each different text is encoded once, and all of them in one call. So are images, and the audio examples of one
     sample rate.
 
     Args:
         queries: see `as_queries`.
-        encoder: the model's; None: only vectors are understood.
-        embedding_size: E, what the model takes.
+        encoder: the model's query encoder; None: only vectors are understood.
+        embedding_size: E, which the model takes.
 
     Raises:
-        QueryError: see `as_queries`; a vector of another size; a kind of query that the encoder has no tower for; parts
-            that cancel each other; a query that asks for just what must stay out.
-        EncoderMismatchError: the encoder gives embeddings of another size.
+        QueryError: see `as_queries`; a vector of another size; a kind of query for which the encoder has no tower;
+            parts that cancel each other; a query that asks for exactly what it excludes.
+        EncoderMismatchError: the encoder's embeddings have another size.
     """
     if isinstance(queries, np.ndarray | jax.Array):
         shape = np.shape(queries)
@@ -295,22 +307,23 @@ def embed(
             raise QueryError(
                 f'an embedding has the shape [{embedding_size}] or [Q, {embedding_size}], got {list(shape)}'
             )
-    queries = as_queries(queries)
-    unwanted = [other for query in queries for other in query.unwanted]
-    parts = [part for query in [*queries, *unwanted] for _, part in query.terms]
+    asked = as_queries(queries)
+    unwanted = [other for query in asked for other in query.unwanted]
+    parts = [part for query in [*asked, *unwanted] for _, part in query.terms]
     references = [_Text(caption) for caption in _CAPTIONS] if unwanted and encoder is not None else []
-    vectors = _encode(list(dict.fromkeys(parts + references)), encoder, embedding_size)
-    centre = np.mean([vectors[part] for part in references], axis=0) if references else np.zeros(embedding_size)
-    wanted, rows, keep_out = [], {}, []
-    for query in queries:
-        own = _combined(query, vectors)
-        others = [_combined(other, vectors) for other in query.unwanted]
-        wanted.append(_taken_away(own, others, centre, query))
-        apart = [_taken_away(other, [own], centre, query) for other in others]
-        # Most are the same for every query: those that have nothing in common with any.
-        keep_out.append(tuple(rows.setdefault(other.tobytes(), (len(rows), other))[0] for other in apart))
-    outside = np.array([other for _, other in rows.values()], np.float32).reshape(-1, embedding_size)
-    return Embedded(np.stack(wanted), outside, tuple(keep_out))
+    vectors = _encode_parts(list(dict.fromkeys([*parts, *references])), encoder, embedding_size)
+    center = np.mean([vectors[part] for part in references], axis=0) if references else np.zeros(embedding_size)
+    wanted, excluded = [], []
+    rows: dict[bytes, tuple[int, np.ndarray]] = {}
+    for query in asked:
+        own = _combine(query, vectors)
+        others = [_combine(other, vectors) for other in query.unwanted]
+        wanted.append(_subtract_shared(own, others, center, query))
+        without_own = [_subtract_shared(other, [own], center, query) for other in others]
+        # Sounds that share nothing with any query have the same embedding for all, and need one row.
+        excluded.append(tuple(rows.setdefault(other.tobytes(), (len(rows), other))[0] for other in without_own))
+    all_unwanted = np.array([other for _, other in rows.values()], np.float32).reshape(-1, embedding_size)
+    return Embedded(np.stack(wanted), all_unwanted, tuple(excluded))
 
 
 def _as_query(query: str | Query) -> Query:
@@ -321,9 +334,9 @@ def _as_query(query: str | Query) -> Query:
     raise QueryError('queries are texts, Query values, or one numpy array of embeddings')
 
 
-def _encode(parts: list, encoder: Union['QueryEncoder', None], embedding_size: int) -> dict:
-    """The embedding float32 [E] of every part."""
-    vectors = {}
+def _encode_parts(parts: list[_Part], encoder: QueryEncoder | None, embedding_size: int) -> dict[_Part, np.ndarray]:
+    """Computes the embedding float32 [E] of every part."""
+    vectors: dict[_Part, np.ndarray] = {}
     for part in parts:
         if isinstance(part, _Vector):
             if len(part.values) != embedding_size:
@@ -334,24 +347,24 @@ def _encode(parts: list, encoder: Union['QueryEncoder', None], embedding_size: i
     texts = [part for part in parts if isinstance(part, _Text)]
     if texts:
         rows = _tower(encoder, 'encode_text')([part.text for part in texts])
-        vectors |= zip(texts, _checked(rows, len(texts), encoder, embedding_size), strict=True)
+        vectors |= zip(texts, _check_embeddings(rows, len(texts), encoder, embedding_size), strict=True)
     examples = [part for part in parts if isinstance(part, _Audio)]
     for rate in dict.fromkeys(part.sample_rate for part in examples):
         group = [part for part in examples if part.sample_rate == rate]
         rows = _tower(encoder, 'encode_audio')([part.waveform for part in group], sample_rate=rate)
-        vectors |= zip(group, _checked(rows, len(group), encoder, embedding_size), strict=True)
+        vectors |= zip(group, _check_embeddings(rows, len(group), encoder, embedding_size), strict=True)
     images = [part for part in parts if isinstance(part, _Image)]
     if images:
         rows = _tower(encoder, 'encode_image')([part.image for part in images])
-        vectors |= zip(images, _checked(rows, len(images), encoder, embedding_size), strict=True)
+        vectors |= zip(images, _check_embeddings(rows, len(images), encoder, embedding_size), strict=True)
     return vectors
 
 
 _KINDS = {'encode_text': 'text', 'encode_audio': 'audio examples', 'encode_image': 'images'}
 
 
-def _tower(encoder: Union['QueryEncoder', None], method: str):
-    """The encoder's method, or a QueryError that says what can be asked instead."""
+def _tower(encoder: QueryEncoder | None, method: str) -> Callable[..., np.ndarray]:
+    """Returns the encoder's method, or raises a QueryError that says what can be asked instead."""
     if encoder is None:
         raise QueryError(f'this separator has no encoder for {_KINDS[method]}: give embeddings')
     found = getattr(encoder, method, None)
@@ -364,11 +377,11 @@ def _tower(encoder: Union['QueryEncoder', None], method: str):
     return found
 
 
-def _checked(rows: np.ndarray, count: int, encoder: 'QueryEncoder', embedding_size: int) -> np.ndarray:
+def _check_embeddings(rows: np.ndarray, count: int, encoder: QueryEncoder | None, embedding_size: int) -> np.ndarray:
     rows = np.asarray(rows, np.float32)
     if rows.shape != (count, embedding_size):
         raise EncoderMismatchError(
-            f'the encoder {encoder.name!r} gave {list(rows.shape)} for {count} queries, the model takes '
+            f'the encoder {encoder and encoder.name!r} gave {list(rows.shape)} for {count} queries, the model takes '
             f'{[count, embedding_size]}'
         )
     if not np.isfinite(rows).all():
@@ -376,8 +389,8 @@ def _checked(rows: np.ndarray, count: int, encoder: 'QueryEncoder', embedding_si
     return rows
 
 
-def _combined(query: Query, vectors: dict) -> np.ndarray:
-    """The parts of a query as one embedding, float32 [E], without regard to what must stay out."""
+def _combine(query: Query, vectors: dict[_Part, np.ndarray]) -> Float32[np.ndarray, ' E']:
+    """Combines the parts of a query to one embedding, without the sounds to exclude."""
     if len(query.terms) == 1:
         return vectors[query.terms[0][1]]
     weights = np.array([weight for weight, _ in query.terms], np.float64)
@@ -386,27 +399,29 @@ def _combined(query: Query, vectors: dict) -> np.ndarray:
     total = weights @ parts
     lengths = weights @ np.linalg.norm(parts, axis=1)
     length = np.linalg.norm(total)
-    if length <= _CANCELLED * lengths:
+    if length <= _CANCELED * lengths:
         raise QueryError(f'the parts of the query cancel each other: {query}; change the weights')
     return (total * (lengths / weights.sum() / length)).astype(np.float32)
 
 
-def _taken_away(wanted: np.ndarray, unwanted: list[np.ndarray], centre: np.ndarray, query: Query) -> np.ndarray:
-    """What is left of an embedding [E] when its likeness to unwanted ones [E] is gone, of the same length."""
-    if not unwanted:
-        return wanted
-    own, others = (wanted - centre).astype(np.float64), (np.stack(unwanted) - centre).astype(np.float64)
-    lengths = np.linalg.norm(others, axis=1)
+def _subtract_shared(
+    embedding: Float32[np.ndarray, ' E'], others: list[np.ndarray], center: Float[np.ndarray, ' E'], query: Query
+) -> Float32[np.ndarray, ' E']:
+    """Subtracts from an embedding what it shares with others [E], and restores its length."""
+    if not others:
+        return embedding
+    own, rows = (embedding - center).astype(np.float64), (np.stack(others) - center).astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1)
     length = np.linalg.norm(own)
-    alike = others @ own > _CHANCE_COSINE * length * lengths
-    if not alike.any():
-        return wanted
-    # At import it would cost every program that only trains.
+    related = rows @ own > _CHANCE_COSINE * length * lengths
+    if not related.any():
+        return embedding
+    # Imported here because every program that only trains would pay for it.
     from scipy.optimize import nnls
 
-    directions = others[alike] / lengths[alike, None]
+    directions = rows[related] / lengths[related, None]
     shares, remainder = nnls(directions.T, own)
-    if remainder < _LEAST_REMAINDER * length:
-        raise QueryError(f'the query asks for just what must stay out: {query}')
-    rest = wanted - shares @ directions
-    return (rest * (np.linalg.norm(wanted) / np.linalg.norm(rest))).astype(np.float32)
+    if remainder < _MIN_REMAINDER * length:
+        raise QueryError(f'the query asks for exactly what it excludes: {query}')
+    rest = embedding - shares @ directions
+    return (rest * (np.linalg.norm(embedding) / np.linalg.norm(rest))).astype(np.float32)

@@ -1,23 +1,27 @@
-"""Separating: audio of any rate, length and number of channels, and queries in words or as embeddings.
+"""The separator: takes audio of any rate, length and number of channels, and queries of any kind.
 
-Up to `max_whole_seconds` the network takes the whole recording at once, longer ones piece by piece with the same result
-(models/folded.py says why): how a recording is cut makes no difference but to the memory.
+The network takes a recording of up to `max_whole_seconds` at once and a longer one piece by piece, with the same result
+(models/folded.py says why): how a recording is cut matters only to memory and speed.
+
+Letters: Q queries, T samples, B mixtures of a batch, E embedding size.
 """
 
 import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32
 
+from audiosep_jax.audio.checks import check_audio
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
-from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import load_for_inference
+from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
 from audiosep_jax.encoders.registry import encoder_names, load_encoder
 from audiosep_jax.errors import (
@@ -29,67 +33,61 @@ from audiosep_jax.errors import (
 )
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
+from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
 from audiosep_jax.separation.queries import Embedded, Query, embed
-from audiosep_jax.separation.streaming import (
-    Network,
-    NetworkStream,
-    SoundStream,
-    padded_frames,
-    separate_batch,
-    separate_whole,
-)
+from audiosep_jax.separation.streaming import NetworkStream, SoundStream
 
 Queries = str | Query | Sequence[str | Query] | np.ndarray
-_FRAMES_AT_ONCE = 128  # of long recordings, a multiple of 32; chosen by `benchmarks/separate.py`
-_FRAMES_LIVE = 32
+_FRAMES_AT_ONCE = 128  # frames in a piece of a long recording, a multiple of 32; chosen by `benchmarks/separate.py`
+_FRAMES_LIVE = 32  # frames in a piece of a live recording
 _BLOCK = 2**17  # samples
-_MOST_CHANNELS = 1024  # as many as a WAV holds; an array with more is the wrong way round
 
 
 @dataclasses.dataclass(frozen=True)
 class Separation:
-    """What was asked for, and what is left.
+    """The separated targets, and what is left of the mixture.
 
     Attributes:
-        targets: float32 [Q, channels, T], one per query, at the rate and length of the input.
-        residual: float32 [channels, T], the mixture less the sum of the targets.
+        targets: one per query, at the rate and length of the input.
+        residual: the mixture less the sum of the targets.
     """
 
-    targets: np.ndarray
-    residual: np.ndarray
+    targets: Float32[np.ndarray, 'Q channels T']
+    residual: Float32[np.ndarray, 'channels T']
 
 
 class Separator:
-    """A trained model, ready to be asked. `load` makes one of a checkpoint.
+    """A trained model that separates what queries ask for. `load` makes one from a checkpoint.
 
     Attributes:
         config: of the model.
         encoder: turns text into embeddings; None: only embeddings are understood.
-        info: what is known of the checkpoint: `step`, `encoder`, `config`, `path`.
-        max_whole_seconds: what is longer goes through the network in pieces.
+        info: facts about the checkpoint: `step`, `encoder`, `config`, `path`.
+        max_whole_seconds: longer recordings go through the network in pieces.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        variables: dict,
+        variables: Mapping[str, Any],
         encoder: QueryEncoder | None = None,
         *,
-        info: dict | None = None,
+        info: dict[str, Any] | None = None,
         max_whole_seconds: float | None = None,
     ):
-        """
+        """Folds the weights and puts them on the device.
+
         Args:
             config: of the model.
-            variables: its `params` and `batch_stats`; arrays of a training run's state, replicated over the devices
-                of all its processes, will do.
-            encoder: the query encoder that it was trained with.
+            variables: `params` and `batch_stats` of the model. They may be arrays of a training run's state, replicated
+                over the devices of all its processes.
+            encoder: the query encoder with which the model was trained.
             info: see the class.
-            max_whole_seconds: longer input goes through the network in pieces, which takes less memory (the network of
-                the article needs about 100 MB for every second at once). By default 8 on a CPU and 30 elsewhere.
+            max_whole_seconds: longer recordings go through the network in pieces, to save memory: the article's network
+                needs about 100 MB for each second that it takes at once. By default 8 on a CPU and 30 elsewhere.
 
         Raises:
-            EncoderMismatchError: the encoder's embeddings are not of the model's size.
+            EncoderMismatchError: the encoder's embeddings do not have the model's size.
             ConfigError: a negative max_whole_seconds.
         """
         if encoder is not None and encoder.embedding_size != config.condition_size:
@@ -106,19 +104,20 @@ class Separator:
         self.info = info or {}
         self.max_whole_seconds = max_whole_seconds
         self._whole = max_whole_seconds * config.sample_rate
-        variables = {key: jax.tree.map(_of_one_device, variables[key]) for key in ('params', 'batch_stats')}
-        self._network = Network(config, jax.jit(functools.partial(fold, config))(variables))
+        local = {key: jax.tree.map(_local_copy, variables[key]) for key in ('params', 'batch_stats')}
+        self._network = Network(config, jax.jit(functools.partial(fold, config))(local))
 
-    def embed(self, queries: Queries) -> np.ndarray:
-        """Queries as embeddings, float32 [Q, E]: texts through the encoder, arrays [E] or [Q, E] as they are.
+    def embed(self, queries: Queries) -> Float32[np.ndarray, 'Q E']:
+        """Computes the embeddings of queries. Arrays [E] or [Q, E] stay as they are.
 
         Raises:
-            QueryError: no query, empty text, text without an encoder, or an array of the wrong size or not finite.
+            QueryError: no query, an empty text, a text without an encoder, or an array that has the wrong size or is
+                not finite.
         """
         return self.prepare(queries).queries
 
     def prepare(self, queries: Queries) -> Embedded:
-        """Queries embedded once, to be asked of many recordings; with what must stay out of them. Raises as `embed`."""
+        """Embeds queries, and the sounds that they exclude, once for many recordings. Raises the errors of `embed`."""
         return embed(queries, self.encoder, self.config.condition_size)
 
     def separate(
@@ -129,22 +128,22 @@ class Separator:
         sample_rate: int,
         per_channel: bool = False,
     ) -> Separation:
-        """The sound that each query describes.
+        """Separates the sound that each query describes.
 
-        The network hears the mean of the channels; its mask is then applied to each channel, so that the stereo image
-        stays. Content above half the model's rate cannot be in a target: it stays in the residual.
+        The network hears the mean of the channels, and its mask is applied to each channel, so that the stereo image
+        stays. Frequencies above half the model's rate are never in a target; they stay in the residual.
 
         Args:
-            audio: float [T] or [channels, T], ±1, any T above 0.
-            queries: text, `Query` values, several of them, embeddings [E] or [Q, E], or what `prepare` made of such.
+            audio: float [T] or [channels, T] in ±1, T above 0.
+            queries: text, a `Query`, several of them, embeddings [E] or [Q, E], or what `prepare` returned.
             sample_rate: of the audio, Hz.
-            per_channel: run the network on each channel instead, as if they were recordings of their own.
+            per_channel: run the network on each channel instead, as if the channels were separate recordings.
 
         Raises:
             QueryError: see `embed`.
             AudioFileError: audio that is empty, not float, of another shape, or not finite.
         """
-        audio = _checked(audio, sample_rate)
+        audio = check_audio(audio, sample_rate)
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
@@ -156,9 +155,11 @@ class Separator:
 
     @property
     def latency(self) -> float:
-        """Seconds from a sample's entering `stream` to its coming out, at most (apart from the computing, and from
-        resampling: a few milliseconds). It is how far ahead the network looks, and one piece of 32 frames; queries that
-        keep something out take that piece and a window again."""
+        """Seconds after which a sample that enters `stream` comes out, at most.
+
+        They cover how far ahead the network looks and one piece of 32 frames, but neither the computation nor the few
+        milliseconds of resampling. Queries that exclude sounds need another piece and a window.
+        """
         return NetworkStream.latency(self.config, _FRAMES_LIVE)
 
     def stream(
@@ -170,31 +171,31 @@ class Separator:
         per_channel: bool = False,
         live: bool = True,
     ) -> Iterator[Separation]:
-        """As `separate`, of a recording that comes in blocks: the memory in use does not depend on its length.
+        """Separates a recording that comes in blocks, with memory that does not depend on its length.
 
         Args:
-            blocks: float [n] or [channels, n], ±1, of any lengths; all of as many channels.
+            blocks: float [n] or [channels, n] in ±1, of any lengths and with the same number of channels.
             queries: see `separate`.
             sample_rate: of the blocks, Hz.
             per_channel: see `separate`.
-            live: pieces are wanted as soon as they are finished (see `latency`). Otherwise larger ones are made, and
-                all at once up to `max_whole_seconds`, which is faster.
+            live: yield pieces as soon as they are finished (see `latency`). Otherwise pieces are larger, and recordings
+                of up to `max_whole_seconds` are one piece, which is faster.
 
         Yields:
-            Pieces. One after the other they are what `separate` makes of
-            the whole recording: of the same length, equal to float rounding.
+            Pieces which together are what `separate` returns for the whole recording, to float rounding.
 
         Raises:
             QueryError: see `embed`.
-            AudioFileError: a block that is none (see `separate`), or none at all.
+            AudioFileError: no blocks, or an invalid block (see `separate`).
         """
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
-        return self._pieces(_alike(blocks, sample_rate), embedded, sample_rate, per_channel=per_channel, live=live)
+        blocks = _check_blocks(blocks, sample_rate)
+        return self._stream(blocks, embedded, sample_rate, per_channel=per_channel, live=live)
 
-    def _pieces(
+    def _stream(
         self, blocks: Iterator[np.ndarray], embedded: Embedded, sample_rate: int, *, per_channel: bool, live: bool
     ) -> Iterator[Separation]:
-        first = list(_at_least(blocks, 0 if live else self._whole * sample_rate / self.config.sample_rate))
+        first = list(_take(blocks, 0 if live else self._whole * sample_rate / self.config.sample_rate))
         if not live and sum(block.shape[-1] for block in first) * self.config.sample_rate <= self._whole * sample_rate:
             audio = np.concatenate(first, axis=-1)
             yield self.separate(audio, embedded, sample_rate=sample_rate, per_channel=per_channel)
@@ -208,11 +209,11 @@ class Separator:
             frames=_FRAMES_LIVE if live else _FRAMES_AT_ONCE,
         )
         for block in itertools.chain(first, blocks):
-            yield from _separation(*stream.push(block))
-        yield from _separation(*stream.finish())
+            yield from _separations(*stream.push(block))
+        yield from _separations(*stream.finish())
 
     def fingerprint(self) -> str:
-        """Of the weights as they are used: equal for equal ones, wherever they are stored."""
+        """Returns a hash of the folded weights, which does not depend on where the checkpoint is stored."""
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self._network.weights):
             array = np.asarray(leaf)
@@ -221,53 +222,59 @@ class Separator:
         return digest.hexdigest()
 
     def separate_batch(
-        self, mixtures: Sequence[np.ndarray], embeddings: np.ndarray, *, batch_size: int = 8
-    ) -> list[np.ndarray]:
-        """Many mono mixtures at the model's rate, each with a query of its own: what evaluation needs.
+        self, mixtures: Sequence[np.ndarray], embeddings: Float[np.ndarray, 'B E'], *, batch_size: int = 8
+    ) -> list[Float32[np.ndarray, ' _']]:
+        """Separates many mono mixtures at the model's rate, each by its own query, as evaluation does.
 
-        A batch of at least as many mixtures as this process has devices is split over them.
+        A batch is split over this process's devices if it has at least as many mixtures as there are devices.
 
         Args:
-            mixtures: float [T_i], of any lengths; those of about the same length share a batch.
-            embeddings: [B, E], one for each mixture.
-            batch_size: mixtures at a time; rounded up to fill all devices where there are several.
+            mixtures: float [T_i], of any lengths; mixtures of about the same length share a batch.
+            embeddings: of the queries, one for each mixture.
+            batch_size: mixtures at a time; rounded up to fill all devices if there are several.
 
         Returns:
-            float32 [T_i], in the order of the mixtures.
+            The targets [T_i], in the order of the mixtures.
+
+        Raises:
+            AudioFileError: a mixture that is empty, not float, of another shape, or not finite.
+            QueryError: an embedding of the wrong size.
         """
-        mixtures = [_checked(mixture, self.config.sample_rate) for mixture in mixtures]
-        results: list[np.ndarray | None] = [None] * len(mixtures)
+        checked = [check_audio(mixture, self.config.sample_rate) for mixture in mixtures]
+        results: dict[int, np.ndarray] = {}
         by_shape: dict[int, list[int]] = {}
-        for i, mixture in enumerate(mixtures):
+        for i, mixture in enumerate(checked):
             if mixture.shape[-1] > self._whole:
                 results[i] = self._separate_all(mixture, self.prepare(embeddings[i]), per_channel=False)[0, 0]
             else:
                 by_shape.setdefault(padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
-            # Powers of two, so that the rests of many lengths have few compiled shapes.
+            # Sizes are powers of two, so that few shapes are compiled for the many lengths' last batches.
             size, devices = min(batch_size, 1 << (len(rows) - 1).bit_length()), jax.local_device_count()
             if 1 < devices <= size:
                 size = -(-size // devices) * devices
             for first in range(0, len(rows), size):
                 batch = rows[first : first + size]
-                # A short last batch is filled up, rather than compiled for.
+                # A short last batch is filled up, because its own shape would have to be compiled.
                 filled = batch + batch[:1] * (size - len(batch))
                 outputs = separate_batch(
-                    self._network, [mixtures[i][0] for i in filled], np.stack([embeddings[i] for i in filled])
+                    self._network, [checked[i][0] for i in filled], np.stack([embeddings[i] for i in filled])
                 )
                 for i, output in zip(batch, outputs, strict=False):
                     results[i] = output
-        return results
+        return [results[i] for i in range(len(checked))]
 
-    def _separate_all(self, mixture: np.ndarray, embedded: Embedded, *, per_channel: bool) -> np.ndarray:
-        """float32 [channels, T] at the model's rate -> the targets [Q, channels, T]; whole, or in pieces."""
+    def _separate_all(
+        self, mixture: Float32[np.ndarray, 'channels T'], embedded: Embedded, *, per_channel: bool
+    ) -> Float32[np.ndarray, 'Q channels T']:
+        """Separates a recording at the model's rate, whole or in pieces."""
         length = mixture.shape[-1]
-        if length == 0:  # less than one sample at the model's rate
+        if length == 0:  # the input was shorter than one sample at the model's rate
             return np.zeros((len(embedded.queries), *mixture.shape), np.float32)
         if length <= self._whole:
             return separate_whole(self._network, mixture, embedded, per_channel=per_channel)
         stream = NetworkStream(self._network, embedded, len(mixture), per_channel=per_channel, frames=_FRAMES_AT_ONCE)
-        # Not all at once, which would only copy it.
+        # The stream takes blocks because it copies what it has not processed yet.
         blocks = [stream.push(mixture[:, start : start + _BLOCK]) for start in range(0, length, _BLOCK)]
         return np.concatenate([*blocks, stream.finish()], axis=-1)
 
@@ -275,20 +282,21 @@ class Separator:
 def load(
     path: str | Path | None = None, *, step: int | None = None, max_whole_seconds: float | None = None
 ) -> Separator:
-    """A Separator from a checkpoint.
+    """Loads a Separator from a checkpoint.
 
     Args:
         path: a run's workdir, its `checkpoints` folder, one step's folder, a converted checkpoint, or a repository of
-            the hub; None: the official weights, fetched and converted once.
-        step: which one, by default the newest.
+            the hub. None: the official weights, which are fetched and converted once.
+        step: which step to load, by default the newest.
         max_whole_seconds: see `Separator`.
 
     Raises:
-        CheckpointError: the path is not a checkpoint, it is damaged, or its encoder is not one of this version.
-        DownloadError: it is in the hub, which cannot be reached.
-        EncoderMismatchError: its encoder is one of this version, but gives other embeddings now.
+        CheckpointError: the path is not a checkpoint, the checkpoint is damaged, or this version does not have its
+            encoder.
+        DownloadError: the checkpoint is in the hub, which cannot be reached.
+        EncoderMismatchError: this version has the checkpoint's encoder, but gives other embeddings.
     """
-    checkpoint = load_for_inference(find_checkpoint(path), step=step)
+    checkpoint = open_checkpoint(path, step=step)
     info = {
         'step': checkpoint.step,
         'encoder': checkpoint.encoder,
@@ -298,13 +306,13 @@ def load(
     return Separator(
         checkpoint.model,
         checkpoint.variables,
-        _encoder_of(checkpoint),
+        _load_encoder_of(checkpoint),
         info=info,
         max_whole_seconds=max_whole_seconds,
     )
 
 
-def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
+def _load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
     if checkpoint.encoder is None:
         return None
     try:
@@ -314,23 +322,23 @@ def _encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
     except (ConfigError, DownloadError, CheckpointError) as error:
         if checkpoint.encoder.get('name') not in encoder_names():
             raise CheckpointError(f'{checkpoint.path}: {error}') from error
-        # Embeddings can be asked all the same, and a text then says what is missing.
+        # Queries by embedding work without the encoder. A query by text will raise this error.
         place = checkpoint.root / 'encoder'
         missing = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
         return UnavailableEncoder(checkpoint.encoder, missing)
 
 
-def _of_one_device(array):
-    """An array as it is; of one that has a copy on each of several devices, the first of this process's copies."""
+def _local_copy(array: Any) -> Any:
+    """Returns this process's first copy of an array that is replicated over several devices; other arrays as is."""
     several = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
     return array.addressable_data(0) if several and array.is_fully_replicated else array
 
 
-def _alike(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
-    """Blocks as float32 [channels, n], checked; at least one."""
+def _check_blocks(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[Float32[np.ndarray, 'channels _']]:
+    """Yields blocks as float32 [channels, n], and raises AudioFileError if their channels differ or there is none."""
     channels = None
     for block in blocks:
-        block = _checked(block, sample_rate)
+        block = check_audio(block, sample_rate)
         if channels is not None and len(block) != channels:
             raise AudioFileError(f'a block of {len(block)} channels follows blocks of {channels}')
         channels = len(block)
@@ -339,8 +347,8 @@ def _alike(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarra
         raise AudioFileError('the audio has no blocks')
 
 
-def _at_least(blocks: Iterator[np.ndarray], length: float) -> Iterator[np.ndarray]:
-    """As many blocks as have more than `length` samples together, or all there are."""
+def _take(blocks: Iterator[np.ndarray], length: float) -> Iterator[np.ndarray]:
+    """Yields blocks until they have more than `length` samples together."""
     for block in blocks:
         yield block
         length -= block.shape[-1]
@@ -348,26 +356,7 @@ def _at_least(blocks: Iterator[np.ndarray], length: float) -> Iterator[np.ndarra
             return
 
 
-def _separation(targets: np.ndarray, mixture: np.ndarray) -> Iterator[Separation]:
-    """What came out of a stream, if anything did."""
+def _separations(targets: np.ndarray, mixture: np.ndarray) -> Iterator[Separation]:
+    """Yields what came out of a stream, unless it is empty."""
     if mixture.shape[-1]:
         yield Separation(targets, mixture - targets.sum(0))
-
-
-def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Audio [T] or [channels, T] as float32 [channels, T], or an AudioFileError that says what is wrong with it."""
-    audio = np.asarray(audio)
-    if not np.issubdtype(audio.dtype, np.floating):
-        raise AudioFileError(f'audio must be float in ±1, got {audio.dtype}: divide int16 samples by 32768')
-    if audio.ndim not in (1, 2) or 0 in audio.shape:
-        raise AudioFileError(f'audio must have the shape [T] or [channels, T] with T > 0, got {list(audio.shape)}')
-    if audio.ndim == 2 and len(audio) > _MOST_CHANNELS:
-        raise AudioFileError(
-            f'audio must have the shape [channels, T], got {list(audio.shape)}: transpose it '
-            '(soundfile reads [T, channels])'
-        )
-    if not sample_rate > 0:
-        raise AudioFileError(f'the sample rate must be above 0 Hz, got {sample_rate}')
-    if not np.isfinite(audio).all():
-        raise AudioFileError('the audio holds NaN or infinite samples')
-    return np.atleast_2d(audio).astype(np.float32)

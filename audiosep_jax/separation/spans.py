@@ -115,7 +115,7 @@ def _runs(spans: Sequence[Span], config, rate: int) -> Iterator[tuple[int, float
 
     They begin where the pieces of the whole recording could begin, too, and where both sample rates have a sample.
     """
-    from audiosep_jax.models.resunet import TIME_DOWNSAMPLING
+    from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 
     common = math.gcd(rate, config.sample_rate)
     piece = TIME_DOWNSAMPLING * config.hop_size

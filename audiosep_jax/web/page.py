@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiosep_jax.audio.formats import BROWSER_SUFFIXES
 from audiosep_jax.audio.reading import open_sound
 from audiosep_jax.audio.writing import Subtype, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import gradio
 
 _SUBTYPE: Subtype = 'PCM_24'  # the finest that every browser plays
-_SOUNDS = ('.wav', '.flac', '.ogg', '.mp3')
 _MAX_EXAMPLES = 20
 # Samples per second of the time limit, over all channels: four channels at 48 kHz, or two at 96 kHz.
 _MAX_SAMPLES_PER_SECOND = 4 * 48_000
@@ -163,7 +163,7 @@ def find_examples(folder: Path) -> list[Example]:
         QueryError: a text file is empty or not UTF-8.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SOUNDS)
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in BROWSER_SUFFIXES)
         texts = [(path, path.with_suffix('.txt').read_text('utf-8').strip()) for path in paths if _has_text(path)]
     except UnicodeDecodeError as error:
         raise QueryError(f'{folder}: the text beside an example is not UTF-8') from error
@@ -171,7 +171,7 @@ def find_examples(folder: Path) -> list[Example]:
         raise AudioFileError(f'{error.filename or folder}: cannot be read: {error.strerror or error}') from error
     for path, text in texts:
         if not text:
-            raise QueryError(f'{path.with_suffix(".txt")}: is empty: write queries for {path.name} into it')
+            raise QueryError(f'{path.with_suffix(".txt")}: empty; write the queries for {path.name} into it')
     return [Example(path, text) for path, text in texts[:_MAX_EXAMPLES]]
 
 

@@ -44,7 +44,7 @@ def test_each_query_gives_a_sound(folder, listening):
     assert names(folder) == ['out/in__a_dog.wav', 'out/in__bell.wav', 'out/in__rain.wav']
     expected = listening.encoder.encode_text(['a dog', 'rain'])
     np.testing.assert_array_equal(listening.asked.queries, [*expected, np.eye(16)[3]])
-    assert listening.asked.keep_out == ((), (), ())
+    assert listening.asked.excluded == ((), (), ())
 
 
 def test_a_blend_is_one_sound(folder, listening):
@@ -64,7 +64,7 @@ def test_what_must_stay_out_is_kept_out_of_all_and_out_of_the_names(folder, list
     flags = ['--query', 'a dog', '--query', 'rain', '--not', 'speech', '--not', 'a piano']
     assert separate(*flags) == 0
     assert names(folder) == ['out/in__a_dog.wav', 'out/in__rain.wav']
-    assert [len(rows) for rows in listening.asked.keep_out] == [2, 2]
+    assert [len(rows) for rows in listening.asked.excluded] == [2, 2]
 
 
 def test_one_query_of_any_kind_may_go_to_a_file(folder, listening):
@@ -81,7 +81,7 @@ def test_one_query_of_any_kind_may_go_to_a_file(folder, listening):
         (['--not', 'speech'], 2, 'no query'),
         (['--query', 'a dog', '--not', ' '], 2, '--not "a dog barking"'),
         (['--query', 'a dog', '--not', 'rain', '--not', 'rain'], 2, 'given twice'),
-        (['--query', 'a dog', '--not', 'a dog'], 2, 'asks for just what must stay out'),
+        (['--query', 'a dog', '--not', 'a dog'], 2, 'asks for exactly what it excludes'),
         (['--query', 'a dog', '--query', 'rain', '--weights', '1'], 2, '--weights has 1 numbers for 2 queries'),
         (['--query', 'a dog', '--query', 'rain', '--weights', '1', '-1'], 2, 'weight'),
         (['--query', 'a dog', '--query', 'rain', '--weights', '1', 'nan'], 2, 'weight'),

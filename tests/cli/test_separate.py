@@ -217,7 +217,7 @@ def test_half_a_frame_at_the_end_is_left_out_and_said(folder, quarter, pipe, cap
     out = pipe(sound(samples=100).T.astype('<f4').tobytes() + b'abc')
     assert separate('-', '--query', 'a dog', '-o', '-', *PIPE, '--format', 'f32le', '--remove') == 0
     np.testing.assert_allclose(np.frombuffer(out.getvalue(), '<f4').reshape(-1, 2).T, 0.75 * sound(samples=100))
-    assert 'the last 3 bytes of standard input are no whole frame of 8 bytes' in capsys.readouterr().err
+    assert 'the last 3 bytes of standard input do not make a whole frame of 8 bytes' in capsys.readouterr().err
 
 
 def test_clipping_in_a_pipe_is_said(folder, quarter, pipe, capsys):

@@ -12,15 +12,15 @@ import pytest
 from support.data_batches import batches_of, clips_in, config_of, damage_clips, take
 from support.small_dataset import SAMPLE_RATE, build_small, small_clips
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.batches import DataConfig, encoder_identity
 from audiosep_jax.data.embeddings import cache_directory
-from audiosep_jax.data.layout import write_json
-from audiosep_jax.data.records import INT16_SCALE
 from audiosep_jax.data.segments import random_segment
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import ConfigError, DataError, EncoderMismatchError
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions

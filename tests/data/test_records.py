@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
+from audiosep_jax.audio.samples import to_int16
 from audiosep_jax.data import records
 from audiosep_jax.data import shards as shards_module
 from audiosep_jax.data.layout import read_split_info, split_info_path
@@ -24,10 +25,10 @@ from audiosep_jax.data.records import (
     features,
     record_from_bytes,
     record_to_bytes,
-    to_int16,
 )
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage import memory
 from data_prep.build import build_shards
 
 
@@ -83,7 +84,7 @@ def test_clips_of_many_lengths_decode_in_many_threads(in_memory, monkeypatch):
     """Each thread has one file, which holds a long clip and then a short one."""
     if not in_memory:
         monkeypatch.delattr(os, 'memfd_create', raising=False)
-    monkeypatch.setattr(records, '_of_thread', threading.local())
+    monkeypatch.setattr(memory, '_thread', threading.local())
     lengths = (9000, 1500, 4000, 12000, 700)
     waves = [np.random.default_rng(n).uniform(-1, 1, n) for n in lengths]
     clips = [record_of(wave) for wave in waves]
@@ -93,15 +94,6 @@ def test_clips_of_many_lengths_decode_in_many_threads(in_memory, monkeypatch):
             np.testing.assert_array_equal(found, expected[n % 5])
 
 
-def test_forked_processes_do_not_share_the_file_that_is_decoded_from():
-    clip = record_of(tone(1))
-    decode_audio(clip)
-    mine = records._memory_file()
-    assert records._memory_file() is mine
-    mine.process += 1  # as the child of a fork finds it
-    assert records._memory_file() is not mine
-
-
 def test_decoding_without_memory_files_is_the_same(monkeypatch):
     def refuse(name):
         raise PermissionError('not allowed here')
@@ -109,25 +101,13 @@ def test_decoding_without_memory_files_is_the_same(monkeypatch):
     clip = record_of(tone(1))
     expected = decode_audio(clip, 5, 700)
     monkeypatch.setattr(os, 'memfd_create', refuse, raising=False)
-    monkeypatch.setattr(records, '_of_thread', threading.local())
+    monkeypatch.setattr(memory, '_thread', threading.local())
     np.testing.assert_array_equal(decode_audio(clip, 5, 700), expected)
 
 
 def test_part_beyond_the_end_is_a_bug_of_the_caller():
     with pytest.raises(ValueError, match='samples 1500 to 2001'):
         decode_audio(record_of(tone(0)), 1500, 501)
-
-
-def test_sixteen_bit_audio_passes_unchanged():
-    samples = np.arange(-32768, 32768, 7).astype(np.int16)
-    np.testing.assert_array_equal(to_int16(samples / np.float32(32768)), samples)
-
-
-def test_overshoot_attenuates_the_whole_clip():
-    waveform = np.sin(np.arange(1000) / 10) * 1.7
-    samples = to_int16(waveform)
-    np.testing.assert_allclose(samples / 32768, waveform / np.abs(waveform).max(), atol=1 / 32768)
-    assert to_int16(np.zeros(0)).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
@@ -16,7 +15,7 @@ from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_c
 from audiosep_jax.data.layout import read_split_info
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.storage.locks import AtWork, locked
+from audiosep_jax.storage.locks import AtWork
 from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips
 from data_prep.options import parse_shard_range
@@ -128,27 +127,6 @@ from audiosep_jax.storage.locks import AtWork
 with AtWork({str(directory / 'splits' / '.train.lock')!r}) as at_work: print(at_work.alone())
 """
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'True\n'
-
-
-def test_a_lock_is_held_by_one_at_a_time(tmp_path):
-    inside, most = 0, 0
-
-    def work():
-        nonlocal inside, most
-        for _ in range(20):
-            with locked(tmp_path / 'lock'):
-                inside += 1
-                most = max(most, inside)
-                time.sleep(0.0005)
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
-    assert not (tmp_path / 'lock').exists()
 
 
 @pytest.mark.slow

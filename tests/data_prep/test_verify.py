@@ -7,9 +7,10 @@ import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
 
 from audiosep_jax.data.embeddings import cache_directory, cache_paths
-from audiosep_jax.data.layout import summary_path, write_json
+from audiosep_jax.data.layout import summary_path
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.verify import verify_dataset

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv3x3, upsample
-from audiosep_jax.models.resunet import BatchNorm, ResUNet30, film_layout
+from audiosep_jax.models.layers import film_layout
+from audiosep_jax.models.resunet import BatchNorm, ResUNet30
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(4, 4, 6, 6, 8, 8), condition_size=16)
 

@@ -78,10 +78,11 @@ def test_the_default_s_figures():
 
 
 def test_kernels_hold_the_operations_of_the_layers():
-    film = cost.forward_flops(SMALL, 900) - sum(layer.flops for layer in cost.layers(SMALL, 900))
+    film = cost.forward_flops(SMALL, 900) - sum(convolution.flops for convolution in cost.convolutions(SMALL, 900))
     plain = sum(kernel.flops for kernel in cost.training_kernels(SMALL, 900))
     assert plain == cost.training_flops(SMALL, 900) - 2 * film
-    again = sum(layer.flops for layer in cost.layers(SMALL, 900) if layer.block.startswith(('encoder', 'decoder')))
+    in_blocks = [c for c in cost.convolutions(SMALL, 900) if c.layer.block.startswith(('encoder', 'decoder'))]
+    again = sum(convolution.flops for convolution in in_blocks)
     repeated = dataclasses.replace(SMALL, remat='blocks')
     assert sum(kernel.flops for kernel in cost.training_kernels(repeated, 900)) == plain + again
     norms = dataclasses.replace(SMALL, remat='norms')

@@ -9,7 +9,7 @@ import pytest
 from support.noisy_separator import noisy_variables, sound
 
 from audiosep_jax.audio.stft import istft, stft
-from audiosep_jax.models import folded as inference
+from audiosep_jax.models import folded
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2, 3, 4, 4, 5, 5))
@@ -26,7 +26,7 @@ def case():
     embeddings = jax.random.normal(jax.random.key(3), (2, 512)) / 20
     counts = jnp.array([COUNT, FRAMES])
     expected = jax.jit(lambda *x: AudioSep(CONFIG).apply(*x, method='mask'))(variables, spectra, embeddings, counts)
-    network = jax.jit(functools.partial(inference.fold, CONFIG))(variables)
+    network = jax.jit(functools.partial(folded.fold, CONFIG))(variables)
     return network, spectra, embeddings, counts, np.asarray(expected * spectra)
 
 
@@ -42,9 +42,9 @@ def test_folded_whole(case):
 
     @jax.jit
     def masked(network, spectra):
-        shifts = inference.query_shifts(CONFIG, network, embeddings)
-        x = inference.features(network, spectra, valid)
-        return spectra * inference.whole_mask(CONFIG, network, shifts, x, valid)
+        shifts = folded.query_shifts(CONFIG, network, embeddings)
+        x = folded.features(network, spectra, valid)
+        return spectra * folded.whole_mask(CONFIG, network, shifts, x, valid)
 
     assert_same_sound(masked(network, spectra), expected, counts)
     gain = np.abs(expected[0, :COUNT, :8] / spectra[0, :COUNT, :8])
@@ -55,16 +55,16 @@ def test_folded_whole(case):
 def test_in_pieces(case):
     size = 32
     network, spectra, embeddings, counts, expected = case
-    late = inference.look_ahead()
+    late = folded.look_ahead()
     padded = jnp.pad(spectra[:1], [(0, 0), (0, -(-(COUNT + late) // size) * size - FRAMES), (0, 0)])
-    shifts = inference.query_shifts(CONFIG, network, embeddings[:1])
-    piece = jax.jit(functools.partial(inference.piece_mask, CONFIG))
-    state, masks = inference.initial_state(CONFIG, 1), []
+    shifts = folded.query_shifts(CONFIG, network, embeddings[:1])
+    piece = jax.jit(functools.partial(folded.piece_mask, CONFIG))
+    state, masks = folded.initial_state(CONFIG, 1), []
     for start in range(0, padded.shape[1], size):
         # The number of frames is not known before the last of them has come.
         count = COUNT if start + size > COUNT else 2**30
         valid = (start + jnp.arange(size) < count)[None]
-        x = inference.features(network, padded[:, start : start + size], valid)
+        x = folded.features(network, padded[:, start : start + size], valid)
         mask, state = piece(network, shifts, x, start, count, state)
         masks.append(np.asarray(mask))
     masks = np.concatenate(masks, axis=1)
@@ -78,4 +78,4 @@ def test_it_looks_ahead_as_far_as_its_layers_reach():
     """Two 3×3 convolutions at each level on either side, six at the lowest; and two frames for the pooling's grid."""
     levels = [1, 2, 4, 8, 16]
     reach = 2 * sum(levels) + 6 * 32 + 2 * 32 + 2 * sum(levels)
-    assert inference.look_ahead() == reach - 2 * 32 + 2
+    assert folded.look_ahead() == reach - 2 * 32 + 2

@@ -28,6 +28,12 @@ def noise(seconds: float, rate: int, seed: int | str = 0, channels: int = 1) -> 
     return np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32)
 
 
+def sine(seconds=0.5, rate=16000, channels=1, hz=440.0, level=0.5) -> np.ndarray:
+    """float32 [channels, T]: a sine of `hz` in the first channel, of its multiples in the next ones."""
+    time = np.arange(int(seconds * rate)) / rate
+    return np.stack([level * np.sin(2 * np.pi * hz * (c + 1) * time) for c in range(channels)]).astype(np.float32)
+
+
 def click(seconds: float, rate: int, at: float) -> np.ndarray:
     """float32 [T]: silence but for a decaying 1500 Hz burst that begins at `at` seconds."""
     sound = np.zeros(round(seconds * rate), np.float32)

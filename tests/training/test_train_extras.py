@@ -65,7 +65,7 @@ def test_new_run_starts_from_the_averaged_weights_of_another(dataset, run, tmp_p
     source, _ = run
     still = OptimizerConfig(schedule='constant', learning_rate=1e-30)
     train(config_of(dataset, tmp_path / 'new', steps=1, init_from=str(source), optimizer=still, ema_decay=0.0))
-    found = train_module.load_for_inference(tmp_path / 'new').variables['params']
+    found = train_module.open_checkpoint(tmp_path / 'new').variables['params']
     same = jax.tree.map(np.array_equal, found, jax.device_get(variables_of(source)['params']))
     assert jax.tree.all(same)
     # A run that has begun goes on from its own checkpoint, wherever it began.

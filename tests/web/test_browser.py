@@ -170,7 +170,7 @@ def test_mistakes_are_said_in_the_page_and_can_be_mended(page, tmp_path):
     page.find_element(By.CSS_SELECTOR, '#recording [aria-label=Clear]').click()
     upload(page, recording(tmp_path))
     separate(page, '')
-    wait_for_message(page, 'Describe a sound')
+    wait_for_message(page, 'describe a sound')
     separate(page, 'rain')
     found(page, '#target-0 .download-link')
     assert page.find_elements(By.CSS_SELECTOR, '#message [role=alert]') == []
