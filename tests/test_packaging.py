@@ -8,13 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 import audiosep_jax
 
 pytest.importorskip('build')
 pytest.importorskip('setuptools')
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ('audiosep_jax', 'data_prep')
 
 
@@ -66,7 +66,7 @@ def test_the_wheel_s_metadata(wheel):
     assert f'\nVersion: {audiosep_jax.__version__}\n' in metadata['METADATA']
     assert '\nLicense: MIT\n' in metadata['METADATA']
     assert metadata['LICENSE'] == (ROOT / 'LICENSE').read_text('utf-8')
-    assert 'audiosep-jax = audiosep_jax.cli:main' in metadata['entry_points.txt']
+    assert '\naudiosep-jax = audiosep_jax.cli' in metadata['entry_points.txt']
 
 
 def test_the_source_archive_holds_the_manual_and_the_tests(distributions):

@@ -4,6 +4,8 @@ The golden values are described in tests/reference/README.md. Their own reproduc
 tolerances: the original differs from itself by 2e-7 in eval output and by up to 2e-3 of the maximum in gradients.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +146,7 @@ def test_every_gradient_in_float64(variables, reference, monkeypatch):
     object.__setattr__(config, 'dtype', 'float64')  # which is refused otherwise
     with jax.enable_x64(True), monkeypatch.context() as patch:
         patch.setattr(jnp, 'float32', jnp.float64)
-        double = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
+        double = jax.tree.map(lambda x: jnp.asarray(x, np.float64), variables)
         wide = {name: reference[name].astype(np.float64) for name in ('train_wave', 'train_cond', 'train_target')}
         _, gradients = value_and_grad_of(config, wide)(double['params'], double['batch_stats'])
     assert all(x.dtype == np.float64 for x in jax.tree.leaves(gradients))
@@ -164,7 +166,7 @@ def test_twelve_step_trajectory(value_and_grad, variables):
     """
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, schedule='constant', eps=1e-2), total_steps=12)
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnames=('opt_state', 'gradients'))
     def apply(params, opt_state, gradients):
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
