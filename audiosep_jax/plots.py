@@ -1,8 +1,9 @@
 """Plots of sounds and scores as PNG files: spectrograms (for readers who cannot listen), bar charts, scatter plots."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from audiosep_jax.errors import DataError
 from audiosep_jax.storage.atomic import replacing
 
 if TYPE_CHECKING:  # importing matplotlib is slow
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 _RANGE_DB = 80.0
@@ -38,6 +40,26 @@ def spectrogram_panels(
         DataError: the picture cannot be written there.
         ValueError: there is no panel, or one has another shape.
     """
+    _write(_spectrogram_figure(panels, sample_rate), path, title)
+
+
+def spectrogram_image(panels: Mapping[str, np.ndarray], sample_rate: int, title: str = '') -> np.ndarray:
+    """Returns the picture of `spectrogram_panels` as an array, uint8 `[height, width, 3]`.
+
+    Args:
+        panels: as for `spectrogram_panels`.
+        sample_rate: in Hz.
+        title: as for `spectrogram_panels`.
+
+    Raises:
+        ValueError: there is no panel, or one has another shape.
+    """
+    with _canvas(_spectrogram_figure(panels, sample_rate), title) as canvas:
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _spectrogram_figure(panels: Mapping[str, np.ndarray], sample_rate: int) -> 'Figure':
     if not panels:
         raise ValueError('no panels to draw')
     window = _window_size(sample_rate)
@@ -63,7 +85,7 @@ def spectrogram_panels(
         axis.set_ylabel('kHz')
     axes[-1].set_xlabel('seconds')
     figure.colorbar(image, ax=list(axes), label='dB relative to the loudest bin', shrink=0.8)
-    _write(figure, path, title)
+    return figure
 
 
 def bar_chart(
@@ -148,16 +170,23 @@ def _figure(width: float, height: float) -> 'Figure':
     return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
 
-def _write(figure: 'Figure', path: str | os.PathLike, title: str) -> None:
+@contextlib.contextmanager
+def _canvas(figure: 'Figure', title: str) -> Iterator['FigureCanvasAgg']:
+    """Yields the canvas to draw a figure on, and ignores warnings about missing characters."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     if title:
         figure.suptitle(title, parse_math=False, wrap=True)
+    with warnings.catch_warnings():
+        # The font lacks some characters of titles (emoji) and draws them as boxes.
+        warnings.filterwarnings('ignore', message='Glyph .* missing from font')
+        yield FigureCanvasAgg(figure)
+
+
+def _write(figure: 'Figure', path: str | os.PathLike, title: str) -> None:
     try:
-        with replacing(path) as temporary, warnings.catch_warnings():
-            # The font lacks some characters of titles (emoji) and draws them as boxes.
-            warnings.filterwarnings('ignore', message='Glyph .* missing from font')
-            FigureCanvasAgg(figure).print_png(temporary)
+        with replacing(path) as temporary, _canvas(figure, title) as canvas:
+            canvas.print_png(temporary)
     except OSError as error:
         raise DataError(f'{Path(path)}: the picture cannot be written: {error.strerror or error}') from error
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from audiosep_jax.errors import DataError
-from audiosep_jax.plots import bar_chart, scatter, spectrogram_panels
+from audiosep_jax.plots import bar_chart, scatter, spectrogram_image, spectrogram_panels
 
 RATE = 8000
 
@@ -37,6 +37,14 @@ def test_three_panels(tmp_path):
     assert picture.shape[1] > 500
     assert picture.std() > 0.1
     assert [p.name for p in tmp_path.iterdir()] == ['x.png']
+
+
+def test_an_array_has_the_pixels_of_the_file(tmp_path):
+    panels = {'mixture': tone(500) + tone(3000), 'target': tone(500)}
+    spectrogram_panels(tmp_path / 'x.png', panels, RATE, 'a title 🐶')
+    array = spectrogram_image(panels, RATE, 'a title 🐶')
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, np.rint(drawn(tmp_path / 'x.png') * 255))
 
 
 def test_panels_share_one_scale(tmp_path):

@@ -106,7 +106,8 @@ def check_shared(workdir: Path) -> None:
     marker = workdir / f'.shared-{token:08x}'
     problem = ''
     if jax.process_index() == 0:
-        problem = _attempt(lambda: (workdir.mkdir(parents=True, exist_ok=True), marker.write_text('')))
+        problem = _attempt(lambda: workdir.mkdir(parents=True, exist_ok=True))
+        problem = problem or _attempt(lambda: marker.write_text(''))
     multihost_utils.sync_global_devices('marked')
     seen = not problem and marker.exists()
     every = multihost_utils.process_allgather(np.array(seen, np.int32))

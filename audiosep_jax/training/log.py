@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
+from audiosep_jax.plots import spectrogram_image
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket, reaching, write_bytes
 from audiosep_jax.storage.json_files import write_json
@@ -134,9 +134,8 @@ class TrainingLog:
             rate = int(sounds['sample_rate'])
             waves = {name: sounds[name] for name in ('mixture', 'target', 'separated')}
             with self._writing_to(self._workdir):
-                self._tensorboard.add_image(
-                    f'validation/{number}', _picture(waves, rate, title), step, dataformats='HWC'
-                )
+                picture = spectrogram_image(waves, rate, title)
+                self._tensorboard.add_image(f'validation/{number}', picture, step, dataformats='HWC')
                 for name, wave in waves.items():
                     self._tensorboard.add_audio(f'validation/{number}/{name}', wave[:, None], step, sample_rate=rate)
 
@@ -185,19 +184,6 @@ def _summary_writer(folder: Path, after_step: int) -> Any:
 
     purge_step = after_step + 1 if after_step else None
     return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from-{after_step}')
-
-
-def _picture(waves: Mapping[str, np.ndarray], sample_rate: int, title: str) -> np.ndarray:
-    """uint8 [H, W, 3], the spectrograms of some sounds."""
-    import PIL.Image
-
-    from audiosep_jax.plots import spectrogram_panels
-
-    with tempfile.TemporaryDirectory(prefix='audiosep-') as folder:
-        path = Path(folder) / 'panels.png'
-        spectrogram_panels(path, waves, sample_rate, title)
-        with PIL.Image.open(path) as image:
-            return np.asarray(image.convert('RGB'))
 
 
 def _wandb_run(project: str, workdir: Path, record: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -83,7 +84,7 @@ class Validation:
                 continue
             text = next(iter(item.queries.values()))
             (separated,) = separator.separate_batch([sound.mixture], separator.embed(text))
-            improvement = float(sdri(sound.target, separated, sound.mixture))
+            improvement = float(sdri(*map(jnp.asarray, (sound.target, separated, sound.mixture))))
             panels[f'{item.name}: {text}, SDRi {improvement:.1f} dB'] = {
                 'mixture': sound.mixture,
                 'target': sound.target,
