@@ -105,6 +105,7 @@ def istft(
         raise ValueError(f'{f} bins do not belong to a window of {window_size} (it has {window_size // 2 + 1})')
     window = hann_window(window_size)
     frames = jnp.fft.irfft(spectrum.astype(jnp.complex64), n=window_size, axis=-1) * window
+    weight: Array | np.ndarray
     if frame_count is None:
         # The sum of windows is known when the program is traced, so numpy computes it as a constant.
         weight = _overlap_add_numpy(np.broadcast_to(window**2, (n, window_size)), hop_size)
@@ -144,6 +145,7 @@ def overlap_add(
         piece = frames[..., i * hop_size : (i + 1) * hop_size]
         short = hop_size - piece.shape[-1]
         total = total + jnp.pad(piece, [*lead, (i, pieces - 1 - i), (0, short)])
+    assert isinstance(total, Array)
     signal = total.reshape(*frames.shape[:-2], (n + pieces - 1) * hop_size)
     return signal[..., : (n - 1) * hop_size + window_size]
 

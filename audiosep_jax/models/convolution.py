@@ -12,7 +12,7 @@ from jaxtyping import Float
 _ROW_PRODUCT_BINS = 128  # with fewer bins XLA's own gradient is as fast
 
 
-def _precision(x: Array) -> lax.Precision | None:
+def _precision(x: Array | np.ndarray) -> lax.Precision | None:
     """Asks for full precision in float32: by default GPUs would use TF32 and TPUs passes of bfloat16."""
     return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 

@@ -32,7 +32,7 @@ from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, block_la
 from audiosep_jax.models.resunet import LEAKY_SLOPE, NORM_EPSILON, complex_mask
 
 Weights = dict[str, Any]  # what `fold` returns
-Frame = int | Int[Array | np.ndarray, '']
+Frame = int | Int[Array, '']
 Shifts = dict[str, Array]  # 'block/norm' -> [B, C]: running mean, bias and FiLM in one
 _UNKNOWN_END = 2**30  # frames; the end of a recording whose length is not known yet
 

@@ -6,7 +6,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -23,6 +23,16 @@ _TRANSPOSED_CONV: Layout = (0, 2, 3, 1)  # [C, C', kN, kF] -> [C, kN, kF, C']
 _LINEAR: Layout = (1, 0)  # [C', E] -> [E, C']
 _POINTWISE: Layout = 'pointwise'  # [C', C, 1, 1] -> [C, C']
 
+# What a new tensor holds.
+Fill = Literal['zeros', 'ones', 'steps', 'stft', 'istft', 'window']
+# A norm's tensors: the original's name, our collection and leaf, and what a new one holds.
+_NORM_TENSORS: tuple[tuple[str, str, str, Fill], ...] = (
+    ('weight', 'params', 'scale', 'ones'),
+    ('bias', 'params', 'bias', 'zeros'),
+    ('running_mean', 'batch_stats', 'mean', 'zeros'),
+    ('running_var', 'batch_stats', 'var', 'ones'),
+)
+
 # Our names of a block's layers -> the original's, in the original's order.
 _CONV_BLOCK_NAMES = {'norm1': 'bn1', 'norm2': 'bn2', 'conv1': 'conv1', 'conv2': 'conv2', 'shortcut': 'shortcut'}
 _DECODER_NAMES = {'upsample': 'conv1', 'norm_up': 'bn1'}
@@ -37,8 +47,8 @@ class TorchTensor:
     Attributes:
         name: in the state dict, without prefix.
         shape: in the state dict.
-        path: of our array that holds its values. None: our network does not use it, and `fill` says what a new one
-            holds.
+        path: path of our array that holds its values. None: our network does not use it, and `fill` says what a new
+            one holds.
         layout: how its axes become ours.
         columns: its part of our array's last axis, where several tensors share an array (the fused FiLM matrix).
         fill: what a new tensor without a path holds.
@@ -49,7 +59,7 @@ class TorchTensor:
     path: Path | None = None
     layout: Layout = _AS_IS
     columns: slice | None = None
-    fill: Literal['zeros', 'ones', 'steps', 'stft', 'istft', 'window'] = 'zeros'
+    fill: Fill = 'zeros'
 
     @property
     def dtype(self) -> str:
@@ -106,12 +116,7 @@ def _torch_name(layer: Layer) -> str:
 
 
 def _norm(name: str, channels: int, path: Path | None) -> Iterator[TorchTensor]:
-    for torch, collection, leaf, fill in (
-        ('weight', 'params', 'scale', 'ones'),
-        ('bias', 'params', 'bias', 'zeros'),
-        ('running_mean', 'batch_stats', 'mean', 'zeros'),
-        ('running_var', 'batch_stats', 'var', 'ones'),
-    ):
+    for torch, collection, leaf, fill in _NORM_TENSORS:
         yield TorchTensor(f'{name}.{torch}', (channels,), path and (collection, *path, leaf), fill=fill)
     yield TorchTensor(f'{name}.num_batches_tracked', (), fill='steps')
 
@@ -132,11 +137,11 @@ def _film(film: Layer, layers: list[Layer]) -> Iterator[TorchTensor]:
         first += layer.outputs
 
 
-def sizes_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict:
-    """`window_size`, `widths` and `condition_size` of a state dict, from its shapes. Rate and hop are not in it.
+def sizes_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict[str, Any]:
+    """Returns `window_size`, `widths` and `condition_size` from the shapes of a state dict, which has no rate or hop.
 
     Raises:
-        CheckpointError: a tensor that tells is missing or has too few axes.
+        CheckpointError: a tensor with one of these sizes is missing or has too few axes.
     """
 
     def size(name: str, axis: int) -> int:
@@ -160,10 +165,14 @@ def sizes_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> di
 
 
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
-    """Whether a state dict (names without prefix, and shapes) is the original's, whole and nothing else.
+    """Checks that a state dict has exactly the original's tensors.
+
+    Args:
+        shapes: its tensors' shapes by name, without prefix.
+        config: of the model.
 
     Raises:
-        CheckpointError: one line that lists what is missing, unknown and misshapen.
+        CheckpointError: lists the tensors that are missing, unknown or misshapen.
     """
     expected = {tensor.name: tensor.shape for tensor in torch_tensors(config)}
     problems = [
@@ -183,20 +192,20 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) ->
         raise CheckpointError(f'not the tensors of the original separator: {report}')
 
 
-def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict:
-    """The separator's state dict in the original's naming -> `params` and `batch_stats` of `AudioSep`, float32.
+def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict[str, Any]:
+    """Turns the original's state dict into float32 `params` and `batch_stats` of an `AudioSep`.
 
     The widths follow from the tensors' shapes. Tensors that the network does not use (the DFT matrices, the decoders'
     `bn2` and their FiLM layers) are left out.
 
     Args:
         state: numpy arrays by name.
-        prefix: what stands before each name (`ss_model.` in the released Lightning checkpoint).
+        prefix: before each name (`ss_model.` in the released Lightning checkpoint).
 
     Raises:
-        CheckpointError: a tensor is missing or has a shape that does not fit.
+        CheckpointError: a tensor is missing, has the wrong shape or does not hold floating-point numbers.
     """
-    # Nothing but the shapes depends on this configuration.
+    # The configuration determines the shapes only, so the hop does not matter.
     config = ModelConfig(hop_size=1, **sizes_from_torch(state, prefix=prefix))
     parts: dict[tuple[str, ...], list[np.ndarray]] = {}
     for tensor in torch_tensors(config):
@@ -213,28 +222,33 @@ def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -
                 f'not a separator of the original: tensor {prefix + tensor.name!r} has the shape {list(value.shape)} '
                 f'and should have {list(tensor.shape)}'
             )
-        if value.dtype.kind not in 'fV':  # V: the numbers of ml_dtypes, such as bfloat16
+        if value.dtype.kind not in 'fV':  # V: the types of ml_dtypes, such as bfloat16
             raise CheckpointError(
                 f'tensor {prefix + tensor.name!r} holds {value.dtype.name}, not floating-point numbers'
             )
         parts.setdefault(tensor.path, []).append(_to_ours(value.astype(np.float32), tensor.layout))
-    # FiLM's layers come in the order of their columns.
+    # The FiLM layers are in the order of their columns.
     return unflatten_dict({path: np.ascontiguousarray(np.concatenate(v, -1)) for path, v in parts.items()})
 
 
-def tensors_from_variables(variables: Mapping, config: ModelConfig, *, step: int = 0) -> dict[str, np.ndarray]:
-    """`params` and `batch_stats` of `AudioSep` -> the original's whole state dict, in its order.
+def tensors_from_variables(
+    variables: Mapping[str, Any], config: ModelConfig, *, step: int = 0
+) -> dict[str, np.ndarray]:
+    """Turns the `params` and `batch_stats` of an `AudioSep` into the original's whole state dict, in its order.
 
-    The tensors that our network does not use are those of a fresh original: its DFT matrices, identity norms, zeros.
+    Tensors that our network does not use hold what they hold in a new model of the original: DFT matrices, identity
+    norms and zeros.
 
     Args:
-        step: what `num_batches_tracked` says.
+        variables: of the AudioSep.
+        config: of the AudioSep.
+        step: the value of `num_batches_tracked`.
     """
     flat = flatten_dict({name: dict(variables[name]) for name in ('params', 'batch_stats')})
     result = {}
     for tensor in torch_tensors(config):
         if tensor.path is None:
-            result[tensor.name] = _fresh(tensor, config, step)
+            result[tensor.name] = _new_tensor(tensor, config, step)
         else:
             leaf = np.asarray(flat[tensor.path])
             leaf = leaf if tensor.columns is None else leaf[..., tensor.columns]
@@ -242,20 +256,20 @@ def tensors_from_variables(variables: Mapping, config: ModelConfig, *, step: int
     return result
 
 
-def _to_ours(value: np.ndarray, layout: object) -> np.ndarray:
-    if layout is _POINTWISE:
+def _to_ours(value: np.ndarray, layout: Layout) -> np.ndarray:
+    if layout == 'pointwise':
         return value[:, :, 0, 0].T
     return value.transpose(layout) if layout else value
 
 
-def _to_torch(value: np.ndarray, layout: object) -> np.ndarray:
-    if layout is _POINTWISE:
+def _to_torch(value: np.ndarray, layout: Layout) -> np.ndarray:
+    if layout == 'pointwise':
         return value.T[:, :, None, None]
     return value.transpose(np.argsort(layout)) if layout else value
 
 
-def _fresh(tensor: TorchTensor, config: ModelConfig, step: int) -> np.ndarray:
-    """What a tensor holds that nothing of ours determines."""
+def _new_tensor(tensor: TorchTensor, config: ModelConfig, step: int) -> np.ndarray:
+    """Makes a tensor that does not depend on our variables."""
     if tensor.fill == 'steps':
         return np.array(step, np.int64)
     if tensor.fill in ('zeros', 'ones'):
@@ -265,7 +279,7 @@ def _fresh(tensor: TorchTensor, config: ModelConfig, step: int) -> np.ndarray:
     window = 0.5 - 0.5 * np.cos(2 * np.pi * samples / size)  # periodic Hann
     if tensor.fill == 'window':
         return (window**2).astype(np.float32)
-    # The exponent modulo the size: exact, where a power of a rounded root is not.
+    # The product modulo the size is exact, unlike powers of a rounded root of unity.
     angle = 2 * np.pi * (np.outer(samples, samples) % size) / size
     part = np.cos(angle) if 'conv_real' in tensor.name else np.sin(angle)
     if tensor.fill == 'stft':  # e^-jωt, windowed: [F, 1, samples]

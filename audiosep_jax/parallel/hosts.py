@@ -1,6 +1,7 @@
 """Agreement among the processes of a run: when to stop, with which settings they run, and where they write."""
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -106,7 +107,7 @@ def check_shared(workdir: Path) -> None:
     marker = workdir / f'.shared-{token:08x}'
     problem = ''
     if jax.process_index() == 0:
-        problem = _attempt(lambda: workdir.mkdir(parents=True, exist_ok=True))
+        problem = _attempt(functools.partial(workdir.mkdir, parents=True, exist_ok=True))
         problem = problem or _attempt(lambda: marker.write_text(''))
     multihost_utils.sync_global_devices('marked')
     seen = not problem and marker.exists()

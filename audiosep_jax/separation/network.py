@@ -92,7 +92,7 @@ def separate_batch(
         embeddings: of the queries, one for each mixture.
     """
     weights, inputs = network.weights, (*_pad(mixtures, network.config), np.asarray(embeddings, np.float32))
-    separate = functools.partial(_separate_rows_on_one_device, network.config)
+    separate: Callable[..., Array] = functools.partial(_separate_rows_on_one_device, network.config)
     devices = jax.local_device_count()
     if devices > 1 and len(mixtures) % devices == 0:
         separate, weights = network.on_all_devices

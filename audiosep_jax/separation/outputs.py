@@ -1,4 +1,4 @@
-"""Which files the command line writes: names made of inputs and queries, and what would go wrong with them."""
+"""Names of the files that the command line writes, made from inputs and queries, and checked before any work."""
 
 import collections
 import glob
@@ -15,18 +15,22 @@ from audiosep_jax.errors import AudioFileError, ConfigError
 from audiosep_jax.storage.atomic import check_writable
 
 RESIDUAL = 'residual'
-_ANY_FORMATS_RATE = 48000  # Hz; the input's is checked when it is known
-_MOST_QUERY_BYTES = 80
-_MOST_NAME_BYTES = 240  # file systems allow 255
+_RATE_OF_ALL_FORMATS = 48000  # Hz; the input's rate is checked when it is known
+_MAX_QUERY_BYTES = 80
+_MAX_NAME_BYTES = 240  # file systems allow 255
 
 
 def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
-    """Files as they are; a folder becomes the sound files directly in it, a pattern what it matches (`**` also below).
+    """Replaces each folder by the sound files directly in it, and each pattern by the files that it matches.
 
-    A folder without sounds, and a pattern that matches nothing, stay: `check_input` says what they are.
+    A folder without sounds and a pattern without matches remain; `check_input` reports them.
+
+    Args:
+        inputs: files, folders and patterns, in which `**` also matches sub-folders.
+        out: where the outputs go.
 
     Raises:
-        ConfigError: the outputs would come to lie in a folder that is an input.
+        ConfigError: the outputs would be written into a folder that is an input.
     """
     found: list[Path] = []
     for source in inputs:
@@ -44,7 +48,7 @@ def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
 
 
 def check_input(source: Path) -> None:
-    """Raises AudioFileError for what `expand_inputs` left: a folder without sounds, a pattern without matches."""
+    """Raises AudioFileError for a folder without sounds or a pattern without matches, which `expand_inputs` left."""
     if source.is_dir():
         raise AudioFileError(
             f"{source}: no sound files in this folder (sub-folders are not searched: use '{source}/**/*.wav')"
@@ -70,19 +74,20 @@ def plan_outputs(
     suffix: str = '.wav',
     subtype: Subtype | None = None,
 ) -> dict[Path, list[Path]]:
-    """Input to outputs, one per name; everything about them that could go wrong goes wrong here, before any work.
+    """Returns the outputs of each input, one per name, after checking everything that could fail later.
 
     Args:
         out: a file or a folder.
         inputs: audio files, or `-` for standard input.
-        names: as `query_names` makes them, one per query and perhaps `residual`.
+        names: from `query_names`, one per query, and possibly `residual`.
         num_queries: how many of the names are queries.
         suffix: of the files in a folder.
-        subtype: of the samples; None: it depends on the input.
+        subtype: of the samples. None: it depends on the input.
 
     Raises:
-        ConfigError: an output that cannot be meant.
-        AudioFileError: a folder that is not there or may not be written.
+        ConfigError: no input, an input given twice, one file for several outputs, or outputs that would overwrite an
+            input or each other.
+        AudioFileError: a folder that does not exist or is not writable.
     """
     if not inputs:
         raise ConfigError('no input: name the audio files to separate')
@@ -92,12 +97,12 @@ def plan_outputs(
             raise ConfigError(
                 f'-o {out}: with several inputs or queries -o is a folder; give it a name without {suffix}'
             )
-        check_format(out, subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE)
+        check_format(out, subtype or 'PCM_16', sample_rate=_RATE_OF_ALL_FORMATS)
         outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
         plans, folder = {inputs[0]: [out, *outputs]}, None
     else:
         named = f'{suffix} files in {out}'
-        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_ANY_FORMATS_RATE, named=named)
+        check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_RATE_OF_ALL_FORMATS, named=named)
         plans, folder = {}, out
         for source, stem in zip(inputs, _stems(inputs), strict=True):
             if source in plans:
@@ -109,11 +114,12 @@ def plan_outputs(
 
 
 def _stems(inputs: Sequence[Path]) -> list[str]:
-    """What the names of each input's outputs begin with, as short as tells the inputs apart.
+    """Returns the beginning of the names of each input's outputs, as short as the inputs remain distinct.
 
-    Beside talk.wav, talk.mp3 needs its suffix; beside in/a.wav, in/sub/a.wav needs its folder: sub-a.
+    For example, talk.mp3 needs its suffix next to talk.wav; in/sub/a.wav needs its folder next to in/a.wav: sub-a.
     """
-    names_of, folders_of = collections.defaultdict(set), collections.defaultdict(set)
+    names_of: dict[str, set[str]] = collections.defaultdict(set)
+    folders_of: dict[str, set[str]] = collections.defaultdict(set)
     for source in inputs:
         names_of[source.stem.casefold()].add(source.name.casefold())
         folders_of[source.name.casefold()].add(os.path.abspath(source.parent))
@@ -128,12 +134,15 @@ def _stems(inputs: Sequence[Path]) -> list[str]:
 
 
 def looks_like_a_file(out: Path) -> bool:
-    """Whether a folder that is yet to be made has a name with a suffix, so that a file may have been meant."""
+    """Returns whether `out` does not exist and has a suffix, so that the user may mean a file instead of a folder."""
     return bool(out.suffix) and out.suffix.lower() not in OUTPUT_FILE_SUFFIXES and not out.exists()
 
 
 def _check_folder(out: Path, folder: Path | None) -> None:
-    """The folder for the outputs must be there, or (for a folder of stems) at least its parent: typos make no trees."""
+    """Checks that the folder for the outputs exists, or can be made in an existing one.
+
+    Further folders are not made, because a typo would make a tree of them.
+    """
     if folder is not None and folder.exists() and not folder.is_dir():
         raise AudioFileError(f'-o {out}: is a file, but a folder is needed; give a folder, or a name that ends in .wav')
     check_writable(out, '-o', kind='file' if folder is None else 'folder', error=AudioFileError)
@@ -147,7 +156,7 @@ def _check_collisions(plans: dict[Path, list[Path]]) -> None:
             real = os.path.realpath(path)
             if real in sources:
                 raise ConfigError(f'{path}: is an input and would be overwritten; choose another -o')
-            # Some file systems do not tell upper from lower case.
+            # Some file systems ignore upper and lower case.
             first = owner.setdefault(real.casefold(), source)
             if first is not source:
                 raise ConfigError(
@@ -156,7 +165,7 @@ def _check_collisions(plans: dict[Path, list[Path]]) -> None:
 
 
 def query_names(queries: Sequence[str]) -> list[str]:
-    """File-name parts for queries, all different: where two come out alike, the later one gets a number."""
+    """Returns distinct parts of file names for queries: of two that would be equal, the later one gets a number."""
     names: list[str] = []
     taken = {RESIDUAL}
     for query in queries:
@@ -171,29 +180,29 @@ def query_names(queries: Sequence[str]) -> list[str]:
 
 
 def removed_name(queries: Sequence[str]) -> str:
-    """File-name part for what is left when the queries are removed."""
+    """Returns the part of the file name for what is left when the queries are removed."""
     return _safe_name('without ' + ' and '.join(queries))
 
 
 def _safe_name(text: str) -> str:
-    """Text as a part of a file name: letters of any script stay, what file systems or shells trip over becomes `_`."""
+    """Makes a part of a file name, in which what is special to file systems or shells becomes `_`."""
     text = unicodedata.normalize('NFC', text)
-    # Of the invisible characters only the joiners are kept, which emoji and some scripts are written with; others turn
-    # the direction of what follows (a name can then lie about its suffix) or are no text at all.
+    # Of the invisible characters only the joiners stay, which emoji and some scripts need. Others reverse the direction
+    # of what follows, so that a name can hide its suffix, or are not text at all.
     text = ''.join(c if c in '\u200c\u200d' or unicodedata.category(c)[0] not in 'CZ' else ' ' for c in text)
     text = re.sub(r'[\s/\\:*?"<>|$`!\'&;#~%{}()\[\]^,=@+.]+', '_', text)
-    return _shortened(text.strip('_-') or 'query', _MOST_QUERY_BYTES, text)
+    return _shorten(text.strip('_-') or 'query', _MAX_QUERY_BYTES, text)
 
 
 def _file_name(stem: str, name: str, suffix: str) -> str:
     rest = f'__{name}{suffix}'
-    return _shortened(stem, _MOST_NAME_BYTES - len(os.fsencode(rest)), stem) + rest
+    return _shorten(stem, _MAX_NAME_BYTES - len(os.fsencode(rest)), stem) + rest
 
 
-def _shortened(text: str, most_bytes: int, identity: str) -> str:
-    """Cut at a character to `most_bytes` with a hash of `identity` at the end, so that different texts stay apart."""
+def _shorten(text: str, max_bytes: int, identity: str) -> str:
+    """Cuts text between characters to `max_bytes`, with a hash of `identity` at its end to keep it distinct."""
     data = os.fsencode(text)
-    if len(data) <= most_bytes:
+    if len(data) <= max_bytes:
         return text
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:8]
-    return data[: most_bytes - len(digest) - 1].decode('utf-8', 'ignore') + '-' + digest
+    return data[: max_bytes - len(digest) - 1].decode('utf-8', 'ignore') + '-' + digest

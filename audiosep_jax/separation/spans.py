@@ -1,4 +1,7 @@
-"""Separating only some parts of a recording: outside of them the targets are silent and the mixture stays as it is."""
+"""Spans: the parts of a recording to separate. Outside of them the targets are silent and the residual is the mixture.
+
+The command line calls them `--segments`.
+"""
 
 import dataclasses
 import math
@@ -9,13 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 
+# The command line parses spans before it loads JAX, which the separator imports.
 if TYPE_CHECKING:
+    from audiosep_jax.models.audiosep import ModelConfig
     from audiosep_jax.separation.queries import Embedded
     from audiosep_jax.separation.separator import Separation, Separator
 
-_FADE = 0.01  # seconds within a span's ends, against clicks
-_CONTEXT = 4.0  # seconds around a span that the network hears: as far as it looks, 350 frames of the default model
+_FADE = 0.01  # seconds inside a span's ends, against clicks
+# The network hears this much around a span, which is as far as it looks.
+_CONTEXT_FRAMES = 350
+_MIN_CONTEXT = 4.0  # seconds
 _TIME = re.compile(r'(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?|\.\d+)')
 
 
@@ -28,14 +36,20 @@ class Span:
 
     @classmethod
     def parse(cls, text: str) -> 'Span':
-        """`0:10-0:25`, `1:02:03.5-1:02:10`, `12.5-20`, `90-` (to the end). Raises ConfigError for another text."""
-        start, dash, stop = text.partition('-')
-        times = _seconds(start), math.inf if dash and not stop.strip() else _seconds(stop)
-        if not dash or None in times:
-            raise ConfigError(f'{text!r} is no segment: write START-STOP, for example 0:10-0:25 or 1:02:03.5-1:02:10')
-        if times[0] >= times[1]:
+        """Reads `0:10-0:25`, `1:02:03.5-1:02:10`, `12.5-20` or `90-` (to the end).
+
+        Raises:
+            ConfigError: a text of another form, or a stop that is not after the start.
+        """
+        begin, dash, end = text.partition('-')
+        start, stop = _seconds(begin), math.inf if dash and not end.strip() else _seconds(end)
+        if not dash or start is None or stop is None:
+            raise ConfigError(
+                f'{text!r} is not a segment: write START-STOP, for example 0:10-0:25 or 1:02:03.5-1:02:10'
+            )
+        if start >= stop:
             raise ConfigError(f'the segment {text!r} ends before it begins')
-        return cls(*times)
+        return cls(start, stop)
 
     def __str__(self) -> str:
         return f'{self.start:g}-{self.stop:g} s'
@@ -61,20 +75,29 @@ def stream_spans(
     per_channel: bool = False,
     live: bool = False,
 ) -> Iterator['Separation']:
-    """As `Separator.stream`, within the spans alone. There the result is that of the whole recording.
+    """Separates a recording within the spans only, where the result equals that for the whole recording.
+
+    Args:
+        separator: the model.
+        blocks: see `Separator.stream`.
+        queries: what `Separator.prepare` returned.
+        spans: the parts to separate, in any order.
+        sample_rate: of the blocks, Hz.
+        per_channel: see `Separator.stream`.
+        live: see `Separator.stream`.
 
     Raises:
-        AudioFileError: as `stream`; the recording ends before a span begins.
+        AudioFileError: see `Separator.stream`; also if the recording ends before a span begins.
     """
-    blocks = _Blocks(blocks)
+    recording = _Recording(blocks)
     for start, stop, inside in _runs(spans, separator.config, sample_rate):
-        for block in blocks.until(start):
+        for block in recording.until(start):
             yield _silent(block, len(queries.queries))
-        if blocks.ended:
+        if recording.ended:
             raise _ends_before(inside[0])
         position = start
         for piece in separator.stream(
-            blocks.until(stop), queries, sample_rate=sample_rate, per_channel=per_channel, live=live
+            recording.until(stop), queries, sample_rate=sample_rate, per_channel=per_channel, live=live
         ):
             envelope = _envelope(position, piece.residual.shape[-1], inside, sample_rate)
             mixture = piece.residual + piece.targets.sum(0)
@@ -84,44 +107,50 @@ def stream_spans(
         for span in inside:
             if position <= span.start * sample_rate:
                 raise _ends_before(span)
-    for block in blocks.until(math.inf):
+    for block in recording.until(math.inf):
         yield _silent(block, len(queries.queries))
 
 
-class _Blocks:
-    """A recording's blocks, taken up to one place after the other."""
+class _Recording:
+    """Blocks of a recording, cut where parts of the recording end.
+
+    Attributes:
+        ended: whether the part read last reached the end of the recording.
+    """
 
     def __init__(self, blocks: Iterable[np.ndarray]):
-        self._blocks, self._rest, self._position = iter(blocks), None, 0
+        self._blocks, self._position = iter(blocks), 0
+        self._rest: np.ndarray | None = None
         self.ended = False
 
     def until(self, stop: float) -> Iterator[np.ndarray]:
-        while self._position < stop and self._fill():
-            count = int(min(stop - self._position, self._rest.shape[-1]))
-            block, rest = self._rest[..., :count], self._rest[..., count:]
+        """Yields the blocks up to sample `stop`."""
+        while self._position < stop and (current := self._peek()) is not None:
+            count = int(min(stop - self._position, current.shape[-1]))
+            block, rest = current[..., :count], current[..., count:]
             self._position += count
             self._rest = rest if rest.shape[-1] else None
             yield block
-        self.ended = not self._fill()
+        self.ended = self._peek() is None
 
-    def _fill(self) -> bool:
+    def _peek(self) -> np.ndarray | None:
+        """Returns the next block without taking it, or None at the end."""
         if self._rest is None:
             self._rest = next(self._blocks, None)
-        return self._rest is not None
+        return self._rest
 
 
-def _runs(spans: Sequence[Span], config, rate: int) -> Iterator[tuple[int, float, list[Span]]]:
-    """Parts of the recording that go through the network, first and last sample; and the spans inside of each.
+def _runs(spans: Sequence[Span], config: 'ModelConfig', rate: int) -> Iterator[tuple[int, float, list[Span]]]:
+    """Yields the parts of the recording that go through the network: first sample, end, and the spans in the part.
 
-    They begin where the pieces of the whole recording could begin, too, and where both sample rates have a sample.
+    A part begins where a piece of the whole recording could begin and where both sample rates have a sample.
     """
-    from audiosep_jax.models.layers import TIME_DOWNSAMPLING
-
     common = math.gcd(rate, config.sample_rate)
     piece = TIME_DOWNSAMPLING * config.hop_size
     step = rate // common * (piece // math.gcd(piece, config.sample_rate // common))
-    context = max(_CONTEXT, 350 * config.hop_size / config.sample_rate)
-    start, stop, inside = 0, -math.inf, []
+    context = max(_MIN_CONTEXT, _CONTEXT_FRAMES * config.hop_size / config.sample_rate)
+    start, stop = 0, -math.inf
+    inside: list[Span] = []
     for span in sorted(spans):
         begin = max(0, math.floor((span.start - context) * rate / step)) * step
         if inside and begin > stop:
@@ -137,11 +166,11 @@ def _runs(spans: Sequence[Span], config, rate: int) -> Iterator[tuple[int, float
 
 
 def _envelope(position: int, count: int, spans: Sequence[Span], rate: int) -> np.ndarray:
-    """float32 [count] for samples from `position` on: one inside of the spans, which fade at their ends."""
+    """Computes gains float32 [count] for the samples from `position` on: 1 inside the spans, which fade at the ends."""
     time = (position + np.arange(count) + 0.5) / rate
     gains = [
         np.minimum(
-            # A recording begins and ends without a fade.
+            # There is no fade at the beginning and the end of the recording.
             (time - span.start) / _FADE if span.start > 0 else np.ones(count),
             (span.stop - time) / _FADE,
         )
@@ -151,6 +180,7 @@ def _envelope(position: int, count: int, spans: Sequence[Span], rate: int) -> np
 
 
 def _silent(block: np.ndarray, queries: int) -> 'Separation':
+    """Returns a block outside the spans."""
     from audiosep_jax.separation.separator import Separation
 
     block = np.atleast_2d(block)

@@ -84,7 +84,8 @@ class Validation:
                 continue
             text = next(iter(item.queries.values()))
             (separated,) = separator.separate_batch([sound.mixture], separator.embed(text))
-            improvement = float(sdri(*map(jnp.asarray, (sound.target, separated, sound.mixture))))
+            target, estimate, mixture = (jnp.asarray(x) for x in (sound.target, separated, sound.mixture))
+            improvement = float(sdri(target, estimate, mixture))
             panels[f'{item.name}: {text}, SDRi {improvement:.1f} dB'] = {
                 'mixture': sound.mixture,
                 'target': sound.target,

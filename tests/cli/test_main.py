@@ -6,13 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.paths import TESTS
 from support.quarter_separator import RATE, files, one_error, sound, write
 
@@ -23,7 +20,6 @@ from audiosep_jax.cli import main as cli
 from audiosep_jax.cli import terminal
 from audiosep_jax.cli.main import main
 from audiosep_jax.errors import AudioSepError
-from audiosep_jax.separation.outputs import query_names
 
 
 def separate(*arguments):
@@ -105,23 +101,6 @@ def test_an_overshoot_attenuates_all_outputs_of_an_input_alike_and_is_said(folde
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=200)
-@given(st.lists(st.text(st.characters(exclude_categories=['Cs']), max_size=120), min_size=1, max_size=4, unique=True))
-def test_any_query_is_a_safe_and_unique_name(queries):
-    names = query_names(queries)
-    assert len({name.casefold() for name in names} | {'residual'}) == len(queries) + 1
-    for name in names:
-        assert 0 < len(name.encode()) < 100
-        assert not set(name) & set('/\\:*?"<>|\0\n\t .$`\'')
-        assert all(c in '\u200c\u200d' or unicodedata.category(c)[0] != 'C' for c in name)
-    assert names == query_names(queries)
-
-
-def test_readable_names():
-    names = query_names(['a dog barking!', 'A dog barking', '犬が吠える', '🐶 / 🐱', '???', '...', 'residual'])
-    assert names == ['a_dog_barking', 'A_dog_barking-2', '犬が吠える', '🐶_🐱', 'query', 'query-2', 'residual-2']
 
 
 def test_long_names_are_cut_and_stay_different(folder, quarter):

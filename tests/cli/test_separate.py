@@ -278,7 +278,7 @@ def test_a_pipe_without_sound(folder, quarter, pipe, capsys, data):
         (['a.wav', '-o', 'x.ogg', '--subtype', 'PCM_24'], '.ogg has no subtypes'),
         (['a.wav', '-o', 'x', '--subtype', 'PCM_8'], "unknown subtype 'PCM_8'"),
         (['a.wav', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 'not FLOAT'),
-        (['a.wav', '-o', 'x', '--segments', '0:10'], 'is no segment'),
+        (['a.wav', '-o', 'x', '--segments', '0:10'], 'is not a segment'),
         (['a.wav', '-o', 'x', '--segments', '0:20-0:10'], 'ends before it begins'),
         (['.', '-o', '.'], 'is an input, too'),
     ],

@@ -10,9 +10,6 @@ from flax.traverse_util import flatten_dict
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
-from audiosep_jax.models.convolution import average_pool, conv3x3, upsample
-from audiosep_jax.models.layers import film_layout
-from audiosep_jax.models.resunet import BatchNorm, ResUNet30
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(4, 4, 6, 6, 8, 8), condition_size=16)
 
@@ -69,17 +66,6 @@ def test_rows_of_a_batch_do_not_touch_each_other_in_eval_mode(variables):
     np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
 
 
-def test_frames_beyond_the_end_change_nothing(variables):
-    magnitude, embedding = np.abs(mixture(1, 50, 65)), mixture(1, 16)
-    network = jax.jit(ResUNet30(CONFIG.widths).apply)
-    weights = {name: tree['resunet'] for name, tree in variables.items()}
-    whole = network(weights, magnitude, embedding)
-    rest = np.concatenate([magnitude, 9 + np.abs(mixture(1, 14, 65))], axis=1)
-    masked = network(weights, rest, embedding, jnp.array([50]))
-    np.testing.assert_allclose(masked[:, :50], whole, atol=1e-6)
-    assert not np.any(masked[:, 50:])
-
-
 @pytest.mark.parametrize('silent', ['mixture', 'weights'])
 def test_gradients_are_finite_where_angles_are_undefined(variables, silent):
     params = jax.tree.map(jnp.zeros_like, variables['params']) if silent == 'weights' else variables['params']
@@ -101,16 +87,6 @@ def test_training_updates_every_statistic_and_evaluation_none(variables):
     _, untouched = jax.jit(lambda: AudioSep(CONFIG).apply(variables, x, e, mutable=['batch_stats']))()
     untouched = flatten_dict(untouched['batch_stats'])
     assert all(np.array_equal(before[path], untouched[path]) for path in before)
-
-
-def test_batch_norm_keeps_the_unbiased_variance():
-    x = mixture(5, 3)
-    norm = BatchNorm()
-    variables = norm.init(jax.random.key(0), x, train=True)
-    out, updated = norm.apply(variables, x, train=True, mutable=['batch_stats'])
-    np.testing.assert_allclose(updated['batch_stats']['var'], 0.99 + 0.01 * x.var(0, ddof=1), rtol=1e-6)
-    np.testing.assert_allclose(updated['batch_stats']['mean'], 0.01 * x.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(out, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), atol=1e-5)
 
 
 def test_remat_changes_memory_and_nothing_else(variables):
@@ -145,32 +121,6 @@ def test_bfloat16_is_close_and_keeps_float32_where_it_matters(variables):
     assert half.dtype == jnp.float32
     error = np.linalg.norm(full - half) / np.linalg.norm(full)
     assert 0 < error < 0.05
-
-
-def test_upsample_is_a_transposed_convolution():
-    x, kernel = mixture(2, 3, 4, 5), mixture(5, 2, 2, 6, seed=1)
-    expected = np.zeros((2, 6, 8, 6), np.float32)
-    for n in range(3):
-        for f in range(4):
-            for i in range(2):
-                for j in range(2):
-                    expected[:, 2 * n + i, 2 * f + j] = x[:, n, f] @ kernel[:, i, j]
-    np.testing.assert_allclose(upsample(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-6)
-
-
-def test_conv3x3_and_average_pool_by_hand():
-    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-    kernel = np.zeros((3, 3, 1, 1), np.float32)
-    kernel[0, 1] = 1  # the frame before
-    assert np.asarray(conv3x3(jnp.asarray(x), jnp.asarray(kernel)))[0, :, 0, 0].tolist() == [0, 0, 4, 8]
-    assert np.asarray(average_pool(jnp.asarray(x), (1, 2)))[0, 0, :, 0].tolist() == [0.5, 2.5]
-
-
-def test_film_layout_counts_every_shifted_norm():
-    layout = film_layout((32, 64, 128, 256, 384, 384))
-    assert len(layout) == 6 * 2 + 2 + 6 * 3
-    assert sum(layout.values()) == 8256
-    assert layout['decoder_block6/norm1'] == 64
 
 
 @pytest.mark.parametrize(

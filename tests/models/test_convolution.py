@@ -1,4 +1,4 @@
-"""The convolutions' own gradients against those that JAX derives, and where they are used."""
+"""The convolutions by hand, and their gradients against those that JAX derives."""
 
 import re
 
@@ -12,7 +12,7 @@ from jax import lax
 
 from audiosep_jax.models import convolution, resunet
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
-from audiosep_jax.models.convolution import conv3x3
+from audiosep_jax.models.convolution import average_pool, conv3x3, upsample
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
 
 
@@ -37,6 +37,25 @@ def assert_close(ours, theirs, tolerance):
     assert ours.dtype == theirs.dtype
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def test_upsample_is_a_transposed_convolution():
+    x, kernel = (np.asarray(a) for a in arrays((2, 3, 4, 5), (5, 2, 2, 6)))
+    expected = np.zeros((2, 6, 8, 6), np.float32)
+    for n in range(3):
+        for f in range(4):
+            for i in range(2):
+                for j in range(2):
+                    expected[:, 2 * n + i, 2 * f + j] = x[:, n, f] @ kernel[:, i, j]
+    np.testing.assert_allclose(upsample(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-6)
+
+
+def test_conv3x3_and_average_pool_by_hand():
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[0, 1] = 1  # the frame before
+    assert np.asarray(conv3x3(jnp.asarray(x), jnp.asarray(kernel)))[0, :, 0, 0].tolist() == [0, 0, 4, 8]
+    assert np.asarray(average_pool(jnp.asarray(x), (1, 2)))[0, 0, :, 0].tolist() == [0.5, 2.5]
 
 
 @hypothesis.settings(max_examples=12)

@@ -1,4 +1,4 @@
-"""Queries of every kind, their arithmetic, and keeping sounds out."""
+"""Queries of every kind, their arithmetic, and sounds to exclude from embeddings."""
 
 import os
 
@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
-from audiosep_jax.separation.exclusion import exclude
 from audiosep_jax.separation.queries import Query, as_queries, embed
 
 WORDS = load_encoder('words')
@@ -228,7 +226,7 @@ def test_only_queries_add_up():
         Query.text('a') * 'b'
 
 
-# ---- what must stay out: embeddings ----------------------------------------------------------------------------------
+# ---- sounds to exclude ----------------------------------------------------------------------------------
 
 
 def test_what_a_query_shares_with_the_unwanted_goes():
@@ -291,91 +289,7 @@ def test_what_all_captions_share_is_no_likeness():
     np.testing.assert_allclose(np.linalg.norm(both), np.linalg.norm(cone.encode_text(['rain and piano'])), rtol=1e-5)
 
 
-def test_vectors_without_an_encoder_can_keep_something_out():
+def test_vectors_can_exclude_vectors_without_an_encoder():
     a, b = np.eye(4)[:2]
     found = embed(Query.vector(2 * a + b).without(Query.vector(7 * b)), None, 4)
     np.testing.assert_allclose(found.queries, np.sqrt(5) * a[None], atol=1e-6)
-
-
-# ---- what must stay out: spectra -------------------------------------------------------------------------------------
-
-WINDOW, HOP = 128, 32
-
-
-def noise(*shape, seed=0):
-    return 0.1 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def kept_out(targets, unwanted, strength=0.7):
-    return exclude(targets, unwanted, window_size=WINDOW, hop_size=HOP, strength=strength)
-
-
-@pytest.mark.parametrize('length', [1024, 2000])
-def test_the_formula(length):
-    target, others = noise(1, length), noise(2, 1, length, seed=1)
-    p, n = np.asarray(stft(target, WINDOW, HOP)), np.asarray(stft(others, WINDOW, HOP))
-    gain = np.abs(p) ** 4 / (np.abs(p) ** 4 + np.sum(np.abs(0.7 * n) ** 4, axis=0))
-    expected = istft(p * gain, WINDOW, HOP, length=length)
-    actual = kept_out(target, others)
-    assert actual.dtype == np.float32
-    assert actual.shape == (1, length)
-    # The last frames see silence behind the end instead of a reflection.
-    np.testing.assert_allclose(actual[:, :-WINDOW], expected[:, :-WINDOW], atol=1e-5)
-
-
-def test_nothing_to_keep_out_changes_nothing():
-    x = noise(2, 3, 500)
-    np.testing.assert_array_equal(kept_out(x, noise(0, 3, 500)), x)
-    np.testing.assert_array_equal(kept_out(x, noise(2, 3, 500), strength=0), x)
-    np.testing.assert_allclose(kept_out(x, np.zeros((1, 3, 500))), x, atol=1e-6)
-    assert kept_out(noise(1, 0), noise(1, 1, 0)).shape == (1, 0)
-
-
-def test_half_remains_where_both_are_equally_loud():
-    x = noise(1, 640)
-    np.testing.assert_allclose(kept_out(x, x[None], strength=1), x / 2, atol=1e-6)
-
-
-def test_the_louder_unwanted_sound_takes_it():
-    """Each is loud in its own half of the spectrum; the target's leak into the other half goes, its own half stays."""
-    t = np.arange(4000) / 4000
-    own, leak = np.sin(2 * np.pi * 500 * t), 0.1 * np.sin(2 * np.pi * 1500 * t)
-    unwanted = 10 * leak + 0.1 * own
-    out = kept_out((own + leak)[None], unwanted[None, None])[0][500:-500]
-    own, leak = own[500:-500], leak[500:-500]
-    assert abs(out @ own / (own @ own) - 1) < 0.01
-    assert abs(out @ leak / (leak @ leak)) < 0.01
-
-
-def test_one_gain_for_all_channels():
-    x, other = noise(700), noise(1, 2, 700, seed=1)
-    out = kept_out(np.stack([x, -0.25 * x]), other)
-    np.testing.assert_allclose(out[1], -0.25 * out[0], atol=1e-6)
-
-
-def test_many_targets_at_once_are_each_alone():
-    x, other = noise(3, 2, 700), noise(2, 2, 700, seed=1)
-    np.testing.assert_allclose(kept_out(x, other)[1], kept_out(x[1], other), atol=1e-6)
-
-
-@pytest.mark.parametrize('length', [1, 2, 63, 64, 65])
-@pytest.mark.parametrize('scale', [0, 1e-12, 1e-5, 1e4])
-def test_any_length_and_loudness_is_finite_and_no_louder(length, scale):
-    x, other = scale * noise(1, length), noise(1, 1, length, seed=1)
-    out = kept_out(x, other)
-    assert out.shape == x.shape
-    assert np.isfinite(out).all()
-    np.testing.assert_allclose(kept_out(x, scale * other), scale * kept_out(noise(1, length), other), atol=1e-6 * scale)
-
-
-def test_a_window_is_the_whole_except_at_its_ends():
-    x, other = noise(1, 4000), noise(1, 1, 4000, seed=1)
-    whole = kept_out(x, other)
-    window = kept_out(x[:, 1024:3072], other[..., 1024:3072])
-    np.testing.assert_allclose(window[:, WINDOW:-WINDOW], whole[:, 1024 + WINDOW : 3072 - WINDOW], atol=1e-6)
-
-
-@pytest.mark.parametrize('strength', [-1, np.nan, np.inf])
-def test_strengths_that_mean_nothing(strength):
-    with pytest.raises(QueryError, match='strength'):
-        kept_out(noise(1, 10), noise(1, 1, 10), strength)
