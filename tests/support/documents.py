@@ -31,7 +31,7 @@ from audiosep_jax.models.torch_names import tensors_from_variables
 from audiosep_jax.training import experiment
 from audiosep_jax.weights.tensor_files import write_tensors
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 _BLOCK = re.compile(
     r'^(?:<!-- *(?P<mark>[^>]*?) *-->\n+)?```(?P<language>bash|python)\n(?P<code>.*?)^```$', re.M | re.S
 )
