@@ -9,7 +9,7 @@ Names are imported on first use, so that `import audiosep_jax` costs nothing and
 
 from etils import epy
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'AudioSep',

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain dictionaries and back, strictly: an unknown key fails and names the nearest one."""
+"""Converts frozen dataclasses to plain dictionaries and back; an unknown key is an error that names the nearest one."""
 
 import dataclasses
 import difflib
@@ -12,9 +12,9 @@ T = TypeVar('T')
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A (nested) dataclass as JSON-ready dictionaries; tuples become lists."""
+    """Returns a (nested) dataclass as JSON-ready dictionaries; tuples become lists."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, tuple | list):
@@ -25,14 +25,20 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
-    """Rebuilds `cls` from what `to_dict` gave; missing keys take their defaults.
+    """Rebuilds a dataclass from what `to_dict` returned; missing keys take their defaults.
+
+    Args:
+        cls: the dataclass.
+        values: its fields.
+        path: the key under which `values` was found, for messages.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named), or a value that `cls` refuses.
+        ConfigError: an unknown key (the message names the nearest known one), or a value that `cls` refuses.
     """
     if not isinstance(values, dict):
         raise ConfigError(f'{path or cls.__name__}: expected a dictionary of settings, got {type(values).__name__}')
     hints = typing.get_type_hints(cls)
+    assert dataclasses.is_dataclass(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     kwargs = {}
     for key, value in values.items():
@@ -49,9 +55,13 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotation `hint` wants it, or ConfigError (JSON has no tuples; a str must not pass for one)."""
+    """Returns a value as the annotation `hint` wants it; JSON has no tuples, for example.
+
+    Raises:
+        ConfigError: the value has another type.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:

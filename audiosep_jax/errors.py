@@ -1,16 +1,18 @@
-"""Every error that the library raises for a reason the user can mend.
+"""The errors that the library raises for reasons that the user can fix.
 
-The message is one line and says what to do. Only the command line turns them into exit codes: 2 for flags,
+Each message is one line and says what to do. Only the command line turns errors into exit codes: 2 for flags,
 configurations and queries, 1 for files and data.
 """
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 
 class AudioSepError(Exception):
-    """Base of all errors raised on purpose by this library. `exit_code` is what the shell returns."""
+    """The base of all errors that this library raises on purpose. `exit_code` is what the command line returns."""
 
     exit_code = 1
 
@@ -22,48 +24,91 @@ class ConfigError(AudioSepError):
 
 
 class QueryError(AudioSepError):
-    """A query that asks for nothing: empty text, an embedding of the wrong size, NaN in it."""
+    """A query that cannot be used: an empty text, an embedding of the wrong size or with NaN in it."""
 
     exit_code = 2
 
 
 class AudioFileError(AudioSepError):
-    """An audio file that is missing, unreadable, empty or holds non-finite samples."""
+    """An audio file that is missing, unreadable, empty or contains non-finite samples, or that cannot be written."""
 
 
 class DataError(AudioSepError):
-    """Shards, manifests, embedding caches or benchmark folders that are missing, damaged or do not fit together."""
+    """Shards, manifests, embedding caches or benchmark folders that are missing, damaged or do not match."""
+
+
+Reason = Literal['bad row', 'missing', 'unreadable', 'length', 'too short', 'silent noise', 'excluded']
+
+
+class LeftOutError(DataError):
+    """A clip of a dataset, or an item of a benchmark, that cannot be used. The rest is used without it."""
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A clip or an item that was left out, and why. The id and the message are made printable.
+
+    Attributes:
+        id: what the dataset or benchmark calls it; for a bad row of a table, its file and line.
+        reason: the kind of problem, by which reports count.
+        message: one line that says what is wrong.
+    """
+
+    id: str
+    reason: Reason
+    message: str
+
+    def __post_init__(self) -> None:
+        # File names that are not valid UTF-8 cannot be written to JSON and CSV files.
+        for name in ('id', 'message'):
+            if not getattr(self, name).isascii():
+                object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 class EncoderMismatchError(DataError):
-    """Embeddings of one query encoder offered to a model or cache of another."""
+    """Embeddings of one query encoder were given to a model or cache of another."""
 
 
 class CheckpointError(AudioSepError):
-    """A checkpoint directory that is missing, is not one, is damaged or belongs to another configuration."""
+    """A checkpoint that is missing, damaged, of another configuration, or no checkpoint at all."""
 
 
 class DownloadError(AudioSepError):
-    """A file of a Hugging Face repository that is neither in the local cache nor to be had from the network."""
+    """A file of a Hugging Face repository that is not in the local cache and cannot be downloaded."""
 
 
 class TrainingDivergedError(AudioSepError):
-    """Too many non-finite steps in a row."""
+    """Training had too many non-finite steps in a row."""
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
-    """What somebody else's error says, fit for a message of one line: its first line, cut, or the name of its kind."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of a library's error, at most `limit` characters of it; if it is empty, the error's class.
+
+    The result fits into a message of one line.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first few names, and how many more."""
-    more = len(names) - most
-    return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')
+def printable(text: str) -> str:
+    """Returns the text with the bytes of a file name that are not valid UTF-8 written as escapes."""
+    return text if text.isascii() else text.encode('utf-8', 'backslashreplace').decode('utf-8')
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Returns the first `limit` names, and how many more there are."""
+    more = len(names) - limit
+    return ', '.join(names[:limit]) + (f' and {more} more' if more > 0 else '')
 
 
 def explained(error: Exception) -> tuple[str, int] | None:
-    """For the shell alone: what to say of an error that the user can mend, and the exit code; None: it is a bug."""
+    """Returns the message and the exit code for an error that the user can fix; None for any other, which is a bug.
+
+    Only command lines use this.
+    """
     if isinstance(error, AudioSepError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
@@ -75,7 +120,16 @@ def explained(error: Exception) -> tuple[str, int] | None:
 
 @contextlib.contextmanager
 def reported(program: str) -> Iterator[None]:
-    """For the shell alone: what has an explanation becomes one line on stderr and its exit code, Ctrl-C becomes 130."""
+    """Turns an error that the user can fix into one line on stderr and its exit code, and Ctrl-C into exit code 130.
+
+    Only command lines use this.
+
+    Args:
+        program: the name with which the line begins.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
     try:
         yield
     except KeyboardInterrupt:

@@ -1,38 +1,65 @@
-"""Pictures of sounds and of scores: spectrograms side by side, for a reader who cannot listen; bars and points."""
+"""Plots of sounds and scores as PNG files: spectrograms (for readers who cannot listen), bar charts, scatter plots."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from audiosep_jax.errors import DataError
 from audiosep_jax.storage.atomic import replacing
 
+if TYPE_CHECKING:  # importing matplotlib is slow
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
 _RANGE_DB = 80.0
-# Enough columns for the picture's width: a longer sound takes longer hops, so that an hour costs no more than a minute.
-_MOST_FRAMES = 1500
+# Enough columns for the width of a picture. Longer sounds get longer hops, so that an hour costs no more than a minute.
+_MAX_FRAMES = 1500
 
 
 def spectrogram_panels(
     path: str | os.PathLike, panels: Mapping[str, np.ndarray], sample_rate: int, title: str = ''
 ) -> None:
-    """Draws one spectrogram per panel, one above the other, as a PNG.
+    """Draws a PNG with one spectrogram per panel, one above the other.
 
-    All panels share the axes (seconds, kHz) and the scale: dB relative to the loudest bin of all panels, to -80, so
-    that what is missing from an estimate is seen and not normalised away.
+    All panels share the axes (seconds, kHz) and the scale: dB relative to the loudest bin of all panels, down to -80.
+    So what is missing from an estimate is visible and not normalized away.
 
     Args:
-        path: the PNG to write, replaced when it exists.
+        path: the PNG to write; an existing file is replaced.
         panels: names to float `[T]` or `[channels, T]` (channels are averaged), all at `sample_rate`, e.g.
             `{'mixture': ..., 'target': ..., 'separated': ...}`.
         sample_rate: in Hz.
-        title: a line above the panels, taken literally.
+        title: a line above the panels, shown literally.
 
     Raises:
         DataError: the picture cannot be written there.
+        ValueError: there is no panel, or one has another shape.
     """
+    _write(_spectrogram_figure(panels, sample_rate), path, title)
+
+
+def spectrogram_image(panels: Mapping[str, np.ndarray], sample_rate: int, title: str = '') -> np.ndarray:
+    """Returns the picture of `spectrogram_panels` as an array, uint8 `[height, width, 3]`.
+
+    Args:
+        panels: as for `spectrogram_panels`.
+        sample_rate: in Hz.
+        title: as for `spectrogram_panels`.
+
+    Raises:
+        ValueError: there is no panel, or one has another shape.
+    """
+    with _canvas(_spectrogram_figure(panels, sample_rate), title) as canvas:
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _spectrogram_figure(panels: Mapping[str, np.ndarray], sample_rate: int) -> 'Figure':
     if not panels:
         raise ValueError('no panels to draw')
     window = _window_size(sample_rate)
@@ -58,36 +85,36 @@ def spectrogram_panels(
         axis.set_ylabel('kHz')
     axes[-1].set_xlabel('seconds')
     figure.colorbar(image, ax=list(axes), label='dB relative to the loudest bin', shrink=0.8)
-    _write(figure, path, title)
+    return figure
 
 
 def bar_chart(
-    path: str | os.PathLike, values: Mapping[str, float], axis_label: str, title: str = '', *, most: int = 40
+    path: str | os.PathLike, values: Mapping[str, float], axis_label: str, title: str = '', *, limit: int = 40
 ) -> None:
-    """Draws a horizontal bar per name, the highest above, as a PNG.
+    """Draws a PNG with one horizontal bar per name, the highest at the top.
 
     Args:
-        path: the PNG to write, replaced when it exists.
-        values: at least one; of more than `most` the highest and the lowest halves of that number are drawn.
+        path: the PNG to write; an existing file is replaced.
+        values: at least one. If there are more than `limit`, only the `limit / 2` highest and lowest are drawn.
         axis_label: what is measured, and its unit.
-        title: a line above, taken literally.
-        most: bars that fit a page.
+        title: a line above the bars, shown literally.
+        limit: how many bars fit on a page.
 
     Raises:
         DataError: the picture cannot be written there.
     """
     ordered = sorted(values.items(), key=lambda item: -item[1])
     gap = None
-    if len(ordered) > most:
-        gap = most // 2
-        ordered = ordered[:gap] + ordered[len(ordered) - (most - gap) :]
+    if len(ordered) > limit:
+        gap = limit // 2
+        ordered = ordered[:gap] + ordered[len(ordered) - (limit - gap) :]
     figure = _figure(7, 0.9 + 0.21 * (len(ordered) + (gap is not None)))
     axis = figure.subplots()
     places = [i + (gap is not None and i >= gap) for i in range(len(ordered))]
     axis.barh(places, [value for _, value in ordered], height=0.75, color='#3b6ea5')
-    axis.set_yticks(places, [_cut(name) for name, _ in ordered], fontsize='small', parse_math=False)
+    axis.set_yticks(places, [_shortened(name) for name, _ in ordered], fontsize='small', parse_math=False)
     if gap is not None:
-        middle = f'… {len(values) - most} between …'
+        middle = f'… {len(values) - limit} between …'
         axis.text(0.5, gap, middle, transform=axis.get_yaxis_transform(), ha='center', va='center', fontsize='small')
     axis.set_ylim(places[-1] + 0.7, -0.7)
     axis.axvline(0, color='black', linewidth=0.8)
@@ -104,26 +131,26 @@ def scatter(
     labels: tuple[str, str],
     title: str = '',
 ) -> None:
-    """Draws points and, where there are enough, the median of y in ten parts of x with as many points each, as a PNG.
+    """Draws a PNG of points. If there are 50 or more, adds the medians of y in ten equally large groups along x.
 
     Args:
-        path: the PNG to write, replaced when it exists.
-        x, y: as many of each.
-        labels: of the axes, with units.
-        title: a line above, taken literally.
+        path: the PNG to write; an existing file is replaced.
+        x: the points' horizontal coordinates.
+        y: the points' vertical coordinates, as many as `x`.
+        labels: of both axes, with units.
+        title: a line above the points, shown literally.
 
     Raises:
         DataError: the picture cannot be written there.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
     figure = _figure(6, 4.5)
     axis = figure.subplots()
-    axis.scatter(x, y, s=12, alpha=max(0.15, min(0.8, 100 / max(len(x), 1))), color='#3b6ea5', linewidths=0)
-    if len(x) >= 50:
-        parts = np.array_split(np.argsort(x, kind='stable'), 10)
-        axis.plot(
-            [np.median(x[p]) for p in parts], [np.median(y[p]) for p in parts], 'o-', color='#c44e52', label='median'
-        )
+    axis.scatter(xs, ys, s=12, alpha=max(0.15, min(0.8, 100 / max(len(xs), 1))), color='#3b6ea5', linewidths=0)
+    if len(xs) >= 50:
+        groups = np.array_split(np.argsort(xs, kind='stable'), 10)
+        medians = [np.median(xs[group]) for group in groups], [np.median(ys[group]) for group in groups]
+        axis.plot(*medians, 'o-', color='#c44e52', label='median')
         axis.legend()
     axis.axhline(0, color='black', linewidth=0.8)
     axis.grid(alpha=0.3)
@@ -132,51 +159,57 @@ def scatter(
     _write(figure, path, title)
 
 
-def _figure(width: float, height: float):
-    """An empty figure, inches.
+def _figure(width: float, height: float) -> 'Figure':
+    """Returns an empty figure; its size is in inches.
 
-    Late: matplotlib is slow to import, and importing this package must not load it. Figure instead of pyplot keeps
-    clear of the user's backend and of pyplot's list of open figures.
+    matplotlib is slow to import, so it is imported only here. `Figure` instead of pyplot leaves the user's backend and
+    pyplot's list of open figures alone.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
 
-def _write(figure, path: str | os.PathLike, title: str) -> None:
+@contextlib.contextmanager
+def _canvas(figure: 'Figure', title: str) -> Iterator['FigureCanvasAgg']:
+    """Yields the canvas to draw a figure on, and ignores warnings about missing characters."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     if title:
         figure.suptitle(title, parse_math=False, wrap=True)
+    with warnings.catch_warnings():
+        # The font lacks some characters of titles (emoji) and draws them as boxes.
+        warnings.filterwarnings('ignore', message='Glyph .* missing from font')
+        yield FigureCanvasAgg(figure)
+
+
+def _write(figure: 'Figure', path: str | os.PathLike, title: str) -> None:
     try:
-        with replacing(path) as temporary, warnings.catch_warnings():
-            # A title may hold what the font lacks (emoji); it is then drawn as a box.
-            warnings.filterwarnings('ignore', message='Glyph .* missing from font')
-            figure.canvas.print_png(temporary)
+        with replacing(path) as temporary, _canvas(figure, title) as canvas:
+            canvas.print_png(temporary)
     except OSError as error:
         raise DataError(f'{Path(path)}: the picture cannot be written: {error.strerror or error}') from error
 
 
-def _cut(name: str, most: int = 48) -> str:
-    return name if len(name) <= most else name[: most - 1] + '…'
+def _shortened(name: str, limit: int = 48) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + '…'
 
 
 def _window_size(sample_rate: int) -> int:
-    """The power of two nearest to 64 ms: the default front end's 2048 samples at 32 kHz."""
+    """Returns the power of two nearest to 64 ms, which at 32 kHz is the default front end's 2048 samples."""
     return max(16, 2 ** round(np.log2(0.064 * sample_rate)))
 
 
 def _magnitude(sound: np.ndarray, window: int) -> np.ndarray:
-    """Hann-windowed magnitudes `[N, F]` of float `[T]` or `[channels, T]`, frames centred on every hop."""
+    """Returns Hann-windowed magnitudes `[N, F]` of float `[T]` or `[channels, T]`, one frame centered on each hop."""
     if sound.ndim == 2:
         sound = sound.mean(axis=0)
     if sound.ndim != 1:
         raise ValueError(f'a panel must be [T] or [channels, T], got {sound.ndim} dimensions')
-    hop = max(window // 4, -(-len(sound) // _MOST_FRAMES))
+    hop = max(window // 4, -(-len(sound) // _MAX_FRAMES))
     padded = np.pad(sound, window // 2)
     starts = np.arange(0, max(len(padded) - window, 0) + 1, hop)
     frames = padded[starts[:, None] + np.arange(window)]
-    # Periodic, as in stft.py; np.hanning is the symmetric one.
+    # The periodic window, as in audio/stft.py; np.hanning is symmetric.
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     return np.abs(np.fft.rfft(frames * hann, axis=-1))

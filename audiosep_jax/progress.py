@@ -1,4 +1,4 @@
-"""What the terminal shows of long work: a bar, and the live line of a training run."""
+"""Shows the progress of long work on the terminal."""
 
 import contextlib
 import sys
@@ -19,13 +19,15 @@ from rich.text import Text
 
 
 class _RateColumn(ProgressColumn):
+    """How many items are finished per second."""
+
     def render(self, task: Task) -> Text:
         return Text(f'{task.speed:.0f}/s' if task.speed else '')
 
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, gone at the end; nothing where that is no terminal. Yields `show(done, total)`."""
+    """Shows a bar on stderr until the end, if that is a terminal. Yields `show(done, total)`, which moves the bar."""
     with Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -35,7 +37,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
         transient=True,
-        # rich would send what is printed meanwhile to the bar's stream; harmless only where both are the screen.
+        # rich redirects what is printed meanwhile to the bar's stream, which is right only if both are the screen.
         redirect_stdout=sys.stdout.isatty(),
     ) as bar:
         task = bar.add_task(description, total=None)
@@ -46,18 +48,28 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 def printed_progress(
     verb: str, show: Callable[[int, int], None], *, every: float = 30.0
 ) -> Iterator[Callable[[int, int], None]]:
-    """Passes on to `show`; where there is no terminal, also prints a line with the rate every so many seconds."""
-    started = said = time.perf_counter()
-    before: int | None = None  # what was there already, of a run that is continued
+    """Adds progress lines for logs to a progress bar, which a file does not show.
+
+    Args:
+        verb: what the lines begin with, for example 'evaluated'.
+        show: a bar's `show(done, total)`.
+        every: seconds from one line to the next.
+
+    Yields:
+        `report(done, total)`, which calls `show` and, if stderr is no terminal, prints a line with the rate now and
+        then.
+    """
+    started = last_line = time.perf_counter()
+    done_before: int | None = None  # by an earlier run, which this one resumes
 
     def report(done: int, total: int) -> None:
-        nonlocal said, before
+        nonlocal last_line, done_before
         show(done, total)
         now = time.perf_counter()
-        before = done if before is None else before
-        if not sys.stderr.isatty() and now - said >= every:
-            said = now
-            rate = (done - before) / (now - started)
+        done_before = done if done_before is None else done_before
+        if not sys.stderr.isatty() and now - last_line >= every:
+            last_line = now
+            rate = (done - done_before) / (now - started)
             print(f'{verb} {done} of {total}, {rate:.1f} a second', file=sys.stderr, flush=True)
 
     yield report

@@ -1,10 +1,10 @@
-"""What a checkpoint of the full-size network costs the run that writes it.
+"""Measures how much a checkpoint of the full-size network slows down the run that writes it.
 
     python benchmarks/checkpoints.py --segment-seconds 0.5 --batch-size 1
 
-Steps of the real program without and with an asynchronous save among them, alternating; the cost is the time that the
-steps with one take longer, the blocking part of it the time inside `save`. The last column is what remains of it at one
-save in 5,000 steps of `--step-seconds` (an accelerator's; here the steps only have to be going on meanwhile).
+Runs stretches of steps of the real program, alternately without and with an asynchronous save. The cost of the save is
+the additional time of a stretch with one; its blocking part is the time inside `save`. The last column is the cost's
+share of a run with one save in 5,000 steps of `--step-seconds`, which is a step's time on an accelerator.
 """
 
 import json
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,14 +37,15 @@ def main(
     step_seconds: float = 0.3,
     json_file: Path | None = None,
 ) -> None:
-    """Times a training loop with and without a save in it.
+    """Times a training loop with and without a save.
 
     Args:
-        segment_seconds, batch_size: of the steps; small ones, for a CPU.
-        steps: in each stretch; the save follows the first of them.
-        repeats: stretches of each kind.
-        step_seconds: of a step on an accelerator, for the last column.
-        json_file: where to write the figures as well.
+        segment_seconds: the length of the segments, short enough for a CPU.
+        batch_size: the number of segments in a batch, small enough for a CPU.
+        steps: the number of steps in a stretch; the save follows the first.
+        repeats: the number of stretches of each kind.
+        step_seconds: the time of a step on an accelerator, for the last column.
+        json_file: where to write the results, too.
     """
     config = TrainConfig(
         input=DataConfig(segment_seconds=segment_seconds),
@@ -51,6 +53,24 @@ def main(
         mixing=SegmentMixer(mix_group=2),
         ema_decay=0.999,
     )
+    found = measure(config, steps, repeats)
+    found['share'] = found['cost_seconds'] / (5000 * step_seconds)
+    table = Table('device', 'state', 'step', 'save blocks for', 'save costs', f'of 5,000 steps of {step_seconds} s')
+    table.add_row(
+        found['device'],
+        f'{found["state_bytes"] / 1e6:.0f} MB',
+        f'{found["step_seconds"]:.2f} s',
+        f'{found["blocking_seconds"]:.2f} s',
+        f'{found["cost_seconds"]:.2f} s',
+        f'{found["share"]:.2%}',
+    )
+    Console().print(table)
+    if json_file:
+        json_file.write_text(json.dumps(found, indent=2) + '\n')
+
+
+def measure(config: TrainConfig, steps: int, repeats: int) -> dict[str, Any]:
+    """Returns the device, the size of the state in bytes, and the seconds of a step and of a save."""
     mesh = make_mesh(devices=jax.devices()[:1])
     program = make_program(config, mesh)
     step, state = program.compile_step(), program.initial_state()
@@ -63,10 +83,9 @@ def main(
         mesh,
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-
     plain, saving, blocked = [], [], []
     with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
-        for turn in range(-1, 2 * repeats):  # the first one warms up
+        for turn in range(-1, 2 * repeats):  # turn -1 warms up
             saves = turn % 2 == 0
             started, inside = time.perf_counter(), 0.0
             for number in range(steps):
@@ -81,28 +100,13 @@ def main(
             if turn >= 0:
                 (saving if saves else plain).append(seconds)
                 blocked += [inside] if saves else []
-
-    cost = statistics.median(saving) - statistics.median(plain)
-    found = {
+    return {
         'device': jax.devices()[0].device_kind,
         'state_bytes': size,
         'step_seconds': statistics.median(plain) / steps,
         'blocking_seconds': statistics.median(blocked),
-        'cost_seconds': cost,
-        'share': cost / (5000 * step_seconds),
+        'cost_seconds': statistics.median(saving) - statistics.median(plain),
     }
-    table = Table('device', 'state', 'step', 'save blocks for', 'save costs', f'of 5,000 steps of {step_seconds} s')
-    table.add_row(
-        found['device'],
-        f'{size / 1e6:.0f} MB',
-        f'{found["step_seconds"]:.2f} s',
-        f'{found["blocking_seconds"]:.2f} s',
-        f'{cost:.2f} s',
-        f'{found["share"]:.2%}',
-    )
-    Console().print(table)
-    if json_file:
-        json_file.write_text(json.dumps(found, indent=2) + '\n')
 
 
 if __name__ == '__main__':

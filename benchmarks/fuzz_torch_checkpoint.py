@@ -1,11 +1,11 @@
-"""Damaged and hostile PyTorch files by the ten thousand; and how fast a large one opens.
+"""Reads tens of thousands of damaged and hostile PyTorch files, and times how fast a large one opens.
 
     python benchmarks/fuzz_torch_checkpoint.py --mutations 50000 --seed 0
     python benchmarks/fuzz_torch_checkpoint.py --mutations 0 --gigabytes 1
 
-Mutates the files of tests/data and reads each result. It must be read, or refused by a CheckpointError of one line;
-nothing else may happen: no other exception, no import, no file opened but this one, no program started, not a second
-of time. Prints the outcomes by kind of mutation, and writes the mutations that broke a rule into --failures.
+Mutates the PyTorch files of tests/reference and reads each result, which must either succeed or raise a CheckpointError
+of one line. Nothing else may happen: no other exception, no import, no other file opened, no program started, no more
+than ten seconds. Prints the outcomes by kind of mutation, and writes the files that broke a rule into --failures.
 """
 
 import codecs
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ import numpy as np
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.weights.torch_files import read_torch, write_torch
 
-SEEDS = Path(__file__).parents[1] / 'tests' / 'data'
-SECONDS = 10.0  # no read may take longer, on a machine that is busy
+SEEDS = Path(__file__).parents[1] / 'tests' / 'reference'
+MAX_SECONDS = 10.0  # on a busy machine
 NAMES = """os.system posix.system builtins.eval builtins.getattr builtins.set builtins.bytearray subprocess.Popen
 collections.OrderedDict collections.Counter collections.defaultdict torch._utils._rebuild_tensor_v2 torch.FloatStorage
 torch._utils._rebuild_tensor_v3 torch._utils._rebuild_parameter torch._tensor._rebuild_from_type_v2 torch.Size
@@ -41,19 +41,22 @@ BARE = b'(012N)}]\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94Rabdelotsu.Q'
 
 
 def seeds() -> list[bytes]:
+    """Returns the files to mutate."""
     return [path.read_bytes() for path in sorted(SEEDS.glob('torch_*'))]
 
 
-def mutated(files: list[bytes], seed: int) -> Iterator[tuple[str, bytes]]:
-    """Endless (kind of mutation, file)."""
+def mutate(files: list[bytes], seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yields (kind of mutation, file) without end."""
     draw = random.Random(seed)
     zips, start = [file for file in files if file[:2] == b'PK'], legacy_start(files)
     kinds = {
-        'bytes': lambda: damaged(draw, draw.choice(files), files),
-        'zip directory': lambda: in_headers(draw, draw.choice(zips)),
-        'pickle in zip': lambda: in_pickle(draw, draw.choice(zips), lambda old: damaged(draw, old, [old])),
-        'instructions in zip': lambda: in_pickle(draw, draw.choice(zips), lambda old: spliced(draw, old)),
-        'program in zip': lambda: in_pickle(draw, draw.choice(zips), lambda old: b'\x80\x02' + program(draw) + b'.'),
+        'bytes': lambda: damage(draw, draw.choice(files), files),
+        'zip directory': lambda: mutate_headers(draw, draw.choice(zips)),
+        'pickle in zip': lambda: mutate_pickle(draw, draw.choice(zips), lambda old: damage(draw, old, [old])),
+        'instructions in zip': lambda: mutate_pickle(draw, draw.choice(zips), lambda old: splice(draw, old)),
+        'program in zip': lambda: mutate_pickle(
+            draw, draw.choice(zips), lambda old: b'\x80\x02' + program(draw) + b'.'
+        ),
         'program in legacy': lambda: start + b'\x80\x02' + program(draw) + b'.\x80\x02].' + draw.randbytes(40),
     }
     while True:
@@ -61,8 +64,8 @@ def mutated(files: list[bytes], seed: int) -> Iterator[tuple[str, bytes]]:
         yield kind, kinds[kind]()
 
 
-def damaged(draw: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """A few bytes changed, cut, doubled, swapped, or replaced by a piece of another file."""
+def damage(draw: random.Random, data: bytes, others: list[bytes]) -> bytes:
+    """Returns data with a few bytes changed, cut out, or replaced by a piece of another file."""
     data = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 16))):
         if not data:
@@ -86,10 +89,10 @@ def damaged(draw: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return bytes(data)
 
 
-def in_headers(draw: random.Random, data: bytes) -> bytes:
-    """A field of a local header, of the directory or of its end set to something else."""
+def mutate_headers(draw: random.Random, data: bytes) -> bytes:
+    """Returns a zip with a few fields of its local headers or its directory changed."""
     data = bytearray(data)
-    places = [i for mark in (b'PK\3\4', b'PK\1\2', b'PK\5\6', b'PK\6\6', b'PK\6\7') for i in _finds(data, mark)]
+    places = [i for mark in (b'PK\3\4', b'PK\1\2', b'PK\5\6', b'PK\6\6', b'PK\6\7') for i in _find_all(data, mark)]
     for _ in range(draw.choice((1, 1, 2, 3))):
         i, width = draw.choice(places) + draw.randrange(4, 46), draw.choice((1, 2, 4))
         if i + width <= len(data):
@@ -99,7 +102,7 @@ def in_headers(draw: random.Random, data: bytes) -> bytes:
     return bytes(data)
 
 
-def _finds(data: bytes, mark: bytes) -> list[int]:
+def _find_all(data: bytes, mark: bytes) -> list[int]:
     found, i = [], data.find(mark)
     while i >= 0:
         found.append(i)
@@ -107,8 +110,8 @@ def _finds(data: bytes, mark: bytes) -> list[int]:
     return found
 
 
-def in_pickle(draw: random.Random, data: bytes, change) -> bytes:
-    """A sound zip whose pickle is changed; sometimes deflated, sometimes of another byte order."""
+def mutate_pickle(draw: random.Random, data: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """Returns a sound zip with a changed pickle, sometimes deflated, sometimes of the other byte order."""
     buffer = io.BytesIO()
     method = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, 'w', method) as new:
@@ -124,22 +127,23 @@ def in_pickle(draw: random.Random, data: bytes, change) -> bytes:
     return buffer.getvalue()
 
 
-def spliced(draw: random.Random, pickled: bytes) -> bytes:
+def splice(draw: random.Random, pickled: bytes) -> bytes:
+    """Returns a pickle with random instructions inserted."""
     i = draw.randrange(2, len(pickled))
     return pickled[:i] + program(draw) + pickled[i + draw.choice((0, 0, 1, 5)) :]
 
 
 def legacy_start(files: list[bytes]) -> bytes:
-    """The three pickles before the tree."""
+    """Returns the three pickles in front of the tree in a file of the old format."""
     file = next(file for file in files if file[:2] == b'\x80\x02')
     stream = io.BytesIO(file)
     for _ in range(3):
-        pickle.load(stream)  # ours, from tests/data
+        pickle.load(stream)  # safe: a file of tests/reference
     return file[: stream.tell()]
 
 
 def program(draw: random.Random) -> bytes:
-    """Random instructions, mostly such that there is something on the stack for them."""
+    """Returns random instructions, most of which find on the stack what they need."""
     out = bytearray()
     for _ in range(draw.choice((1, 3, 10, 40))):
         match draw.randrange(12):
@@ -194,17 +198,20 @@ def _push(draw: random.Random) -> bytes:
 
 
 class Watch:
-    """Notes what this interpreter does beside reading one file. An audit hook stays for good: one Watch a process."""
+    """Records what the interpreter does apart from reading one file.
+
+    Python cannot remove an audit hook, so a process should have only one Watch.
+    """
 
     def __init__(self, path: Path):
         self.path = str(path)
         self.seen: list[str] = []
         self.active = False
         for codec in ('raw-unicode-escape', 'cp437', 'latin-1'):
-            codecs.lookup(codec)  # else imported when a string first needs one
-        sys.addaudithook(self._hear)
+            codecs.lookup(codec)  # or they would be imported when a string first needs them
+        sys.addaudithook(self._record)
 
-    def _hear(self, event: str, arguments: tuple) -> None:
+    def _record(self, event: str, arguments: tuple) -> None:
         if not self.active or event in ('mmap.__new__', 'object.__getattr__', 'sys._getframe', 'builtins.id'):
             return
         if event == 'open' and str(arguments[0]) == self.path:
@@ -212,7 +219,7 @@ class Watch:
         self.seen.append(f'{event} {arguments!r:.200}')
 
     def read(self, data: bytes) -> tuple[str, float]:
-        """(what came of a file, seconds): 'read', 'refused', or what went wrong."""
+        """Returns ('read', 'refused' or what went wrong, seconds) for a file with these contents."""
         Path(self.path).write_bytes(data)
         self.seen.clear()
         self.active, started = True, time.perf_counter()
@@ -231,13 +238,13 @@ class Watch:
         seconds = time.perf_counter() - started
         if self.seen:
             outcome = f'executed: {self.seen[0]}'
-        elif seconds > SECONDS:
+        elif seconds > MAX_SECONDS:
             outcome = f'took {seconds:.1f} s'
         return outcome, seconds
 
 
-def touch(tree) -> None:
-    """Reads every array (a bad one would crash here), and walks through all plain containers, as a user might."""
+def touch(tree: object) -> None:
+    """Reads every array, where a bad one would crash, and walks through all plain containers, as a user might."""
     if isinstance(tree, np.ndarray):
         if tree.nbytes < 1 << 22:
             tree.copy()
@@ -251,14 +258,14 @@ def touch(tree) -> None:
 
 
 def fuzz(mutations: int, seed: int, failures: Path) -> dict:
-    """-> counts by kind and outcome, the slowest read in seconds, and the growth of this process in MB."""
+    """Returns the counts by kind and outcome, the slowest read in seconds, and the growth of this process in MB."""
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     slowest, files = 0.0, seeds()
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch(Path(folder) / 'file.pt')
-        for file in files:  # whatever numpy and zipfile import late
+        for file in files:  # numpy and zipfile import some modules late
             watch.read(file)
-        for i, (kind, data) in zip(range(mutations), mutated(files, seed), strict=False):
+        for i, (kind, data) in zip(range(mutations), mutate(files, seed), strict=False):
             if i == mutations // 10:
                 before = resident()
             outcome, seconds = watch.read(data)
@@ -272,18 +279,18 @@ def fuzz(mutations: int, seed: int, failures: Path) -> dict:
 
 
 def resident() -> float:
-    """Memory of this process, MB (Linux)."""
+    """Returns the resident memory of this process in MB. Works on Linux only."""
     return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 1e6
 
 
 def measure_opening(gigabytes: float) -> dict:
-    """A Lightning-like file of 836 tensors and their optimizer state, mostly holes on the disk."""
+    """Times opening a file like Lightning's, of 836 tensors and their optimizer state."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'large.ckpt'
         one = np.zeros(int(gigabytes * 1e9 / 4 / 836 / 3), np.float32)
         state = {i: {'step': np.float32(1), 'exp_avg': one[:], 'exp_avg_sq': one[1:]} for i in range(836)}
         tree = {'state_dict': {f'layer.{i}.weight': one[:-1] for i in range(836)}, 'optimizer_states': [state]}
-        # Not one storage for all: a file as large as it says.
+        # Each array has its own storage, so that the file has the stated size.
         for i, entry in state.items():
             entry['exp_avg'], entry['exp_avg_sq'] = np.zeros_like(one), np.zeros_like(one)
             tree['state_dict'][f'layer.{i}.weight'] = np.zeros_like(one)
@@ -292,7 +299,7 @@ def measure_opening(gigabytes: float) -> dict:
         written = time.perf_counter() - started
         size = path.stat().st_size
         del tree, state, entry
-        read_torch(path)  # imports, and the page cache
+        read_torch(path)  # warms up imports and the page cache
         before, times, trees = resident(), [], []
         for _ in range(5):
             started = time.perf_counter()
@@ -309,14 +316,14 @@ def main(
     failures: Path = Path('fuzz_failures'),
     json_file: Path | None = None,
 ) -> None:
-    """Prints the tables.
+    """Runs the fuzzer and the timing, and prints the results.
 
     Args:
-        mutations: how many files to read.
-        seed: of the mutations.
-        gigabytes: the size of a file whose opening is timed; 0: none. That much memory and disk is needed.
-        failures: a folder for the files that broke a rule.
-        json_file: where to write the figures as well.
+        mutations: the number of files to read.
+        seed: the seed of the mutations.
+        gigabytes: the size of the file whose opening is timed, 0 to skip it. It takes that much memory and disk.
+        failures: the folder for the files that broke a rule.
+        json_file: where to write the results, too.
     """
     from rich.console import Console
     from rich.table import Table

@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from audiosep_jax.data.embeddings import cache_directory, cache_paths
-from audiosep_jax.data.layout import SplitInfo, write_json
+from audiosep_jax.data.layout import SplitInfo
 from audiosep_jax.encoders.registry import load_encoder
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.options import num_cores

@@ -8,7 +8,7 @@ does; `wall` is what arrived.
 
 The original (data/audiotext_dataset.py) reads whole WAV files of 44.1 kHz, resamples them by
 `torchaudio.functional.resample`, whose formula stands below, and crops; `kernel kept` spares it the resampling kernel
-that the original computes anew for each clip. Those rows need torch.
+that the original recomputes for each clip. Those rows need torch.
 """
 
 import contextlib
@@ -191,7 +191,7 @@ def cpu_seconds() -> float:
 
 
 def measure(setting: Setting, folder: Path, seconds: float) -> tuple[float, float]:
-    """(clips by CPU second, clips by second) of batches read for so many seconds."""
+    """Reads batches for some seconds; returns (clips per CPU second, clips per second)."""
     with batches_of(setting, folder) as batches:
         for _ in range(WARM_UP * max(setting.workers, 1)):
             next(batches)
@@ -203,7 +203,7 @@ def measure(setting: Setting, folder: Path, seconds: float) -> tuple[float, floa
 
 
 def measured_alone(setting: Setting, folder: Path, seconds: float) -> tuple[float, float]:
-    """`measure` in a process of its own: what one leaves behind in memory helps the next."""
+    """Runs `measure` in a separate process, because memory that one run leaves behind speeds up the next."""
     with futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         return pool.submit(measure, setting, folder, seconds).result()
 

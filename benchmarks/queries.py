@@ -77,7 +77,7 @@ def main(
 def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str], list[str]]:
     """Mixtures and targets float32 [T_i], captions, and the names of the other sounds."""
     benchmark = read_benchmark(data, 'music')
-    pairs, bad_rows = benchmark.items, benchmark.bad
+    pairs, bad_rows = benchmark.items, benchmark.bad_rows
     with (data / 'music_eval.csv').open(newline='', encoding='utf-8-sig') as file:
         names = {row['idx'].strip(): row.get('noise_wav') or '' for row in csv.DictReader(file)}
     others = [re.sub(r'[-_ ]*\d*$', '', Path(names[pair.name]).name).replace('_', ' ') for pair in pairs]

@@ -22,7 +22,7 @@ ROWS = ('separated', 'fixed spectral mask', 'shuffled query')
 
 
 def measure(seed: int) -> dict:
-    """Runs the quickstart in a folder of its own; -> seed, seconds, and the SDRi of each row in dB."""
+    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the SDRi of each row in dB."""
     with tempfile.TemporaryDirectory() as workdir:
         started = time.perf_counter()
         command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed)]

@@ -5,7 +5,7 @@ a long recording is cut does to the result.
     python benchmarks/separate.py --size small
     python benchmarks/separate.py --checkpoint quickstart --lengths 60 600 --queries 1
 
-Each row is a process of its own, whose peak memory the system reports (resident set, with Python, JAX and the weights;
+Each row is a separate process, whose peak memory the system reports (resident set, with Python, JAX and the weights;
 query encoders are not in it: queries are embeddings). It reads a stereo WAV at 44.1 kHz and writes one WAV per query.
 Compilation is not in the times: the same work is done before on a recording just long enough to need all of it.
 
@@ -97,7 +97,7 @@ def main(
 
 
 def measured(case: Case, network: str | dict, folder: Path) -> dict:
-    """Runs a case in a process of its own."""
+    """Runs a case in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         return pool.submit(work, case, network, folder).result()
 

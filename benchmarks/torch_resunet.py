@@ -1,7 +1,8 @@
 """The separator and its training step in plain PyTorch, at the original's shapes: what this project is timed against.
 
 Written for `benchmarks/train_step.py` after the article and the tensors of `audiosep_jax/models/torch_names.py`, whose
-names its state dict has: weights of ours load into it, and its output is ours (`train_step.py` says how far it is off).
+names its state dict has: this project's weights load into it, and its output equals ours
+(`train_step.py` prints the difference).
 """
 
 import torch

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py --json-file train_step.json
 
-Each row is a process of its own: one step to compile, one to warm up, then the median of `repeats`. Ours is the
+Each row is a separate process: one step to compile, one to warm up, then the median of `repeats`. Ours is the
 project's whole step (mixing, STFT, network, loss, gradients, AdamW with AMSGrad, donated state); PyTorch's is that of
 `benchmarks/torch_resunet.py`, which mixes by a plain sum, as its users run it:
 
@@ -157,7 +157,7 @@ def torch_step(case: Case, size: Size) -> Callable[[], None]:
 
 
 def fresh_tensors(config) -> dict[str, np.ndarray]:
-    """Random weights of ours under the original's names, DFT matrices included."""
+    """Returns random weights under the original's names, DFT matrices included."""
     import jax
 
     from audiosep_jax.models.audiosep import init_variables
@@ -194,7 +194,7 @@ def difference_of_outputs(size: Size) -> dict[str, float]:
 
 
 def measure(case: Case, size: Size, repeats: int) -> dict:
-    """In a process of its own: seconds of the first step and of the later ones, their threads' CPU time, peak bytes."""
+    """Measures in a separate process: seconds of the first and the later steps, their CPU time, peak bytes."""
     started = time.perf_counter()
     run = torch_step(case, size) if case.program in (EAGER, COMPILED) else jax_step(case, size)
     run()

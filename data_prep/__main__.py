@@ -1,11 +1,14 @@
-"""`python -m data_prep build|embed|…`: from sound files to what training reads. Exit codes as in `audiosep-jax`: 2 for
-flags, 1 for files and data, 0 otherwise. The commands for datasets that are built are in `commands.py`."""
+"""The command line `python -m data_prep build|embed|…`, which turns sound files into datasets for training.
+
+Exit codes are those of `audiosep-jax`: 2 for wrong flags, 1 for problems with files and data, 0 otherwise. The commands
+for existing datasets are in `commands.py`.
+"""
 
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated, Union
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Union
 
 import tyro
 
@@ -30,7 +33,7 @@ from data_prep.datasets.webdataset import BuildWebDataset
 from data_prep.embed import embed_dataset
 from data_prep.options import BuildOptions, parse_shard_range
 
-# What `build` knows: one line per dataset.
+# The datasets that `build` supports, one per line.
 _DATASETS: dict[str, type[BuildOptions]] = {
     'manifest': BuildManifest,
     'synthetic': BuildSynthetic,
@@ -46,7 +49,10 @@ _DATASETS: dict[str, type[BuildOptions]] = {
     'wavcaps': BuildWavCaps,
     'webdataset': BuildWebDataset,
 }
-_Dataset = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in _DATASETS.items())]  # noqa: UP007
+if TYPE_CHECKING:
+    _Dataset = BuildOptions
+else:
+    _Dataset = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in _DATASETS.items())]  # noqa: UP007
 
 
 def build(dataset: _Dataset) -> int:
@@ -64,18 +70,18 @@ def embed(
     process_index: int = 0,
     process_count: int = 1,
 ) -> int:
-    """Fill the embedding cache: every caption, sound or picture through a query encoder.
+    """Fill the embedding cache with the embeddings of every caption, sound or picture from a query encoder.
 
-    Several calls, also on several hosts, may share the shards of a dataset; the last one to end completes the cache.
+    Several calls, even on several hosts, may share the shards of a dataset; the last to end completes the cache.
 
     Args:
         shards: Directory of the dataset.
-        encoder: Query encoder: words; clap or clip (fetched from the hub); or a path of CLAP or CLIP weights.
+        encoder: Query encoder: words; clap or clip (fetched from the hub); or a path to CLAP or CLIP weights.
         what: Captions (text), whole sounds (audio, for clap) or the pictures of videos (image, for clip).
         split: Only these splits (default: all complete ones).
-        shard_range: Only these shards of each split, FIRST:END, as 0:100.
+        shard_range: Only these shards of each split, FIRST:END, such as 0:100.
         process_index: Number of this call among those that share the shards.
-        process_count: How many calls share the shards.
+        process_count: Number of calls that share the shards.
     """
     share = parse_shard_range(shard_range)
     loaded = load_encoder(encoder)
@@ -103,7 +109,7 @@ def embed(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
-    commands = {
+    commands: dict[str, Callable[..., int]] = {
         'build': build,
         'embed': embed,
         'verify': verify,
@@ -117,12 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog='python -m data_prep',
-            description='Build and embed datasets, and look after them.',
+            description='Build, embed and maintain datasets.',
             args=argv,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except KeyboardInterrupt:
-        print('data_prep: interrupted; the same command goes on where it stopped', file=sys.stderr)
+        print('data_prep: interrupted; the same command resumes', file=sys.stderr)
         return 130
     except Exception as error:
         explanation = explained(error)

@@ -1,8 +1,8 @@
-"""Builds shards with Apache Beam: the function that a local worker runs, on whatever Beam runs on.
+"""Builds shards with Apache Beam, which runs the same function as a local worker, on any runner of Beam.
 
-Shard numbers move through Beam, not audio. The list of a shard's clips lies in a file beside the shards, so the output
-folder or bucket must be one that all workers reach; so must the dataset's files. Apache Beam is the extra `[beam]`, in
-an environment of its own: it needs protobuf < 7.
+Only shard numbers move through Beam, no audio. The list of a shard's clips is in a file beside the shards, so all
+workers must have access to the output folder or bucket and to the dataset's files. Apache Beam is the extra `[beam]`,
+in a separate environment, because it needs protobuf < 7.
 """
 
 import logging
@@ -19,26 +19,26 @@ from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, write_bytes
 from data_prep.clips.base import ClipSource
 
-_LOOK_SECONDS = 2.0  # between looks at how many shards there are: all that can be known of a far-away pipeline
-_REQUESTS = 16  # at once, of files in a bucket
+# Seconds between counts of the finished shards, the only progress that a remote pipeline shows.
+_LOOK_SECONDS = 2.0
+_REQUESTS = 16  # requests to a bucket at once
 
-
-# Names that Beam itself does not know.
+# Short names that Beam itself does not know.
 _RUNNERS = {'DaskRunner': 'apache_beam.runners.dask.dask_runner.DaskRunner'}
 
 
 def pipeline_options(beam_args: Sequence[str]) -> Any:
-    """Beam's `PipelineOptions` of flags such as '--runner=DirectRunner', '--direct_num_workers=2'.
+    """Returns Beam's `PipelineOptions` for flags such as '--runner=DirectRunner', '--direct_num_workers=2'.
 
     Raises:
-        ConfigError: Apache Beam is not installed, or does not take these flags.
+        ConfigError: Apache Beam is not installed, or it does not accept these flags.
     """
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners.runner import create_runner
     except ImportError as error:
         raise ConfigError(
-            "--runner beam: Apache Beam is not installed: pip install 'audiosep_jax[beam]' in an environment of its own"
+            "--runner beam: Apache Beam is not installed: pip install 'audiosep_jax[beam]' in a separate environment"
         ) from error
     for argument in beam_args:
         if not argument.startswith('--'):
@@ -47,19 +47,19 @@ def pipeline_options(beam_args: Sequence[str]) -> Any:
         runner = PipelineOptions(list(beam_args)).get_all_options().get('runner') or 'DirectRunner'
         runner = _RUNNERS.get(runner, runner)
         create_runner(runner)
-    except SystemExit as error:  # how argparse refuses; it has said why
+    except SystemExit as error:  # argparse exits after printing the reason
         raise ConfigError(f'--beam-args: Beam does not take {" ".join(beam_args)}') from error
     except (ValueError, ImportError, AttributeError) as error:
         raise ConfigError(f'--beam-args: {_last_line(error)}') from error
     more = [f'--runner={runner}']
     if runner.endswith('DirectRunner'):
-        # It would first try Prism, a program that it downloads. This pipeline has no triggers: all that the flag does
-        # is to make it run here.
+        # Without this flag the runner would first try Prism, a program that it downloads. The pipeline has no triggers,
+        # so the flag has no other effect.
         more.append('--allow_unsafe_triggers')
         if not any(argument.startswith('--default_sdk_harness_log_level') for argument in beam_args):
-            more.append('--default_sdk_harness_log_level=WARNING')  # or each process tells its life on the screen
+            more.append('--default_sdk_harness_log_level=WARNING')  # otherwise each process logs its start and end
     if runner.endswith('DaskRunner') and not any(a.startswith(('--dask_npart', '--dask_part')) for a in beam_args):
-        more.append('--dask_partition_size=1')  # else 128 shards in a row on one worker
+        more.append('--dask_partition_size=1')  # the default would give one worker 128 shards in a row
     return PipelineOptions([*beam_args, *more])
 
 
@@ -74,12 +74,15 @@ def run_on_beam(
     """Calls `function(clips, out, plan, shard, tick)` for every (shard, clips) of `parts` in a Beam pipeline.
 
     Args:
-        function: of a module that Beam's workers can import.
-        options: of `pipeline_options`.
-        report: called from another thread with the number of clips in the shards that are there by now.
+        function: a function in a module that Beam's workers can import.
+        parts: the shard numbers and their clips.
+        out: directory of the dataset.
+        plan: the split to build.
+        options: the result of `pipeline_options`.
+        report: called from another thread with the number of clips in the shards finished so far.
 
     Raises:
-        DataError: what a shard raised, or the pipeline failed.
+        DataError: a shard or the pipeline failed.
     """
     import apache_beam as beam
 
@@ -90,11 +93,11 @@ def run_on_beam(
         with futures.ThreadPoolExecutor(_REQUESTS) as pool:
             list(pool.map(lambda task: write_bytes(_task_path(folder, task[0]), pickle.dumps(task[1])), parts))
         make = _make_shard_class(beam.DoFn)(function, str(out), str(folder), plan)
-        with _Reported(out, plan, parts, report):
+        with _ProgressThread(out, plan, parts, report):
             try:
                 with beam.Pipeline(options=options) as pipeline:
                     shards = pipeline | 'Shards' >> beam.Create([shard for shard, _ in parts])
-                    # Else one worker would get all of them: fused, they follow the one list they came from.
+                    # Without a reshuffle Beam fuses the steps, and one worker would get all shards.
                     _ = shards | 'Spread' >> beam.Reshuffle() | 'Make' >> beam.ParDo(make)
             except Exception as error:
                 raise DataError(_reason(folder) or f'Beam: {_last_line(error)}') from error
@@ -103,7 +106,7 @@ def run_on_beam(
 
 
 def _make_shard_class(base: type) -> type:
-    """A `beam.DoFn`: its base class is known only when Beam is imported."""
+    """Returns a subclass of `beam.DoFn`, which is known only once Beam is imported."""
 
     class MakeShard(base):
         """Makes one shard from its number."""
@@ -117,7 +120,7 @@ def _make_shard_class(base: type) -> type:
             try:
                 self._function(clips, as_path(self._out), self._plan, shard, _no_tick)
             except AudioSepError as error:
-                # What Beam makes of an exception differs from runner to runner; a text in a file does not.
+                # Runners change exceptions in different ways, so the message is also written to a file.
                 write_bytes(_error_path(folder, shard), str(error).encode())
                 raise
             yield shard
@@ -138,14 +141,14 @@ def _error_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
 
 
 def _reason(folder: pathlib.Path) -> str | None:
-    """What the first shard that failed says of it."""
+    """Returns the message of the first shard that failed, if there is one."""
     for path in sorted(folder.glob('*.error'))[:1]:
         return path.read_text()
     return None
 
 
 def _last_line(error: Exception) -> str:
-    """Beam puts whole tracebacks into its messages; the last line is the exception itself."""
+    """Returns the last line of a message: Beam puts whole tracebacks into it, which end with the exception itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -157,17 +160,23 @@ def _remove(folder: pathlib.Path) -> None:
         folder.rmdir()
 
 
-class _Reported:
-    """While entered, a thread looks at which shards are there and reports their clips."""
+class _ProgressThread:
+    """While it is entered, a thread counts the clips of the finished shards and reports them."""
 
-    def __init__(self, out: pathlib.Path, plan: SplitInfo, parts, report):
+    def __init__(
+        self,
+        out: pathlib.Path,
+        plan: SplitInfo,
+        parts: Sequence[tuple[int, ClipSource]],
+        report: Callable[[int], None],
+    ):
         self._clips = {shard_path(out, plan, shard).name: len(clips) for shard, clips in parts}
         self._out, self._plan, self._report = out, plan, report
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self):
-        self._before = set(self._there())  # damaged ones, which are made again
+        self._before = set(self._there())  # damaged shards, which are made again
         self._thread.start()
 
     def __exit__(self, kind, *exception):
@@ -184,5 +193,5 @@ class _Reported:
         while not self._ended.wait(_LOOK_SECONDS):
             try:
                 self._report(sum(self._clips[name] for name in self._there() if name not in self._before))
-            except Exception as error:  # a look that failed is no reason to end a pipeline
+            except Exception as error:  # a failed count must not end the pipeline
                 logging.getLogger(__name__).debug('%s: %s', self._out, error)

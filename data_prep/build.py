@@ -1,9 +1,9 @@
-"""Builds the shards of a split: audio files in, a TFDS dataset of ArrayRecord shards out. Resumable at any moment.
+"""Builds the shards of a split: it turns audio files into a TFDS dataset of ArrayRecord shards.
 
-A shard is a function of its inputs alone: clips k·n to (k+1)·n - 1 of the list, less those left out. It is written
-under a temporary name and renamed, so a file under a shard's name is whole; a build that was killed continues with the
-shards that are missing. Several builds may share the work, each with a range of the shards: who makes the last one
-finishes the split. The layout is described in `audiosep_jax/data/layout.py`.
+A shard depends only on its inputs: clips k·n to (k+1)·n - 1 of the list, without those that are left out. It is written
+under a temporary name and then renamed, so a file with a shard's name is always complete, and a build that was killed
+continues with the missing shards. Several builds may share the work, each with a range of the shards; the one that
+makes the last shard finishes the split. `audiosep_jax/data/layout.py` describes the layout.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from audiosep_jax.audio.writing import MAX_FLAC_RATE
+from audiosep_jax.audio.formats import MAX_FLAC_RATE
 from audiosep_jax.data.layout import (
     FORMAT_VERSION,
     SplitInfo,
@@ -34,41 +34,42 @@ from audiosep_jax.data.layout import (
     split_info_path,
     split_names,
     summary_path,
-    write_json,
     write_split_info,
 )
-from audiosep_jax.data.records import Record, encode_audio, features, record_to_bytes
+from audiosep_jax.data.records import Codec, Record, encode_audio, features, record_to_bytes
 from audiosep_jax.data.shards import count_records
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOut, LeftOutError, Reason
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
+from audiosep_jax.storage.json_files import write_json
 from audiosep_jax.storage.locks import AtWork, locked
-from data_prep.clips.base import ClipSource, LeftOut, LeftOutError
+from data_prep.clips.base import ClipSource
 from data_prep.clips.sources import ClipsInMemory, LongEnough
 from data_prep.workers import run_in_processes
 
 Progress = Callable[[int, int], None]
 Runner = Literal['local', 'beam']
-REASONS = ('missing', 'unreadable', 'too short', 'excluded')
-_REQUESTS = 16  # at once: on a network mount or of a bucket, each takes tens of milliseconds
+_REASONS: tuple[Reason, ...] = ('missing', 'unreadable', 'too short', 'excluded')  # of clips that are left out
+# How many requests run at once: on a network mount or in a bucket, each takes tens of milliseconds.
+_REQUESTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
-    """What became of a split: what is in it, which clips are not, and how many shards this call made of it.
+    """The result of a build: what the split holds, which clips were left out, and how many shards this call made.
 
-    While shards of other jobs are missing, `info.complete` is False and nothing is known of the clips yet.
+    While shards of other jobs are missing, `info.complete` is False, and the clips have not been counted yet.
     """
 
     info: SplitInfo
-    skipped: tuple[LeftOut, ...]  # also those that the source had left out before
-    num_shards_made: int  # the others were there already
+    skipped: tuple[LeftOut, ...]  # includes those that the source itself had left out
+    num_shards_made: int  # the others already existed
     num_shards_missing: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Clips by what became of them: found (they are in the shards), missing, unreadable, too short, excluded."""
-        reasons = Counter(skipped.reason for skipped in self.skipped)
-        return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in REASONS}
+        """The number of clips that are in the shards (found), missing, unreadable, too short and excluded."""
+        reasons: Counter[str] = Counter(skipped.reason for skipped in self.skipped)
+        return {'found': self.info.num_clips} | {reason: reasons[reason] for reason in _REASONS}
 
 
 def build_shards(
@@ -79,7 +80,7 @@ def build_shards(
     name: str | None = None,
     split: str = 'train',
     clips_per_shard: int = 2000,
-    codec: str = 'flac',
+    codec: Codec = 'flac',
     shortest: float = 0.0,
     jobs: int = 1,
     shard_range: tuple[int, int | None] | None = None,
@@ -88,75 +89,101 @@ def build_shards(
     beam_args: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> BuildResult:
-    """Builds one split in the directory `out`, or what is missing of it.
+    """Builds one split in the directory `out`, or the shards of it that are still missing.
 
     Args:
         clips: a `ClipSource`, or clips (`id`, `audio` float [T], `captions`, `labels`) at `sample_rate` in memory.
-        out: directory of the dataset, or gs://…, s3://…; a build of the same inputs that was interrupted there is
-            continued.
-        sample_rate: of the shards, Hz.
-        name: of the dataset, in TFDS's sense; by default made from `out`'s last part.
+        out: directory of the dataset, or gs://…, s3://…; an interrupted build of the same inputs continues there.
+        sample_rate: sample rate of the shards in Hz.
+        name: TFDS name of the dataset; by default it is made from the last part of `out`.
         split: name of the split.
-        clips_per_shard: input clips to a shard file.
-        codec: 'flac', or 'pcm16' for hosts short of cores (1.6 times the size, no decoding).
-        shortest: clips of less than so many seconds are left out.
-        jobs: processes; each makes whole shards.
-        shard_range: (first, last + 1) of the shards to make; other calls, on any host, make the others.
-        retry_skipped: make the shards that lack unreadable clips again (after the files were mended).
+        clips_per_shard: number of input clips in a shard file.
+        codec: 'flac', or 'pcm16' for hosts with few cores (1.6 times the size, but nothing to decode).
+        shortest: clips shorter than this many seconds are left out.
+        jobs: number of processes; each makes whole shards.
+        shard_range: the shards to make, (first, last + 1); other calls, on any host, make the others.
+        retry_skipped: rebuild the shards that left clips out, for example after the files were repaired.
         runner: 'local' processes, or 'beam': an Apache Beam pipeline (`jobs` is not used).
-        beam_args: Beam's own flags, as '--runner=DataflowRunner'.
-        progress: called with (clips done, clips in all), from this process.
+        beam_args: Beam's own flags, such as '--runner=DataflowRunner'.
+        progress: called in this process with (clips done, clips in total).
 
     Raises:
-        ConfigError: a setting out of range.
-        DataError: `out` holds something else, or other inputs' shards; no clip is readable; it cannot be written.
+        ConfigError: a setting is out of range.
+        DataError: `out` holds something else, or shards of other inputs; no clip is readable; writing fails.
     """
-    source = clips if hasattr(clips, 'clip_id') else ClipsInMemory(clips)
+    is_source = hasattr(clips, 'clip_id')
+    source = cast(ClipSource, clips) if is_source else ClipsInMemory(cast(Iterable[Any], clips))
     known_left_out = tuple(getattr(source, 'left_out', ()))
     if shortest:
         source = LongEnough(source, shortest)
     out = as_path(out)
     plan = _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs)
     shards = _shards_in(shard_range, plan)
+    beam_options = None
     if runner == 'beam':
-        from data_prep.beam import pipeline_options, run_on_beam
+        from data_prep.beam import pipeline_options
 
-        options = pipeline_options(beam_args)
+        beam_options = pipeline_options(beam_args)
     try:
         with reaching(out):
             _claim(out, plan)
-            # The lock says who is at work; a bucket has none, and no temporary files that somebody must not sweep.
-            lock = contextlib.nullcontext() if is_bucket(out) else AtWork(out / 'splits' / f'.{split}.lock')
-            with lock as at_work:
+            with _at_work(out, split) as at_work:
                 todo = _missing(out, plan, shards, retry_skipped)
                 if todo:
-                    # From here on the split is unfinished, also where it was complete before.
+                    # From here on the split is unfinished, even if it was complete before.
                     write_split_info(out, plan)
-                parts = [(k, source.part(*_bounds(plan, k))) for k in todo]
-                in_all = sum(stop - start for start, stop in (_bounds(plan, k) for k in shards))
-                already = in_all - sum(len(part) for _, part in parts)
-                report = (lambda n: progress(already + n, in_all)) if progress else (lambda n: None)
-                report(0)
-                if runner == 'beam':
-                    run_on_beam(_write_shard, parts, out, plan, options, report)
-                else:
-                    run_in_processes(_write_shard, [(part, out, plan, k) for k, part in parts], jobs, report)
+                _make_shards(source, out, plan, shards, todo, jobs, beam_options, progress)
                 missing = _missing(out, plan, range(plan.num_shards), False) if shard_range else []
                 if missing:
                     return BuildResult(plan, (), len(todo), len(missing))
-                lock = contextlib.nullcontext() if is_bucket(out) else locked(out / 'splits' / '.finishing.lock')
-                with lock:
+                with contextlib.nullcontext() if is_bucket(out) else locked(out / 'splits' / '.finishing.lock'):
                     sweep = at_work is not None and (at_work.alone() or (at_work.alone() is None and not shard_range))
                     return _finish(out, plan, known_left_out, len(todo), sweep)
     except OSError as error:
         raise DataError(f'{out}: cannot be written: {error}') from error
 
 
+def _at_work(out: pathlib.Path, split: str) -> contextlib.AbstractContextManager[AtWork | None]:
+    """Returns the lock that shows other builds of the split that this one is running.
+
+    A bucket needs none: it has no temporary files that a sweep could remove.
+    """
+    return contextlib.nullcontext() if is_bucket(out) else AtWork(out / 'splits' / f'.{split}.lock')
+
+
+def _make_shards(
+    source: ClipSource,
+    out: pathlib.Path,
+    plan: SplitInfo,
+    shards: Iterable[int],
+    todo: Sequence[int],
+    jobs: int,
+    beam_options: Any,
+    progress: Progress | None,
+) -> None:
+    """Writes the shards `todo` out of this call's `shards`, in local processes or, given `beam_options`, on Beam."""
+    parts = [(k, source.part(*_bounds(plan, k))) for k in todo]
+    in_all = sum(stop - start for start, stop in (_bounds(plan, k) for k in shards))
+    already = in_all - sum(len(part) for _, part in parts)
+
+    def report(done: int) -> None:
+        if progress:
+            progress(already + done, in_all)
+
+    report(0)
+    if beam_options is None:
+        run_in_processes(_write_shard, [(part, out, plan, k) for k, part in parts], jobs, report)
+    else:
+        from data_prep.beam import run_on_beam
+
+        run_on_beam(_write_shard, parts, out, plan, beam_options, report)
+
+
 def _shards_in(shard_range: tuple[int, int | None] | None, plan: SplitInfo) -> range:
-    """The shards of this call. A range may reach beyond the last: an array of jobs need not divide evenly."""
+    """Returns the shards of this call. A range may end beyond the last shard, since jobs need not divide it evenly."""
     first, end = shard_range or (0, None)
     if first < 0 or (end is not None and end <= first):
-        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END, of which END is not made, as 0:10, 10:20')
+        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END without END itself, such as 0:10, 10:20')
     return range(first, plan.num_shards)[: None if end is None else end - first]
 
 
@@ -167,7 +194,16 @@ def _missing(out: pathlib.Path, plan: SplitInfo, shards: Iterable[int], retry_sk
         return [k for k, is_done in zip(shards, done, strict=True) if not is_done]
 
 
-def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -> SplitInfo:
+def _plan(
+    source: ClipSource,
+    out: pathlib.Path,
+    name: str | None,
+    split: str,
+    sample_rate: int,
+    clips_per_shard: int,
+    codec: Codec,
+    jobs: int,
+) -> SplitInfo:
     directory = out if is_bucket(out) else out.resolve()
     name = name or re.sub(r'\W+', '_', directory.name.lower()).strip('_')
     for what, text in (('name', name), ('split', split)):
@@ -186,11 +222,19 @@ def _plan(source, out, name, split, sample_rate, clips_per_shard, codec, jobs) -
     settings = dict(sample_rate=sample_rate, codec=codec, clips_per_shard=clips_per_shard)
     inputs = json.dumps([FORMAT_VERSION, settings, source.description()], sort_keys=True)
     fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
-    return SplitInfo(name=name, split=split, num_inputs=len(source), fingerprint=fingerprint, **settings)
+    return SplitInfo(
+        name=name,
+        split=split,
+        num_inputs=len(source),
+        fingerprint=fingerprint,
+        sample_rate=sample_rate,
+        codec=codec,
+        clips_per_shard=clips_per_shard,
+    )
 
 
 def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
-    """Makes `out` the place of this build, or raises DataError where it is something else's."""
+    """Reserves `out` for this build. Raises DataError if it holds something else."""
     if out.exists() and not out.is_dir():
         raise DataError(f'{out}: is a file: give a directory')
     splits = split_names(out)
@@ -209,7 +253,7 @@ def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
             )
             raise DataError(
                 f'{out}: holds split {split!r} of other inputs or settings '
-                f'({what or "the list of clips differs"}): give another --out, or delete it to build anew'
+                f'({what or "the list of clips differs"}): give another --out, or delete it to build again'
             )
     if plan.split not in splits:
         write_split_info(out, plan)
@@ -221,7 +265,7 @@ def _bounds(plan: SplitInfo, shard: int) -> tuple[int, int]:
 
 
 def _is_done(out: pathlib.Path, plan: SplitInfo, shard: int, retry_skipped: bool) -> bool:
-    """Whether the shard is there and whole; one that was cut short later is made again."""
+    """Whether the shard exists and is complete; one that was truncated later is made again."""
     path = shard_path(out, plan, shard)
     if not path.exists():
         return False
@@ -237,56 +281,70 @@ def _is_done(out: pathlib.Path, plan: SplitInfo, shard: int, retry_skipped: bool
 
 
 def _write_shard(source: ClipSource, out: pathlib.Path, plan: SplitInfo, shard: int, tick: Callable[[], None]) -> None:
-    """Writes one shard and the summary of what is in it. Runs in a worker: a process, or Beam's."""
+    """Writes one shard and the summary of its contents. It runs in a worker process, or in a worker of Beam."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = shard_path(out, plan, shard)
-    summary = dict(fingerprint=plan.fingerprint, captions=[], ids=[], num_samples=0, skipped=[])
-    labels, sources = Counter(), Counter()
+    captions: list[Sequence[str]] = []
+    ids: list[str] = []
+    skipped: list[dict[str, str]] = []
+    labels: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    num_samples = 0
     try:
         with reaching(out), writing(path) as temporary:
-            # group_size 1: each record can be read alone. Uncompressed: FLAC does not shrink further, and trying costs.
+            # With group_size 1 each record can be read on its own. Compressing FLAC again costs time and saves nothing.
             writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
             for index in range(len(source)):
                 try:
                     record = _record(source, index, plan)
                 except (AudioFileError, DataError) as error:
-                    reason = error.reason if isinstance(error, LeftOutError) else 'unreadable'
+                    reason: Reason = error.reason if isinstance(error, LeftOutError) else 'unreadable'
                     left_out = LeftOut(source.clip_id(index), reason, str(error))
-                    summary['skipped'].append(dataclasses.asdict(left_out))
+                    skipped.append(dataclasses.asdict(left_out))
                 else:
                     writer.write(record_to_bytes(record))
-                    summary['captions'].append(record.captions)
-                    summary['ids'].append(record.id)
-                    summary['num_samples'] += record.num_samples
+                    captions.append(record.captions)
+                    ids.append(record.id)
+                    num_samples += record.num_samples
                     labels.update(record.labels)
                     sources[source_name(record)] += 1
                 tick()
             writer.close()
-            if count_records(temporary) != len(summary['captions']):
+            if count_records(temporary) != len(captions):
                 raise DataError(f'{path}: could not be written completely: is the disk full?')
-            summary |= dict(labels=labels, sources=sources, num_bytes=size(temporary), sha256=checksum(temporary))
-            # The summary first: where the shard is, there is its summary.
+            summary = dict(
+                fingerprint=plan.fingerprint,
+                captions=captions,
+                ids=ids,
+                num_samples=num_samples,
+                skipped=skipped,
+                labels=labels,
+                sources=sources,
+                num_bytes=size(temporary),
+                sha256=checksum(temporary),
+            )
+            # The summary is written first, so that a shard never exists without one.
             write_json(summary_path(out, plan, shard), summary)
     except (OSError, RuntimeError) as error:
         raise DataError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
 
 
 def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a local file, in hexadecimal. Raises OSError."""
+    """Returns the SHA-256 of a local file in hexadecimal. Raises OSError if it cannot be read."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def source_name(record: Record) -> str:
-    """The corpus that a clip came from, where its source names one, as `clotho:train/rain.wav`."""
+    """Returns the corpus of a clip, such as `clotho` for `clotho:train/rain.wav`; 'files' if none is named."""
     corpus = record.source.partition(':')[0]
     return corpus if re.fullmatch(r'[\w.+-]+', corpus) and corpus != record.source else 'files'
 
 
 def _record(source: ClipSource, index: int, plan: SplitInfo) -> Record:
-    """One clip as a record. Raises AudioFileError or DataError for one that is to be left out."""
-    if hasattr(source, 'record'):  # records of another dataset, encoded already
+    """Returns one clip as a record. Raises AudioFileError or DataError if the clip must be left out."""
+    if hasattr(source, 'record'):  # records of another dataset, which are already encoded
         return source.record(index)
     clip = source.read(index, plan.sample_rate)
     captions = tuple(caption for caption in clip.captions if caption.strip())
@@ -329,7 +387,7 @@ def _finish(
         content=_content(plan, skipped),
     )
     if info.num_clips == 0:
-        # Nothing is worth keeping, and a second attempt must not find these shards done.
+        # The empty shards are removed, so that a second attempt does not take them for finished ones.
         _remove_split(out, plan)
         raise DataError(f'none of the {plan.num_inputs} clips could be used; the first: {skipped[0].message}')
     _write_skipped(out, plan, known_left_out + skipped)
@@ -340,13 +398,13 @@ def _finish(
     return BuildResult(info, known_left_out + skipped, num_made)
 
 
-def _left_out(entry: dict[str, str]) -> LeftOut:
-    # Before reasons had names, the message stood under `reason`.
+def _left_out(entry: dict[str, Any]) -> LeftOut:
+    # Older versions had no named reasons and stored the message under `reason`.
     return LeftOut(**entry) if 'message' in entry else LeftOut(entry['id'], 'unreadable', entry['reason'])
 
 
 def _sweep(out: pathlib.Path, plan: SplitInfo) -> None:
-    """Removes what builds that were killed left under temporary names. Not while others are at work here."""
+    """Removes the temporary files of builds that were killed. No other build may be running here."""
     for pattern in (f'.{plan.name}-{plan.split}.array_record-*.tmp-*', f'splits/.{plan.split}[.-]*.tmp-*'):
         for leftover in out.glob(pattern):
             leftover.unlink(missing_ok=True)
@@ -372,7 +430,7 @@ def _write_skipped(out: pathlib.Path, plan: SplitInfo, skipped: tuple[LeftOut, .
 
 
 def skipped_path(out: str | os.PathLike, split: str) -> pathlib.Path:
-    """The CSV list (`id,reason,message`) of the clips that a build left out; absent where there are none."""
+    """Returns the path of the CSV list (`id,reason,message`) of clips left out; it exists only if there are any."""
     return as_path(out) / 'splits' / f'{split}-skipped.csv'
 
 
@@ -381,7 +439,7 @@ def _remove_split(out: pathlib.Path, plan: SplitInfo) -> None:
         shard_path(out, plan, shard).unlink(missing_ok=True)
         summary_path(out, plan, shard).unlink(missing_ok=True)
     split_info_path(out, plan.split).unlink(missing_ok=True)
-    if is_bucket(out):  # folders are but parts of names
+    if is_bucket(out):  # folders in a bucket exist only as parts of names
         return
     (out / 'splits' / '.finishing.lock').unlink(missing_ok=True)
     (out / 'splits' / f'.{plan.split}.lock').unlink(missing_ok=True)
@@ -391,10 +449,10 @@ def _remove_split(out: pathlib.Path, plan: SplitInfo) -> None:
 
 
 def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
-    """`features.json` and `dataset_info.json` over all the complete splits in `out`.
+    """Writes `features.json` and `dataset_info.json` for all complete splits in `out`.
 
-    TFDS looks at file names to find the splits and writes in place. In a scratch directory with the names alone it sees
-    no unfinished split, and the results are renamed into place.
+    TFDS finds the splits by their file names and writes in place. It therefore works in a scratch directory that holds
+    empty files with the names of the complete splits, and its results are moved into place.
     """
     import tensorflow_datasets as tfds
 
@@ -413,7 +471,7 @@ def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
                 tfds.core.SplitInfo(
                     name=split.split,
                     shard_lengths=list(split.shard_lengths),
-                    num_bytes=split.num_bytes or sum(map(size, paths)),  # splits of earlier versions have no number
+                    num_bytes=split.num_bytes or sum(map(size, paths)),  # splits of earlier versions do not store it
                     filename_template=template,
                 )
             )
@@ -422,7 +480,7 @@ def _write_tfds_metadata(out: pathlib.Path, info: SplitInfo) -> None:
             features=features(),
             split_infos=split_infos,
             version='1.0.0',
-            check_data=False,  # the check alone needs TensorFlow
+            check_data=False,  # only this check needs TensorFlow
             description='Captioned sounds for language-queried separation.',
         )
         for file in ('features.json', 'dataset_info.json'):

@@ -1,5 +1,4 @@
-"""The commands of `python -m data_prep` for datasets that are built: verify, stats, merge, inspect, stage; and
-make-eval."""
+"""The commands of `python -m data_prep` for existing datasets (verify, stats, merge, inspect, stage), and make-eval."""
 
 import pathlib
 import sys
@@ -8,15 +7,17 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.audio.writing import check_format, write_audio
 from audiosep_jax.data.embeddings import cached_encoders
-from audiosep_jax.data.layout import read_split_info, split_names, write_json
-from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.layout import read_split_info, split_names
+from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.data.staging import stage as stage_dataset
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.storage.buckets import write_bytes
+from audiosep_jax.storage.json_files import write_json
 from data_prep.make_eval import make_eval as make_benchmark
 from data_prep.merge import merge_datasets
 from data_prep.options import PROBLEMS_SHOWN, num_cores, print_result
@@ -28,12 +29,12 @@ _Output = Annotated[pathlib.Path | None, tyro.conf.arg(aliases=['-o'])]
 
 
 def verify(shards: _Dataset, /, jobs: int = num_cores()) -> int:
-    """Check that every record decodes, that the shards are the bytes that were written, and that counts and caches
+    """Check that every record decodes, that the shards hold the bytes that were written, and that counts and caches
     agree.
 
     Args:
         shards: Directory of the dataset.
-        jobs: Threads that decode.
+        jobs: Number of threads that decode.
     """
     with progress_bar('verifying') as bar, printed_progress('verified', bar) as progress:
         found = verify_dataset(shards, jobs=jobs, progress=progress)
@@ -61,15 +62,15 @@ def stats(
     picture: pathlib.Path | None = None,
     jobs: int = num_cores(),
 ) -> int:
-    """Show what a dataset is made of: hours, clips of each source, labels, loudness.
+    """Show the statistics of a dataset: hours, clips of each source, labels and loudness.
 
     Args:
         shards: Directory of the dataset.
-        measure: Clips of each split that are decoded, for loudness and length.
-        rows: Sources and labels to show, the most frequent first.
-        json: Write all of it, with every label, to this file.
-        picture: Draw it, as a PNG.
-        jobs: Threads that decode.
+        measure: Number of clips of each split to decode for loudness and length.
+        rows: Number of sources and labels to show, the most frequent first.
+        json: Write the full statistics, with every label, to this file.
+        picture: Draw the statistics in this PNG file.
+        jobs: Number of threads that decode.
     """
     if rows < 1:
         raise ConfigError(f'--rows {rows}: must be at least 1')
@@ -95,18 +96,18 @@ def merge(
     prefix_ids: bool = False,
     jobs: int = num_cores(),
 ) -> int:
-    """Make one dataset of several: records are copied, and embeddings that all of them have, nothing is encoded again.
+    """Merge several datasets into one. Records, and embeddings that all of them have, are copied and not encoded again.
 
-    Training takes several datasets as well.
+    Training also accepts several datasets without a merge.
 
     Args:
-        shards: Directories of the datasets, of one sample rate and codec.
-        out: Directory of the new dataset; a merge that was killed continues there.
-        name: Its name (default: made from the last part of --out).
+        shards: Directories of the datasets, which must have the same sample rate and codec.
+        out: Directory of the new dataset; an interrupted merge continues there.
+        name: Name of the new dataset (default: made from the last part of --out).
         split: Only these splits (default: all complete ones).
-        clips_per_shard: Clips in a shard file.
-        prefix_ids: Put the dataset's name before each id: where two datasets share ids.
-        jobs: Processes that copy.
+        clips_per_shard: Number of clips in a shard file.
+        prefix_ids: Put the dataset's name before each id, for datasets that share ids.
+        jobs: Number of processes that copy.
     """
     with progress_bar('merging') as bar, printed_progress('merged', bar) as progress:
         results = merge_datasets(
@@ -140,10 +141,10 @@ def inspect(
 
     Args:
         shards: Directory of the dataset.
-        shard: Number of the shard, from 0 on.
-        clip: Number of the clip in it, from 0 on.
-        split: Its split (default: train, or the only one).
-        out: Sound file to write: .wav, .flac or .ogg. Pictures of its video are put beside it.
+        shard: Number of the shard, counted from 0.
+        clip: Number of the clip in the shard, counted from 0.
+        split: Split of the shard (default: train, or the only one).
+        out: Sound file to write: .wav, .flac or .ogg. Pictures of its video are written beside it.
     """
     if out is not None:
         check_format(out, 'PCM_16')
@@ -187,15 +188,15 @@ def stage(
     split: tuple[str, ...] = (),
     encoder: tuple[str, ...] = (),
 ) -> int:
-    """Copy datasets from a bucket, or a network file system, to a local disk; prints where they are then.
+    """Copy datasets from a bucket or a network file system to a local disk, and print the paths of the copies.
 
-    Training does it itself, with --stage-dir. A copy that was interrupted goes on where it stopped.
+    Training does this itself, given --stage-dir. An interrupted copy continues where it stopped.
 
     Args:
         shards: The datasets: paths, gs://… or s3://….
         to: Folder on a local disk; each dataset gets a folder in it.
         split: Only these splits (default: all complete ones).
-        encoder: Only embeddings of these encoders (default: all).
+        encoder: Only the embeddings of these encoders (default: all).
     """
     if not shards:
         raise ConfigError('stage: give at least one dataset')
@@ -220,18 +221,18 @@ def make_eval(
 ) -> int:
     """Make the mixtures of an evaluation benchmark; `audiosep-jax evaluate --data OUT` scores on them.
 
-    Killed and started again it continues. DCASE 2024 and VoiceBank-DEMAND need no making: they are evaluated as they
-    are distributed.
+    An interrupted run continues when it is started again. DCASE 2024 and VoiceBank-DEMAND need no such step: they are
+    evaluated as they are distributed.
 
     Args:
         name: The benchmark.
-        source: Folder of the source dataset, its sounds at any depth.
-        out: Folder to make.
+        source: Folder of the source dataset, with its sounds at any depth.
+        out: Folder to create.
         metadata: The benchmark's table, or the folder that holds it: evaluation/metadata of AudioSep (default: SOURCE).
-        sample_rate: Hz of the files.
-        snr: Energy of the target over that of the noise, dB.
-        seed: Of what AudioSet's clips are mixed with; the other benchmarks' tables tell it.
-        jobs: Threads.
+        sample_rate: Sample rate of the files in Hz.
+        snr: Ratio of the target's energy to the noise's, in dB.
+        seed: Seed that draws what AudioSet's clips are mixed with; the tables of other benchmarks specify it.
+        jobs: Number of threads.
     """
     with progress_bar('mixing') as bar, printed_progress('mixed', bar) as progress:
         made = make_benchmark(

@@ -1,7 +1,7 @@
-"""Fills the embedding caches of a dataset: every caption, sound or picture through one query encoder.
+"""Fills the embedding caches of a dataset: it runs every caption, sound or picture through one query encoder.
 
-The layout is described in `audiosep_jax/data/embeddings.py`. Each file is renamed into place, and `SPLIT.json` says
-`complete` last: a killed run, started again, continues with the next shard, and hosts may share the shards of a split.
+`audiosep_jax/data/embeddings.py` describes the layout. Each file is renamed into place, and `SPLIT.json` is marked
+`complete` last. A run that was killed therefore continues with the next shard, and hosts may share a split.
 """
 
 import abc
@@ -14,10 +14,11 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.embeddings import (
     Modality,
     cache_directory,
@@ -25,21 +26,22 @@ from audiosep_jax.data.embeddings import (
     check_same_encoder,
     read_encoder_identity,
 )
-from audiosep_jax.data.layout import SplitInfo, read_json, read_split_info, read_summary, split_names, write_json
-from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.layout import SplitInfo, read_split_info, read_summary, split_names
+from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket
+from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.locks import AtWork, locked
 
-# Of the encoder: enough to fill an accelerator, little enough for any memory.
+# Batch sizes of the encoder: large enough to fill an accelerator, small enough for any memory.
 _TEXTS_PER_CALL = 256
 _SOUNDS_PER_CALL = 32
 _PICTURES_PER_CALL = 64
-# Embeddings kept of captions met before, about 1.5 kB each. A caption that is frequent enough to matter comes again
-# within so many others.
+# Number of caption embeddings kept in memory, about 1.5 kB each. A caption that is frequent enough to matter occurs
+# again within this many others.
 _CAPTIONS_KEPT = 131_072
 _METHODS = {'text': 'encode_text', 'audio': 'encode_audio', 'image': 'encode_image'}
 
@@ -48,11 +50,11 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """What a call of `embed_dataset` did."""
+    """The result of a call of `embed_dataset`."""
 
-    num_rows: int  # written
-    num_encoded: int  # of them went through the encoder; the others were captions met before
-    num_missing: int  # shards of other calls that are not there yet; the splits are complete when there are none
+    num_rows: int  # rows written
+    num_encoded: int  # rows that the encoder computed; the others are repeated captions
+    num_missing: int  # shards that other calls have not written yet; 0 if the splits are complete
 
 
 def embed_captions(
@@ -62,7 +64,7 @@ def embed_captions(
     splits: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> int:
-    """`embed_dataset` of all captions; returns the rows made by this call."""
+    """Embeds all captions with `embed_dataset` and returns the number of rows that this call wrote."""
     return embed_dataset(directory, encoder, splits=splits, progress=progress).num_rows
 
 
@@ -77,23 +79,24 @@ def embed_dataset(
     process_count: int = 1,
     progress: Progress | None = None,
 ) -> Embedded:
-    """Embeds what is missing of the given splits (all complete ones, by default).
+    """Embeds what is still missing in the given splits.
 
     Args:
-        what: captions, whole sounds, or the pictures that records hold of their videos.
-        shard_range: (first, last + 1) of the shards of this call, in each split; other calls make the others.
-        process_index, process_count: of hosts that run the same call: shards k, k + count, k + 2 count … are made here.
-        progress: called with (clips done, clips in all) of the shards of this call.
+        directory: directory of the dataset.
+        encoder: the query encoder.
+        what: what to embed: captions, whole sounds, or the pictures of their videos that the records hold.
+        splits: names of the splits; by default all complete ones.
+        shard_range: the shards of each split that this call embeds, (first, last + 1); other calls do the others.
+        process_index: number of this host among those that run the same call.
+        process_count: number of these hosts; this one embeds the shards index, index + count, index + 2 count …
+        progress: called with (clips done, clips in total) for the shards of this call.
 
     Raises:
-        ConfigError: an encoder that has no such embeddings, or shards that are none.
-        DataError: no dataset, no complete split, records or summaries that are damaged, an encoder that gives NaN.
+        ConfigError: the encoder has no such embeddings, or the share of the shards is out of range.
+        DataError: there is no dataset or no complete split, records or summaries are damaged, or the encoder gives NaN.
         EncoderMismatchError: the directory has embeddings of another version or setting of this encoder.
     """
-    if not hasattr(encoder, _METHODS[what]):
-        raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
-    if what == 'text':
-        _ = getattr(encoder, 'tokenizer', None)  # one that cannot be fetched: before anything is written
+    _check_encoder(encoder, what)
     infos = _complete_splits(directory, splits)
     source = _SOURCES[what](directory, encoder)
     folder = cache_directory(directory, encoder.name, what)
@@ -115,15 +118,13 @@ def embed_dataset(
                 _begin(folder, info, directory, encoder, what)
                 for shard in shards:
                     saved = _load(directory, encoder, info, shard, what)
-                    if source.is_done(info, shard, saved):
+                    if saved is not None and source.is_done(info, shard, saved):
                         has_rows |= len(saved[0]) > 0
                         tick(info.shard_lengths[shard])
                         continue
-                    _note(folder, info, complete=False)
+                    _write_status(folder, info, complete=False)
                     rows, counts = source.embed(info, shard, tick)
-                    rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard, what)
-                    _save(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
-                    _save(rows_path, rows)
+                    _save_shard(cache_paths(directory, encoder.name, info, shard, what), rows, counts)
                     num_rows += len(rows)
                     has_rows |= len(rows) > 0
                 others = [shard for shard in range(len(info.shard_lengths)) if shard not in shards]
@@ -136,6 +137,14 @@ def embed_dataset(
     except OSError as error:
         raise DataError(f'{folder}: cannot be written: {error}') from error
     return Embedded(num_rows, source.num_encoded, num_missing)
+
+
+def _check_encoder(encoder: QueryEncoder, what: Modality) -> None:
+    """Raises ConfigError if the encoder has no embeddings of `what`, or another error if it cannot be loaded."""
+    if not hasattr(encoder, _METHODS[what]):
+        raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
+    if what == 'text':
+        _ = getattr(encoder, 'tokenizer', None)  # fails here, before anything is written, if it cannot be fetched
 
 
 def _complete_splits(directory: str | os.PathLike, splits: Sequence[str]) -> list[SplitInfo]:
@@ -154,7 +163,7 @@ def _complete_splits(directory: str | os.PathLike, splits: Sequence[str]) -> lis
 def _shards_of(info: SplitInfo, shard_range: tuple[int, int | None] | None, index: int, count: int) -> range:
     first, end = shard_range or (0, None)
     if first < 0 or (end is not None and end <= first):
-        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END, of which END is not made, as 0:10, 10:20')
+        raise ConfigError(f'--shard-range {first}:{end}: give FIRST:END without END itself, such as 0:10, 10:20')
     if count < 1 or not 0 <= index < count:
         raise ConfigError(f'--process-index {index} of --process-count {count}: give 0 to count - 1')
     return range(first, len(info.shard_lengths))[: None if end is None else end - first][index::count]
@@ -170,23 +179,23 @@ def _claim(directory: str | os.PathLike, encoder: QueryEncoder) -> None:
 
 
 def _begin(folder: pathlib.Path, info: SplitInfo, directory, encoder: QueryEncoder, what: Modality) -> None:
-    """Removes what was made from another build of the split, before any host takes it for its own."""
+    """Removes embeddings of another build of the split, before a host could take them for its own."""
     with locked(folder / f'.{info.split}.begin.lock'):
         if _content(folder, info) != info.content:
             for shard in range(info.num_shards):
                 for path in cache_paths(directory, encoder.name, info, shard, what):
                     path.unlink(missing_ok=True)
-            _note(folder, info, complete=False)
+            _write_status(folder, info, complete=False)
 
 
 def _finish(folder: pathlib.Path, info: SplitInfo, *, alone: bool) -> None:
     if alone:
-        for leftover in folder.glob(f'.{info.split}[.-]*.tmp-*'):  # of runs that were killed
+        for leftover in folder.glob(f'.{info.split}[.-]*.tmp-*'):  # left by runs that were killed
             leftover.unlink(missing_ok=True)
-    _note(folder, info, complete=True)
+    _write_status(folder, info, complete=True)
 
 
-def _note(folder: pathlib.Path, info: SplitInfo, *, complete: bool) -> None:
+def _write_status(folder: pathlib.Path, info: SplitInfo, *, complete: bool) -> None:
     path, note = folder / f'{info.split}.json', {'content': info.content, 'complete': complete}
     with contextlib.suppress(DataError):
         if read_json(path) == note:
@@ -195,14 +204,14 @@ def _note(folder: pathlib.Path, info: SplitInfo, *, complete: bool) -> None:
 
 
 def _content(folder: pathlib.Path, info: SplitInfo) -> str | None:
-    """Which build of the split the rows that are there were made from; None: nobody knows, they are made again."""
+    """Returns which build of the split the existing rows belong to; None if unknown, and they are made again."""
     try:
         return read_json(folder / f'{info.split}.json')['content']
     except (DataError, KeyError, TypeError):
         return None
 
 
-_Saved = tuple[np.ndarray, np.ndarray] | None  # rows and offsets; None: missing, or damaged since
+_Saved = tuple[np.ndarray, np.ndarray] | None  # rows and offsets; None if missing or damaged
 
 
 def _load(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, what: Modality) -> _Saved:
@@ -215,14 +224,35 @@ def _load(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, what: M
 
 
 def _fits(info: SplitInfo, shard: int, saved: _Saved) -> bool:
-    """Whether a shard of another host is there, as far as can be seen without its summary."""
+    """Whether the rows of a shard are complete, as far as can be seen without its summary."""
     return saved is not None and len(saved[1]) == info.shard_lengths[shard] + 1 and saved[1][-1] == len(saved[0])
 
 
+def _save_shard(paths: tuple[pathlib.Path, pathlib.Path], rows: np.ndarray, counts: Sequence[int]) -> None:
+    """Writes the rows of a shard after their offsets: `paths` are those of both files, `counts` the rows per clip."""
+    rows_path, offsets_path = paths
+    _save(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
+    _save(rows_path, rows)
+
+
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
-    # An open file: to a name that does not end in .npy numpy would append it.
+    # NumPy would append .npy to a name without that suffix, but not to an open file.
     with replacing(path) as temporary, open(temporary, 'wb') as file:
         np.save(file, array)
+
+
+class _SoundEncoder(Protocol):
+    """A query encoder that also embeds sounds."""
+
+    def encode_audio(self, audio: list[np.ndarray], *, sample_rate: int) -> np.ndarray:
+        """Returns the embeddings [n, E] of n mono waveforms."""
+
+
+class _PictureEncoder(Protocol):
+    """A query encoder that also embeds pictures."""
+
+    def encode_image(self, images: list[Any]) -> np.ndarray:
+        """Returns the embeddings [n, E] of n PIL images."""
 
 
 class _Source(Protocol):
@@ -234,11 +264,11 @@ class _Source(Protocol):
         """Whether these rows and offsets are all that the shard needs."""
 
     def embed(self, info: SplitInfo, shard: int, tick: Callable[[int], None]) -> tuple[np.ndarray, Sequence[int]]:
-        """float16 [rows, E] and the rows of each clip; `tick` is told how many clips are done."""
+        """Returns float16 [rows, E] and the number of rows of each clip; calls `tick` with numbers of clips done."""
 
 
 class _Captions:
-    """Audio is neither read nor written; a caption met before is not encoded again."""
+    """Embeds captions. It reads no audio and does not encode a repeated caption again."""
 
     def __init__(self, directory: str | os.PathLike, encoder: QueryEncoder):
         self.directory, self.encoder, self.num_encoded = directory, encoder, 0
@@ -262,18 +292,18 @@ class _Captions:
                 new.append(text)
         for start in range(0, len(new), _TEXTS_PER_CALL):
             part = new[start : start + _TEXTS_PER_CALL]
-            embeddings = _finite(self.encoder, self.encoder.encode_text(part), part)
+            embeddings = _to_float16(self.encoder, self.encoder.encode_text(part), part)
             for text, row in zip(part, embeddings, strict=True):
-                rows[text] = self._known[text] = row.copy()  # of a view the whole batch would stay
+                rows[text] = self._known[text] = row.copy()  # a view would keep the whole batch in memory
         self.num_encoded += len(new)
         while len(self._known) > _CAPTIONS_KEPT:
             self._known.popitem(last=False)
         tick(len(captions))
-        return _stacked(self.encoder, [rows[text] for text in texts]), [len(clip) for clip in captions]
+        return _stack(self.encoder, [rows[text] for text in texts]), [len(clip) for clip in captions]
 
 
 class _Recordings(abc.ABC):
-    """What has to be read from the records, by threads that are some batches ahead of the encoder."""
+    """Embeds what is read from the records; threads read some batches ahead of the encoder."""
 
     per_call: int
 
@@ -289,7 +319,7 @@ class _Recordings(abc.ABC):
         clips = range(first, first + info.shard_lengths[shard])
         rows: list[np.ndarray] = []
         counts: list[int] = []
-        batch: list[tuple[str, Any]] = []  # what it is of, and itself
+        batch: list[tuple[str, Any]] = []  # the clip's name and the sound or picture
 
         def encode() -> None:
             names = [name for name, _ in batch]
@@ -297,10 +327,10 @@ class _Recordings(abc.ABC):
                 embeddings = self.encode([one for _, one in batch], info)
             except AudioSepError as error:
                 raise DataError(f'{names[0]} … {names[-1]}: cannot be embedded: {error}') from error
-            rows.extend(_finite(self.encoder, embeddings, names))
+            rows.extend(_to_float16(self.encoder, embeddings, names))
             batch.clear()
 
-        for name, found in _ahead(lambda clip: self.read(shards, clip), clips, 2 * self.per_call):
+        for name, found in _read_ahead(lambda clip: self.read(shards, clip), clips, 2 * self.per_call):
             counts.append(len(found))
             for one in found:
                 batch.append((name, one))
@@ -310,15 +340,15 @@ class _Recordings(abc.ABC):
         if batch:
             encode()
         self.num_encoded += len(rows)
-        return _stacked(self.encoder, rows), counts
+        return _stack(self.encoder, rows), counts
 
     @abc.abstractmethod
     def read(self, shards: Shards, clip: int) -> tuple[str, list[Any]]:
-        """The clip's name in messages, and what of it is to be encoded. Raises DataError for a damaged record."""
+        """Returns the clip's name for messages and its sound or pictures. Raises DataError if the record is damaged."""
 
     @abc.abstractmethod
     def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
-        """The embeddings [n, E] of n sounds or pictures."""
+        """Returns the embeddings [n, E] of n sounds or pictures."""
 
 
 class _Sounds(_Recordings):
@@ -332,7 +362,7 @@ class _Sounds(_Recordings):
         return f'clip {record.id!r}', [decode_audio(record).astype(np.float32) / INT16_SCALE]
 
     def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
-        return self.encoder.encode_audio(batch, sample_rate=info.sample_rate)
+        return cast(_SoundEncoder, self.encoder).encode_audio(batch, sample_rate=info.sample_rate)
 
 
 class _Pictures(_Recordings):
@@ -348,13 +378,13 @@ class _Pictures(_Recordings):
         try:
             pictures = [Image.open(io.BytesIO(frame)) for frame in record.frames]
             for picture in pictures:
-                picture.load()  # here, in a thread of its own
+                picture.load()  # decodes here, in a worker thread
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
             raise DataError(f'clip {record.id!r}: one of its pictures does not decode: {error}') from error
         return f'clip {record.id!r}', pictures
 
     def encode(self, batch: list[Any], info: SplitInfo) -> np.ndarray:
-        return self.encoder.encode_image(batch)
+        return cast(_PictureEncoder, self.encoder).encode_image(batch)
 
 
 _SOURCES: dict[str, Callable[[str | os.PathLike, QueryEncoder], _Source]] = {
@@ -364,8 +394,8 @@ _SOURCES: dict[str, Callable[[str | os.PathLike, QueryEncoder], _Source]] = {
 }
 
 
-def _ahead(read: Callable[[int], Any], clips: Iterable[int], depth: int) -> Iterator[Any]:
-    """`read` of each clip in turn, by threads, at most `depth` of them ahead."""
+def _read_ahead(read: Callable[[int], Any], clips: Iterable[int], depth: int) -> Iterator[Any]:
+    """Yields `read(clip)` for each clip in order; threads read at most `depth` clips ahead."""
     clips = iter(clips)
     with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting = collections.deque(pool.submit(read, clip) for clip in itertools.islice(clips, depth))
@@ -378,8 +408,8 @@ def _ahead(read: Callable[[int], Any], clips: Iterable[int], depth: int) -> Iter
                 future.cancel()
 
 
-def _finite(encoder: QueryEncoder, embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """float16 [rows, E]. Raises DataError where that is not a number."""
+def _to_float16(encoder: QueryEncoder, embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Returns the embeddings as float16 [rows, E]. Raises DataError if one is not finite."""
     with np.errstate(over='ignore'):
         embeddings = np.asarray(embeddings).astype(np.float16)
     bad = ~np.isfinite(embeddings).all(axis=-1)
@@ -388,5 +418,5 @@ def _finite(encoder: QueryEncoder, embeddings: np.ndarray, names: Sequence[str])
     return embeddings
 
 
-def _stacked(encoder: QueryEncoder, rows: list[np.ndarray]) -> np.ndarray:
+def _stack(encoder: QueryEncoder, rows: list[np.ndarray]) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, encoder.embedding_size), np.float16)

@@ -1,13 +1,13 @@
-"""Clips that must not be trained on: lists of ids, in the forms in which evaluation sets are published.
+"""Reads lists of clips that must not be used for training, in the formats in which evaluation sets are published.
 
     *.txt       one id per line; lines that begin with # are comments
     *.json      a list, a dict of lists (WavCaps's blacklists), or entries with an `id`
-    *.csv       the columns of `ID_COLUMNS` that its header has, or the first column where it has none of them;
+    *.csv       the columns of `ID_COLUMNS` that its header has, or the first column if it has none of them;
                 `FILE.csv:COLUMN` takes that one. AudioSet's segment lists and the tables of AudioCaps, Clotho, ESC-50
-                and FSD50K are read as they are; of `vggsound.csv`, which lists both its splits, the test clips count
+                and FSD50K are read as published; `vggsound.csv` lists both splits, and only its test clips are taken
 
-An id is a dataset's own (often a file's name, with or without suffix) or YouTube's, in any of the ways in which files
-are named with it: `0bRUkLsttto`, `Y0bRUkLsttto.wav`, `0bRUkLsttto_30-40`, `Y0bRUkLsttto_30.000_40.000.flac`, `Title
+An id is the dataset's own (often a file name, with or without suffix) or YouTube's, in any form that file names
+contain: `0bRUkLsttto`, `Y0bRUkLsttto.wav`, `0bRUkLsttto_30-40`, `Y0bRUkLsttto_30.000_40.000.flac`, `Title
 [0bRUkLsttto].mp4`.
 """
 
@@ -29,7 +29,7 @@ from audiosep_jax.errors import DataError
 from data_prep.clips.listing import read_text, stem_of
 from data_prep.options import BuildOptions
 
-# Of AudioCaps only YouTube's ids: its own numbers would hit sounds of Freesound, which have numbers, too.
+# For AudioCaps only YouTube's ids count: its own numbers would match sounds of Freesound, whose ids are numbers too.
 ID_COLUMNS = (
     *('youtube_id', 'ytid', 'video_id', 'id', 'filename', 'file_name', 'fname'),
     *('sound_id', 'src_file', 'fsid', 'freesound_id'),
@@ -38,7 +38,7 @@ ID_COLUMNS = (
 _EVALUATION_SPLITS = ('val', 'valid', 'validation', 'test', 'eval', 'evaluation')
 FILES = tyro.conf.arg(metavar='FILE [FILE ...]')
 
-# YouTube's ids have 11 characters. What may follow: one or two times, in seconds or milliseconds.
+# A YouTube id has 11 characters. One or two times in seconds or milliseconds may follow.
 _TIMES = r'([_-]\d+(\.\d+)?){0,2}'
 _YOUTUBE = re.compile(
     rf'((?P<bare>[\w-]{{11}})|Y(?P<marked>[\w-]{{11}})|.*\[(?P<titled>[\w-]{{11}})\]){_TIMES}', re.ASCII | re.DOTALL
@@ -46,31 +46,32 @@ _YOUTUBE = re.compile(
 
 
 def youtube_id(name: str) -> str | None:
-    """YouTube's id in a file's name or an id made of one; None for names of another form.
+    """Returns the YouTube id in a file name or in an id made from one; None for names of another form.
 
-    The forms are told apart by their lengths alone: an id of 11 characters may begin with Y itself.
+    Only their lengths distinguish the forms, because an id of 11 characters may itself begin with Y.
     """
     match = _YOUTUBE.fullmatch(stem_of(name.strip()))
     return match and (match['bare'] or match['marked'] or match['titled'])
 
 
 def read_ids(path: str | os.PathLike) -> frozenset[str]:
-    """All ids of a list: as written, without suffix, and YouTube's id where one is in it.
+    """Returns all ids of a list as written, without suffix, and as YouTube ids where they contain one.
 
     Args:
         path: .txt, .json or .csv, or `FILE.csv:COLUMN`.
 
     Raises:
-        DataError: missing, damaged, no such column, not a single id in it.
+        DataError: the list is missing or damaged, has no such column, or holds no ids.
     """
     path = pathlib.Path(path)
     column = None
     if not path.exists() and '.csv:' in path.name.lower():
         name, column = path.name.rsplit(':', 1)
         path = path.with_name(name)
-    # What cannot be UTF-8 is from Clotho, whose metadata are in Latin-1; ids outside ASCII are names of its files.
+    # Text that is not UTF-8 is from Clotho, whose metadata are in Latin-1; it has file names outside ASCII.
     text = read_text(path, ('utf-8-sig', 'latin-1'))
     suffix = path.suffix.lower()
+    ids: Iterable[str]
     if suffix == '.json':
         ids = _json_ids(path, text)
     elif suffix == '.csv':
@@ -86,17 +87,17 @@ def read_ids(path: str | os.PathLike) -> frozenset[str]:
 
 
 def read_all_ids(paths: Iterable[str | os.PathLike]) -> frozenset[str]:
-    """The ids of several lists. Raises DataError as `read_ids`."""
+    """Returns the ids of several lists. Raises DataError if `read_ids` does for one of them."""
     return frozenset().union(*map(read_ids, paths))
 
 
 def is_excluded(excluded: frozenset[str], *names: str) -> bool:
-    """Whether one of a clip's names is among the ids: give all that it is known by."""
+    """Whether any of the names by which a clip is known is among the excluded ids."""
     return bool(excluded) and any(form in excluded for name in names for form in (name, stem_of(name)))
 
 
 def _forms(clip_id: str) -> list[str]:
-    """The ways in which a reader may look for an id."""
+    """Returns the forms in which a reader may look up an id."""
     youtube = youtube_id(clip_id)
     return [clip_id, stem_of(clip_id), *([youtube] if youtube else [])]
 
@@ -130,7 +131,7 @@ def _ids_within(path: pathlib.Path, value: Any) -> Iterable[str]:
 def _csv_ids(path: pathlib.Path, text: str, column: str | None) -> list[str]:
     reader = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
     try:
-        # AudioSet's lists begin with three lines that begin with #; a sound's name may.
+        # AudioSet's lists have three comment lines that begin with '# '. A sound's name may begin with # alone.
         rows = [row for row in reader if any(map(str.strip, row)) and not row[0].startswith('# ')]
     except csv.Error as error:
         raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
@@ -152,19 +153,19 @@ def _csv_ids(path: pathlib.Path, text: str, column: str | None) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExcludingOptions(BuildOptions):
-    """Options of a dataset of which some clips may be in an evaluation set."""
+    """Options of a dataset that may share clips with an evaluation set."""
 
-    # Of evaluation sets that hold clips of the dataset: which, and what to give --exclude.
+    # Says which evaluation sets share clips with the dataset, and what to pass to --exclude.
     overlap: ClassVar[str] = ''
 
-    # Of a flag that takes several values and is given twice, all count: what is dropped here is trained on.
+    # If the flag is given twice, all its values count: an exclusion that got lost would end up in training.
     exclude: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """Lists of ids that must not be in the shards: .txt, .json or .csv (FILE.csv:COLUMN for a certain column). Ids are
     the dataset's own, or YouTube's."""
 
     @functools.cached_property
     def excluded(self) -> frozenset[str]:
-        """The ids of these lists."""
+        """The ids in the lists of --exclude."""
         return read_all_ids(path for paths in self.exclude for path in paths)
 
     def run(self) -> int:

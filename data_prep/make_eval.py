@@ -1,19 +1,19 @@
-"""The mixtures of the evaluation benchmarks, from their source datasets and their tables.
+"""Makes the mixtures of the evaluation benchmarks from their source datasets and their tables.
 
-The original's mixtures are a download that was made by hand; its tables say which clip was mixed with which. From them:
+The original publishes its mixtures as a download; its tables say which clips were mixed. From them this module makes:
 
     audiocaps   test clips of AudioCaps (`Y7fmOlUlwoNg`: a video of AudioSet)
     clotho      evaluation clips of Clotho, each with two others
     esc50       clips of ESC-50
     music       ten-second pieces of MUSIC's videos (`Y1mCi6eWXVbg_6`: the seventh piece)
     vggsound    clips of VGGSound (`-JUBdOr8Hes_000030`: from second 30 on)
-    audioset    the tables do not tell with what a clip was mixed: ten clips of each class that has them, each with one
-                that shares no class with it, drawn by the seed
+    audioset    the tables do not say what a clip was mixed with: up to ten clips of each class, each with a clip that
+                shares no class with it, drawn with the seed
 
-A mixture is the target and the noise at the given ratio of their energies over the whole clip, 0 dB unless stated;
-where it would clip, both are scaled to a peak of 0.9, as the DCASE evaluator does. The noise is cut, or repeated, to
-the target's length; of two noises each counts with the same energy. So scores on what is made here are comparable among
-each other, and near those on the original's download, which is not specified that far.
+A mixture adds the noise to the target at the given ratio of their energies over the whole clip, 0 dB by default. If the
+mixture would clip, both are scaled to a peak of 0.9, as in the DCASE evaluator. The noise is cut or repeated to the
+target's length, and two noises get the same energy. Scores on these mixtures are therefore comparable with each other,
+and close to those on the original's download, whose making is not specified in such detail.
 """
 
 import csv
@@ -30,16 +30,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from audiosep_jax.audio.writing import write_together
-from audiosep_jax.errors import AudioSepError, ConfigError, DataError
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError, LeftOut, LeftOutError
 from audiosep_jax.evaluation.loading import is_silent
 from audiosep_jax.storage.atomic import replacing
-from data_prep.clips.base import LeftOut, LeftOutError
 from data_prep.clips.listing import bad_row, find_file, list_media, read_text, stem_of
 from data_prep.clips.media import read_sound
 from data_prep.clips.youtube import by_name, find_clip
 from data_prep.datasets.audioset import read_audioset, read_classes
 
-# The folder of a benchmark is made from this table; AudioSet's is that of the classes.
+# The table from which each benchmark is made; AudioSet's is the list of classes.
 TABLES = {
     'audiocaps': 'audiocaps_eval.csv',
     'audioset': 'class_labels_indices.csv',
@@ -48,7 +47,7 @@ TABLES = {
     'music': 'music_eval.csv',
     'vggsound': 'vggsound_eval.csv',
 }
-PIECE_SECONDS = 10.0  # of the benchmark MUSIC and of VGGSound's clips
+PIECE_SECONDS = 10.0  # length of MUSIC's pieces and of VGGSound's clips
 _PEAK = 0.9
 _PER_CLASS = 10
 _SETTINGS = 'make_eval.json'
@@ -58,7 +57,7 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where a sound is: a file, and the part of it."""
+    """The place of a sound: a file, and the part of it that counts."""
 
     path: pathlib.Path
     start: float = 0.0
@@ -78,13 +77,13 @@ class Recipe:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that it makes."""
+        """All files that are made from the recipe."""
         return (self.target_file, self.mixture_file, *([self.noise_file] if self.noise_file else []))
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What became of a benchmark: mixtures made now, those that were there, and those that could not be made."""
+    """The result: how many mixtures were made now, how many existed already, and which could not be made."""
 
     num_made: int
     num_there: int
@@ -103,22 +102,22 @@ def make_eval(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Made:
-    """Makes the folder of a benchmark, which `audiosep-jax evaluate` then reads; what is there already is kept.
+    """Makes the folder of a benchmark for `audiosep-jax evaluate`. Existing files are kept.
 
     Args:
-        name: of `TABLES`.
-        source: folder of the source dataset, its sounds at any depth.
-        out: folder of the benchmark; its parent exists.
-        metadata: the table, or the folder that holds it; None: `source` does.
-        sample_rate: of the files, Hz.
-        snr_db: the target's energy over the noise's.
-        seed: of what AudioSet's clips are mixed with.
-        jobs: threads.
-        progress: called with (mixtures done, mixtures in all).
+        name: name of the benchmark, a key of `TABLES`.
+        source: folder of the source dataset, with its sounds at any depth.
+        out: folder of the benchmark; its parent must exist.
+        metadata: the table, or the folder that holds it; `source` by default.
+        sample_rate: sample rate of the files in Hz.
+        snr_db: ratio of the target's energy to the noise's, in dB.
+        seed: seed of the draw of what AudioSet's clips are mixed with.
+        jobs: number of threads.
+        progress: called with (mixtures done, mixtures in total).
 
     Raises:
-        ConfigError: an unknown name, or settings that differ from those with which the folder was begun.
-        DataError: no table, no sounds, or the output cannot be written.
+        ConfigError: the name is unknown, or the folder was begun with other settings.
+        DataError: there is no table or no sound, or the output cannot be written.
     """
     if name not in TABLES:
         raise ConfigError(f'{name!r}: make-eval knows {", ".join(TABLES)}')
@@ -140,7 +139,7 @@ def make_eval(
     there = done = len(recipes) - len(missing)
     if progress is not None:
         progress(done, len(recipes))
-    # In groups: a queue of thousands of results would hold nothing back when the disk is full.
+    # Recipes are queued in groups: with all of them in the queue, thousands would still run after the disk is full.
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         for group in _groups(missing, 64):
             for recipe, problem in zip(
@@ -157,10 +156,13 @@ def make_eval(
 
 
 def mix(target: np.ndarray, noises: Sequence[np.ndarray], snr_db: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float32 [T] and others of any length -> target, mixture and noise as they are in the mixture, [T] each.
+    """Mixes a target, float32 [T], with noises of any length.
+
+    Returns:
+        The target, the mixture and the noise as they are in the mixture, float32 [T] each.
 
     Raises:
-        LeftOutError: a silent target or noise, of which no ratio can be had.
+        LeftOutError: the target or a noise is silent, so no ratio is defined.
     """
     if is_silent(target):
         raise LeftOutError('excluded', 'its target is silent')
@@ -179,13 +181,14 @@ def mix(target: np.ndarray, noises: Sequence[np.ndarray], snr_db: float) -> tupl
     mixture = target + total
     peak = max(np.abs(mixture).max(), np.abs(target).max(), np.abs(total).max())
     gain = _PEAK / peak if peak > 1 else 1.0
-    return tuple(np.asarray(gain * sound, np.float32) for sound in (target, mixture, total))
+    scaled = [np.asarray(gain * sound, np.float32) for sound in (target, mixture, total)]
+    return scaled[0], scaled[1], scaled[2]
 
 
 def _make(
     recipe: Recipe, find: Callable[[str], Part], out: pathlib.Path, sample_rate: int, snr_db: float
 ) -> LeftOutError | None:
-    """Writes the files of one mixture, all or none; what kept it from that is returned."""
+    """Writes the files of one mixture, all or none, and returns the problem if they cannot be made."""
     try:
         sounds = []
         for name in (recipe.target, *recipe.noises):
@@ -194,7 +197,7 @@ def _make(
         target, mixture, noise = mix(sounds[0], sounds[1:], snr_db)
     except LeftOutError as error:
         return error
-    except ConfigError:  # PyAV is not installed: true of every file
+    except ConfigError:  # PyAV is not installed, so every file would fail
         raise
     except AudioSepError as error:
         return LeftOutError('unreadable', str(error))
@@ -209,7 +212,7 @@ def _make(
 
 
 def _recipes(name: str, table: pathlib.Path, left_out: list[LeftOut]) -> list[Recipe]:
-    """From a table of the original; columns by position, as Clotho's has two of one name."""
+    """Reads the recipes from a table of the original. Columns are found by position: Clotho's has two of one name."""
     rows = csv.reader(io.StringIO(read_text(table), newline=''))
     try:
         lines = [(rows.line_num, row) for row in rows]
@@ -219,7 +222,7 @@ def _recipes(name: str, table: pathlib.Path, left_out: list[LeftOut]) -> list[Re
     fields = {'vggsound': 6, 'audiocaps': 5, 'clotho': 5}.get(name, 4)
     if len(header) != fields:
         raise DataError(f'{table}: {len(header)} columns, expected the {fields} of {TABLES[name]}')
-    recipes = {}
+    recipes: dict[str, Recipe] = {}
     for line, row in lines[1:]:
         if not row:
             continue
@@ -227,7 +230,7 @@ def _recipes(name: str, table: pathlib.Path, left_out: list[LeftOut]) -> list[Re
             left_out.append(bad_row(table, line, f'not of the form {",".join(header)}'))
             continue
         if name == 'vggsound':
-            recipe = _of_vggsound(row)
+            recipe = _vggsound_recipe(row)
         else:
             index, first = row[0].strip(), fields - (3 if name == 'clotho' else 2)
             files = (f'segment-{index}.wav', f'mixture-{index}.wav')
@@ -239,15 +242,15 @@ def _recipes(name: str, table: pathlib.Path, left_out: list[LeftOut]) -> list[Re
     return list(recipes.values())
 
 
-def _of_vggsound(row: Sequence[str]) -> Recipe | None:
-    """`ID_START+++ID_START` names the two clips."""
+def _vggsound_recipe(row: Sequence[str]) -> Recipe | None:
+    """Returns the recipe of a row, in which `ID_START+++ID_START` names the two clips."""
     names = row[0].split('+++')
     files = (row[2], row[1], row[4])
     return Recipe(row[0], names[0], (names[1],), *files) if len(names) == 2 and all(files) else None
 
 
 def _is_inside(file: str) -> bool:
-    """Whether a path of a table stays in the output folder."""
+    """Whether a path in a table stays inside the output folder."""
     path = pathlib.PurePosixPath(file)
     return not path.is_absolute() and '..' not in path.parts and file.endswith('.wav')
 
@@ -255,7 +258,7 @@ def _is_inside(file: str) -> bool:
 def _audioset_recipes(
     source: pathlib.Path, table: pathlib.Path, seed: int, left_out: list[LeftOut]
 ) -> tuple[list[Recipe], Callable[[str], Part]]:
-    """Ten clips of each class of AudioSet's evaluation split, each with one that shares no class."""
+    """Pairs ten clips of each class in AudioSet's evaluation split with clips that share no class with them."""
     files = read_audioset(source, 'eval', classes=table)
     left_out += files.left_out
     entries = {entry.id: entry for entry in files.entries}
@@ -285,7 +288,7 @@ def _audioset_recipes(
 
 
 def _finder(name: str, source: pathlib.Path, left_out: list[LeftOut]) -> Callable[[str], Part]:
-    """What finds the sound that a table names. It raises LeftOutError where there is none, or one of several."""
+    """Returns a function that finds a sound by its name in a table, and raises LeftOutError unless exactly one fits."""
     listed = list_media(source, left_out=left_out)
     if not listed:
         raise DataError(f'{source}: no sounds in it: give the folder of the source dataset')
@@ -299,7 +302,9 @@ def _finder(name: str, source: pathlib.Path, left_out: list[LeftOut]) -> Callabl
         stem = stem_of(pathlib.PurePosixPath(written).name).strip()
         if stem in paths:
             return Part(source / paths[stem])
-        found = {'audiocaps': _of_video, 'music': _piece, 'vggsound': _clip}.get(name, _nothing)(stem, paths, videos)
+        found = {'audiocaps': _find_video, 'music': _find_piece, 'vggsound': _find_clip}.get(name, _find_nothing)(
+            stem, paths, videos
+        )
         if found is None:
             raise LeftOutError('missing', f'{written}: no such sound below {source}')
         return dataclasses.replace(found, path=source / found.path)
@@ -307,27 +312,29 @@ def _finder(name: str, source: pathlib.Path, left_out: list[LeftOut]) -> Callabl
     return find
 
 
-def _nothing(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
+def _find_nothing(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
     return None
 
 
-def _of_video(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
-    """`Y` and a YouTube id: the only clip of that video."""
+def _find_video(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
+    """Finds the only clip of a video, named by `Y` and its YouTube id."""
     found = sorted(videos.get(stem.removeprefix('Y') if len(stem) == 12 else stem, ()))
     if len(found) > 1:
         raise LeftOutError('missing', f'{stem}: several files may be meant: {found[0]}, {found[1]}')
     return Part(pathlib.Path(found[0])) if found else None
 
 
-def _piece(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
-    """`Y`, a YouTube id and `_6`: ten seconds from second 60 of the video on."""
+def _find_piece(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
+    """Finds a piece of a video: `Y`, a YouTube id and `_6` name the ten seconds from second 60 on."""
     match = re.fullmatch(r'Y?([\w-]{11})_(\d+)', stem, re.ASCII)
-    path = match and (paths.get(match[1]) or paths.get(f'Y{match[1]}'))
+    if match is None:
+        return None
+    path = paths.get(match[1]) or paths.get(f'Y{match[1]}')
     return Part(pathlib.Path(path), int(match[2]) * PIECE_SECONDS, PIECE_SECONDS) if path else None
 
 
-def _clip(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
-    """A YouTube id and `_000030`: the clip under any of the names that downloaders give it."""
+def _find_clip(stem: str, paths: Mapping[str, str], videos: Mapping[str, set[str]]) -> Part | None:
+    """Finds a clip named by a YouTube id and `_000030`, under any of the names that download scripts give it."""
     match = re.fullmatch(r'([\w-]{11})_(\d+)', stem, re.ASCII)
     if match is None:
         return None
@@ -352,7 +359,7 @@ def _find_table(name: str, source: pathlib.Path, metadata: str | os.PathLike | N
 
 
 def _begin(out: pathlib.Path, table: pathlib.Path, settings: dict) -> None:
-    """Makes the folder, with a copy of the table and the settings; refuses one that was begun with others."""
+    """Creates the folder with a copy of the table and the settings. Raises ConfigError if it has other settings."""
     path = out / _SETTINGS
     try:
         out.mkdir(exist_ok=True)
@@ -369,11 +376,11 @@ def _begin(out: pathlib.Path, table: pathlib.Path, settings: dict) -> None:
     except OSError as error:
         raise DataError(f'{out}: cannot be written: {error.strerror or error}') from error
     except ValueError as error:
-        raise DataError(f'{path}: damaged: remove it, and the mixtures are made again') from error
+        raise DataError(f'{path}: is damaged: delete it, and the mixtures are made again') from error
 
 
 def _write_left_out(out: pathlib.Path, left_out: Sequence[LeftOut]) -> None:
-    """`left_out.csv`, or none where nothing was."""
+    """Writes `left_out.csv`, or removes it if nothing was left out."""
     path = out / 'left_out.csv'
     try:
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Several datasets as one: their records are copied into new shards, nothing is decoded or encoded.
+"""Merges several datasets: their records are copied into new shards without being decoded or encoded.
 
-A merge is a build whose clips are the records of others: it may be killed and continued as any build. Embeddings are
-taken along where all the datasets have them of the same encoder.
+A merge is a build whose clips are the records of other datasets, so it can be interrupted and continued like any build.
+Embeddings are copied too if all the datasets have them from the same encoder.
 """
 
 import bisect
@@ -15,28 +15,29 @@ from typing import Any, get_args
 import numpy as np
 
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality, cache_directory, cache_paths, cached_encoders
-from audiosep_jax.data.layout import SplitInfo, read_json, read_split_info, read_summary, split_names, write_json
+from audiosep_jax.data.layout import SplitInfo, read_split_info, read_summary, split_names
 from audiosep_jax.data.records import Record
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import is_bucket, writing
+from audiosep_jax.storage.json_files import read_json, write_json
 from data_prep.build import BuildResult, build_shards
 from data_prep.clips.base import Clip
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Clips first to stop - 1 of a split of a dataset."""
+    """Clips `first` to `stop` - 1 of one split of a dataset."""
 
     shards: Shards
     first: int
     stop: int
-    prefix: str  # before the ids of the clips
+    prefix: str  # added before the ids of the clips
 
 
 class MergedRecords:
-    """The clips of several datasets one after the other, as a `ClipSource`; `ids` are those of all of them."""
+    """The clips of several datasets in succession, as a `ClipSource`; `ids` holds the ids of all clips."""
 
     def __init__(self, parts: Sequence[_Part], ids: Sequence[str]):
         self._parts, self._ids = list(parts), list(ids)
@@ -52,11 +53,11 @@ class MergedRecords:
 
     @property
     def info(self) -> SplitInfo:
-        """Of the first of the datasets: all have its sample rate and codec."""
+        """The split info of the first dataset; all of them share its sample rate and codec."""
         return self._parts[0].shards.info
 
     def check(self, sample_rate: int) -> None:
-        """Raises ConfigError for a rate that is not that of the records."""
+        """Raises ConfigError if `sample_rate` is not that of the records."""
         if self.info.sample_rate != sample_rate:
             raise ConfigError(f'--sample-rate {sample_rate}: records are copied, at {self.info.sample_rate} Hz')
 
@@ -64,21 +65,21 @@ class MergedRecords:
         return self._ids[index]
 
     def record(self, index: int) -> Record:
-        """The clip as it is stored. Raises DataError for one that cannot be read."""
+        """Returns the stored clip. Raises DataError if it cannot be read."""
         number, position = self.locate(index)
         part = self._parts[number]
         record = part.shards.read(position)
         return dataclasses.replace(record, id=part.prefix + record.id) if part.prefix else record
 
     def read(self, index: int, sample_rate: int) -> Clip:
-        """The clip decoded, as of any source; a build asks for the `record` instead."""
+        """Returns the decoded clip, like any source; a build uses `record` instead."""
         number, position = self.locate(index)
         record = self.record(index)
         audio = self._parts[number].shards.waveform(position)
         return Clip(record.id, audio, record.captions, record.labels, record.source, record.frames)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which of `shards` a clip is in, and its number there."""
+        """Returns which of `shards` a clip is in, and its number there."""
         number = bisect.bisect_right(self._ends, index)
         return number, self._parts[number].stop - (self._ends[number] - index)
 
@@ -108,19 +109,21 @@ def merge_datasets(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[BuildResult]:
-    """Makes one dataset of several: each split of it holds the clips of all those that have such a split.
+    """Merges several datasets into one: each split holds the clips of all datasets that have a split of that name.
 
     Args:
-        name: of the new dataset; by default made from `out`'s last part.
-        splits: only these (default: all that are complete).
-        clips_per_shard: of the new shards.
-        prefix_ids: put the name of its dataset and a '/' before each id, where clips of two have the same.
-        jobs: processes that copy.
-        progress: called with (clips done, clips in all).
+        directories: the datasets to merge.
+        out: directory of the new dataset.
+        name: name of the new dataset; by default it is made from the last part of `out`.
+        splits: the splits to merge; by default all complete ones.
+        clips_per_shard: number of clips in a new shard.
+        prefix_ids: put the name of its dataset and a '/' before each id, for datasets that share ids.
+        jobs: number of processes that copy.
+        progress: called with (clips done, clips in total).
 
     Raises:
-        ConfigError: fewer than two datasets; two of one name whose ids are to get it.
-        DataError: datasets that differ in sample rate or codec, or share ids; otherwise as `build_shards`.
+        ConfigError: there are fewer than two datasets, or two have the same name and `prefix_ids` is set.
+        DataError: the datasets differ in sample rate or codec, or share ids; or `build_shards` fails.
     """
     if len(directories) < 2:
         raise ConfigError('merge: give at least two datasets')
@@ -135,7 +138,7 @@ def merge_datasets(
             if split in split_names(directory) and (splits or read_split_info(directory, split).complete)
         ]
         if shards:
-            sources[split] = _merged(shards, prefix_ids)
+            sources[split] = _merge_shards(shards, prefix_ids)
         elif splits:
             raise DataError(f'no dataset has a split {split!r}')
     if not sources:
@@ -152,7 +155,7 @@ def merge_datasets(
                 clips_per_shard=clips_per_shard,
                 codec=source.info.codec,
                 jobs=jobs,
-                progress=(lambda done, _, before=before: progress(before + done, total)) if progress else None,
+                progress=_progress_after(before, total, progress),
             )
         )
         before += len(source)
@@ -161,15 +164,24 @@ def merge_datasets(
     return results
 
 
+def _progress_after(
+    before: int, total: int, progress: Callable[[int, int], None] | None
+) -> Callable[[int, int], None] | None:
+    """Returns the callback of one split, which adds the clips of the splits before it and reports to `progress`."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)
+
+
 def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildResult) -> None:
-    """The rows of each cache that all the datasets have of the split, in the order of the merged clips."""
+    """Copies the rows of each cache that all the datasets have for the split, in the order of the merged clips."""
     info, left_out = result.info, {skipped.id for skipped in result.skipped}
     for encoder in cached_encoders(source.shards[0].directory):
         for what in get_args(Modality):
             try:
                 caches = [EmbeddingCache(shards, encoder, what) for shards in source.shards]
             except DataError:
-                continue  # one of them lacks it: the merged dataset is embedded anew
+                continue  # one of them lacks it, so the merged dataset has to be embedded again
             if any(comparable(cache.identity) != comparable(caches[0].identity) for cache in caches):
                 continue
             done = cache_directory(out, encoder, what) / f'{info.split}.json'
@@ -191,12 +203,12 @@ def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildRe
 
 
 def _save(path: pathlib.Path, array: np.ndarray) -> None:
-    # An open file: to a name that does not end in .npy numpy would append it.
+    # NumPy would append .npy to a name without that suffix, but not to an open file.
     with writing(path) as temporary, open(temporary, 'wb') as file:
         np.save(file, array)
 
 
-def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
+def _merge_shards(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
     first = shards[0]
     for other in shards[1:]:
         for what in ('sample_rate', 'codec'):
@@ -204,13 +216,13 @@ def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
             if here != there:
                 raise DataError(
                     f'{other.directory}: {what} {there}, but {here} in {first.directory}: records are copied as they '
-                    'are; build one of them anew'
+                    'are; rebuild one of them'
                 )
     prefixes = [f'{s.info.name}/' if prefix_ids else '' for s in shards]
     if prefix_ids and len(set(prefixes)) < len(prefixes):
         raise ConfigError('--prefix-ids: two of the datasets have the same name: build one of them with another --name')
     parts = [_Part(s, 0, len(s), prefix) for s, prefix in zip(shards, prefixes, strict=True)]
-    owner = {}
+    owner: dict[str, pathlib.Path] = {}
     for part in parts:
         for clip_id in _ids(part.shards):
             clip_id = part.prefix + clip_id
@@ -224,7 +236,7 @@ def _merged(shards: list[Shards], prefix_ids: bool) -> MergedRecords:
 
 
 def _ids(shards: Shards) -> list[str]:
-    ids = []
+    ids: list[str] = []
     for shard, length in enumerate(shards.info.shard_lengths):
         found = read_summary(shards.directory, shards.info, shard).get('ids')
         if found is None:  # a shard of an earlier version

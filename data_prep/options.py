@@ -1,4 +1,4 @@
-"""What every `python -m data_prep build DATASET` takes. A dataset's own flags are in its file in `datasets/`."""
+"""The options of every `python -m data_prep build DATASET`. Each dataset's own flags are in its file in `datasets/`."""
 
 import abc
 import dataclasses
@@ -18,49 +18,49 @@ PROBLEMS_SHOWN = 20
 
 
 def num_cores() -> int:
-    """Of this process, where the system can tell (Linux), or of the machine."""
+    """Returns the number of cores of this process if the system can tell (Linux), else of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildOptions(abc.ABC):
-    """What every dataset's build takes; a subclass adds what its own clips are made from."""
+    """The options of every dataset's build; a subclass adds those that find its clips."""
 
     out: str
-    """Directory of the dataset, also gs://… or s3://…. A build that was killed continues there; another split of it may
-    be added."""
+    """Directory of the dataset, also gs://… or s3://…. An interrupted build continues there; it may already hold other
+    splits of the dataset."""
     name: str | None = None
     """Name of the dataset (default: made from the last part of --out)."""
     split: str = 'train'
     """Name of the split."""
     sample_rate: int = 32000
-    """Hz of the shards; files of another rate are resampled."""
+    """Sample rate of the shards in Hz; files with another rate are resampled."""
     codec: Codec = 'flac'
-    """How audio is kept: flac, or pcm16 for hosts short of cores."""
+    """How audio is stored: flac, or pcm16 for hosts with few cores."""
     clips_per_shard: int = 2000
-    """Clips in a shard file."""
+    """Number of clips in a shard file."""
     shortest: float = 0.0
-    """Leave out clips of less than so many seconds."""
+    """Leave out clips shorter than this many seconds."""
     jobs: int = dataclasses.field(default_factory=num_cores)
-    """Processes; each makes whole shards."""
+    """Number of processes; each makes whole shards."""
     shard_range: str | None = None
-    """FIRST:END, as 20:30, to make only these shards (END not included), one job of an array of jobs that run at any
-    time on any host. Whoever makes the last missing shard finishes the split."""
+    """Make only these shards: FIRST:END, such as 20:30, without END. The jobs of an array may run at any time on any
+    host; the one that makes the last missing shard finishes the split."""
     retry_skipped: bool = False
-    """Make shards that lack unreadable clips again, after the files were mended."""
+    """Rebuild shards that left clips out, for example after the files were repaired."""
     strict: bool = False
-    """End with exit code 1 if any clip had to be left out, other than those excluded on purpose."""
+    """Exit with code 1 if any clip was left out, apart from those excluded on purpose."""
     runner: Runner = 'local'
-    """Local processes, or an Apache Beam pipeline; --out must then be a place that all its workers reach."""
+    """Local processes, or an Apache Beam pipeline, all of whose workers must have access to --out."""
     beam_args: str = ''
-    """Beam's own flags in one text, after an equals sign: --beam-args='--runner=FlinkRunner --parallelism=64'."""
+    """Beam's own flags as one string, after an equals sign: --beam-args='--runner=FlinkRunner --parallelism=64'."""
 
     @abc.abstractmethod
     def clips(self) -> ClipSource:
-        """The dataset. Raises DataError or ConfigError where its settings name none."""
+        """Returns the clips of the dataset. Raises DataError or ConfigError if the options do not lead to any."""
 
     def run(self) -> int:
-        """Builds the split and says what became of it; returns the exit code."""
+        """Builds the split, prints the result and returns the exit code."""
         clips = self.clips()
         with progress_bar('building') as bar, printed_progress('built', bar) as progress:
             result = build_shards(
@@ -88,7 +88,7 @@ class BuildOptions(abc.ABC):
 
 
 def parse_shard_range(text: str | None) -> tuple[int, int | None] | None:
-    """'20:30' as (20, 30); either number may be left out. Raises ConfigError for anything else."""
+    """Returns '20:30' as (20, 30); either number may be omitted. Raises ConfigError for anything else."""
     if text is None:
         return None
     match = re.fullmatch(r'(\d*):(\d*)', text)
@@ -99,12 +99,12 @@ def parse_shard_range(text: str | None) -> tuple[int, int | None] | None:
 
 
 def print_result(out: str | os.PathLike, result: BuildResult) -> None:
-    """Says what became of a build; what was left out goes to stderr, cut short."""
+    """Prints the result of a build, and the first clips that were left out to stderr."""
     info = result.info
     if not info.complete:
         print(
             f'{out}: split {info.split!r}: {result.num_shards_made} shards made now; {result.num_shards_missing} of '
-            f'{info.num_shards} are still missing: who makes the last of them finishes the split'
+            f'{info.num_shards} are still missing; the job that makes the last of them finishes the split'
         )
         return
     hours = info.num_samples / info.sample_rate / 3600

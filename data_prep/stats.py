@@ -1,7 +1,7 @@
-"""What a dataset is made of: hours, clips of each source, labels, loudness. As a table, as JSON, as a picture.
+"""Statistics of a dataset: hours, clips of each source, labels and loudness, as a table, JSON or a picture.
 
-Counts come from the shards' summaries, so that two million clips take seconds; loudness and length are measured on
-clips spread evenly over each split.
+Counts come from the shards' summaries, so two million clips take only seconds. Loudness and length are measured on
+clips that are spread evenly over each split.
 """
 
 import collections
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.layout import read_split_info, read_summary, split_names
-from audiosep_jax.data.records import INT16_SCALE, decode_audio
+from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.atomic import replacing
@@ -32,13 +33,14 @@ _LABELS_DRAWN = 40
 
 @dataclasses.dataclass(frozen=True)
 class SplitStats:
-    """What one split is made of.
+    """The statistics of one split.
 
     Attributes:
-        left_out: clips that the build left out, by reason.
-        sources, labels: names to numbers of clips, the most frequent first.
-        levels_db: of each clip measured, the RMS in dB of full scale; silent clips have none.
-        seconds: of each clip measured.
+        left_out: number of clips that the build left out, by reason.
+        sources: number of clips of each source, the most frequent first.
+        labels: number of clips with each label, the most frequent first.
+        levels_db: RMS of each measured clip that is not silent, in dB of full scale.
+        seconds: length of each measured clip.
     """
 
     split: str
@@ -61,7 +63,7 @@ class SplitStats:
         return len(self.levels_db) + self.silent
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready: as it is, with the distributions as percentiles and as a histogram of 3 dB steps."""
+        """Returns the statistics ready for JSON, with distributions as percentiles and as histograms of 3 dB steps."""
         edges = np.arange(_QUIETEST_DB, _BIN_DB, _BIN_DB)
         counts, _ = np.histogram(np.clip(self.levels_db, _QUIETEST_DB, -1e-9), edges)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {'measured': self.measured}
@@ -88,16 +90,17 @@ def dataset_stats(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[SplitStats]:
-    """Of every complete split.
+    """Returns the statistics of every complete split.
 
     Args:
-        measure: clips of each split to decode for loudness and length, evenly spread.
-        jobs: threads that decode.
-        progress: called with (clips looked at, clips to look at).
+        directory: directory of the dataset.
+        measure: number of clips of each split to decode for loudness and length, evenly spread.
+        jobs: number of threads that decode.
+        progress: called with (clips measured, clips to measure).
 
     Raises:
-        ConfigError: a number out of range.
-        DataError: no complete split, or shards that cannot be read.
+        ConfigError: a number is out of range.
+        DataError: there is no complete split, or shards cannot be read.
     """
     for name, number, least in (('measure', measure, 0), ('jobs', jobs, 1)):
         if number < least:
@@ -120,17 +123,17 @@ def dataset_stats(
 def _split_stats(shards: Shards, measure: int, jobs: int, tick: Callable[[], None]) -> SplitStats:
     info = shards.info
     with futures.ThreadPoolExecutor(jobs) as pool:
-        sources, labels = collections.Counter(), collections.Counter()
+        sources: collections.Counter[str] = collections.Counter()
+        labels: collections.Counter[str] = collections.Counter()
         for some_sources, some_labels in pool.map(lambda shard: _names(shards, shard), range(info.num_shards)):
             sources.update(some_sources)
             labels.update(some_labels)
         chosen = np.unique(np.linspace(0, len(shards) - 1, min(measure, len(shards))).astype(int))
-        levels, seconds = [], []
-        for level, length in pool.map(lambda clip: _level(shards, int(clip)), chosen):
-            levels.append(level)
-            seconds.append(length)
+        measured = []
+        for level_and_seconds in pool.map(lambda clip: _level(shards, int(clip)), chosen):
+            measured.append(level_and_seconds)
             tick()
-    levels = np.array(levels)
+    levels = np.array([level for level, _ in measured])
     sizes = sum(shards.path(shard).stat().st_size for shard in range(info.num_shards))
     return SplitStats(
         split=info.split,
@@ -145,17 +148,18 @@ def _split_stats(shards: Shards, measure: int, jobs: int, tick: Callable[[], Non
         labels=dict(labels.most_common()),
         silent=int(np.isneginf(levels).sum()),
         levels_db=levels[np.isfinite(levels)],
-        seconds=np.array(seconds),
+        seconds=np.array([length for _, length in measured]),
     )
 
 
 def _names(shards: Shards, shard: int) -> tuple[dict[str, int], dict[str, int]]:
-    """(clips of each source, clips of each label) of one shard."""
+    """Returns the numbers of clips of each source and of each label in one shard."""
     summary = read_summary(shards.directory, shards.info, shard)
     if 'labels' in summary and 'sources' in summary:
         return summary['sources'], summary['labels']
-    # A shard of an earlier version: its records know.
-    sources, labels = collections.Counter(), collections.Counter()
+    # Summaries of earlier versions lack the counts, so the records are read.
+    sources: collections.Counter[str] = collections.Counter()
+    labels: collections.Counter[str] = collections.Counter()
     first = sum(shards.info.shard_lengths[:shard])
     for index in range(first, first + shards.info.shard_lengths[shard]):
         record = shards.read(index)
@@ -165,7 +169,7 @@ def _names(shards: Shards, shard: int) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _level(shards: Shards, index: int) -> tuple[float, float]:
-    """(RMS in dB of full scale, seconds) of a clip."""
+    """Returns the RMS in dB of full scale and the length in seconds of a clip."""
     record = shards.read(index)
     power = np.mean(np.square(decode_audio(record), dtype=np.float64)) / INT16_SCALE**2
     return 10 * math.log10(power) if power else -math.inf, record.num_samples / record.sample_rate
@@ -176,13 +180,13 @@ def _left_out(shards: Shards) -> dict[str, int]:
     if not path.is_file():
         return {}
     with open(path, encoding='utf-8', newline='') as file:
-        # Before reasons had names, what stood under `reason` was the message.
+        # Older versions had no named reasons and stored the message under `reason`.
         reasons = [row['reason'] if 'message' in row else 'unreadable' for row in csv.DictReader(file)]
     return dict(collections.Counter(reasons).most_common())
 
 
 def table(stats: list[SplitStats], *, rows: int = 20) -> str:
-    """For a screen: each split with its sources and its `rows` most frequent labels."""
+    """Returns a text table of each split with its `rows` most frequent sources and labels."""
     lines = []
     for split in stats:
         lines += [
@@ -212,12 +216,12 @@ def table(stats: list[SplitStats], *, rows: int = 20) -> str:
 
 
 def draw(stats: list[SplitStats], path: str | os.PathLike, title: str = '') -> None:
-    """A PNG: for each split its loudness, the lengths of its clips, its most frequent labels.
+    """Draws a PNG with the loudness, the lengths of the clips and the most frequent labels of each split.
 
     Raises:
-        DataError: the picture cannot be written there.
+        DataError: the picture cannot be written.
     """
-    # Late, and without pyplot: see audiosep_jax/plots.py.
+    # Imported late and without pyplot, for the reasons given in audiosep_jax/plots.py.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -240,7 +244,7 @@ def draw(stats: list[SplitStats], path: str | os.PathLike, title: str = '') -> N
         figure.suptitle(title, parse_math=False, wrap=True)
     try:
         with replacing(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='Glyph .* missing from font')  # labels may be of any script
+            warnings.filterwarnings('ignore', message='Glyph .* missing from font')  # labels may be in any script
             canvas.print_png(temporary)
     except OSError as error:
         where = pathlib.Path(path)

@@ -1,5 +1,5 @@
-"""Checks a dataset from end to end: every record decodes, the shards are the bytes that were written, and the counts of
-shards, metadata and caches agree."""
+"""Checks a dataset: every record must decode, the shards must hold the bytes that were written, and the counts of
+shards, metadata and caches must agree."""
 
 import dataclasses
 import os
@@ -11,21 +11,22 @@ from typing import get_args
 import numpy as np
 
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality, cache_directory, embed_command
-from audiosep_jax.data.layout import read_json, read_summary, split_names
-from audiosep_jax.data.records import decode_audio
+from audiosep_jax.data.layout import read_summary, split_names
+from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
+from audiosep_jax.storage.json_files import read_json
 from data_prep.build import checksum
 
-# Rows are float16: relative 2^-11, and encoders on an accelerator differ in the last digits.
+# Rows are float16, with a relative error of 2^-11, and encoders on an accelerator differ in the last digits.
 _SAME_COSINE = 0.99
 _TEXTS_COMPARED = 32
 
 
 @dataclasses.dataclass
 class Verification:
-    """What was found. `problems` are one line each, with what to do about them; empty is good."""
+    """The result of a check. Each of the `problems` is one line with its remedy; a sound dataset has none."""
 
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -39,11 +40,16 @@ class Verification:
 def verify_dataset(
     directory: str | os.PathLike, *, jobs: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Reads and decodes all of it, in `jobs` threads; `progress` is called with (clips done, clips in all).
+    """Reads and decodes a whole dataset.
+
+    Args:
+        directory: directory of the dataset.
+        jobs: number of threads.
+        progress: called with (clips done, clips in total).
 
     Raises:
-        ConfigError: fewer than one thread.
-        DataError: there is no dataset to look at. All else is reported, not raised.
+        ConfigError: `jobs` is less than one.
+        DataError: there is no dataset. All other problems are reported in the result.
     """
     if jobs < 1:
         raise ConfigError(f'--jobs {jobs}: must be at least 1')
@@ -61,13 +67,13 @@ def verify_dataset(
     total = sum(map(len, splits))
     done = 0
 
-    def tick():
+    def tick() -> None:
         nonlocal done
         done += 1
         if progress:
             progress(done, total)
 
-    ids = {}
+    ids: dict[tuple[str, str], str] = {}
     for shards in splits:
         with futures.ThreadPoolExecutor(jobs) as pool:
             _verify_records(shards, pool, result, ids, tick)
@@ -78,7 +84,13 @@ def verify_dataset(
     return result
 
 
-def _verify_records(shards: Shards, pool: futures.Executor, result: Verification, ids: dict, tick) -> None:
+def _verify_records(
+    shards: Shards,
+    pool: futures.Executor,
+    result: Verification,
+    ids: dict[tuple[str, str], str],
+    tick: Callable[[], None],
+) -> None:
     first = 0
     for shard, length in enumerate(shards.info.shard_lengths):
         indices = range(first, first + length)
@@ -115,7 +127,7 @@ def _verify_records(shards: Shards, pool: futures.Executor, result: Verification
             result.num_captions += len(record.captions)
             result.seconds += record.num_samples / record.sample_rate
             result.num_silent += silent
-        # Last, where nothing else was found: a record that cannot be read says more than a checksum.
+        # The checksum is compared last, and only if all is well: a record that cannot be read is a clearer problem.
         if len(result.problems) == known and summary.get('sha256', written := checksum(shards.path(shard))) != written:
             result.problems.append(
                 f'{shards.path(shard)}: not the bytes that were written (SHA-256 {written[:12]}… instead of '
@@ -123,11 +135,11 @@ def _verify_records(shards: Shards, pool: futures.Executor, result: Verification
             )
 
 
-def _read(shards: Shards, index: int):
-    """(record, whether it is silent), or what is wrong with it."""
+def _read(shards: Shards, index: int) -> tuple[Record, bool] | str:
+    """Returns a record and whether it is silent, or else a message about what is wrong with it."""
     try:
         record = shards.read(index)
-        return record, not decode_audio(record).any()
+        return record, not bool(decode_audio(record).any())
     except DataError as error:
         shard, position = shards.locate(index)
         text = str(error)
@@ -136,7 +148,7 @@ def _read(shards: Shards, index: int):
 
 
 def _modalities(folder: pathlib.Path, split: str) -> list[Modality]:
-    """What of a split an encoder has embeddings of; captions, where there are none at all: then they are missed."""
+    """Returns the modalities of which an encoder has embeddings; if there are none, text, so that it is reported."""
     found = [
         what for what in get_args(Modality) if (folder / ('' if what == 'text' else what) / f'{split}.json').is_file()
     ]
@@ -155,7 +167,7 @@ def _verify_cache(shards: Shards, encoder_name: str, what: Modality, result: Ver
     folder = cache_directory(shards.directory, encoder_name, what)
     for index in range(len(shards)):
         rows = cache.rows(index).astype(np.float32)
-        # A clip without a picture has no row; the sums of whole clips were compared when the cache was opened.
+        # A clip without a picture has no row. Opening the cache has already compared the numbers of rows.
         if not np.isfinite(rows).all() or not np.linalg.norm(rows, axis=-1).all():
             result.problems.append(
                 f'{folder}: the embeddings of clip {index} of {shards.info.split!r} are damaged: delete it and run '
@@ -167,7 +179,7 @@ def _verify_cache(shards: Shards, encoder_name: str, what: Modality, result: Ver
 
 
 def _compare_with_encoder(shards: Shards, cache: EmbeddingCache, encoder_name: str, result: Verification) -> None:
-    """The rows of some clips, spread over the split, against the encoder itself."""
+    """Compares the rows of some clips, spread over the split, with what the encoder computes."""
     try:
         encoder = load_encoder(cache.identity)
     except AudioSepError as error:

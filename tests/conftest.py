@@ -1,6 +1,10 @@
 """Eight CPU devices for every test, one compilation cache for all of them and for the programs that they start."""
 
+import ctypes
+import gc
 import os
+import resource
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +17,15 @@ _CACHE = Path(tempfile.gettempdir()) / f'audiosep_jax_tests_{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
+# glibc gives every thread an arena, and XLA, PyTorch and Grain have many threads. With two, a worker holds a third
+# less.
+_LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+_M_ARENA_MAX = -8  # of <malloc.h>
+if hasattr(_LIBC, 'mallopt'):
+    _LIBC.mallopt(_M_ARENA_MAX, 2)
+
 import hypothesis  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 from support.fake_bucket import bucket  # noqa: E402, F401
 from support.offline import offline  # noqa: E402, F401
@@ -26,7 +38,49 @@ hypothesis.settings.register_profile('suite', deadline=None)
 hypothesis.settings.load_profile('suite')
 
 
-@pytest.fixture(scope='session')
+_GROWTH_BYTES = 700 << 20
+_after_freeing = psutil.Process().memory_info().rss
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Frees what tests compiled, after each file and when a file's tests have left much behind.
+
+    A worker would otherwise keep the programs of every file, several GB. Compiling again is cheap: they are cached on
+    disk.
+    """
+    global _after_freeing
+    yield
+    file_ends = nextitem is None or nextitem.path != item.path
+    if 'jax' in sys.modules and (file_ends or psutil.Process().memory_info().rss > _after_freeing + _GROWTH_BYTES):
+        sys.modules['jax'].clear_caches()
+        gc.collect()
+        if hasattr(_LIBC, 'malloc_trim'):
+            _LIBC.malloc_trim(0)
+        _after_freeing = psutil.Process().memory_info().rss
+
+
+_peaks = []
+
+
+def pytest_sessionfinish(session):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    if hasattr(session.config, 'workeroutput'):  # in a worker of pytest-xdist
+        session.config.workeroutput['peak'] = peak
+    else:
+        _peaks.append(peak)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _peaks.append(getattr(node, 'workeroutput', {}).get('peak', 0))
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f'peak memory of a process that ran tests: {max(_peaks) / 1e9:.2f} GB')
+
+
+@pytest.fixture(scope='module')
 def reference():
     """Outputs of the original PyTorch separator (tests/reference/README.md)."""
     import numpy as np
@@ -35,9 +89,12 @@ def reference():
         return dict(archive)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def reference_state(reference):
-    """The state dict behind those outputs, rebuilt from names and shapes; without the fixed STFT matrices."""
+    """The state dict behind those outputs, rebuilt from names and shapes; without the fixed STFT matrices.
+
+    It takes 100 MB, hence once for each file that wants it: made in a second, and then given back.
+    """
     import json
 
     from support.reference_weights import separator_tensor
@@ -58,10 +115,10 @@ def quarter(monkeypatch):
     """What the command line then gets for a checkpoint of any name: a separator without a network."""
     from support.quarter_separator import QuarterSeparator
 
-    from audiosep_jax.cli import main as cli
+    from audiosep_jax.cli import terminal
 
     fake = QuarterSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path, **options: fake)
+    monkeypatch.setattr(terminal, 'load', lambda path, **options: fake)
     return fake
 
 

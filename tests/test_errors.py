@@ -27,7 +27,7 @@ def fail(error: BaseException) -> None:
         (KeyboardInterrupt(), 130, 'program: interrupted'),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(capsys, error, code, line):
+def test_errors_that_the_user_can_fix_are_one_line(capsys, error, code, line):
     with pytest.raises(SystemExit) as stopped:
         fail(error)
     assert stopped.value.code == code

@@ -1,4 +1,4 @@
-"""`import audiosep_jax` is light, also where heavy packages are installed."""
+"""`import audiosep_jax` is fast: it does not import heavy packages, even where they are installed."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ FORBIDDEN = ('torch', 'tensorflow', 'matplotlib', 'gradio')
 
 @pytest.fixture
 def booby_trapped(tmp_path):
-    """A folder for the path in which each of the forbidden packages is installed, and ends whoever imports it."""
+    """A folder for `sys.path` with a stand-in for each forbidden package, which ends the process that imports it."""
     for name in FORBIDDEN:
         (tmp_path / name).mkdir()
         (tmp_path / name / '__init__.py').write_text(f'raise SystemExit("{name} was imported")')

@@ -94,7 +94,7 @@ def test_integer_samples_are_computed_as_floats():
 
 @pytest.mark.parametrize('level', [1e-5, 3e-4, 1e-3])
 def test_si_sdr_of_near_silence_has_the_originals_epsilon(level):
-    # Orthogonal signals whose energies, level ** 2, lie about the epsilon: all four places that add it show.
+    # Orthogonal signals with energies of level ** 2, near the epsilon, so that all four places that add it matter.
     ref, est = level * np.eye(2, dtype=np.float64)
     eps = np.finfo(np.float32).eps
     projection = (eps + ref @ est) / (ref @ ref + eps) * ref

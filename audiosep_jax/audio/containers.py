@@ -1,130 +1,200 @@
-"""Sound inside MP4, WebM, Matroska and other containers, by PyAV (extra `[video]`).
+"""Sound inside MP4, WebM, Matroska and other containers, decoded by PyAV (extra `[video]`).
 
-Time is a player's: zero is where the container's first stream begins; what an edit list or a codec's priming cuts off
-is not there; a sound track that begins late or has a gap is silent so long.
+Times are those of a player: zero is where the container's first stream begins; what an edit list or a codec's priming
+cuts off is not there; where a sound track begins late or has a gap, there is silence.
 """
 
+import functools
 import io
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from audiosep_jax.audio.formats import CONTAINER_SUFFIXES
+from audiosep_jax.audio.truncation import cut_short_error, is_container_cut_short
 from audiosep_jax.errors import AudioFileError, ConfigError
 
-SUFFIXES = (
-    '.m4a',
-    '.mp4',
-    '.webm',
-    '.mkv',
-    '.mka',
-    '.mov',
-    '.m4v',
-    '.avi',
-    '.flv',
-    '.aac',
-    '.3gp',
-    '.wmv',
-    '.ts',
-    '.wma',
-    '.mpg',
-    '.mpeg',
-    '.ogv',
-)
-JITTER = 0.005  # seconds; Matroska rounds its time stamps to 1 ms
-LONGEST_SILENCE = 600.0  # seconds, of all gaps; a time stamp farther on is nonsense
-LOST = 0.1  # of a sound: what may be undecodable, and is silent
-# Files come from strangers: no playlists, no lists of other files, no network.
-_FORMATS = 'mov,matroska,webm,avi,flv,aac,mp3,ogg,asf,mpegts,mpeg,wav,flac'
-# Containers whose time stamps hold wherever one begins to read.
+if TYPE_CHECKING:  # PyAV is an extra
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+LONGEST_SILENCE = 600.0  # seconds, of all gaps together; a time stamp farther on is damaged
+INSTALL_PYAV = "to read it, install PyAV: pip install 'audiosep_jax[video]'"
+_JITTER = 0.005  # seconds; Matroska rounds its time stamps to 1 ms
+_UNDECODABLE_SHARE = 0.1  # of a sound: up to this share may be undecodable, and becomes silence
+_WARM_UP = 0.5  # seconds decoded before a part: AAC needs 50 ms of what precedes it, Opus 80 ms, HE-AAC more
+_MIN_BYTES_PER_SECOND = 25  # of sound; no codec needs fewer for long
+# Files come from strangers, so playlists, lists of other files and the network are excluded.
+_DEMUXERS = 'mov,matroska,webm,avi,flv,aac,mp3,ogg,asf,mpegts,mpeg,wav,flac'
+# Containers whose time stamps are right wherever reading begins.
 _SEEKABLE = ('mov', 'matroska')
-_FEWEST_BYTES = 25  # of a second of sound; no codec has less for long
 # Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
 _FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp')
 
 
 def is_container(head: bytes, suffix: str) -> bool:
-    """Whether PyAV is to read a file, by the first 12 bytes; where they say nothing, by its suffix."""
+    """Returns whether PyAV is to read a file.
+
+    Args:
+        head: its first 12 bytes, which decide, because many files have the suffix of another format.
+        suffix: its suffix, which decides where the bytes are inconclusive.
+    """
     if head[:4] in (b'fLaC', b'FORM', b'RF64') or (head[:4] == b'RIFF' and head[8:12] == b'WAVE'):
         return False
     if head[4:8] in _FIRST_BOXES or head[:4] == b'\x1a\x45\xdf\xa3' or (head[:4], head[8:12]) == (b'RIFF', b'AVI '):
         return True
-    return bool(head) and suffix.lower() in SUFFIXES
+    return bool(head) and suffix.lower() in CONTAINER_SUFFIXES
 
 
 class ContainerSound:
-    """The sound track of a container, read from its beginning to its end.
+    """The sound track of a container, opened for reading.
+
+    Args:
+        file: its path, or its bytes.
+        name: what messages call it; None: its path.
+        mono: average the channels, whose number may then change midway.
 
     Attributes:
-        rate: Hz.
-        channels: of the blocks.
-        seconds: its length by the header, which may be wrong; None where there is none.
+        rate: its sample rate in Hz.
+        channels: how many channels its blocks have.
 
     Raises:
-        AudioFileError: not a container that is known, damaged, or without sound.
+        AudioFileError: not a known container, damaged, or without sound.
         ConfigError: PyAV is not installed.
     """
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self._container = open_container(path, str(path))
+    def __init__(self, file: pathlib.Path | io.BytesIO, name: str | None = None, *, mono: bool = False):
+        self._file, self._name, self._mono = file, str(file) if name is None else name, mono
+        self._undecodable = 0.0  # samples
+        self._open()
+        if not self._stream.rate:
+            self.close()
+            raise AudioFileError(f'{self._name}: its sound track gives no sample rate; it cannot be decoded')
+        self.rate = self._stream.rate
+        self.channels = 1 if mono else self._stream.channels
+
+    def _open(self) -> None:
+        self._container = open_container(self._file, self._name)
         try:
-            self._stream = best_stream(self._container, 'audio', str(path))
-            if is_seekable(self._container) and is_container_cut_short(path):
-                raise AudioFileError(f'{path}: damaged or cut short, its header promises more than it holds')
-            if not self._stream.rate:
-                raise AudioFileError(f'{path}: its sound track gives no sample rate; it cannot be decoded')
+            self._stream = best_stream(self._container, 'audio', self._name)
         except AudioFileError:
             self.close()
             raise
-        self.rate = self._stream.rate
-        self.channels = self._stream.channels
-        self.seconds = self._container.duration / 1e6 if self._container.duration else None
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """float32 [channels, n], one after the other; once.
+    def __enter__(self) -> 'ContainerSound':
+        return self
 
-        Raises:
-            AudioFileError: damaged, or its rate or channels change on the way.
-        """
-        path, rate = self._path, self.rate
-        origin, reached, silent, lost = (self._container.start_time or 0) / 1e6, 0, 0, 0.0
-        most, first = most_seconds(path) * rate, True
-        for frame, unreadable in decoded_frames(self._container, self._stream, str(path)):
-            if frame is None:
-                lost += unreadable * rate
-                continue
-            samples = frame_samples(frame)
-            if (frame.sample_rate, len(samples)) != (rate, self.channels):
-                raise AudioFileError(f'{path}: its rate or channels change on the way; convert it to WAV first')
-            if frame.pts is not None:
-                gap = round((float(frame.pts * frame.time_base) - origin) * rate) - reached
-                if first or abs(gap) > JITTER * rate:
-                    silent += max(gap, 0)
-                    if silent > LONGEST_SILENCE * rate:
-                        raise AudioFileError(f'{path}: damaged, its time stamps jump')
-                    for begin in range(0, gap, rate):
-                        yield np.zeros((self.channels, min(rate, gap - begin)), np.float32)
-                    reached += max(gap, 0)
-                    samples = samples[:, max(-gap, 0) :]
-            first = False
-            reached += samples.shape[-1]
-            if reached > most:
-                raise AudioFileError(f'{path}: damaged, it is too small for so much sound')
-            if samples.shape[-1]:
-                yield samples
-        if lost > LOST * max(reached, 1):
-            raise AudioFileError(f'{path}: damaged, {lost / rate:.1f} s of the sound cannot be decoded')
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
+        """Closes the file."""
         self._container.close()
 
+    @property
+    def seconds(self) -> float | None:
+        """The length by the header of the track or of the container, which may be wrong; None where neither has it."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        return self._container.duration / 1e6 if self._container.duration else None
 
-def frame_samples(frame) -> np.ndarray:
-    """float32 [channels, n] of PyAV's audio frame."""
-    samples = frame.to_ndarray()
+    @functools.cached_property
+    def is_cut_short(self) -> bool:
+        """Whether the header promises more than the file holds, as far as its format tells."""
+        return is_seekable(self._container) and is_container_cut_short(self._file)
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns what `blocks` yields in one float32 array [channels, n]; raises what it raises."""
+        return np.concatenate([np.zeros((self.channels, 0), np.float32), *self.blocks(start, stop)], axis=1)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Yields samples `start` to `stop` - 1 as float32 [channels, n], n above 0. Call it, or `read`, only once.
+
+        Args:
+            start: the first sample.
+            stop: the sample after the last one; None: to the end of the track, which may also come before `stop`.
+
+        Raises:
+            AudioFileError: damaged, cut short before `stop`, or with a rate or channels that change midway.
+        """
+        position = start
+        for begin, samples in self._placed_frames(start):
+            # One second of silence at a time, because a gap may last ten minutes.
+            while position < (begin if stop is None else min(begin, stop)):
+                silence = min(self.rate, begin - position, self.rate if stop is None else stop - position)
+                yield np.zeros((self.channels, silence), np.float32)
+                position += silence
+            wanted = samples[:, max(position - begin, 0) : None if stop is None else max(stop - begin, 0)]
+            position += wanted.shape[1]
+            if wanted.shape[1]:
+                yield wanted
+            if stop is not None and position >= stop:
+                break
+        else:
+            if self.is_cut_short:
+                raise cut_short_error(self._name)
+        if self._undecodable > _UNDECODABLE_SHARE * max(position - start, 1):
+            seconds = self._undecodable / self.rate
+            raise AudioFileError(f'{self._name}: damaged, {seconds:.1f} s of the sound cannot be decoded')
+
+    def _placed_frames(self, start: int, *, seek: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the sample number at which each frame begins, and its samples [channels, n]; frames do not overlap.
+
+        The first frame begins at or before `start`, unless the track itself begins later. Counts in
+        `self._undecodable` the samples of packets that cannot be decoded.
+        """
+        name, rate = self._name, self.rate
+        origin = self._container.start_time or 0  # microseconds
+        warm_up = start - round(_WARM_UP * rate)
+        seek = seek and warm_up > 0 and is_seekable(self._container)
+        if seek:
+            seek_container(self._container, origin + warm_up * 1_000_000 // rate, name)
+        end, silence, is_first = warm_up if seek else 0, 0, True
+        self._undecodable = 0.0
+        longest = max_seconds(self._file) * rate
+        for frame, undecodable in decoded_frames(self._container, self._stream, name):
+            if frame is None:
+                self._undecodable += undecodable * rate
+                continue
+            samples = self._checked_samples(frame)
+            begin = end
+            if frame.pts is not None:
+                stamped = round((float(frame.pts * frame.time_base) - origin / 1e6) * rate)
+                if is_first or abs(stamped - end) > _JITTER * rate:
+                    begin = stamped
+            if seek and is_first and begin > start:
+                break
+            is_first = False
+            samples = samples[:, max(end - begin, 0) :]
+            begin = max(begin, end)
+            silence += begin - end
+            if silence > LONGEST_SILENCE * rate:
+                raise AudioFileError(f'{name}: damaged, its time stamps jump')
+            end = begin + samples.shape[1]
+            if end > longest:
+                raise AudioFileError(f'{name}: damaged, the file is too small for that much sound')
+            yield begin, samples
+        if seek and is_first:
+            # Where an index is missing or wrong, seeking may go past the place it was asked for.
+            self.close()
+            self._open()
+            yield from self._placed_frames(start, seek=False)
+
+    def _checked_samples(self, frame: 'AudioFrame') -> np.ndarray:
+        samples = frame_samples(frame)
+        if frame.sample_rate != self.rate or not (self._mono or len(samples) == self.channels):
+            raise AudioFileError(f'{self._name}: its rate or channels change midway; convert it to WAV first')
+        return samples.mean(axis=0, keepdims=True) if self._mono else samples
+
+
+def frame_samples(frame: 'AudioFrame') -> np.ndarray:
+    """Returns the samples of PyAV's audio frame as float32 [channels, n]."""
+    samples: np.ndarray = frame.to_ndarray()
     if frame.format.is_packed:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if np.issubdtype(samples.dtype, np.integer):
@@ -133,8 +203,16 @@ def frame_samples(frame) -> np.ndarray:
     return samples.astype(np.float32)
 
 
-def best_stream(container, kind: Literal['audio', 'video'], name: str):
-    """The best stream of this kind, alone: the others are not demuxed. Raises AudioFileError where there is none."""
+@overload
+def best_stream(container: 'InputContainer', kind: Literal['audio'], name: str) -> 'AudioStream': ...
+@overload
+def best_stream(container: 'InputContainer', kind: Literal['video'], name: str) -> 'VideoStream': ...
+def best_stream(container: 'InputContainer', kind: Literal['audio', 'video'], name: str) -> Any:
+    """Returns the best stream of this kind, and tells the demuxer to skip the others.
+
+    Raises:
+        AudioFileError: there is no such stream, or PyAV does not know its codec.
+    """
     from av.stream import Discard
 
     stream = container.streams.best(kind)
@@ -142,20 +220,25 @@ def best_stream(container, kind: Literal['audio', 'video'], name: str):
         missing = 'sound track' if kind == 'audio' else 'pictures; build without --frames'
         raise AudioFileError(f'{name}: has no {missing}')
     if stream.codec_context is None:
-        raise AudioFileError(f'{name}: its {kind} is coded in a way that PyAV does not know')
+        raise AudioFileError(f'{name}: its {kind} has a codec that PyAV does not know')
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
-    stream.codec_context.thread_count = 1  # there is a process per core already
+    stream.codec_context.thread_count = 1  # one process per core decodes already
     return stream
 
 
-def is_seekable(container) -> bool:
+def is_seekable(container: 'InputContainer') -> bool:
+    """Returns whether time stamps stay right after seeking."""
     return any(name in container.format.name.split(',') for name in _SEEKABLE)
 
 
-def seek_container(container, microseconds: int, name: str) -> None:
-    """To a place at which decoding can begin, before the time."""
+def seek_container(container: 'InputContainer', microseconds: int, name: str) -> None:
+    """Moves to a place at or before a time from which decoding can begin.
+
+    Raises:
+        AudioFileError: FFmpeg cannot seek there.
+    """
     import av
 
     try:
@@ -164,8 +247,14 @@ def seek_container(container, microseconds: int, name: str) -> None:
         raise AudioFileError(f'{name}: damaged, cannot be read from {microseconds / 1e6:.1f} s on') from error
 
 
-def decoded_frames(container, stream, name: str) -> Iterator[tuple[Any, float]]:
-    """Decoded frames; None, with its length in seconds, for a packet that cannot be decoded."""
+def decoded_frames(
+    container: 'InputContainer', stream: 'AudioStream | VideoStream', name: str
+) -> Iterator[tuple[Any, float]]:
+    """Yields the frames of a stream, each with 0.0; for an undecodable packet, None with its length in seconds.
+
+    Raises:
+        AudioFileError: the container is damaged.
+    """
     import av
 
     try:
@@ -177,73 +266,41 @@ def decoded_frames(container, stream, name: str) -> Iterator[tuple[Any, float]]:
             else:
                 for frame in decoded:
                     yield frame, 0.0
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:  # IndexError: streams that appear on the way
-        raise AudioFileError(f'{name}: damaged: {reason(error)}') from error
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:  # IndexError: streams that appear midway
+        raise AudioFileError(f'{name}: damaged: {ffmpeg_reason(error)}') from error
 
 
-def reason(error: Exception) -> str:
-    """What FFmpeg says, without the path and the number of the error."""
+def ffmpeg_reason(error: Exception) -> str:
+    """Returns FFmpeg's text of an error, without the path and the number."""
     return getattr(error, 'strerror', None) or ' '.join(str(error).split())
 
 
-def most_seconds(file: pathlib.Path | io.BytesIO) -> float:
-    """More than any sound in a file of this size can last."""
+def max_seconds(file: pathlib.Path | io.BytesIO) -> float:
+    """Returns a length in seconds that no sound in a file of this size can exceed."""
     size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
-    return size / _FEWEST_BYTES + LONGEST_SILENCE
+    return size / _MIN_BYTES_PER_SECOND + LONGEST_SILENCE
 
 
-def is_container_cut_short(file: pathlib.Path | io.BytesIO) -> bool:
-    """Whether the outermost boxes (MP4) or elements (Matroska) promise more bytes than there are."""
-    with io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else open(file, 'rb') as opened:
-        size = opened.seek(0, os.SEEK_END)
-        opened.seek(0)
-        matroska = opened.read(4) == b'\x1a\x45\xdf\xa3'
-        opened.seek(0)
-        end = 0
-        while end < size:
-            opened.seek(end)
-            length = _element_bytes(opened) if matroska else _box_bytes(opened)
-            if length is None:  # to the end of the file
-                return False
-            end += length
-    return end > size
+def open_container(file: pathlib.Path | io.BytesIO, name: str) -> 'InputContainer':
+    """Opens a container by its path or its bytes; messages call it `name`.
 
-
-def _box_bytes(file: BinaryIO) -> int | None:
-    """ISO/IEC 14496-12, section 4.2."""
-    header = file.read(16)
-    size = int.from_bytes(header[:4], 'big')
-    if size == 1:
-        size = int.from_bytes(header[8:], 'big')
-    return size if size >= 8 else None
-
-
-def _element_bytes(file: BinaryIO) -> int | None:
-    """RFC 8794, sections 4 and 5: identifier and size, each as long as its leading zeros say."""
-    header = file.read(12)
-    if len(header) < 2 or not header[0]:
-        return None
-    identifier = 9 - header[0].bit_length()
-    field = header[identifier : identifier + 8]
-    if not field or not field[0]:
-        return None
-    width = 9 - field[0].bit_length()
-    size = int.from_bytes(field[:width], 'big') & (1 << 7 * width) - 1
-    return None if size == (1 << 7 * width) - 1 else identifier + width + size
-
-
-def open_container(file: pathlib.Path | io.BytesIO, name: str):
+    Raises:
+        AudioFileError: not a known container, or damaged.
+        ConfigError: PyAV is not installed.
+    """
     try:
         import av
     except ImportError as error:
-        raise ConfigError(f"{name}: to read it, install PyAV: pip install 'audiosep_jax[video]'") from error
+        raise ConfigError(f'{name}: {INSTALL_PYAV}') from error
 
-    options = {'format_whitelist': _FORMATS, 'protocol_whitelist': 'file'}
+    options = {'format_whitelist': _DEMUXERS, 'protocol_whitelist': 'file'}
+    # Tags that are not UTF-8 must not stop the reading. PyAV 19 lets them through by itself and has no such argument.
+    lenient: dict[str, Any] = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
     if isinstance(file, io.BytesIO):
         file.seek(0)
     try:
         # 'file:' keeps a name with a colon from being taken for a protocol.
         source = file if isinstance(file, io.BytesIO) else f'file:{file}'
-        return av.open(source, container_options=options, metadata_errors='replace')
+        return av.open(source, container_options=options, **lenient)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise AudioFileError(f'{name}: damaged, cut short or not a video file ({reason(error)})') from error
+        raise AudioFileError(f'{name}: damaged, cut short or not a video file ({ffmpeg_reason(error)})') from error

@@ -1,4 +1,4 @@
-"""STFT frames of a signal that comes in blocks: padded at its ends as the whole is, given back sample for sample."""
+"""Cuts a signal that comes in blocks into STFT frames, padded at its ends as if it were transformed as a whole."""
 
 from collections.abc import Callable
 
@@ -6,54 +6,54 @@ import numpy as np
 
 from audiosep_jax.audio.stft import num_frames, reflect_pad
 
-_NOT_KNOWN = 2**30  # frames; int32, and over a hundred days at the default hop
+_UNKNOWN = 2**30  # frames; fits int32, and is over a hundred days at the default hop
 
 # (padded samples [..., S], first frame, how many frames the signal has) -> finished padded samples [..., N * hop]
 Compute = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 class FrameStream:
-    """Cuts a signal into pieces of N frames, has something computed of each, and puts the results together.
+    """Cuts a signal into pieces of N frames, applies `compute` to each, and returns the resulting samples in order.
 
     Args:
-        compute: of each piece; what it returns are samples from frame `start - late` on, as far as no later frame
-            reaches them.
-        shape: of the signal, but for its length.
-        window_size: of the STFT, samples.
-        hop_size: of the STFT, samples.
-        frames: N.
-        late: frames.
+        compute: called for each piece. It returns samples from frame `first - late` on, as far as no later frame
+            overlaps them.
+        shape: the shape of the signal without its last axis, time.
+        window_size: of the STFT, in samples.
+        hop_size: of the STFT, in samples.
+        frames: N, the number of frames in a piece.
+        late: by how many frames the output of `compute` lags behind its input.
     """
 
     def __init__(
         self, compute: Compute, shape: tuple[int, ...], window_size: int, hop_size: int, frames: int, *, late: int = 0
     ):
         self._compute, self._window, self._hop, self._frames, self._late = compute, window_size, hop_size, frames, late
-        self._waiting = np.zeros((*shape, 0), np.float32)  # padded samples that no frame has begun with
-        self._recent = np.zeros((*shape, 0), np.float32)  # the last of the signal: reflected at its end
-        self._taken = self._given = self._start = 0
+        self._waiting = np.zeros((*shape, 0), np.float32)  # padded samples from the next frame's first one on
+        self._recent = np.zeros((*shape, 0), np.float32)  # the signal's last samples, which are reflected at its end
+        self._num_in = self._num_out = self._next_frame = 0
 
     def push(self, samples: np.ndarray) -> list[np.ndarray]:
-        """float32 [..., n] -> what is finished by now, one after the other."""
+        """Takes float32 [..., n] and returns the pieces that are finished, in order."""
         half = self._window // 2
-        began = self._taken > half
-        self._taken += samples.shape[-1]
+        started = self._num_in > half
+        self._num_in += samples.shape[-1]
         self._recent = np.concatenate([self._recent, samples], axis=-1)
-        if not began and self._taken <= half:
+        if not started and self._num_in <= half:
             return []
-        if not began:
+        if not started:
             self._waiting = np.concatenate([self._recent[..., half:0:-1], self._recent], axis=-1)
         else:
             self._waiting = np.concatenate([self._waiting, samples], axis=-1)
         self._recent = self._recent[..., -(half + 1) :]
         pieces = []
         while self._waiting.shape[-1] >= self._piece_samples():
-            pieces.append(self._next(_NOT_KNOWN))
+            pieces.append(self._compute_piece(_UNKNOWN))
         return pieces
 
     def finish(self) -> list[np.ndarray]:
-        """The rest: in all, as many samples as were pushed."""
-        half, length = self._window // 2, self._taken
+        """Returns the remaining pieces; in total there are as many samples as were pushed."""
+        half, length = self._window // 2, self._num_in
         if not length:
             return []
         if length <= half:
@@ -61,22 +61,22 @@ class FrameStream:
         else:
             self._waiting = np.concatenate([self._waiting, self._recent[..., -2 : -half - 2 : -1]], axis=-1)
         pieces = []
-        while self._given < length:
+        while self._num_out < length:
             missing = max(self._piece_samples() - self._waiting.shape[-1], 0)
             self._waiting = np.pad(self._waiting, [(0, 0)] * (self._waiting.ndim - 1) + [(0, missing)])
-            piece = self._next(num_frames(length, self._hop))
-            pieces.append(piece[..., : piece.shape[-1] - max(self._given - length, 0)])
+            piece = self._compute_piece(num_frames(length, self._hop))
+            pieces.append(piece[..., : piece.shape[-1] - max(self._num_out - length, 0)])
         return pieces
 
     def _piece_samples(self) -> int:
         return (self._frames - 1) * self._hop + self._window
 
-    def _next(self, count: int) -> np.ndarray:
-        piece = self._compute(self._waiting[..., : self._piece_samples()], self._start, count)
+    def _compute_piece(self, frame_count: int) -> np.ndarray:
+        piece = self._compute(self._waiting[..., : self._piece_samples()], self._next_frame, frame_count)
         self._waiting = self._waiting[..., self._frames * self._hop :]
-        # In padded samples, of which half a window is before the beginning.
-        begin = (self._start - self._late) * self._hop - self._window // 2
-        self._start += self._frames
+        # In samples of the signal, before whose first one there is half a window of padding.
+        begin = (self._next_frame - self._late) * self._hop - self._window // 2
+        self._next_frame += self._frames
         piece = piece[..., max(-begin, 0) :]
-        self._given += piece.shape[-1]
+        self._num_out += piece.shape[-1]
         return piece

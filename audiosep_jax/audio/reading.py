@@ -1,4 +1,4 @@
-"""Sound files as blocks, whatever their length: libsndfile's formats, and containers by PyAV (extra `[video]`)."""
+"""Reads sound files of any length, in blocks or whole: with libsndfile, or with PyAV (extra `[video]`)."""
 
 import contextlib
 import os
@@ -9,35 +9,30 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiosep_jax.audio.containers import SUFFIXES as CONTAINER_SUFFIXES
 from audiosep_jax.audio.containers import ContainerSound, is_container
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.audio.truncation import has_guessed_length, is_cut_short
+from audiosep_jax.audio.truncation import cut_short_error, has_estimated_length, is_sound_file_cut_short
 from audiosep_jax.errors import AudioFileError
 
-# What a folder's sounds are told by; a file that is named may be called anything.
-SUFFIXES = (
-    *('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif', '.aifc', '.au', '.caf', '.w64', '.rf64'),
-    *CONTAINER_SUFFIXES,
-)
 _BLOCK = 65536  # samples
-_MOST_FRAMES = 2**56  # a header without a length becomes 2^63
+_MAX_FRAMES = 2**56  # a header without a length gives 2^63
 
 
 class SoundInput:
-    """A sound file, open. Made by `open_sound`.
+    """An open sound file. `open_sound` makes it.
 
     Attributes:
-        path: as it was named.
-        rate: Hz.
-        channels: of the blocks.
-        seconds: its length by the header, which may be an estimate; None where there is none.
-        subtype: of its samples, in libsndfile's words (`PCM_24`); None in a container.
+        path: the file's path as it was given.
+        rate: sample rate in Hz.
+        channels: how many channels the blocks have.
+        seconds: the length by the header, which may be an estimate; None where the header has none.
+        subtype: libsndfile's name of the sample format (`PCM_24`); None for a container.
     """
 
     def __init__(self, path: Path, file: soundfile.SoundFile | ContainerSound):
         self.path, self._file = path, file
         self.subtype: str | None = None
+        self.seconds: float | None
         if isinstance(file, ContainerSound):
             self.rate, self.channels, self.seconds = file.rate, file.channels, file.seconds
         else:
@@ -45,39 +40,40 @@ class SoundInput:
             self.seconds = file.frames / file.samplerate
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """float32 [channels, n], n above 0, from the beginning to the end; once.
+        """Yields float32 [channels, n], n above 0, from the beginning to the end of the file. Can be used once.
 
         Raises:
-            AudioFileError: damaged or cut short, empty, or NaN or infinite samples.
+            AudioFileError: damaged or cut short, empty, or with NaN or infinite samples.
         """
-        length, bad = 0, 0
-        pieces = self._file.blocks() if isinstance(self._file, ContainerSound) else self._decoded()
-        for block in pieces:
+        length, num_bad = 0, 0
+        file = self._file
+        for block in file.blocks() if isinstance(file, ContainerSound) else _decoded_blocks(file, self.path):
             length += block.shape[-1]
-            bad += int(np.count_nonzero(~np.isfinite(block)))
-            if bad:  # counted to the end, for the message
+            num_bad += int(np.count_nonzero(~np.isfinite(block)))
+            if num_bad:  # go on to the end, to count them all for the message
                 continue
             yield block
-        if bad:
-            raise AudioFileError(f'{self.path}: {bad} samples are NaN or infinite; repair or export the file again')
+        if num_bad:
+            raise AudioFileError(f'{self.path}: {num_bad} samples are NaN or infinite; repair or export the file again')
         if not length:
             raise AudioFileError(f'{self.path}: the file holds no samples')
 
-    def _decoded(self) -> Iterator[np.ndarray]:
-        file, length = self._file, 0
-        while True:
-            with _explained(self.path):
-                block = file.read(_BLOCK, dtype='float32', always_2d=True)
-            if not len(block):
-                break
-            length += len(block)
-            yield np.ascontiguousarray(block.T)
-        if length < file.frames and not has_guessed_length(self.path, file):
-            raise _cut_short(self.path)
+
+def _decoded_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+    length = 0
+    while True:
+        with decoding_errors(str(path)):
+            block = file.read(_BLOCK, dtype='float32', always_2d=True)
+        if not len(block):
+            break
+        length += len(block)
+        yield np.ascontiguousarray(block.T)
+    if length < file.frames and not has_estimated_length(path, file):
+        raise cut_short_error(str(path))
 
 
-class _Forward(soundfile.SoundFile):
-    """Read from the beginning to the end: soundfile seeks between two reads, which MP3 does only roughly."""
+class _SequentialFile(soundfile.SoundFile):
+    """A file read from beginning to end. soundfile seeks between two reads, which is inexact in an MP3."""
 
     def seekable(self) -> bool:
         return False
@@ -85,50 +81,55 @@ class _Forward(soundfile.SoundFile):
 
 @contextlib.contextmanager
 def open_sound(path: str | os.PathLike) -> Iterator[SoundInput]:
-    """Opens a sound file for reading in blocks. (Of an MP3 with a variable bit rate and no Xing header, which few
-    encoders write, libsndfile decodes only as much as it estimates from the first frame.)
+    """Opens a sound file for reading in blocks.
+
+    A few encoders write MP3s with a variable bit rate and no Xing header. Of those, libsndfile decodes only as much as
+    it estimates from the first frame.
 
     Raises:
-        AudioFileError: missing, a folder, not audio, or damaged or cut short as far as its header tells.
+        AudioFileError: missing, a folder, not audio, or by its header damaged or cut short.
         ConfigError: PyAV is needed and not installed.
     """
     path = Path(path)
-    head = _head(path)
+    head = _read_head(path)
     if is_container(head, path.suffix):
-        with contextlib.closing(ContainerSound(path)) as sound:
+        with ContainerSound(path) as sound:
+            if sound.is_cut_short:
+                raise cut_short_error(str(path))
             yield SoundInput(path, sound)
         return
-    with _explained(path):
-        file = _Forward(os.fsencode(path))  # bytes: names need not be valid UTF-8
+    with decoding_errors(str(path)):
+        file = _SequentialFile(os.fsencode(path))  # as bytes, because names need not be valid UTF-8
     with file:
-        if file.frames > _MOST_FRAMES:
+        if file.frames > _MAX_FRAMES:
             raise AudioFileError(
                 f'{path}: its header gives no usable length ({file.frames} samples); write the file again, to disk'
             )
-        if is_cut_short(path, file):
-            raise _cut_short(path)
+        if is_sound_file_cut_short(path, file):
+            raise cut_short_error(str(path))
         yield SoundInput(path, file)
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def decoding_errors(name: str) -> Iterator[None]:
+    """Turns what soundfile raises while it opens or reads the file `name` into AudioFileError."""
     try:
         yield
     except TypeError as error:  # soundfile goes by the suffix .raw before it looks inside
-        raise AudioFileError(f'{path}: headerless audio; convert it to WAV or FLAC first') from error
+        raise AudioFileError(f'{name}: headerless audio; convert it to WAV or FLAC first') from error
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.removeprefix('Error : ').rstrip('.')
-        if not reason or reason.startswith('File does not exist'):  # what it says of an MP3 without a frame
+        reason = ' '.join(error.error_string.removeprefix('Error : ').split()).rstrip('.')
+        if not reason or reason.startswith('File does not exist'):  # its text for an MP3 without a frame
             reason = 'nothing in it can be decoded'
-        raise AudioFileError(f'{path}: damaged, cut short or not an audio file ({reason})') from error
+        raise AudioFileError(f'{name}: damaged, cut short or not an audio file ({reason})') from error
 
 
-def _cut_short(path: Path) -> AudioFileError:
-    return AudioFileError(f'{path}: damaged or cut short, its header promises more audio than it holds; get it anew')
+def _read_head(path: Path) -> bytes:
+    """Returns the first 12 bytes.
 
-
-def _head(path: Path) -> bytes:
-    """The first 12 bytes, or the reasons that libsndfile reports as 'System error', or waits for (a pipe)."""
+    Raises:
+        AudioFileError: the reason, where libsndfile would say 'System error' or, at a pipe, wait.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -151,7 +152,7 @@ def _head(path: Path) -> bytes:
 def read_audio(
     path: str | os.PathLike, *, sample_rate: int | None = None, mono: bool = False
 ) -> tuple[np.ndarray, int]:
-    """Reads a whole file, as float32 `[channels, T]`, with the rate of what is returned.
+    """Reads a whole file as float32 `[channels, T]`.
 
     Args:
         path: anything that libsndfile decodes, and with PyAV (extra `video`) MP4, M4A, WebM, Matroska and more.
@@ -162,7 +163,8 @@ def read_audio(
         The samples and their sample rate in Hz.
 
     Raises:
-        AudioFileError: missing, a folder, not audio, damaged or cut short, empty, or with NaN or infinite samples.
+        AudioFileError: missing, a folder, not audio, damaged or cut short, empty, with NaN or infinite samples, or
+            too long for the memory.
         ConfigError: PyAV is needed and not installed.
     """
     with open_sound(path) as file:
@@ -170,7 +172,7 @@ def read_audio(
         try:
             audio = np.concatenate(list(file.blocks()), axis=-1)
         except MemoryError as error:
-            raise AudioFileError(f'{path}: too long for the memory that there is; read it in blocks') from error
+            raise AudioFileError(f'{path}: does not fit into memory; read it in blocks') from error
     if mono:
         audio = audio.mean(axis=0, keepdims=True)
     if sample_rate is not None:

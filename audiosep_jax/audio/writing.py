@@ -1,7 +1,7 @@
-"""Writing sound files of any length: block by block, all files of one recording or none, never half a file.
+"""Writes sound files of any length in blocks: all files of one recording appear together, complete, or none does.
 
-An integer format cannot hold what is beyond full scale, and by how much a recording goes beyond is known at its end
-alone: until then the samples lie as float32 in files without a name beside the outputs, which vanish with the process.
+An integer format cannot hold samples beyond full scale, and only at the end of a recording is it known how far its peak
+goes beyond. Until then the samples wait as float32 in unnamed files beside the outputs, which vanish with the process.
 """
 
 import contextlib
@@ -14,37 +14,20 @@ from typing import Literal, get_args
 import numpy as np
 import soundfile
 
+from audiosep_jax.audio.formats import WRITABLE_SUFFIXES, WRITERS
+from audiosep_jax.audio.samples import quantize
 from audiosep_jax.errors import AudioFileError, ConfigError
 from audiosep_jax.storage.atomic import replacing
 
 Subtype = Literal['PCM_16', 'PCM_24', 'PCM_32', 'FLOAT']
-MAX_FLAC_RATE = 655350  # Hz
-
-# By suffix: libsndfile's name, the subtype where there is no choice, the most channels, and the rates in Hz. Asked
-# beyond its limits, libsndfile ends the process (Vorbis) or gives an empty message.
-_ANY_RATE = range(1, 2**31)
-_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-_FORMATS = {
-    '.wav': ('WAV', None, 1024, _ANY_RATE),
-    '.flac': ('FLAC', None, 8, range(1, MAX_FLAC_RATE + 1)),
-    '.ogg': ('OGG', 'VORBIS', 255, range(1, 200001)),
-    '.opus': ('OGG', 'OPUS', 255, (8000, 12000, 16000, 24000, 48000)),
-    '.mp3': ('MP3', 'MPEG_LAYER_III', 2, _MP3_RATES),
-    '.aiff': ('AIFF', None, 1024, _ANY_RATE),
-    '.aif': ('AIFF', None, 1024, _ANY_RATE),
-    '.caf': ('CAF', None, 1024, _ANY_RATE),
-    '.w64': ('W64', None, 1024, _ANY_RATE),
-}
-SUFFIXES = tuple(_FORMATS)
-_LISTED = f'{", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]}'
 
 # libsndfile overflows its stack when a long block goes to the Vorbis encoder at once; smaller blocks also keep the
-# quantised copy small.
-_BLOCK = 65536
+# quantized copy small.
+_BLOCK = 65536  # frames
 # A plain WAV counts its bytes in 32 bits; beyond that the RF64 header (EBU Tech 3306) takes over, suffix unchanged.
-_WAV_BYTES = 2**32 - 2**16
-_BYTES = {'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOAT': 4}
-_IN_MEMORY = 2**23  # bytes of an output that are no file yet
+_MAX_WAV_BYTES = 2**32 - 2**16
+_SAMPLE_BYTES = {'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOAT': 4}
+_MAX_BYTES_IN_MEMORY = 2**23  # of the waiting samples; more go to a file
 # The largest positive 16-bit value is one step below full scale.
 _HIGHEST = 1.0 - 2.0**-15
 
@@ -52,35 +35,49 @@ _HIGHEST = 1.0 - 2.0**-15
 def check_format(
     path: str | os.PathLike, subtype: Subtype, *, channels: int = 1, sample_rate: int = 44100, named: str | None = None
 ) -> None:
-    """Raises ConfigError where no file of this suffix can hold this subtype, channel count and rate (in Hz).
+    """Checks that the format of a path's suffix can hold a sound.
 
     Args:
-        named: what the message calls the file, where its path is nothing that a user gave.
+        path: the file to write.
+        subtype: of its samples.
+        channels: how many there are.
+        sample_rate: in Hz.
+        named: what the message calls the file, if `path` is not what the user gave.
+
+    Raises:
+        ConfigError: it cannot; the message says what can.
     """
     suffix = Path(path).suffix.lower()
-    path = named or path
-    if suffix not in _FORMATS:
-        raise ConfigError(f'{path}: cannot write {suffix or "a file without suffix"}; use {_LISTED}')
+    name = named or path
+    writer = WRITERS.get(suffix)
+    if writer is None:
+        writable = f'{", ".join(WRITABLE_SUFFIXES[:-1])} or {WRITABLE_SUFFIXES[-1]}'
+        raise ConfigError(f'{name}: cannot write {suffix or "a file without suffix"}; use {writable}')
     if subtype not in get_args(Subtype):
-        raise ConfigError(f'{path}: unknown subtype {subtype!r}; use {", ".join(get_args(Subtype))}')
-    kind, fixed, most_channels, rates = _FORMATS[suffix]
-    if not fixed and not soundfile.check_format(kind, subtype):
-        raise ConfigError(f'{path}: {kind} holds 16 or 24 bits, not {subtype}; use .wav for that')
-    if not 1 <= channels <= most_channels:
-        raise ConfigError(f'{path}: {suffix} holds 1 to {most_channels} channels, not {channels}; use .wav')
-    if sample_rate not in rates:
+        raise ConfigError(f'{name}: unknown subtype {subtype!r}; use {", ".join(get_args(Subtype))}')
+    if not writer.subtype and not soundfile.check_format(writer.name, subtype):
+        raise ConfigError(f'{name}: {writer.name} holds 16 or 24 bits, not {subtype}; use .wav for that')
+    if not 1 <= channels <= writer.max_channels:
+        raise ConfigError(f'{name}: {suffix} holds 1 to {writer.max_channels} channels, not {channels}; use .wav')
+    if sample_rate not in writer.rates:
+        rates = writer.rates
         held = f'up to {rates[-1]}' if isinstance(rates, range) else ', '.join(map(str, rates))
-        raise ConfigError(f'{path}: {suffix} holds rates {held} Hz, not {sample_rate}; use .wav')
+        raise ConfigError(f'{name}: {suffix} holds rates {held} Hz, not {sample_rate}; use .wav')
 
 
 def has_subtypes(suffix: str) -> bool:
-    """Whether a file of this suffix may have samples of several kinds; those of OGG, Opus and MP3 are what they are."""
-    return suffix.lower() in _FORMATS and _FORMATS[suffix.lower()][1] is None
+    """Returns whether files of this suffix come with several subtypes; OGG, Opus and MP3 have one each."""
+    writer = WRITERS.get(suffix.lower())
+    return writer is not None and writer.subtype is None
 
 
 def subtype_like(source: str | None, suffix: str) -> Subtype:
-    """The subtype of an output, given libsndfile's name of the input's: as many bits, at least 16 and as the format
-    has them; 16 of what is lossy."""
+    """Returns the subtype for an output: as many bits as the input, within what the format has; at least 16.
+
+    Args:
+        source: libsndfile's name of the input's subtype. Lossy ones and None give 16 bits.
+        suffix: of the output.
+    """
     source = source or ''
     if source in ('FLOAT', 'DOUBLE'):
         return 'PCM_24' if suffix.lower() == '.flac' else 'FLOAT'
@@ -90,32 +87,35 @@ def subtype_like(source: str | None, suffix: str) -> Subtype:
 
 
 class OutputFiles:
-    """Files that get blocks of as many samples each. Made by `written_together`."""
+    """Several files that receive blocks of equal length. `written_together` makes it."""
 
     def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int, subtype: Subtype):
         self._paths, self._rate, self._channels, self._subtype = paths, sample_rate, channels, subtype
-        self._spools = [_spool(path.absolute().parent) for path in paths]
+        self._spools = [_new_spool(path.absolute().parent) for path in paths]
         self._peaks = [0.0] * len(paths)
 
     def write(self, sounds: Sequence[np.ndarray]) -> None:
-        """float32 [channels, n], one for each file.
+        """Appends to each file its block, float32 [channels, n].
 
         Raises:
-            AudioFileError: NaN or infinite samples, or no room.
+            AudioFileError: NaN or infinite samples, or the disk is full.
         """
         for i, (path, sound) in enumerate(zip(self._paths, sounds, strict=True)):
             peak = float(np.abs(sound).max(initial=0.0))
             if not np.isfinite(peak):
                 raise AudioFileError(f'{path}: not written, the samples to write are NaN or infinite')
             self._peaks[i] = max(self._peaks[i], peak)
-            with _explained(path):
-                self._spools[i].write(np.ascontiguousarray(sound.T, np.float32).reshape(-1).view(np.uint8))
+            with _writing_errors(path):
+                self._spools[i].write(np.ascontiguousarray(sound.T, np.float32).reshape(-1).view(np.uint8).data)
 
     def finish(self, gains: Sequence[float] | None = None) -> float:
-        """Encodes all files, each times its gain (1 if none are given), under temporary names; then renames them.
+        """Encodes all files under temporary names, and then renames them.
+
+        Args:
+            gains: a factor for each file; None: 1 for all.
 
         Returns:
-            The gain that all of them got, besides, to keep within full scale; 1.0 if none.
+            The further factor, the same for all files, that keeps them within full scale; 1.0 if none is needed.
 
         Raises:
             AudioFileError: they cannot be written.
@@ -125,76 +125,73 @@ class OutputFiles:
         for path, peak, gain in zip(self._paths, self._peaks, gains, strict=True):
             if peak * gain > 1.0 and not self._is_unlimited(path):
                 common = min(common, _HIGHEST / (peak * gain))
-        with contextlib.ExitStack() as renames:  # not before the last one is written
+        with contextlib.ExitStack() as renames:  # none is renamed before the last one is written
             for path, spool, gain in zip(self._paths, self._spools, gains, strict=True):
-                with _explained(path):
+                with _writing_errors(path):
                     spool.flush()
                     temporary = renames.enter_context(replacing(path))
                     self._encode(temporary, path.suffix.lower(), spool, gain * common)
         return common
 
     def close(self) -> None:
+        """Frees the memory and the disk space of the waiting samples."""
         for spool in self._spools:
-            # What is still in its buffer goes to the disk now; where that is full, the file is none that matters.
+            # Closing flushes the buffer. If the disk is full, that does not matter: the spool is discarded anyway.
             with contextlib.suppress(OSError):
                 spool.close()
 
     def _is_unlimited(self, path: Path) -> bool:
         return self._subtype == 'FLOAT' and has_subtypes(path.suffix)
 
-    def _encode(self, temporary: Path, suffix: str, spool: tempfile.SpooledTemporaryFile, gain: float) -> None:
-        kind, fixed = _FORMATS[suffix][:2]
-        encoding = fixed or self._subtype
-        frame_bytes = 4 * self._channels
-        if kind == 'WAV' and spool.tell() // 4 * _BYTES[self._subtype] > _WAV_BYTES:
+    def _encode(self, temporary: Path, suffix: str, spool: 'tempfile.SpooledTemporaryFile[bytes]', gain: float) -> None:
+        writer = WRITERS[suffix]
+        subtype = writer.subtype or self._subtype
+        kind, frame_bytes = writer.name, 4 * self._channels
+        if kind == 'WAV' and spool.tell() // 4 * _SAMPLE_BYTES[self._subtype] > _MAX_WAV_BYTES:
             kind = 'RF64'
         spool.seek(0)
         shape = self._rate, self._channels
-        with soundfile.SoundFile(os.fsencode(temporary), 'w', *shape, encoding, format=kind) as file:
+        with soundfile.SoundFile(os.fsencode(temporary), 'w', *shape, subtype, format=kind) as file:
             while data := spool.read(_BLOCK * frame_bytes):
                 block = np.frombuffer(data, np.float32).reshape(-1, self._channels) * np.float32(gain)
-                file.write(quantised(block, encoding))
+                file.write(quantize(block, subtype))
 
 
-def _spool(folder: Path) -> tempfile.SpooledTemporaryFile:
-    return tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder)
+def _new_spool(folder: Path) -> 'tempfile.SpooledTemporaryFile[bytes]':
+    return tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY, dir=os.fspath(folder))
 
 
 @contextlib.contextmanager
 def written_together(
     paths: Sequence[str | os.PathLike], sample_rate: int, *, channels: int, subtype: Subtype = 'PCM_16'
 ) -> Iterator[OutputFiles]:
-    """Several files as one: all of them appear at `finish`, or none does. One gain for all keeps them within full
-    scale, so that targets and residual still add up to the (attenuated) mixture.
+    """Opens several files that all appear at `finish`, or not at all.
+
+    One gain for all keeps them within full scale, so that targets and residual still add up to the (attenuated)
+    mixture.
+
+    Args:
+        paths: the files, replaced if they exist.
+        sample_rate: in Hz.
+        channels: how many each file has.
+        subtype: of the samples, where a format has a choice.
 
     Raises:
         ConfigError: a suffix, subtype, rate or channel count that the format does not have.
         AudioFileError: the files cannot be written there.
     """
-    paths = [Path(path) for path in paths]
-    for path in paths:
+    outputs = [Path(path) for path in paths]
+    for path in outputs:
         check_format(path, subtype, channels=channels, sample_rate=sample_rate)
         if path.is_dir():
             raise AudioFileError(f'{path}: cannot be written: a folder has that name')
-    with contextlib.closing(OutputFiles(paths, sample_rate, channels, subtype)) as files:
+    with contextlib.closing(OutputFiles(outputs, sample_rate, channels, subtype)) as files:
         yield files
 
 
-def quantised(block: np.ndarray, encoding: str) -> np.ndarray:
-    """Float `[n, channels]` rounded to what `encoding` stores: left-aligned int32, of which libsndfile keeps the top.
-
-    Its own conversion from float truncates in WAV (half a step of DC) and rounds in FLAC.
-    """
-    if not encoding.startswith('PCM_'):
-        return block
-    bits = int(encoding[-2:])
-    full = 2.0 ** (bits - 1)
-    # In double: float32 does not hold the largest of 32 bits.
-    return np.clip(np.rint(block * full), -full, full - 1).astype(np.int64).astype(np.int32) << (32 - bits)
-
-
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _writing_errors(path: Path) -> Iterator[None]:
+    """Turns what fails while `path` is written into AudioFileError."""
     try:
         yield
     except OSError as error:
@@ -205,16 +202,16 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *, subtype: Subtype = 'PCM_16') -> float:
-    """Writes float `[channels, T]` in the format of the suffix of `path`; replaces an existing file.
+    """Writes float `[channels, T]` in the format of the suffix of `path`, replacing an existing file.
 
-    The file appears under its name only when it is complete. Where samples beyond full scale would wrap or clip, that
-    is everywhere but in float files, the whole file is attenuated instead.
+    The file appears under its name only when it is complete. Samples beyond full scale would wrap or clip in all but
+    float files; there the whole file is attenuated instead.
 
     Args:
-        path: ends in one of `SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
+        path: ends in one of `WRITABLE_SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
         audio: float `[channels, T]`.
         sample_rate: in Hz, a whole number.
-        subtype: of the samples; FLAC has no PCM_32 and no FLOAT, OGG, Opus and MP3 are what they are.
+        subtype: of the samples. FLAC has no PCM_32 and no FLOAT; OGG, Opus and MP3 ignore it.
 
     Returns:
         The gain that was applied to keep within full scale; 1.0 if none.
@@ -229,18 +226,30 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *,
 def write_together(
     sounds: Mapping[str | os.PathLike, np.ndarray], sample_rate: int, *, subtype: Subtype = 'PCM_16'
 ) -> float:
-    """As `write_audio`, several files as one: all of them are written or none is, with one gain for all.
+    """Writes several files as `write_audio` writes one: either all of them or none, and with one gain for all.
 
-    For what was separated from one mixture: with one gain, targets and residual still add up to the (attenuated)
-    mixture.
+    This is for sounds that were separated from one mixture: with one gain, targets and residual still add up to the
+    (attenuated) mixture.
+
+    Args:
+        sounds: each file's path, and its float `[channels, T]`; all of one shape.
+        sample_rate: in Hz, a whole number.
+        subtype: of the samples, as in `write_audio`.
+
+    Returns:
+        The gain that was applied to all files; 1.0 if none.
+
+    Raises:
+        ConfigError: a suffix, subtype, rate or channel count that the format does not have.
+        AudioFileError: non-finite samples, or a file cannot be written there.
     """
-    sounds = {Path(path): np.asarray(audio, np.float32) for path, audio in sounds.items()}
-    for audio in sounds.values():
+    arrays = {Path(path): np.asarray(audio, np.float32) for path, audio in sounds.items()}
+    for audio in arrays.values():
         if audio.ndim != 2:
             raise ValueError(f'audio must be [channels, T], got shape {audio.shape}')
-    if not sounds:
+    if not arrays:
         return 1.0
-    channels = len(next(iter(sounds.values())))
-    with written_together(list(sounds), sample_rate, channels=channels, subtype=subtype) as files:
-        files.write(list(sounds.values()))
+    channels = len(next(iter(arrays.values())))
+    with written_together(list(arrays), sample_rate, channels=channels, subtype=subtype) as files:
+        files.write(list(arrays.values()))
         return files.finish()

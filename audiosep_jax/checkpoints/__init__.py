@@ -1,1 +1,1 @@
-"""Checkpoints of the separator: found, read, converted and published."""
+"""How checkpoints of the separator are found, read, converted and published."""

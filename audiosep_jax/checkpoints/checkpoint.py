@@ -1,33 +1,76 @@
-"""What a checkpoint holds, wherever it is stored."""
+"""What a checkpoint holds, wherever it is stored, and what the modules that store it share."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from audiosep_jax import config as configs
+from audiosep_jax.errors import CheckpointError
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.storage.atomic import check_writable
 
-FORMAT_VERSION = 2  # 1: `model.remat` was a bool
-
-
-def describe(config: Any, encoder: dict | None) -> dict:
-    """The JSON record that makes a checkpoint self-contained: the run's configuration and its encoder's identity (None:
-    only embeddings can be asked)."""
-    return {'format_version': FORMAT_VERSION, 'config': configs.to_dict(config), 'encoder': encoder}
+FORMAT_VERSION = 2  # version 1 stored `model.remat` as a bool
+# What precedes the separator's tensors in the original's Lightning module, and so in every file made for PyTorch.
+SEPARATOR_PREFIX = 'ss_model.'
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceCheckpoint:
-    """What separating needs: the model, its weights (the moving average where there is one) and its encoder."""
+    """What separating needs of a checkpoint.
+
+    Attributes:
+        model: the network's configuration.
+        variables: `params` and `batch_stats`, the moving average of the weights where the run kept one.
+        encoder: the query encoder's identity; None if queries can only be embeddings.
+        step: the training step.
+        record: what `describe` made, and the step; of a hub folder only the network's part of the configuration.
+        path: the folder that the weights were read from.
+    """
 
     model: ModelConfig
-    variables: dict
-    encoder: dict | None
+    variables: dict[str, Any]
+    encoder: dict[str, Any] | None
     step: int
-    record: dict
+    record: dict[str, Any]
     path: Path
 
     @property
     def root(self) -> Path:
-        """The run's folder, or that of the converted checkpoint."""
+        """The folder of the whole run, converted checkpoint or repository."""
         return self.path.parent.parent if self.path.parent.name == 'checkpoints' else self.path
+
+
+def describe(config: Any, encoder: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the JSON record that makes a checkpoint self-contained.
+
+    Args:
+        config: the run's configuration, a dataclass with a field `model`.
+        encoder: the query encoder's identity; None if queries can only be embeddings.
+    """
+    return {'format_version': FORMAT_VERSION, 'config': configs.to_dict(config), 'encoder': encoder}
+
+
+def check_free(path: Path, *, remedy: str = 'choose another name') -> None:
+    """Checks that a new file or folder can be made at `path`. An empty folder counts as free.
+
+    Args:
+        path: where to make it.
+        remedy: what the user can do if the path is taken; the end of the message.
+
+    Raises:
+        CheckpointError: the path is taken, or the folder above it does not exist or is not writable.
+    """
+    check_writable(path, '', kind='either', error=CheckpointError)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise CheckpointError(f'{path} already exists: {remedy}')
+
+
+@contextlib.contextmanager
+def errors_about(path: Path) -> Iterator[None]:
+    """Puts the path in front of the message of a CheckpointError raised inside."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error

@@ -1,10 +1,11 @@
-"""Checkpoints of the original PyTorch code to this project's, and back, bit for bit, with no torch.
+"""Converts checkpoints of the original PyTorch code to this project's, and back, bit for bit, without torch.
 
-    DST/checkpoints/STEP/   what this project reads (`checkpoint.py`)
-       /encoder/            the query encoder of the same file: weights in its own naming, tokenizer
-       /original/           what neither needs, for the way back (`originals.py`)
+    DST/checkpoints/STEP/   what this project reads (`run_folder.py`)
+       /encoder/            the query encoder from the same file: weights in their own naming, tokenizer
+       /original/           everything else in the file, for the way back (`originals.py`)
 
-The way back puts the *present* weights in their places: what was trained on is what comes out.
+The way back writes the *present* weights into the file's structure, so training on a converted checkpoint and
+converting it back gives the trained weights.
 """
 
 import dataclasses
@@ -16,10 +17,23 @@ from typing import Any
 import numpy as np
 
 from audiosep_jax.checkpoints import originals
-from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
-from audiosep_jax.checkpoints.hub_folder import CONFIG, is_ours
-from audiosep_jax.checkpoints.originals import TorchFile
-from audiosep_jax.checkpoints.run_folder import load_for_inference, save_for_inference
+from audiosep_jax.checkpoints.checkpoint import (
+    SEPARATOR_PREFIX,
+    InferenceCheckpoint,
+    check_free,
+    describe,
+    errors_about,
+)
+from audiosep_jax.checkpoints.run_folder import save_for_inference
+from audiosep_jax.checkpoints.torch_source import (
+    STEP_KEY,
+    TensorGroups,
+    TorchSource,
+    clap_tensors,
+    find_source,
+    group_tensors,
+    read_source,
+)
 from audiosep_jax.encoders.clap.encoder import ClapEncoder
 from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.encoders.registry import encoder_class, load_encoder
@@ -33,29 +47,30 @@ from audiosep_jax.models.torch_names import (
     variables_from_torch,
 )
 from audiosep_jax.storage.atomic import new_folder
-from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import (
+    LIGHTNING,
     SAFETENSORS,
     SUFFIXES,
+    WEIGHTS,
     SafeTensors,
-    open_tensors,
-    state_dict_place,
     write_tensors,
 )
-from audiosep_jax.weights.torch_files import read_torch, write_torch
+from audiosep_jax.weights.torch_files import write_torch
 
-# Any of them tells where the separator's tensors, and the encoder's, are among the others.
-_SEPARATOR_ANCHORS = ('base.bn0.weight', 'base.pre_conv.weight', 'base.after_conv.weight', 'base.bn0.bias')
-_ENCODER_ANCHORS = ('text_branch.embeddings.word_embeddings.weight', 'audio_branch.bn0.weight', 'logit_scale_a')
-_SS_MODEL = 'ss_model.'
-_QUERY_ENCODER = 'query_encoder.model.'
-_STEP = 'audiosep_jax.step'  # in a safetensors file's metadata, which knows no training
-_OF_A_CONVERTED = {'checkpoints', 'encoder', 'original'}
+_ENCODER_PREFIX = 'query_encoder.model.'  # in the original's Lightning module
+_REQUIRED_ENTRIES = {'checkpoints', 'original'}
+_CONVERTED_ENTRIES = {*_REQUIRED_ENTRIES, 'encoder'}
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontEnd:
-    """What a checkpoint does not say of its STFT: Hz, samples, samples."""
+    """What a checkpoint file does not record of its STFT.
+
+    Attributes:
+        sample_rate: in Hz.
+        window_size: in samples.
+        hop_size: in samples.
+    """
 
     sample_rate: int
     window_size: int
@@ -70,7 +85,12 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedConfig:
-    """The configuration of a converted checkpoint: the model, and the name of the file that it came from."""
+    """The configuration of a converted checkpoint.
+
+    Attributes:
+        model: the network's configuration.
+        source: the name of the file that was converted.
+    """
 
     model: ModelConfig
     source: str
@@ -78,12 +98,21 @@ class ConvertedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What `from_torch` made: where, of what, and remarks that its user should read."""
+    """What `from_torch` made.
+
+    Attributes:
+        path: the new folder.
+        model: the network's configuration.
+        step: the training step.
+        encoder: the query encoder's identity; None if there is no encoder.
+        num_kept: the number of tensors kept only for the way back.
+        notes: remarks for the user.
+    """
 
     path: Path
     model: ModelConfig
     step: int
-    encoder: dict | None
+    encoder: dict[str, Any] | None
     num_kept: int
     notes: tuple[str, ...]
 
@@ -97,115 +126,94 @@ def from_torch(
     force: bool = False,
     place: str = 'a path of your choice, and convert that',
 ) -> Converted:
-    """A checkpoint of the original code, or of its DCASE baseline, as one of ours.
+    """Converts a checkpoint of the original code, or of its DCASE baseline, to a checkpoint of this project.
 
     Args:
-        source: a Lightning `.ckpt`, a `.pt`/`.pth` state dict, a `.safetensors`, or a hub reference.
-        destination: the folder to make; complete or not there at all.
-        front_end: rate, window and hop; the window is checked against the shapes.
-        encoder: path or repository of the query encoder, or `words`, for a file that holds the separator alone.
-        force: replace a converted checkpoint that is there.
-        place: where a user without a network should put the file; only for the message.
+        source: a Lightning `.ckpt`, a `.pt`/`.pth` state dict, a `.safetensors`, or a reference to the hub.
+        destination: the folder to make, which appears only when it is complete.
+        front_end: rate, window and hop; the window is checked against the shapes of the tensors.
+        encoder: path or repository of the query encoder, or `words`, for a file that holds only the separator.
+        force: replace an existing converted checkpoint.
+        place: where a user without a network should put the file; used only in the message.
 
     Raises:
-        ConfigError: a front end that no network can have, or an encoder for a file that brings its own.
-        CheckpointError: a file that is not such a checkpoint: the tensors that are missing, unknown or misshapen are
-            listed; or a destination that is there or cannot be written.
+        ConfigError: the front end is impossible, or `encoder` is given for a file that contains one.
+        CheckpointError: the file is not such a checkpoint (missing, unknown and misshapen tensors are listed), or the
+            destination is taken or cannot be written.
+        DownloadError: the file or the encoder has to be downloaded, which fails.
     """
     destination = Path(destination)
-    _check_free(destination, force=force)
-    ModelConfig(**dataclasses.asdict(front_end))  # the flags' own mistakes, before any file's
-    file = _read(find_source(str(source), place=place))
-    groups = _groups(file)
+    _check_destination(destination, force=force)
+    ModelConfig(**dataclasses.asdict(front_end))  # reports mistakes in the flags before those in the file
+    file = read_source(find_source(str(source), place=place))
+    originals.check_unfolded_size(file)
+    groups = group_tensors(file)
     if groups.encoder and encoder is not None:
-        raise ConfigError(f'{file.path} brings its own query encoder: leave --encoder {encoder} away')
+        raise ConfigError(f'{file.path} already contains a query encoder: omit --encoder {encoder}')
     model = _model_config(groups.separator, front_end, file.path)
-    variables = _named(file.path, variables_from_torch, groups.separator)
-    step = _step_of(file)
-    notes = []
+    with errors_about(file.path):
+        variables = variables_from_torch(groups.separator)
+    notes: list[str] = []
     with new_folder(destination) as folder:
-        identity, stored = None, folder / 'encoder'
-        if groups.encoder:
-            stored.mkdir()
-            write_tensors(stored / 'model.safetensors', groups.encoder)
-            identity = _checked_encoder(stored, str(file.path), file.path.name, notes, destination)
-        elif encoder == 'words':
-            identity = load_encoder({'name': encoder, 'embedding_size': model.condition_size}).identity()
-        elif encoder is not None:
-            store(locate(encoder), stored)
-            identity = _checked_encoder(stored, encoder, encoder, notes, destination)
-        else:
-            notes.append('the file holds no query encoder: only embeddings can be asked; --encoder PATH adds one')
-        if identity is not None and identity['embedding_size'] != model.condition_size:
-            raise CheckpointError(
-                f'{file.path}: the encoder gives {identity["embedding_size"]} numbers, the separator takes '
-                f'{model.condition_size}: it is another encoder'
-            )
+        identity = _add_encoder(folder / 'encoder', file, groups, encoder, model, notes, destination)
         (folder / 'original').mkdir()
-        ours = tensors_from_variables(variables, model, step=step)
         num_kept, dropped = originals.keep(
             folder / 'original',
             file,
-            ours,
+            tensors_from_variables(variables, model, step=file.step),
             separator_prefix=groups.separator_prefix,
             encoder_prefix=groups.encoder_prefix,
         )
         if dropped:
-            notes.append(f'left out for the way back, being objects of Python classes: {listed(dropped)}')
+            notes.append(f'not kept for the way back, because they are objects of Python classes: {listed(dropped)}')
         record = describe(ConvertedConfig(model, file.path.name), identity)
-        save_for_inference(folder / 'checkpoints' / str(step), variables=variables, record=record, step=step)
-    return Converted(destination, model, step, identity, num_kept, tuple(notes))
+        save_for_inference(folder / 'checkpoints' / str(file.step), variables=variables, record=record, step=file.step)
+    return Converted(destination, model, file.step, identity, num_kept, tuple(notes))
 
 
-def to_torch(
-    source: str | Path, destination: str | Path, *, step: int | None = None, force: bool = False
-) -> tuple[int, list[str]]:
-    """One of our checkpoints as a file for PyTorch: (the number of its tensors, remarks that its user should read).
+def to_torch(checkpoint: InferenceCheckpoint, destination: str | Path, *, force: bool = False) -> tuple[int, list[str]]:
+    """Writes a checkpoint as a file for PyTorch.
 
-    A converted checkpoint gets back the names and all the other tensors of its file. A run of ours gets the names of
-    the original's Lightning module (`ss_model.*`, `query_encoder.model.*`), and the moving average of the weights where
-    it has one.
+    A converted checkpoint gets back the names and all the other tensors of its file. A run of this project gets the
+    names of the original's Lightning module (`ss_model.*`, `query_encoder.model.*`), and the moving average of the
+    weights if it kept one.
 
     Args:
-        source: a run's workdir or a checkpoint's folder.
-        destination: `.ckpt`: a training checkpoint as Lightning reads it; `.pt`, `.pth`, `.bin`: a state dict (or, of a
-            file with such a suffix, what it was); `.safetensors`.
-        step: see `load_for_inference`.
-        force: replace a destination that is there.
+        checkpoint: what `open_checkpoint` returned.
+        destination: the file to write. `.ckpt` is a training checkpoint as Lightning reads it; `.pt`, `.pth` and `.bin`
+            are a state dict, or whatever the converted file with such a suffix was; `.safetensors` is that format.
+        force: replace an existing file.
+
+    Returns:
+        (the number of tensors in the state dict, remarks for the user).
 
     Raises:
-        CheckpointError: not a checkpoint, or a destination that is there or cannot be written.
+        CheckpointError: the checkpoint is damaged, or the destination is taken or cannot be written.
     """
     destination = Path(destination)
-    _check_free(destination, force=force)
-    checkpoint = load_for_inference(source, step=step)
-    fresh = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
-    encoder, notes = _encoder_tensors(checkpoint), []
-    folder, original = checkpoint.root / 'original', None
-    if folder.is_dir():
+    _check_destination(destination, force=force)
+    separator = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
+    encoder = _stored_encoder(checkpoint)
+    notes: list[str] = []
+    original = None
+    if (checkpoint.root / 'original').is_dir():
         used = {tensor.name for tensor in torch_tensors(checkpoint.model) if tensor.path is not None}
-        original = originals.restore(folder, fresh, used, encoder)
+        original = originals.restore(checkpoint.root / 'original', separator, used, encoder)
         state = original.state
     else:
-        state = {_SS_MODEL + name: value for name, value in fresh.items()}
-        state |= {_QUERY_ENCODER + name: value for name, value in encoder.items()}
+        state = {SEPARATOR_PREFIX + name: value for name, value in separator.items()}
+        state |= {_ENCODER_PREFIX + name: value for name, value in encoder.items()}
         if not encoder:
-            model = checkpoint.model
-            words = (checkpoint.encoder or {}).get('name') == 'words'  # which needs no files
-            notes.append(
-                f'the file holds the separator alone{"" if words else ", its query encoder is elsewhere"}; '
-                f'converted back it needs --encoder {"words" if words else "PATH"} --sample-rate {model.sample_rate} '
-                f'--window-size {model.window_size} --hop-size {model.hop_size}'
-            )
-    wants_training_checkpoint = destination.suffix == '.ckpt'
+            notes.append(_separator_only_note(checkpoint))
+    is_training_checkpoint = destination.suffix == LIGHTNING
     try:
         if destination.suffix == SAFETENSORS:
-            metadata = (original and original.metadata) or {'format': 'pt', _STEP: str(checkpoint.step)}
+            metadata = (original and original.metadata) or {'format': 'pt', STEP_KEY: str(checkpoint.step)}
             write_tensors(destination, state, metadata)
-        elif original and original.tree is not None and wants_training_checkpoint == (original.suffix == '.ckpt'):
+        elif original and original.tree is not None and is_training_checkpoint == (original.suffix == LIGHTNING):
             write_torch(destination, original.tree)
-        elif wants_training_checkpoint:
-            write_torch(destination, _lightning(state, checkpoint.step))
+        elif is_training_checkpoint:
+            write_torch(destination, _lightning_checkpoint(state, checkpoint.step))
         else:
             write_torch(destination, OrderedDict(state))
     except OSError as error:
@@ -213,180 +221,132 @@ def to_torch(
     return len(state), notes
 
 
-def find_source(source: str, *, place: str) -> Path:
-    """The file that a path or hub reference means (`organisation/name`, `organisation/name:FILE`, `spaces/…:FILE`).
-
-    Raises:
-        CheckpointError: there is none, or a repository where it is not clear which.
-        DownloadError: the hub cannot be reached.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        if is_ours(path / CONFIG):
-            raise CheckpointError(f'{path} is a checkpoint of this project already: use it as it is')
-        for name in ('model.safetensors', 'pytorch_model.bin'):
-            if (path / name).is_file():
-                return path / name
-        raise CheckpointError(f'{path} is a folder without model.safetensors or pytorch_model.bin: give the file')
-    reference = hub.parse_reference(source)
-    if reference is None:
-        raise CheckpointError(f'no such file: {source}')
-    if reference.file is not None:
-        return hub.fetch(reference, reference.file, place=place)
-    found = hub.list_files(reference, place=place, suffixes=SUFFIXES)
-    names = [name for name in found if Path(name).suffix in SUFFIXES]
-    if not names:
-        raise CheckpointError(f'{reference.url} holds no checkpoint')
-    if 'model.safetensors' in names and CONFIG in found and is_ours(hub.fetch(reference, CONFIG, place=place)):
-        raise CheckpointError(f'{source} is a checkpoint of this project already: use it as it is')
-    if 'model.safetensors' not in names and len(names) > 1:
-        raise CheckpointError(f'{reference.url} holds several checkpoints ({listed(names)}): say {source}:FILE')
-    return hub.fetch(reference, 'model.safetensors' if 'model.safetensors' in names else names[0], place=place)
+def _check_destination(destination: Path, *, force: bool) -> None:
+    """Checks that the destination can be made. Even with `force`, no folder but a converted checkpoint is replaced."""
+    if destination.is_dir():
+        if destination.suffix in SUFFIXES:
+            raise CheckpointError(f'{destination} is a folder: choose another name')
+        entries = {path.name for path in destination.iterdir()}
+        if entries and not _REQUIRED_ENTRIES <= entries <= _CONVERTED_ENTRIES:
+            raise CheckpointError(
+                f'{destination} already exists and is not a converted checkpoint: choose another name'
+            )
+    if not (force and destination.exists()):
+        check_free(destination, remedy='choose another name, or --force')
 
 
-# ---- the original's file ---------------------------------------------------------------------------------------------
+# ---- from PyTorch ----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Groups:
-    """The tensors of a state dict by what they belong to, names without the prefixes."""
-
-    separator: dict[str, np.ndarray]
-    encoder: dict[str, np.ndarray]
-    separator_prefix: str
-    encoder_prefix: str
-
-
-def _read(path: Path) -> TorchFile:
-    if path.suffix == SAFETENSORS:
-        file = TorchFile(path, None, None, open_tensors(path))
-    else:
-        tree = read_torch(path)
-        place, state = state_dict_place(tree, path)
-        tensors = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
-        strange = [name for name in tensors if not isinstance(name, str) or not name.isprintable()]
-        if strange:
-            raise CheckpointError(f'{path}: a tensor of its state dict has the name {strange[0]!r}')
-        file = TorchFile(path, tree, place, tensors)
-    file.check_size()
-    return file
-
-
-def _step_of(file: TorchFile) -> int:
-    """The training step that a file says, 0 where it says none."""
-    if isinstance(file.tensors, SafeTensors):
-        said = file.tensors.metadata.get(_STEP, '')
-        step = int(said) if said.isascii() and said.isdigit() and len(said) < 20 else None
-    else:
-        step = file.tree.get('global_step') if isinstance(file.tree, dict) else None
-    return step if isinstance(step, int) and 0 <= step < 1 << 62 else 0
-
-
-def _groups(file: TorchFile) -> _Groups:
-    names = list(file.tensors)
-    separator_prefix = _prefix(names, _SEPARATOR_ANCHORS)
-    if separator_prefix is None:
-        anchors = ', '.join(_SEPARATOR_ANCHORS)
-        raise CheckpointError(f'{file.path}: not a separator of the original code: none of {anchors} in it')
-    encoder_prefix = _prefix(names, _ENCODER_ANCHORS)
-    separator, encoder, unknown = {}, {}, []
-    for name in names:
-        short = name.removeprefix(separator_prefix)
-        if name.startswith(separator_prefix) and short.startswith(('base.', 'film.')):
-            separator[short] = file.tensors[name]
-        elif encoder_prefix is not None and name.startswith(encoder_prefix):
-            encoder[name.removeprefix(encoder_prefix)] = file.tensors[name]
-        else:
-            unknown.append(name)
-    if unknown:
+def _model_config(separator: Mapping[str, np.ndarray], front_end: FrontEnd, path: Path) -> ModelConfig:
+    """Returns the configuration that the front end and the shapes of the tensors give, once all of them fit it."""
+    with errors_about(path):
+        sizes = sizes_from_torch(separator)
+    window_size = sizes.pop('window_size')
+    if window_size != front_end.window_size:
+        preset = next((f'--preset {name}' for name, p in PRESETS.items() if p.window_size == window_size), None)
+        remedy = preset or f'--window-size {window_size} with its --sample-rate and --hop-size'
         raise CheckpointError(
-            f'{file.path}: {len(unknown)} unknown tensors, neither of the separator nor of CLAP: {listed(unknown)}'
-        )
-    return _Groups(separator, encoder, separator_prefix, encoder_prefix or '')
-
-
-def _prefix(names: list[str], anchors: tuple[str, ...]) -> str | None:
-    for anchor in anchors:
-        for name in names:
-            if name == anchor or name.endswith(f'.{anchor}'):
-                return name.removesuffix(anchor)
-    return None
-
-
-def _model_config(separator: dict[str, np.ndarray], front_end: FrontEnd, path: Path) -> ModelConfig:
-    sizes = _named(path, sizes_from_torch, separator)
-    found = sizes.pop('window_size')
-    if found != front_end.window_size:
-        preset = next((f'--preset {name}' for name, p in PRESETS.items() if p.window_size == found), None)
-        remedy = preset or f'--window-size {found} with its --sample-rate and --hop-size'
-        raise CheckpointError(
-            f'{path}: its bn0 has {found // 2 + 1} entries, which is window {found} and not {front_end.window_size}: '
-            f'is it meant for {remedy}?'
+            f'{path}: its bn0 has {window_size // 2 + 1} entries, which is window {window_size} and not '
+            f'{front_end.window_size}: try {remedy}'
         )
     try:
         model = ModelConfig(**dataclasses.asdict(front_end), **sizes)
     except ConfigError as error:
         raise CheckpointError(f'{path}: {error}') from error
-    _named(path, check_tensors, {name: value.shape for name, value in separator.items()}, model)
+    with errors_about(path):
+        check_tensors({name: value.shape for name, value in separator.items()}, model)
     return model
 
 
-def _named(path: Path, function, *arguments):
-    """Puts the file before what is said of its tensors."""
-    try:
-        return function(*arguments)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+def _add_encoder(
+    folder: Path,
+    file: TorchSource,
+    groups: TensorGroups,
+    reference: str | None,
+    model: ModelConfig,
+    notes: list[str],
+    destination: Path,
+) -> dict[str, Any] | None:
+    """Stores the query encoder in a folder and returns its identity; None if there is no encoder.
+
+    Args:
+        folder: where to store it.
+        file: the file that is being converted.
+        groups: its tensors.
+        reference: the query encoder that the user gave for a file without one.
+        model: the network's configuration.
+        notes: remarks for the user are added here.
+        destination: the final place of the checkpoint, for the remarks; `folder` is a temporary one.
+    """
+    if groups.encoder:
+        folder.mkdir()
+        write_tensors(folder / WEIGHTS, groups.encoder)
+        identity = _check_encoder(folder, str(file.path), file.path.name, notes, destination)
+    elif reference is None:
+        notes.append('the file holds no query encoder, so queries can only be embeddings; --encoder PATH adds one')
+        return None
+    elif reference == 'words':
+        identity = load_encoder({'name': reference, 'embedding_size': model.condition_size}).identity()
+    else:
+        store(locate(reference), folder)
+        identity = _check_encoder(folder, reference, reference, notes, destination)
+    if identity['embedding_size'] != model.condition_size:
+        raise CheckpointError(
+            f'{file.path}: the separator takes embeddings of size {model.condition_size}, but this encoder gives size '
+            f'{identity["embedding_size"]}: give the encoder that it was trained with'
+        )
+    return identity
 
 
-def _checked_encoder(folder: Path, where: str, source: str, notes: list[str], destination: Path) -> dict:
-    """The identity of the encoder just stored in a folder, its weights checked, its tokenizer fetched if it can be.
+def _check_encoder(folder: Path, origin: str, source: str, notes: list[str], destination: Path) -> dict[str, Any]:
+    """Checks the weights of the encoder just stored in a folder, and fetches its tokenizer if it can.
 
-    Messages say where it came from, or where it will be: not the temporary folder.
+    Messages name the encoder's origin or its final place, never the temporary folder.
+
+    Args:
+        folder: the temporary folder.
+        origin: what the user calls the encoder.
+        source: the origin that the identity records.
+        notes: remarks for the user are added here.
+        destination: the final place of the checkpoint.
+
+    Returns:
+        The encoder's identity.
     """
     try:
         encoder = encoder_class(kind_of(folder)).open(folder, source=source)
         unknown = encoder.unknown_tensors() if isinstance(encoder, ClapEncoder) else []
         if unknown:
-            raise CheckpointError(f'{where}: {len(unknown)} unknown tensors, not of CLAP: {listed(unknown)}')
-        _ = encoder.tokenizer  # fetches it where it is missing
+            raise CheckpointError(f'{origin}: {len(unknown)} unknown tensors, not of CLAP: {listed(unknown)}')
+        _ = encoder.tokenizer  # fetches it if it is missing
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(folder), where)) from error
+        raise CheckpointError(str(error).replace(str(folder), origin)) from error
     except DownloadError as error:
         place = str((destination / 'encoder').absolute())
         notes.append(f'text queries need a tokenizer first: {str(error).replace(str(folder), place)}')
     return encoder.identity()
 
 
-def _encoder_tensors(checkpoint: InferenceCheckpoint) -> Mapping[str, np.ndarray]:
-    """The stored encoder's tensors in LAION's naming; none where there is no such encoder."""
-    file = checkpoint.root / 'encoder' / 'model.safetensors'
-    tensors = SafeTensors(file) if file.is_file() else {}
-    prefix = _prefix(list(tensors), _ENCODER_ANCHORS[:2])
-    return {} if prefix is None else {name.removeprefix(prefix): value for name, value in tensors.items()}
+# ---- to PyTorch ------------------------------------------------------------------------------------------------------
 
 
-def _lightning(state: dict[str, np.ndarray], step: int) -> dict[str, Any]:
-    """A training checkpoint as small as `load_from_checkpoint` of Lightning 2 accepts."""
+def _stored_encoder(checkpoint: InferenceCheckpoint) -> Mapping[str, np.ndarray]:
+    """Returns the tensors of the query encoder stored with a checkpoint, in LAION's naming, empty if it has none."""
+    file = checkpoint.root / 'encoder' / WEIGHTS
+    return clap_tensors(SafeTensors(file)) if file.is_file() else {}
+
+
+def _separator_only_note(checkpoint: InferenceCheckpoint) -> str:
+    model = checkpoint.model
+    is_words = (checkpoint.encoder or {}).get('name') == 'words'  # which has no weights
+    return (
+        f'the file holds only the separator{"" if is_words else ", not its query encoder"}; to convert it back, give '
+        f'--encoder {"words" if is_words else "PATH"} --sample-rate {model.sample_rate} '
+        f'--window-size {model.window_size} --hop-size {model.hop_size}'
+    )
+
+
+def _lightning_checkpoint(state: Mapping[str, np.ndarray], step: int) -> dict[str, Any]:
+    """Returns the smallest training checkpoint that `load_from_checkpoint` of Lightning 2 accepts."""
     return {'epoch': 0, 'global_step': step, 'pytorch-lightning_version': '2.0.0', 'state_dict': OrderedDict(state)}
-
-
-def _check_free(destination: Path, *, force: bool) -> None:
-    """Whether a destination may be made: nothing of anybody's is replaced but, on demand, what a conversion made."""
-    parent = destination.absolute().parent
-    if not parent.is_dir():
-        raise CheckpointError(f'{destination}: the folder {parent} does not exist; make it first')
-    if not destination.exists():
-        return
-    if destination.is_dir():
-        if destination.suffix in SUFFIXES:
-            raise CheckpointError(f'{destination} is a folder: choose another name')
-        names = {path.name for path in destination.iterdir()}
-        if not names:
-            return
-        if not {'checkpoints', 'original'} <= names <= _OF_A_CONVERTED:
-            raise CheckpointError(f'{destination} is there and no converted checkpoint: choose another name')
-    if not force:
-        raise CheckpointError(f'{destination} is there already: choose another name, or --force')

@@ -1,11 +1,16 @@
-"""Checkpoints by name: the official weights, and the hub's repositories, converted once into the user's cache."""
+"""Opens a checkpoint by whatever names it: a folder, a repository of the hub, or nothing for the official weights.
+
+Files of the original code that come from the hub are converted once, into the user's cache.
+"""
 
 import hashlib
 import logging
 import re
 from pathlib import Path
 
-from audiosep_jax.checkpoints.hub_folder import CONFIG, WEIGHTS, is_ours
+from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
+from audiosep_jax.checkpoints.hub_folder import is_hub_folder, is_hub_repository, read_hub_folder
+from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.buckets import as_path, is_bucket
 from audiosep_jax.storage.cache import cache_folder
@@ -16,17 +21,34 @@ OFFICIAL = 'spaces/Audio-AGI/AudioSep:checkpoint/audiosep_base_4M_steps.ckpt'
 _log = logging.getLogger(__name__)
 
 
-def find_checkpoint(path: str | Path | None) -> Path:
-    """The folder of a checkpoint of ours: where it is, or where it was put.
+def open_checkpoint(path: str | Path | None, *, step: int | None = None) -> InferenceCheckpoint:
+    """Finds a checkpoint and reads its weights.
 
     Args:
-        path: a folder, also in a bucket; `organisation/name` or `organisation/name:FILE` of the hub, with a checkpoint
-            of ours or of the original code; None: the official weights. What comes from the hub is converted once, into
-            `~/.cache/audiosep_jax/checkpoints`.
+        path: see `find_checkpoint`.
+        step: the step to read, by default the newest.
 
     Raises:
-        CheckpointError: nothing there, or a file that has to be converted first.
-        DownloadError: it has to be fetched and cannot be.
+        CheckpointError: the path is not a checkpoint, it is damaged, or it has no such step.
+        DownloadError: the checkpoint has to be downloaded, which fails.
+    """
+    folder = find_checkpoint(path)
+    if not is_bucket(folder) and is_hub_folder(folder):
+        return read_hub_folder(folder, step=step)
+    return load_for_inference(folder, step=step)
+
+
+def find_checkpoint(path: str | Path | None) -> Path:
+    """Returns the folder of a checkpoint, downloaded and converted if necessary.
+
+    Args:
+        path: a folder, possibly in a bucket; `organisation/name` or `organisation/name:FILE` of the hub, which holds a
+            checkpoint of this project or of the original code; None for the official weights. A file of the original
+            code is converted once, into `~/.cache/audiosep_jax/checkpoints`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is a file that has to be converted first.
+        DownloadError: the checkpoint has to be downloaded, which fails.
     """
     if path is None:
         return _converted(OFFICIAL)
@@ -40,28 +62,24 @@ def find_checkpoint(path: str | Path | None) -> Path:
             raise CheckpointError(
                 f'{path} is for PyTorch: convert it with `audiosep-jax convert {path} DIR`, then give DIR'
             )
-        raise CheckpointError(f'{found.absolute()} is not a checkpoint: it is a file, and one of ours is a folder')
+        raise CheckpointError(f'{found.absolute()} is not a checkpoint: it is a file, and a checkpoint is a folder')
     reference = hub.parse_reference(str(path))
     if reference is None:
         raise CheckpointError(f'no such checkpoint: {found.absolute()}')
-    if reference.file is None and not _cached(str(path)).exists():
+    if reference.file is None and not _conversion_folder(str(path)).exists():
         place = f'a folder of your choice, and give that (there is no folder {found.absolute()} either)'
         names = hub.list_files(reference, place=place, suffixes=(*SUFFIXES, '_METADATA'))
-        if any(Path(name).parent.name == 'params' for name in names):
-            return hub.snapshot(reference, names, place=place)
-        if {CONFIG, WEIGHTS} <= set(names) and is_ours(hub.fetch(reference, CONFIG, place=place)):
+        is_run_folder = any(Path(name).parent.name == 'params' for name in names)
+        if is_run_folder or is_hub_repository(reference, names, place=place):
             return hub.snapshot(reference, names, place=place)
     return _converted(str(path))
 
 
-def _cached(reference: str) -> Path:
-    digest = hashlib.sha256(reference.encode()).hexdigest()[:8]
-    return cache_folder() / 'checkpoints' / f'{re.sub("[/:.]+", "-", reference)}-{digest}'
-
-
 def _converted(reference: str) -> Path:
-    folder = _cached(reference)
+    """Returns the folder of a converted file of the original code; downloads and converts it the first time."""
+    folder = _conversion_folder(reference)
     if not folder.exists():
+        # Imported late: it imports CLAP's modules, which a checkpoint of this project may not need.
         from audiosep_jax.checkpoints.convert import from_torch
 
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,3 +87,9 @@ def _converted(reference: str) -> Path:
         for note in converted.notes:
             _log.warning('%s: %s', reference, note)
     return folder
+
+
+def _conversion_folder(reference: str) -> Path:
+    # The digest distinguishes references that differ only in the characters replaced here.
+    digest = hashlib.sha256(reference.encode()).hexdigest()[:8]
+    return cache_folder() / 'checkpoints' / f'{re.sub("[/:.]+", "-", reference)}-{digest}'

@@ -1,60 +1,77 @@
-"""A separator as a repository of the hub holds it: tensors in safetensors, settings in JSON, nothing to run.
+"""A separator as a repository of the hub holds it: tensors in safetensors, settings in JSON, and no code.
 
     model.safetensors   the separator's tensors under the original's names (`ss_model.*`), so PyTorch reads them too
-    config.json         what the network is, which encoder it is asked through, the step
-    encoder/            the encoder's own files, where they are not to be had elsewhere
-    examples/           sounds to try (`audiosep-jax serve`)
-    README.md           the model card (`publish.py`)
+    config.json         the network's configuration, the query encoder's identity, the step
+    encoder/            the query encoder's own files, if they cannot be downloaded elsewhere
+    examples/           sounds to try out (`audiosep-jax serve`)
+    README.md           the model card (`model_card.py`)
 
-Of the run it says no more than the step: its configuration names folders of the machine that trained.
+The run's configuration is left out, because it names folders of the machine that trained.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import jax
 import numpy as np
 
 from audiosep_jax import config as configs
+from audiosep_jax.checkpoints.checkpoint import SEPARATOR_PREFIX, InferenceCheckpoint, errors_about
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 from audiosep_jax.storage.atomic import replacing
-from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
+from audiosep_jax.weights import hub
+from audiosep_jax.weights.tensor_files import WEIGHTS, open_tensors, write_tensors
 
-if TYPE_CHECKING:
-    from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
-
-CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+_CONFIG = 'config.json'
 _MODEL_TYPE = 'audiosep_jax'
 _FORMAT_VERSION = 1
-_PREFIX = 'ss_model.'
 
 
 def is_hub_folder(folder: Path) -> bool:
-    """Whether a folder is one of these, by its settings."""
-    return is_ours(folder / CONFIG) and (folder / WEIGHTS).is_file()
+    """Whether a local folder is a repository of this format."""
+    return (folder / WEIGHTS).is_file() and _is_our_config(folder / _CONFIG)
 
 
-def is_ours(settings: Path) -> bool:
-    """Whether a `config.json` is that of a separator of this project; others have files of that name too."""
+def is_hub_repository(reference: hub.Reference, names: Iterable[str], *, place: str) -> bool:
+    """Whether a repository of the hub has this format. Fetches its `config.json` to find out.
+
+    Args:
+        reference: the repository.
+        names: the names of its files.
+        place: see `hub.fetch`.
+
+    Raises:
+        DownloadError: the hub cannot be reached.
+    """
+    return {_CONFIG, WEIGHTS} <= set(names) and _is_our_config(hub.fetch(reference, _CONFIG, place=place))
+
+
+def _is_our_config(path: Path) -> bool:
+    """Whether a `config.json` describes a separator of this project; other projects have files of that name too."""
     try:
-        return json.loads(settings.read_text('utf-8')).get('model_type') == _MODEL_TYPE
+        return json.loads(path.read_text('utf-8')).get('model_type') == _MODEL_TYPE
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
-def write_hub_folder(folder: Path, checkpoint: 'InferenceCheckpoint', encoder: dict | None) -> None:
-    """Writes the settings and the weights into a folder that exists.
+def write_hub_folder(folder: Path, checkpoint: InferenceCheckpoint, encoder: dict[str, Any] | None) -> None:
+    """Writes the settings and the weights into an existing folder.
 
     Args:
-        encoder: the identity to record; None: only embeddings can be asked.
+        folder: where to write them.
+        checkpoint: the separator.
+        encoder: the query encoder's identity to record; None if queries can only be embeddings.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: a file cannot be written.
     """
     tensors = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
-    write_tensors(folder / WEIGHTS, {_PREFIX + name: value for name, value in tensors.items()}, {'format': 'pt'})
+    named = {SEPARATOR_PREFIX + name: value for name, value in tensors.items()}
+    write_tensors(folder / WEIGHTS, named, {'format': 'pt'})
     settings = {
         'model_type': _MODEL_TYPE,
         'format_version': _FORMAT_VERSION,
@@ -63,43 +80,44 @@ def write_hub_folder(folder: Path, checkpoint: 'InferenceCheckpoint', encoder: d
         'step': checkpoint.step,
     }
     try:
-        with replacing(folder / CONFIG) as temporary:
+        with replacing(folder / _CONFIG) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
     except OSError as error:
-        raise CheckpointError(f'{folder / CONFIG}: cannot be written: {error.strerror or error}') from error
+        raise CheckpointError(f'{folder / _CONFIG}: cannot be written: {error.strerror or error}') from error
 
 
-def read_hub_folder(folder: Path) -> 'InferenceCheckpoint':
-    """The separator in a folder for which `is_hub_folder`.
+def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckpoint:
+    """Reads the separator in a folder for which `is_hub_folder` is true.
+
+    Args:
+        folder: the repository's local folder.
+        step: the step that it must be of; None for any.
 
     Raises:
-        CheckpointError: its files are damaged, of a later version, or do not fit each other.
+        CheckpointError: its files are damaged, of a later version, of another step, or do not fit together.
     """
-    import jax
-
-    from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
-
-    path = folder / CONFIG
+    path = folder / _CONFIG
     try:
         settings = json.loads(path.read_text('utf-8'))
-        version, step, encoder = settings['format_version'], settings['step'], settings['encoder']
+        version, found, encoder = settings['format_version'], settings['step'], settings['encoder']
         if version != _FORMAT_VERSION:
             raise CheckpointError(f'{path} has format {version}; this version reads {_FORMAT_VERSION}')
-        if not isinstance(step, int) or not isinstance(encoder, dict | None):
+        if not isinstance(found, int) or not isinstance(encoder, dict | None):
             raise CheckpointError(f'{path}: its step or its encoder is not usable')
         model = configs.from_dict(ModelConfig, settings['model'])
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f'{path}: not usable: {error}') from error
-    tensors = open_tensors(folder / WEIGHTS)
-    tensors = {name.removeprefix(_PREFIX): np.asarray(value) for name, value in tensors.items()}
-    try:
+    if step not in (None, found):
+        raise CheckpointError(f'{folder} has no step {step}; it has {found}')
+    tensors = {
+        name.removeprefix(SEPARATOR_PREFIX): np.asarray(value) for name, value in open_tensors(folder / WEIGHTS).items()
+    }
+    with errors_about(folder / WEIGHTS):
         check_tensors({name: value.shape for name, value in tensors.items()}, model)
         variables = variables_from_torch(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f'{folder / WEIGHTS}: {error}') from error
-    # Away from the file, which is only mapped: it may be replaced while the separator is in use.
+    # Copy: the file is only memory-mapped, and may be replaced while the separator is in use.
     variables = jax.tree.map(np.array, variables)
-    record = {'config': {'model': settings['model']}, 'encoder': encoder, 'step': step}
-    return InferenceCheckpoint(model, variables, encoder, step, record, folder.absolute())
+    record = {'config': {'model': settings['model']}, 'encoder': encoder, 'step': found}
+    return InferenceCheckpoint(model, variables, encoder, found, record, folder.absolute())

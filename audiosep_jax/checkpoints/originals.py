@@ -1,8 +1,8 @@
-"""What only the way back to PyTorch needs of a converted file, kept beside the checkpoint.
+"""The folder `original` of a converted checkpoint: what only the way back to PyTorch needs of the converted file.
 
-original/tensors.safetensors   the tensors that are not to be had from the weights or the encoder: `state/NAME` of
-                               the state dict, `other/N/PATH` of the rest, such as the optimizer's
-        /tree.json             how the file was built, with names where tensors stood
+original/tensors.safetensors   the tensors that neither the weights nor the encoder determine: `state/NAME` from
+                               the state dict, `other/N/PATH` from the rest, such as the optimizer's
+        /tree.json             the structure of the file, with names in place of the tensors
 """
 
 import base64
@@ -16,49 +16,26 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from audiosep_jax.checkpoints.torch_source import TorchSource
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.weights.tensor_files import SafeTensors, write_tensors
 
 _VERSION = 1
-# Views may unfold a file of any size into petabytes; those of real ones share storages two or three times over.
-_MAX_UNFOLDED, _SLACK = 4, 1 << 26
-
-
-@dataclasses.dataclass(frozen=True)
-class TorchFile:
-    """A file of the original code, read.
-
-    Attributes:
-        path: where.
-        tree: all of a PyTorch file; None of a safetensors file.
-        place: the key of the state dict in the tree; None: the tree is one.
-        tensors: of the state dict, by name.
-    """
-
-    path: Path
-    tree: Any
-    place: str | None
-    tensors: Mapping[str, np.ndarray]
-
-    def check_size(self) -> None:
-        """Raises CheckpointError where its tensors, written out, would be far larger than the file."""
-        arrays: dict[tuple, int] = {}
-
-        def count(_: tuple, value: np.ndarray) -> str:
-            arrays[_view(value)] = value.nbytes
-            return ''
-
-        to_json({'tree': self.tree, 'tensors': dict(self.tensors)}, count)
-        size, unfolded = self.path.stat().st_size, sum(arrays.values())
-        if unfolded > _MAX_UNFOLDED * size + _SLACK:
-            raise CheckpointError(
-                f'{self.path}: its tensors would unfold to {unfolded >> 20} MiB out of {size >> 20}: refused'
-            )
+# Overlapping views can make a small file unfold to petabytes. In real files two or three views share a storage.
+_MAX_UNFOLDING = 4
+_SLACK = 1 << 26  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """The file as it is to be again, with the present weights in their places."""
+    """The contents of the file to write: the converted file with the present weights in their places.
+
+    Attributes:
+        suffix: of the converted file.
+        tree: everything in a PyTorch file; None for a safetensors file.
+        state: the tensors of the state dict, by name.
+        metadata: the strings of a safetensors file.
+    """
 
     suffix: str
     tree: Any
@@ -66,75 +43,109 @@ class Original:
     metadata: dict[str, str]
 
 
+def check_unfolded_size(source: TorchSource) -> None:
+    """Checks that the tensors of a file, written out, would not be far larger than the file.
+
+    Raises:
+        CheckpointError: they would.
+    """
+    sizes: dict[tuple, int] = {}
+
+    def add(_: tuple, value: np.ndarray) -> str:
+        sizes[_view_key(value)] = value.nbytes
+        return ''
+
+    to_json({'tree': source.tree, 'tensors': dict(source.tensors)}, add)
+    size, unfolded = source.path.stat().st_size, sum(sizes.values())
+    if unfolded > _MAX_UNFOLDING * size + _SLACK:
+        raise CheckpointError(
+            f'{source.path}: refused, since its tensors would unfold to {unfolded >> 20} MiB out of {size >> 20}'
+        )
+
+
 def keep(
-    folder: Path, file: TorchFile, ours: Mapping[str, np.ndarray], *, separator_prefix: str, encoder_prefix: str
+    folder: Path,
+    source: TorchSource,
+    restored: Mapping[str, np.ndarray],
+    *,
+    separator_prefix: str,
+    encoder_prefix: str,
 ) -> tuple[int, list[str]]:
-    """Writes `original/`: (how many tensors are in it, places of what is not kept, being objects of classes).
+    """Writes the folder `original`.
 
     Args:
-        folder: that of `original`, there and empty.
-        ours: the separator's tensors as the weights alone give them, names without prefix.
-        separator_prefix: of their names in the file.
-        encoder_prefix: of the encoder's, which are stored elsewhere.
+        folder: `original`, which exists and is empty.
+        source: the file that was converted.
+        restored: the separator's tensors as the weights alone restore them, under their names without the prefix. Of
+            those, only the ones that differ from the file's are kept.
+        separator_prefix: what precedes the separator's names in the file.
+        encoder_prefix: what precedes the encoder's names in the file; its tensors are stored in the folder `encoder`.
+
+    Returns:
+        (the number of tensors kept, the places of the objects of Python classes, which are not kept).
+
+    Raises:
+        CheckpointError: the tensors cannot be written.
+        OSError: the structure cannot be written.
     """
     kept: dict[str, np.ndarray] = {}
-    for name, value in file.tensors.items():
+    for name, value in source.tensors.items():
         short = name.removeprefix(separator_prefix)
-        mine = name.startswith(separator_prefix) and short in ours
-        if mine and _bits(ours[short].astype(value.dtype)) != _bits(value):
+        is_separator = name.startswith(separator_prefix) and short in restored
+        if is_separator and _bits(restored[short].astype(value.dtype)) != _bits(value):
             kept[f'state/{name}'] = value
-    root = () if file.place is None else (file.place,)
+    root = () if source.state_key is None else (source.state_key,)
     others: dict[tuple, str] = {}
 
     def name_of(path: tuple, value: np.ndarray) -> str:
-        if path[:-1] == root and path[-1] in file.tensors:
+        if path[:-1] == root and path[-1] in source.tensors:
             return f'state/{path[-1]}'
-        # What a file names twice is stored once.
+        # A tensor that the file refers to twice is stored once.
         place = '/'.join(map(str, path)).encode('ascii', 'backslashreplace').decode()
-        name = others.setdefault(_view(value), f'other/{len(others)}/{place}')
+        name = others.setdefault(_view_key(value), f'other/{len(others)}/{place}')
         kept[name] = value
         return name
 
-    skeleton, dropped = (None, []) if file.tree is None else to_json(file.tree, name_of)
+    tree, dropped = (None, []) if source.tree is None else to_json(source.tree, name_of)
     write_tensors(folder / 'tensors.safetensors', kept)
     description = {
         'version': _VERSION,
-        'suffix': file.path.suffix,
+        'suffix': source.path.suffix,
         'separator_prefix': separator_prefix,
         'encoder_prefix': encoder_prefix,
-        'tensors': [[name, value.dtype.name] for name, value in file.tensors.items()],
-        'tree': skeleton,
-        'metadata': file.tensors.metadata if isinstance(file.tensors, SafeTensors) else {},
+        'tensors': [[name, value.dtype.name] for name, value in source.tensors.items()],
+        'tree': tree,
+        'metadata': source.metadata,
     }
     (folder / 'tree.json').write_text(json.dumps(description))
     return len(kept), dropped
 
 
 def restore(
-    folder: Path, fresh: Mapping[str, np.ndarray], used: set[str], encoder: Mapping[str, np.ndarray]
+    folder: Path, separator: Mapping[str, np.ndarray], used: set[str], encoder: Mapping[str, np.ndarray]
 ) -> Original:
-    """The file that `keep` has seen.
+    """Reads what `keep` wrote, and puts the present weights in their places.
 
     Args:
-        folder: that of `original`.
-        fresh: the separator's present tensors, names without prefix.
+        folder: `original`.
+        separator: the separator's present tensors, under their names without the prefix.
         used: the names of those that the network uses.
-        encoder: the encoder's tensors, names without prefix.
+        encoder: the encoder's tensors, under their names without the prefix.
 
     Raises:
-        CheckpointError: it is damaged, or of another version.
+        CheckpointError: the folder is damaged, or a later version of this library wrote it.
     """
     try:
         description = json.loads((folder / 'tree.json').read_text())
         if description['version'] != _VERSION:
-            raise CheckpointError(f'{folder} has version {description["version"]}; this one reads {_VERSION}')
+            raise CheckpointError(f'{folder} has version {description["version"]}; this version reads {_VERSION}')
         kept = SafeTensors(folder / 'tensors.safetensors')
         prefix, state = description['separator_prefix'], {}
         for name, dtype in description['tensors']:
             short = name.removeprefix(prefix)
-            if name.startswith(prefix) and short in fresh:
-                now = fresh[short].astype(getattr(ml_dtypes, dtype, None) or np.dtype(dtype))
-                state[name] = _present(now, kept.get(f'state/{name}'), short in used)
+            if name.startswith(prefix) and short in separator:
+                present = separator[short].astype(getattr(ml_dtypes, dtype, None) or np.dtype(dtype))
+                state[name] = _choose(present, kept.get(f'state/{name}'), is_used=short in used)
             else:
                 state[name] = encoder[name.removeprefix(description['encoder_prefix'])]
         tree = from_json(
@@ -147,75 +158,95 @@ def restore(
         raise CheckpointError(f'{folder} is damaged ({error!r}): convert the original file again') from error
 
 
-def _present(now: np.ndarray, kept: np.ndarray | None, is_used: bool) -> np.ndarray:
-    """A tensor to give back: the file's own bits, unless the network uses it and it has been trained since."""
+def _choose(present: np.ndarray, kept: np.ndarray | None, *, is_used: bool) -> np.ndarray:
+    """Returns the tensor kept from the file, unless the network uses it and its weights have changed since."""
     if kept is None:
-        return now
-    untouched = not is_used or _bits(kept.astype(np.float32).astype(now.dtype)) == _bits(now)
-    return kept if untouched else now
+        return present
+    unchanged = not is_used or _bits(kept.astype(np.float32).astype(present.dtype)) == _bits(present)
+    return kept if unchanged else present
 
 
 def _bits(value: np.ndarray) -> bytes:
     return np.ascontiguousarray(value).tobytes()
 
 
-def _view(value: np.ndarray) -> tuple:
-    """What two arrays share that are the same view of the same bytes."""
+def _view_key(value: np.ndarray) -> tuple:
+    """Returns a key that is equal for two arrays that are the same view of the same memory."""
     return value.__array_interface__['data'][0], value.dtype, value.shape, value.strides
 
 
+# ---- trees of Python values as JSON ----------------------------------------------------------------------------------
+
 _DROPPED = object()
-_KEYS = (str, int, float, bytes, type(None), tuple)  # that a PyTorch file can be written with
-_NOT_NUMBERS = 'OSUmM'  # arrays of objects, texts and dates
-
-
-_SEQUENCES = {'list': list, 'tuple': tuple, 'set': set, 'frozenset': frozenset}
+_KEY_TYPES = (str, int, float, bytes, type(None), tuple)  # those that `write_torch` can write
+_NON_NUMERIC_KINDS = 'OSUmM'  # arrays of objects, strings and dates
+_SEQUENCES: dict[str, type[list | tuple | set | frozenset]] = {
+    'list': list,
+    'tuple': tuple,
+    'set': set,
+    'frozenset': frozenset,
+}
 
 
 def to_json(tree: Any, name_of: Callable[[tuple, np.ndarray], str]) -> tuple[Any, list[str]]:
-    """(JSON, places of what was left out: objects of other classes, arrays of anything but numbers, odd keys).
+    """Encodes a tree of Python values as JSON.
 
     Args:
-        tree: dict, OrderedDict, list, tuple, set, str, bytes, numbers, None, arrays.
-        name_of: called with the path of each array (its keys and indices from the root) and the array.
+        tree: a dict, OrderedDict, list, tuple, set, str, bytes, number, array or None, nested at will.
+        name_of: returns the name that stands for an array, given its path (keys and indices from the root) and the
+            array.
+
+    Returns:
+        (JSON, places of what was dropped: objects of other classes, arrays of anything but numbers, unusual keys).
     """
     dropped: list[str] = []
 
-    def visit(value: Any, path: tuple) -> Any:
+    def encode(value: Any, path: tuple) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, np.generic):
-            return visit(value.item(), path)
-        if isinstance(value, np.ndarray) and value.dtype.kind not in _NOT_NUMBERS and value.dtype.names is None:
+            return encode(value.item(), path)
+        if isinstance(value, np.ndarray) and value.dtype.kind not in _NON_NUMERIC_KINDS and value.dtype.names is None:
             return {'array': name_of(path, value)}
         if isinstance(value, bytes | bytearray):
             return {'bytes': base64.b64encode(value).decode()}
         if isinstance(value, complex):
             return {'complex': [value.real, value.imag]}
         if isinstance(value, dict):
-            pairs = []
-            for key, item in value.items():
-                if not isinstance(key, _KEYS):
-                    dropped.append('/'.join(map(str, (*path, key))))
-                    continue
-                pair = [visit(key, (*path, 'key')), visit(item, (*path, key))]
-                if pair[1] is not _DROPPED:
-                    pairs.append(pair)
-            return {'ordered' if isinstance(value, OrderedDict) else 'dict': pairs}
+            return {'ordered' if isinstance(value, OrderedDict) else 'dict': encode_pairs(value, path)}
         for kind, cls in _SEQUENCES.items():
             if isinstance(value, cls):
-                items = [visit(v, (*path, i)) for i, v in enumerate(value)]
-                # In a sequence the others keep their places.
-                return {kind: [None if v is _DROPPED else v for v in items]}
-        dropped.append('/'.join(map(str, path)) or 'the whole')
+                items = [encode(item, (*path, i)) for i, item in enumerate(value)]
+                # None takes the place of a dropped item, so that the others keep their indices.
+                return {kind: [None if item is _DROPPED else item for item in items]}
+        dropped.append('/'.join(map(str, path)) or 'everything')
         return _DROPPED
 
-    result = visit(tree, ())
+    def encode_pairs(value: dict, path: tuple) -> list[list]:
+        pairs = []
+        for key, item in value.items():
+            if not isinstance(key, _KEY_TYPES):
+                dropped.append('/'.join(map(str, (*path, key))))
+                continue
+            pair = [encode(key, (*path, 'key')), encode(item, (*path, key))]
+            if pair[1] is not _DROPPED:
+                pairs.append(pair)
+        return pairs
+
+    result = encode(tree, ())
     return (None if result is _DROPPED else result), dropped
 
 
-def from_json(value: Any, array: Callable[[str], np.ndarray]) -> Any:
-    """The inverse of `to_json`; `array` gives the array of a name. Raises ValueError for what it did not write."""
+def from_json(value: Any, array_of: Callable[[str], np.ndarray]) -> Any:
+    """Decodes what `to_json` encoded.
+
+    Args:
+        value: the JSON.
+        array_of: returns the array that a name stands for.
+
+    Raises:
+        ValueError: `to_json` did not write this.
+    """
     if not isinstance(value, dict):
         if isinstance(value, list):
             raise ValueError('a bare list')
@@ -224,14 +255,14 @@ def from_json(value: Any, array: Callable[[str], np.ndarray]) -> Any:
         raise ValueError(f'a node with the keys {sorted(value)}')
     ((kind, content),) = value.items()
     if kind == 'array':
-        return array(content)
+        return array_of(content)
     if kind == 'bytes':
         return base64.b64decode(content)
     if kind == 'complex':
         return complex(*content)
     if kind in ('dict', 'ordered'):
-        pairs = [(from_json(k, array), from_json(v, array)) for k, v in content]
+        pairs = [(from_json(key, array_of), from_json(item, array_of)) for key, item in content]
         return OrderedDict(pairs) if kind == 'ordered' else dict(pairs)
     if kind in _SEQUENCES:
-        return _SEQUENCES[kind](from_json(v, array) for v in content)
+        return _SEQUENCES[kind](from_json(item, array_of) for item in content)
     raise ValueError(f'a node of the unknown kind {kind!r}')

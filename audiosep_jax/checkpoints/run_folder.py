@@ -1,49 +1,54 @@
-"""Checkpoints: an Orbax directory per step that holds all of a run, and needs nothing else to be loaded.
+"""A run's folder: an Orbax directory per step, which holds the state of training and all that inference needs.
 
-    WORKDIR/checkpoints/STEP/params, batch_stats, ema   what inference reads
-                             /optimizer                 what only training reads
-                             /data                      where the input pipeline stands (JSON)
+    WORKDIR/checkpoints/STEP/params, batch_stats, ema   the weights, which inference reads
+                             /optimizer                 what only resuming reads
+                             /data                      the position of the input pipeline (JSON)
                              /config                    format version, configuration, query encoder (JSON)
 
-Beside `checkpoints` may lie `encoder`, the query encoder's weights and tokenizer, and in a converted checkpoint
-`original`, what only the way back to PyTorch needs (`convert.py`).
+Next to `checkpoints` there may be two more folders: `encoder` holds the query encoder's weights and tokenizer, and
+`original`, in a converted checkpoint, holds what only the way back to PyTorch needs (`originals.py`).
 
-A step is written under a temporary name and renamed when it is complete: a run killed at any moment leaves whole
-checkpoints, or a remnant that is never taken for one.
+A step is written under a temporary name and renamed when it is complete. A run that is killed at any moment therefore
+leaves complete checkpoints, and perhaps a remnant that is never mistaken for one.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from audiosep_jax import config as configs
 from audiosep_jax.checkpoints.checkpoint import FORMAT_VERSION, InferenceCheckpoint
-from audiosep_jax.checkpoints.hub_folder import is_hub_folder, read_hub_folder
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.storage.buckets import as_path, is_bucket
 
 
-def _handlers() -> dict[str, ocp.CheckpointHandler]:
-    """How each item of a checkpoint is written. Named: whoever has not saved an item would not know how to read it."""
+def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+    """Returns Orbax's handler for each item of a checkpoint.
+
+    They are given explicitly, because Orbax can infer the handler of an item only in the process that saved it.
+    """
     handlers = {name: ocp.StandardCheckpointHandler() for name in ('params', 'batch_stats', 'ema', 'optimizer')}
     return handlers | {name: ocp.JsonCheckpointHandler() for name in ('data', 'config')}
 
 
-def save_for_inference(folder: Path, *, variables: dict, record: dict, step: int) -> None:
-    """Writes weights alone as the folder of one step: what `load_for_inference` reads, with nothing to train on from.
+def save_for_inference(folder: Path, *, variables: dict[str, Any], record: dict[str, Any], step: int) -> None:
+    """Writes the weights of one step as `load_for_inference` reads them. Training cannot be resumed from them.
 
     Args:
-        folder: made by this; not there yet.
+        folder: the step's folder, which must not exist yet.
+        variables: `params` and `batch_stats`.
         record: what `describe` made.
+        step: the training step.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the folder cannot be written.
     """
     arrays = {name: ocp.args.StandardSave(variables[name]) for name in ('params', 'batch_stats')}
     args = ocp.args.Composite(**arrays, config=ocp.args.JsonSave({**record, 'step': step}))
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as writer:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
         try:
             writer.save(folder.absolute(), args)
         except (OSError, ValueError) as error:
@@ -51,62 +56,76 @@ def save_for_inference(folder: Path, *, variables: dict, record: dict, step: int
 
 
 def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool = False) -> InferenceCheckpoint:
-    """Reads a run's weights, and nothing of its optimizer.
+    """Reads the weights of a run, without its optimizer.
 
     Args:
-        path: a run's workdir, its `checkpoints` folder, one step's folder in it, or a repository of the hub's folder.
-        step: which one, by default the newest.
-        raw: the weights themselves rather than their moving average.
+        path: the run's workdir, its `checkpoints` folder, or the folder of one step.
+        step: the step to read, by default the newest.
+        raw: read the weights themselves instead of their moving average.
 
     Raises:
         CheckpointError: the path is not a checkpoint, or it is damaged.
     """
-    if not is_bucket(path) and is_hub_folder(Path(path)):
-        checkpoint = read_hub_folder(Path(path))
-        if step not in (None, checkpoint.step):
-            raise CheckpointError(f'{path} has no step {step}; it has {checkpoint.step}')
-        return checkpoint
-    folder = _locate(path, step)
-    record = _read_record(folder)
+    folder = _locate_step(path, step)
+    record = read_record(folder)
     try:
         model = configs.from_dict(ModelConfig, record['config']['model'])
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f'{folder}: its configuration is not usable: {error}') from error
     items = ['params', 'batch_stats'] if raw or not (folder / 'ema').exists() else ['ema']
-    # On this process's first device, whatever devices the run was trained on.
+    # Restore to this process's first device, whatever devices the run was trained on.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def on_device(array):
+    def on_device(array: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
 
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as reader:
         try:
             metadata = reader.metadata(folder).item_metadata
             wanted = {name: jax.tree.map(on_device, metadata[name].tree) for name in items}
             args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
             restored = reader.restore(folder, args=args)
-        except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
+        except Exception as error:  # Orbax and tensorstore raise a dozen types for a damaged directory
             raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
     variables = dict(restored['ema']) if items == ['ema'] else {name: restored[name] for name in items}
     return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder)
 
 
 def complete_steps(directory: Path) -> list[int]:
-    """The steps whose checkpoints lie in a folder, ascending; none where there is no such folder."""
+    """Returns the steps that have a checkpoint in a folder, in ascending order; none if there is no such folder."""
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / 'config').is_dir())
 
 
-def _absolute(path: str | Path) -> Path:
-    """Orbax wants it so; an address in a bucket is."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns what `describe` made for one step's folder, in the present format, and the step.
+
+    Raises:
+        CheckpointError: the folder is damaged, or a later version of this library wrote it.
+    """
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as reader:
+        try:
+            record = reader.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+            version = record['format_version']
+        except Exception as error:  # Orbax and tensorstore raise a dozen types for a damaged directory
+            raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
+    if version == 1:
+        record = _upgrade_v1(record)
+    elif version != FORMAT_VERSION:
+        raise CheckpointError(f'{folder} has format {version}; this version reads 1 to {FORMAT_VERSION}')
+    return record
+
+
+def absolute_path(path: str | Path) -> Path:
+    """Returns the absolute path, which Orbax requires. An address in a bucket is one already."""
     path = as_path(path)
     return path if is_bucket(path) else path.absolute()
 
 
-def _locate(path: str | Path, step: int | None) -> Path:
-    """The folder of the step that a user's path means."""
-    path = _absolute(path)
+def _locate_step(path: str | Path, step: int | None) -> Path:
+    """Returns the folder of the step that the user's path means."""
+    path = absolute_path(path)
     if not path.exists():
         raise CheckpointError(f'no such checkpoint: {path}')
     if (path / 'config').is_dir() and (path / 'params').is_dir():
@@ -126,22 +145,7 @@ def _locate(path: str | Path, step: int | None) -> Path:
     raise CheckpointError(f"{path} is not a checkpoint: give a run's workdir, or the folder of one of its steps")
 
 
-def _read_record(folder: Path) -> dict:
-    """What `describe` made, and the step, of one step's folder."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
-        try:
-            record = reader.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
-            version = record['format_version']
-        except Exception as error:  # Orbax and tensorstore raise a dozen kinds for a damaged directory
-            raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
-    if version == 1:
-        record = _of_version_2(record)
-    elif version != FORMAT_VERSION:
-        raise CheckpointError(f'{folder} has format {version}; this version reads 1 to {FORMAT_VERSION}')
-    return record
-
-
-def _of_version_2(record: dict) -> dict:
+def _upgrade_v1(record: dict[str, Any]) -> dict[str, Any]:
     model = record['config']['model']
     remat = 'blocks' if model.get('remat') else 'none'
     return {**record, 'format_version': 2, 'config': {**record['config'], 'model': {**model, 'remat': remat}}}

@@ -1,14 +1,15 @@
-"""`audiosep-jax evaluate`: flags, what is checked before hours of work, and where the results go."""
+"""The command `audiosep-jax evaluate`: checks its flags before hours of work, evaluates, and reports the results."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
+from audiosep_jax.cli import terminal
 from audiosep_jax.errors import ConfigError, DataError, listed
+from audiosep_jax.storage.atomic import check_writable
 
 if TYPE_CHECKING:
     from audiosep_jax.evaluation.benchmark import Benchmark
@@ -24,77 +25,79 @@ _Benchmark = Annotated[
         metavar='{' + ','.join(get_args(_Name)) + '}', help_behavior_hint='(default: the one whose table is in DIR)'
     ),
 ]
-_Checkpoint = Annotated[str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')]
-_SHOWN = 20  # items left out that are named on the screen
+_MAX_LEFT_OUT_SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Score a checkpoint on a benchmark, as the original's evaluators do.
 
-    Beside it stand no separation, an oracle mask, wrong queries and the published scores. A killed evaluation continues
-    when the same command is given again. docs/evaluate.md tells the layouts and the protocols.
+    The report compares it with no separation, an oracle mask, shuffled queries and the published scores. The same
+    command resumes an interrupted evaluation. docs/evaluate.md describes the layouts and the protocols.
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
-    """Folder of the benchmark; for csv one with a table `mixture,target,query`, or it; for all, of sub-folders."""
+    """The benchmark's folder; for csv a table `mixture,target,query` or its folder; for all a folder of benchmarks."""
     checkpoint: Annotated[
         str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
     benchmark: _Benchmark = None
-    """The protocol."""
+    """The benchmark, which sets the protocol."""
     out: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('evaluation')
-    """Folder of the results: OUT/BENCHMARK/results.json, report.md, pictures, and the scores to continue from."""
+    """Folder of the results: OUT/BENCHMARK/results.json, report.md, pictures, and the journal to resume from."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
-    """Also write the results there; an existing file is replaced."""
+    """Also write the results to this file; an existing one is replaced."""
     metadata: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
-    """Folder of the benchmarks' tables, where they are not beside the audio nor where AudioSep has them."""
+    """Folder of the benchmarks' tables, if they are neither beside the audio nor where AudioSep keeps them."""
     query_type: Annotated[
         str | None,
         tyro.conf.arg(
             metavar='{label,caption,both}', help_behavior_hint="(default: the protocol's, see docs/evaluate.md)"
         ),
     ] = None
-    """What to ask with, where a benchmark has several texts."""
+    """Which texts to use as queries, if the benchmark has several kinds."""
     captions: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
-    """A table idx,caption with texts of your own for the same items: one more row to compare."""
+    """A table idx,caption with your own texts for the same items, which adds a row to the comparison."""
     query: Annotated[str | None, tyro.conf.arg(metavar='TEXT')] = None
-    """Ask every item for this, instead of the benchmark's own texts."""
+    """Use this query for every item, instead of the benchmark's texts."""
     batch_size: Annotated[
         int | None,
         tyro.conf.arg(metavar='N', help_behavior_hint='(default: 8 for each accelerator, 2 on a CPU)'),
     ] = None
-    """Mixtures through the network at a time."""
+    """Number of mixtures in a batch."""
     max_items: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
-    """Score only so many, evenly spread over the table."""
+    """Score only this many items, evenly spread over the table."""
     max_whole_seconds: float = 30.0
-    """Longer mixtures go through the network in pieces, with the same result and less memory."""
+    """Longer mixtures are separated in pieces, with the same result and less memory."""
     skip_shuffled: bool = False
-    """Leave out the row of wrong queries: half the time."""
+    """Omit the row of shuffled queries, which takes half of the time."""
     skip_pictures: bool = False
-    """Draw nothing."""
+    """Draw no pictures."""
     clap: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
-    """CLAP weights (also of the hub; own: the checkpoint's): adds the similarity of query and output."""
+    """CLAP weights (a path, org/name, or `own` for the checkpoint's): adds the similarity of query and output."""
     several_hosts: bool = False
-    """Share the items with the other processes of a cluster: the same command on each, OUT on a shared disk."""
+    """Share the items among the processes of a cluster; run the same command on each, with OUT on a shared disk."""
     seed: int = 0
-    """Seed of the bootstrap intervals and of the wrong queries."""
+    """Seed of the bootstrap intervals and of the shuffled queries."""
 
 
-def run(
-    command: Evaluate,
-    *,
-    load: Callable[..., 'Separator'],
-    say: Callable[..., None],
-    complain: Callable[[str], None],
-) -> int:
-    """Evaluates; returns the exit code.
+def run(command: Evaluate) -> int:
+    """Evaluates; returns the exit code, 1 if any item or benchmark was left out.
 
-    Args:
-        load: gives the separator of a path, `load(path, max_whole_seconds=…)`.
-        say, complain: print a line on stdout, and an error on stderr.
+    Raises:
+        ConfigError: flags that cannot work.
+        DataError: the benchmark cannot be read or scored, or the results cannot be written.
+        CheckpointError, DownloadError: the checkpoint cannot be read.
     """
+    try:
+        return _evaluate(command)
+    except KeyboardInterrupt:
+        terminal.complain('interrupted; the same command resumes')
+        return 130
+
+
+def _evaluate(command: Evaluate) -> int:
     if command.several_hosts:
         _join_hosts()
     import jax
@@ -105,12 +108,12 @@ def run(
 
     _check(command)
     folders = _folders(command)
-    benchmarks = _benchmarks(command, folders, complain)  # before the checkpoint: its mistakes are seen sooner
+    benchmarks = _benchmarks(command, folders)  # before the checkpoint, whose loading takes longer
     if any(benchmark.speech for benchmark in benchmarks):
         check_installed()
     alone = command.benchmark != 'all'
     types = {benchmark.name: _query_types(command.query_type, benchmark, alone=alone) for benchmark in benchmarks}
-    separator = load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
+    separator = terminal.load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
     options = Options(
         seed=command.seed,
         batch_size=command.batch_size,
@@ -134,20 +137,20 @@ def run(
         except DataError as error:
             if alone:
                 raise
-            complain(f'{benchmark.name}: {error}')
+            terminal.complain(f'{benchmark.name}: {error}')
             continue
         if jax.process_index() == 0:
-            _finish(command, found[benchmark.name], folder, separator, say, complain)
+            _finish(command, found[benchmark.name], folder, separator)
     if not found:
         raise DataError(f'{command.data}: no benchmark could be scored')
     if jax.process_index() == 0:
-        _conclude(command, found, say)
-    whole = len(found) == len(folders) and not any(results.left_out for results in found.values())
-    return 0 if whole else 1
+        _conclude(command, found)
+    complete = len(found) == len(folders) and not any(results.left_out for results in found.values())
+    return 0 if complete else 1
 
 
 def _check(command: Evaluate) -> None:
-    """Whatever hours of evaluation must not end at."""
+    """Raises ConfigError or DataError for whatever would otherwise fail after hours of evaluation."""
     if command.batch_size is not None and command.batch_size < 1:
         raise ConfigError(f'--batch-size {command.batch_size}: must be at least 1')
     if command.max_items is not None and command.max_items < 1:
@@ -157,59 +160,53 @@ def _check(command: Evaluate) -> None:
     if command.query is not None and not command.query.strip():
         raise ConfigError('--query is empty: describe a sound in words')
     if command.query is not None and command.query_type is not None:
-        raise ConfigError('--query takes the place of the texts that --query-type chooses from: give one of the two')
+        raise ConfigError('--query replaces the texts that --query-type chooses from: give only one of them')
     if command.benchmark == 'all' and command.captions is not None:
-        raise ConfigError('--captions belongs to one benchmark: name it with --benchmark')
+        raise ConfigError('--captions describes the items of one benchmark: name it with --benchmark')
     if command.metadata is not None and not command.metadata.is_dir():
         raise ConfigError(f'--metadata {command.metadata}: no such folder')
-    out = command.out.absolute()
-    if not out.parent.is_dir():
-        raise DataError(f'--out {command.out}: the folder {out.parent} does not exist; make it first')
-    if out.exists() and not out.is_dir():
-        raise DataError(f'--out {command.out}: is a file; name a folder')
-    place = out if out.exists() else out.parent
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise DataError(f'--out {command.out}: no permission to write into {place}')
-    if command.json is None:
-        return
-    if command.json.is_dir():
-        raise DataError(f'--json {command.json}: is a folder; name a file')
-    parent = command.json.absolute().parent
-    if not parent.is_dir():
-        raise DataError(f'--json {command.json}: the folder {parent} does not exist; make it first')
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise DataError(f'--json {command.json}: no permission to write into {parent}')
+    check_writable(command.out, '--out', kind='folder')
+    if command.json is not None:
+        check_writable(command.json, '--json')
 
 
 def _folders(command: Evaluate) -> dict[str | None, Path]:
-    """The benchmarks that are asked for, by name; None: it is to be found out."""
+    """Returns the folders of the requested benchmarks by name; the name is None where the table decides."""
     from audiosep_jax.evaluation.protocols import find_benchmarks
 
-    return find_benchmarks(command.data) if command.benchmark == 'all' else {command.benchmark: command.data}
+    if command.benchmark == 'all':
+        return {name: folder for name, folder in find_benchmarks(command.data).items()}
+    return {command.benchmark: command.data}
 
 
-def _benchmarks(
-    command: Evaluate, folders: dict[str | None, Path], complain: Callable[[str], None]
-) -> list['Benchmark']:
-    """Their tables; of several, one that cannot be read is said, and the others are evaluated."""
+def _benchmarks(command: Evaluate, folders: dict[str | None, Path]) -> list['Benchmark']:
+    """Reads the tables. One unreadable benchmark of several is reported, and the others are evaluated."""
     from audiosep_jax.evaluation.protocols import read_benchmark
 
     found = []
     for name, folder in folders.items():
-        options = {'metadata': command.metadata, 'captions': command.captions, 'query': command.query}
         try:
-            found.append(read_benchmark(folder, name, most_items=command.max_items, **options))
+            benchmark = read_benchmark(
+                folder,
+                name,
+                most_items=command.max_items,
+                metadata=command.metadata,
+                captions=command.captions,
+                query=command.query,
+            )
         except DataError as error:
             if command.benchmark != 'all':
                 raise
-            complain(str(error))
+            terminal.complain(str(error))
+        else:
+            found.append(benchmark)
     if not found:
-        raise DataError(f'{command.data}: no benchmark in it can be read')
+        raise DataError(f'{command.data}: none of its benchmarks can be read')
     return found
 
 
 def _query_types(given: str | None, benchmark: 'Benchmark', *, alone: bool) -> tuple[str, ...]:
-    """What the flag means for a benchmark; of several benchmarks each is asked with what it has."""
+    """Returns the query types to score. With several benchmarks, each uses those that it has."""
     own = [kind for kind in benchmark.query_types if kind.startswith('captions of ')]
     if given is None:
         return (*benchmark.query_types[:1], *(kind for kind in own if kind != benchmark.query_types[0]))
@@ -225,75 +222,70 @@ def _query_types(given: str | None, benchmark: 'Benchmark', *, alone: bool) -> t
     return (*(types or benchmark.query_types[:1]), *own)
 
 
-def _clap(path: str, separator: 'Separator'):
+def _clap(path: str, separator: 'Separator') -> Any:
+    """Returns an encoder with `encode_audio`. Raises ConfigError."""
     from audiosep_jax.encoders.registry import load_encoder
 
     encoder = separator.encoder if path == 'own' else load_encoder(path)
     if encoder is None or not hasattr(encoder, 'encode_audio'):
-        raise ConfigError(
-            f'--clap {path}: {"no encoder" if encoder is None else f"the encoder {encoder.name!r}"} hears no audio; '
-            'give the path of CLAP weights'
-        )
+        problem = 'there is no encoder' if encoder is None else f'the encoder {encoder.name!r} does not encode audio'
+        raise ConfigError(f'--clap {path}: {problem}; give the path of CLAP weights')
     return encoder
 
 
 def _join_hosts() -> None:
-    import jax
+    from audiosep_jax.parallel.launch import LaunchConfig, join
 
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
+    if join(LaunchConfig()) is None:
         raise ConfigError(
-            f'--several-hosts: JAX finds no cluster here ({str(error).splitlines()[0]}); start it under Slurm, on a '
-            'TPU pod, or leave the flag away'
-        ) from error
+            '--several-hosts finds no cluster here; start it under Slurm, Open MPI or Kubernetes or on a TPU pod, set '
+            '$JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or omit the flag'
+        )
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def _finish(
-    command: Evaluate, results: 'Results', folder: Path, separator: 'Separator', say: Callable, complain: Callable
-) -> None:
-    """Says what became of one benchmark, and writes its folder."""
+def _finish(command: Evaluate, results: 'Results', folder: Path, separator: 'Separator') -> None:
+    """Prints the results of one benchmark and writes its folder."""
     from audiosep_jax.evaluation.report import write_report
 
-    for left in results.left_out[:_SHOWN]:
-        say(f'audiosep-jax: note: left out ({left.reason}): {left.message}', error=True)
+    for left in results.left_out[:_MAX_LEFT_OUT_SHOWN]:
+        terminal.note(f'left out ({left.reason}): {left.message}')
     silent = results.silent_targets
     if silent:
-        what = '1 target is silent and counts' if len(silent) == 1 else f'{len(silent)} targets are silent and count'
-        say(f'audiosep-jax: note: {what} all the same, as in the original: {listed(silent)}', error=True)
+        what = '1 target is silent but counts' if len(silent) == 1 else f'{len(silent)} targets are silent but count'
+        terminal.note(f'{what}, as in the original: {listed(silent)}')
     for note in results.notes:
-        say(f'audiosep-jax: note: {results.benchmark.name}: {note}', error=True)
+        terminal.note(f'{results.benchmark.name}: {note}')
     show(results.table(f'{results.benchmark.title}: {len(results.items)} mixtures'))
     report = write_report(results, folder, separator, pictures=not command.skip_pictures)
-    say(f'{report}')
+    terminal.say(f'{report}')
     if results.left_out:
         counts = ', '.join(f'{reason} {count}' for reason, count in results.counts.items())
-        complain(
-            f'left out in all: {len(results.left_out)} ({counts}), named in {folder / "results.json"}; '
-            f'the numbers are of the other {len(results.items)}'
+        terminal.complain(
+            f'left out in all: {len(results.left_out)} ({counts}), listed in {folder / "results.json"}; '
+            f'the scores are those of the other {len(results.items)}'
         )
 
 
-def _conclude(command: Evaluate, found: dict[str, 'Results'], say: Callable) -> None:
-    """The table of all benchmarks, and the file that was asked for."""
-    from audiosep_jax.evaluation.report import summary_markdown, summary_table, write_text
-    from audiosep_jax.evaluation.results import write_json
+def _conclude(command: Evaluate, found: dict[str, 'Results']) -> None:
+    """Prints the table of all benchmarks, and writes the file of --json."""
+    from audiosep_jax.evaluation.report import summary_markdown, summary_table
+    from audiosep_jax.evaluation.results import write_json, write_text
 
     records = {name: results.to_dict() for name, results in found.items()}
     if command.benchmark == 'all':
         show([summary_table(list(found.values()))])
         write_text(command.out / 'report.md', summary_markdown(list(found.values())))
-        say(str(command.out / 'report.md'))
+        terminal.say(str(command.out / 'report.md'))
     if command.json is not None:
         single = {'data': str(command.data), **next(iter(records.values()))}
         write_json(command.json, {'benchmarks': records} if command.benchmark == 'all' else single)
 
 
-def show(tables: Sequence) -> None:
-    """Prints `rich` tables; wider than a terminal where there is none."""
+def show(tables: Sequence[Any]) -> None:
+    """Prints `rich` tables, at a width of 120 where stdout is not a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)

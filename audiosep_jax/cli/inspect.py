@@ -2,44 +2,49 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from audiosep_jax.cli.terminal import _quieten, _say
+from audiosep_jax.cli import terminal
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Say what a checkpoint is: step, encoder, parameter count, configuration."""
+    """Describe a checkpoint: its step, query encoder, number of parameters and configuration."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
 
 
-def _inspect(command: Inspect) -> int:
+def run(command: Inspect) -> int:
+    """Prints the description; returns the exit code.
+
+    Raises:
+        CheckpointError, DownloadError: there is no such checkpoint, or it is damaged.
+    """
     import jax
 
-    from audiosep_jax.checkpoints.find import find_checkpoint
-    from audiosep_jax.checkpoints.run_folder import load_for_inference
+    from audiosep_jax.checkpoints.find import open_checkpoint
 
-    _quieten()
-    checkpoint = load_for_inference(find_checkpoint(command.checkpoint))
+    terminal.silence_orbax()
+    checkpoint = open_checkpoint(command.checkpoint)
     params = checkpoint.variables['params']
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    _say(f'path        {checkpoint.path}')
-    _say(f'step        {checkpoint.step}')
-    encoder = checkpoint.encoder or {'none': 'only embeddings can be asked'}
-    _say(f'encoder     {", ".join(f"{key} {value}" for key, value in encoder.items())}')
-    _say(f'parameters  {count:,}')
-    _say('config')
+    encoder = checkpoint.encoder or {'none': 'accepts embeddings only'}
+    terminal.say(f'path        {checkpoint.path}')
+    terminal.say(f'step        {checkpoint.step}')
+    terminal.say(f'encoder     {", ".join(f"{key} {value}" for key, value in encoder.items())}')
+    terminal.say(f'parameters  {count:,}')
+    terminal.say('config')
     for line in _indented(checkpoint.record['config']):
-        _say(f'  {line}')
+        terminal.say(f'  {line}')
     return 0
 
 
-def _indented(config: dict) -> Iterator[str]:
+def _indented(config: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of a nested configuration; each level is indented by two spaces."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield key

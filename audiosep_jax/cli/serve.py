@@ -1,15 +1,15 @@
-"""The command `audiosep-jax serve`: its flags, and what can be wrong with them."""
+"""The command `audiosep-jax serve`: checks its flags, loads the checkpoint and serves the web page."""
 
 import contextlib
 import dataclasses
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from audiosep_jax.cli import terminal
 from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,40 +21,37 @@ if TYPE_CHECKING:
 class Serve:
     """Open a web page for separating: upload or record, describe, listen, download. Needs the extra `demo`.
 
-    Only this machine can reach it, unless --host says otherwise. Ctrl-C ends it and removes what was uploaded.
+    By default only this machine can reach it (see --host). Ctrl-C stops the server and deletes the uploads.
     """
 
     checkpoint: Annotated[
         str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository of the hub."""
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
     host: str = '127.0.0.1'
-    """The address to listen on; 0.0.0.0 lets everybody in who can reach this machine."""
+    """The address to listen on; 0.0.0.0 admits everybody who can reach this machine."""
     port: int = 7860
     """The port to listen on."""
     share: bool = False
-    """Also make a public address, for a week at most, through Gradio's servers: anybody who has it can use the page."""
+    """Also create a public address through Gradio's servers, for at most a week; anybody who knows it may use it."""
     examples: Annotated[Path | None, tyro.conf.arg(metavar='DIR', help_behavior_hint="(default: the checkpoint's)")] = (
         None
     )
-    """Sounds to try: NAME.wav with NAME.txt beside it, what to ask, one description a line. By default the folder
-    `examples` in the checkpoint's, where there is one."""
+    """Sounds to try: NAME.wav, and beside it NAME.txt with one description per line. The default is the folder
+    `examples` of the checkpoint, if it has one."""
     max_seconds: float = 600.0
-    """Longest recording that is taken."""
+    """The longest recording accepted."""
     max_megabytes: int = 200
-    """Largest file that is taken, in 10^6 bytes."""
+    """The largest file accepted, in 10^6 bytes."""
 
 
-def serve(command: Serve, load: Callable[[str | None], 'Separator']) -> int:
+def run(command: Serve) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the exit code.
 
-    Args:
-        load: a separator from what `--checkpoint` says; called when all else is in order.
-
     Raises:
-        ConfigError: Gradio is not installed, an address that is not this machine's, or a port that is taken.
-        AudioFileError, QueryError: examples that cannot be used.
-        QueryError, CheckpointError, DownloadError: a checkpoint that cannot be asked in words.
+        ConfigError: Gradio is not installed, the address is not one of this machine's, or the port is in use.
+        AudioFileError, QueryError: the examples cannot be used.
+        QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
     """
     from audiosep_jax.web.page import Limits, find_examples
     from audiosep_jax.web.server import import_gradio, serving
@@ -64,21 +61,21 @@ def serve(command: Serve, load: Callable[[str | None], 'Separator']) -> int:
     if command.examples is not None:
         find_examples(command.examples)
     import_gradio()
-    separator = load(command.checkpoint)
-    examples = find_examples(command.examples) if command.examples is not None else _own_examples(separator)
+    separator = terminal.load(command.checkpoint)  # last, because it takes seconds
+    examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
     with (
         contextlib.suppress(KeyboardInterrupt),
         serving(
             separator, host=command.host, port=command.port, share=command.share, limits=limits, examples=examples
         ) as address,
     ):
-        print(f'{address}  (Ctrl-C ends it)', flush=True)
+        terminal.say(f'{address}  (Ctrl-C ends it)')
         threading.Event().wait()
     return 0
 
 
 def _check_address(host: str, port: int) -> None:
-    """Before any weights are loaded."""
+    """Raises ConfigError for an address that cannot be listened on."""
     if not 0 < port < 65536:
         raise ConfigError(f'--port {port}: must be between 1 and 65535')
     try:
@@ -90,8 +87,8 @@ def _check_address(host: str, port: int) -> None:
         raise ConfigError(f'--host {host} --port {port}: {error.strerror or error}; choose another') from error
 
 
-def _own_examples(separator: 'Separator') -> list['Example']:
-    """Those that lie with the checkpoint."""
+def _examples_of(separator: 'Separator') -> list['Example']:
+    """Returns the examples stored with the checkpoint."""
     from audiosep_jax.web.page import find_examples
 
     path = Path(separator.info['path'])

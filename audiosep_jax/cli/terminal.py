@@ -1,43 +1,59 @@
-"""What the subcommands share of the terminal: messages, signals, loading a separator."""
+"""What the subcommands share: messages, signals, and loading a separator."""
 
 import contextlib
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
 
 
-def _unread() -> int:
-    """`| head`: nobody reads on. Without this Python complains again while it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Prints one line, by default on stdout, whatever the terminal's encoding and whatever bytes a file name has."""
+    file = file or sys.stdout
+    text = ''.join(c if c.isprintable() or c == ' ' else c.encode('unicode_escape').decode() for c in text)
+    encoding = file.encoding or 'utf-8'
+    print(text.encode(encoding, 'backslashreplace').decode(encoding), file=file, flush=True)
 
 
-def _load(path: str | None, **options: float) -> 'Separator':
+def note(text: str) -> None:
+    """Prints a note on stderr."""
+    say(f'audiosep-jax: note: {text}', file=sys.stderr)
+
+
+def complain(message: str) -> None:
+    """Prints an error on stderr."""
+    say(f'audiosep-jax: error: {message}', file=sys.stderr)
+
+
+def load(path: str | None, *, max_whole_seconds: float | None = None) -> 'Separator':
+    """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
     from audiosep_jax.separation.separator import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
-    _quieten()
+    silence_orbax()
     enable_compilation_cache()
-    return load(path, **options)
+    return load(path, max_whole_seconds=max_whole_seconds)
 
 
-def _quieten() -> None:
-    """Orbax tells of its internals in warnings through absl, which nobody at a command line can act on."""
+def silence_orbax() -> None:
+    """Hides Orbax's warnings about its internals, which a user of the command line can do nothing about."""
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as an exception, as Ctrl-C is, so that temporary files are removed. Only the main thread may ask so."""
+def terminable() -> Iterator[None]:
+    """Turns SIGTERM into KeyboardInterrupt, so that temporary files are removed as on Ctrl-C.
 
-    def stop(*_):
+    Python allows signal handlers only in the main thread; in any other thread this does nothing.
+    """
+
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     try:
@@ -51,13 +67,10 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _complain(message: str) -> None:
-    _say(f'audiosep-jax: error: {message}', file=sys.stderr)
+def stdout_was_closed() -> int:
+    """Returns the exit code after the reader of stdout has gone (`| head`).
 
-
-def _say(text: str, file=None) -> None:
-    """One line, whatever the terminal's encoding and whatever bytes a file name has."""
-    file = file or sys.stdout
-    text = ''.join(c if c.isprintable() or c == ' ' else c.encode('unicode_escape').decode() for c in text)
-    encoding = file.encoding or 'utf-8'
-    print(text.encode(encoding, 'backslashreplace').decode(encoding), file=file, flush=True)
+    Redirects stdout to the null device, because Python would raise again when it flushes stdout at exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,10 +1,10 @@
-"""Shards and embedding caches to training batches: a Grain pipeline with an exact, host-independent position.
+"""Makes training batches from shards and embedding caches: a Grain pipeline with an exact, host-independent position.
 
     global stream of clips (clip_stream.py) ─load (segments.py)─▶ random crops ─batch─▶ every H-th for host h
 
-Until `load`, everything is arithmetic on indices: position p of the global stream, and the random draws there, are a
-function of (seed, p) alone. So a run resumes from one number, on any number of hosts and workers. Letters: B clips in
-the global batch, B_local those of this host, T samples, E embedding size, L labels.
+Before `load`, everything is arithmetic on indices: position p of the global stream, and the random draws there, are a
+function of (seed, p) only. So a run resumes from one number, on any number of hosts and workers. Letters: B clips in
+the global batch, B_local clips of this host, T samples, E embedding size, L labels.
 """
 
 import dataclasses
@@ -36,12 +36,13 @@ from audiosep_jax.data.staging import stage
 from audiosep_jax.encoders.registry import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.progress import progress_bar
-from audiosep_jax.storage.system import end_with_parent, keep_freed_memory
+from audiosep_jax.storage.memory import keep_freed_memory
+from audiosep_jax.storage.system import end_with_parent
 
 _log = logging.getLogger(__name__)
 
-_STREAM_VERSION = 2  # of what a position means
-# Records to see before a share of corrupt ones means anything.
+_STREAM_VERSION = 2  # increases when a position comes to mean another clip or crop
+# The share of corrupt records is judged only after this many records.
 _CORRUPT_AFTER = 100
 
 
@@ -51,25 +52,25 @@ class DataConfig:
 
     Attributes:
         data: dataset directories, made by `python -m data_prep build` and `embed`.
-        weights: how often each is drawn from, in proportion; empty: by their numbers of clips.
-        split: of each dataset.
-        segment_seconds: length of the crops. Of a longer clip a random part is taken; a shorter one is put at a random
-            place among zeros.
-        encoder: name of the query encoder, whose embeddings must be there; empty: the only one that has any.
-        use_text_ratio: share of the examples that are asked for by a caption, 0 to 1; the others by `other`.
-        other: the embedding of the whole clip's sound, or of one of its video's pictures, drawn at random; a clip
-            without pictures is asked for by a caption. Made by `python -m data_prep embed --what audio|image`.
-        ratio_per: whether use_text_ratio is drawn for each example or, as the original does, for each batch.
-        max_corrupt_share: more unreadable records than this share of those seen end the run, once there were 100, and
-            more than chance explains (two standard deviations); 1: never.
-        stage_dir: folder on a local disk; datasets, which may be in buckets, are copied there first and read there.
-        workers: processes that decode; 0 decodes in threads of this one, which saves sending the batches: more than a
-            few are of use where eight threads are not enough.
-        threads: per process, each fills one batch at a time.
-        read_ahead: batches kept ready, per process.
+        weights: how often clips are drawn from each dataset, in proportion; empty: by their numbers of clips.
+        split: the split of each dataset.
+        segment_seconds: length of the crops; a random part is taken of longer clips, and shorter ones are padded with
+            zeros at random.
+        encoder: name of the query encoder whose embeddings to use; empty: the only one that has any.
+        use_text_ratio: share of the examples whose query is a caption, 0 to 1; the query of the rest is `other`.
+        other: the embedding of the clip's audio, or of a random frame of its video (a caption for clips without
+            frames); made by `python -m data_prep embed --what audio|image`.
+        ratio_per: whether use_text_ratio is drawn for each example or, as in the original, for each batch.
+        max_corrupt_share: the run ends if a larger share of the records is unreadable; judged after 100 records, and
+            allowing for chance (two standard deviations); 1: never.
+        stage_dir: folder on a local disk, to which datasets (also those in buckets) are copied before training.
+        workers: processes that decode; 0 decodes in threads of the main process, which saves sending the batches;
+            more than a few help only if eight threads are not enough.
+        threads: threads per process, each of which fills one batch at a time.
+        read_ahead: batches that each process keeps ready.
 
     Raises:
-        ConfigError: a value out of range, or weights that do not match the datasets.
+        ConfigError: a value is out of range, or the weights do not match the datasets.
     """
 
     data: tuple[str, ...] = ()
@@ -86,11 +87,11 @@ class DataConfig:
     threads: int = 4
     read_ahead: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weights and len(self.weights) != len(self.data):
             raise ConfigError(f'{len(self.weights)} weights for {len(self.data)} datasets: give one for each, or none')
         if not all(math.isfinite(w) and w > 0 for w in self.weights):
-            raise ConfigError(f'weights {self.weights}: must be above 0; leave out a dataset that is not to be used')
+            raise ConfigError(f'weights {self.weights}: must be above 0; omit a dataset that is not to be used')
         if not (math.isfinite(self.segment_seconds) and self.segment_seconds > 0):
             raise ConfigError(f'segment_seconds {self.segment_seconds}: must be above 0')
         for name in ('use_text_ratio', 'max_corrupt_share'):
@@ -105,25 +106,27 @@ class DataConfig:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """Which embeddings it takes."""
-        # Text also where nothing else is asked for: of some clips there is no picture.
-        text = ('text',) if self.use_text_ratio > 0 or self.other == 'image' else ()
+        """The kinds of embeddings that training needs."""
+        # `image` always needs text as well, for the clips without frames.
+        text: tuple[Modality, ...] = ('text',) if self.use_text_ratio > 0 or self.other == 'image' else ()
         return text + ((self.other,) if self.use_text_ratio < 1 else ())
 
 
 def encoder_identity(config: DataConfig) -> dict[str, Any]:
-    """The identity of the query encoder that all the datasets' embeddings were made with.
+    """Returns the identity of the query encoder that made the embeddings of all the datasets.
+
+    Args:
+        config: the data, with local paths (see `staged`).
 
     Raises:
         ConfigError: no dataset is given.
-        DataError: no such dataset or split, or one without embeddings of `config.encoder`, or of several encoders where
-            none is named.
-        EncoderMismatchError: embeddings of another encoder, or of two versions of it.
+        DataError: there is no such dataset or split, or it has no embeddings of `config.encoder`, or no encoder is
+            named and it has embeddings of several.
+        EncoderMismatchError: the embeddings are from another encoder, or from two versions of it.
     """
     _check_given(config)
-    config = staged(config)
     for directory in config.data:
-        read_split_info(directory, config.split)  # before its embeddings: a mistyped folder has nothing to embed
+        read_split_info(directory, config.split)  # reports a mistyped folder, instead of its lack of embeddings
     name = config.encoder or _only_encoder(config.data)
     identities = [read_encoder_identity(directory, name) for directory in config.data]
     for directory, identity in zip(config.data, identities, strict=True):
@@ -136,7 +139,7 @@ def encoder_identity(config: DataConfig) -> dict[str, Any]:
 
 
 def _only_encoder(directories: Sequence[str]) -> str:
-    """The one encoder that the first dataset has embeddings of."""
+    """Returns the name of the only encoder that made embeddings of the first dataset."""
     names = cached_encoders(directories[0])
     if len(names) == 1:
         return names[0]
@@ -158,17 +161,20 @@ def make_batches(
     process_count: int = 1,
     labels: bool = False,
 ) -> 'Batches':
-    """An endless iterator of this host's part of the global batches.
+    """Returns an endless iterator over this host's part of the global batches.
 
     Args:
-        sample_rate: of the crops, Hz; T = round(segment_seconds * sample_rate).
+        config: the data, with local paths (see `staged`).
+        sample_rate: sample rate of the crops in Hz; T = round(segment_seconds * sample_rate).
         batch_size: B. Host h of H gets rows h·B/H to (h+1)·B/H - 1 of every batch.
-        seed: of order, crops and captions.
-        labels: whether batches hold `labels`, for a mixer that keeps clips of the same label apart.
+        seed: seed of the order, the crops and the choice of captions.
+        process_index: h.
+        process_count: H.
+        labels: whether batches hold `labels`, for a mixer that avoids mixing clips with the same label.
 
     Raises:
-        ConfigError: sizes that do not fit.
-        DataError: shards or embeddings that are missing, damaged or do not fit together.
+        ConfigError: the sizes do not fit together, or no dataset is given.
+        DataError: shards or embeddings are missing, damaged or do not match.
         EncoderMismatchError: as `encoder_identity`.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
@@ -180,7 +186,6 @@ def make_batches(
     num_samples = round(config.segment_seconds * sample_rate)
     if num_samples < 1:
         raise ConfigError(f'segment_seconds {config.segment_seconds} is less than one sample at {sample_rate} Hz')
-    config = staged(config)
     encoder = encoder_identity(config)['name']
     keep_freed_memory()
     shards = [Shards(directory, config.split) for directory in config.data]
@@ -192,33 +197,35 @@ def make_batches(
         sample_rate=sample_rate,
         use_text_ratio=config.use_text_ratio,
         other=config.other,
-        # One draw for so many positions of the stream; 0: one for each.
+        # The number of consecutive positions that share a draw; 0: each has its own.
         text_block=batch_size if config.ratio_per == 'batch' else 0,
         block_seed=seed,
         labels=labels,
     )
     order_seed, crop_seed = independent_seeds(seed, 2)
     stream = clip_stream([len(s) for s in shards], weights, order_seed).random_map(load, seed=crop_seed)
-    told_apart_by = [_STREAM_VERSION, [s.info.content for s in shards], weights, seed, num_samples, sample_rate]
+    fingerprint_parts: list[Any] = [_STREAM_VERSION, [s.info.content for s in shards]]
+    fingerprint_parts += [weights, seed, num_samples, sample_rate]
     if config.use_text_ratio < 1:
-        told_apart_by += [config.use_text_ratio, config.other, load.text_block]
+        fingerprint_parts += [config.use_text_ratio, config.other, load.text_block]
     return Batches(
         stream,
         shards,
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
-        fingerprint=hashlib.sha256(json.dumps(told_apart_by).encode()).hexdigest()[:16],
+        fingerprint=hashlib.sha256(json.dumps(fingerprint_parts).encode()).hexdigest()[:16],
         config=config,
     )
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Yields `{'waveforms': int16 [B_local, T], 'embeddings': float32 [B_local, E]}` for ever.
+    """Yields `{'waveforms': int16 [B_local, T], 'embeddings': float32 [B_local, E]}` endlessly.
 
-    float audio is waveforms / 32768. If they were asked for there are also `labels`, int32 [B_local, L]: a number for
-    each of the clip's labels, -1 where it has fewer; see `segments.label_numbers`. A record that cannot be read is
-    replaced by the next one that can, and counted in `corrupt_records`. Made by `make_batches`.
+    As float audio, waveforms are divided by 32768. On request there are also `labels`, int32 [B_local, L]: a number for
+    each of the clip's labels, filled up with -1; see `segments.label_numbers`. A record that cannot be read is replaced
+    by the next readable one and counted in `corrupt_records`. `make_batches` makes this iterator, which is also a
+    context manager that ends its threads and worker processes.
     """
 
     def __init__(
@@ -240,19 +247,23 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._fingerprint = fingerprint
         self._config = config
         self._position = 0
-        # Closed at the latest when the interpreter ends: after that, Grain's own clean-up fails, loudly.
+        # Closed before the interpreter ends, because after that Grain's own clean-up fails with a traceback.
         self._open: list[grain.DatasetIterator] = []
         weakref.finalize(self, _close_all, self._open)
         self._corrupt: set[tuple[int, int]] = set()
-        self._seen = self._replaced = 0  # rows since the start, and those of them that stand in for a corrupt record
+        self._seen = self._replaced = 0  # rows since the start, and how many of them replace a corrupt record
 
     @property
     def corrupt_records(self) -> int:
-        """How many different unreadable records this process has met since it started."""
+        """The number of different unreadable records in this process since it started."""
         return len(self._corrupt)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Raises DataError where too many records are unreadable, in a row or as a share."""
+        """Returns the next batch.
+
+        Raises:
+            DataError: too many records are unreadable, in a row or as a share, or a dataset cannot be read at all.
+        """
         if not self._open:
             self._open.append(iter(self._pipeline()))
         try:
@@ -267,7 +278,14 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return batch
 
     def _count_corrupt(self, found: np.ndarray) -> None:
-        """`found` int [B_local, 2]: (dataset, clip) of each row's corrupt record, or -1."""
+        """Counts and reports corrupt records.
+
+        Args:
+            found: int [B_local, 2], the (dataset, clip) of each row's corrupt record, or -1.
+
+        Raises:
+            DataError: their share is too large.
+        """
         self._seen += len(found)
         for dataset, clip in found[found[:, 1] >= 0].tolist():
             self._replaced += 1
@@ -275,13 +293,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                 self._corrupt.add((dataset, clip))
                 shard, record = self._shards[dataset].locate(clip)
                 _log.warning(
-                    '%s: record %d cannot be read, its neighbour stands in for it; see `python -m data_prep verify %s`',
+                    '%s: record %d cannot be read, its neighbor replaces it; see `python -m data_prep verify %s`',
                     self._shards[dataset].path(shard),
                     record,
                     self._shards[dataset].directory,
                 )
         expected = self._config.max_corrupt_share * self._seen
-        # Two of 100 are nothing to stop for where one is allowed; of 10,000, 200 are.
+        # If one in 100 is allowed, two of 100 records can be chance, but 200 of 10,000 cannot.
         if self._seen >= _CORRUPT_AFTER and self._replaced > expected + 2 * math.sqrt(expected):
             worst = {self._shards[dataset].directory for dataset, _ in self._corrupt}
             raise DataError(
@@ -291,52 +309,55 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             )
 
     def _pipeline(self) -> grain.IterDataset:
-        # Batches of B_local from the global stream, of which host h takes h, h+H, h+2H …: contiguous rows of each
-        # global batch. (Grain's ElasticIterator takes single rows in turn, and the rows' order would depend on H.)
-        # `filter` would break this: short and damaged clips are dealt with in building and loading.
+        # The global stream is cut into batches of B_local, of which host h takes h, h+H, h+2H …, so it gets contiguous
+        # rows of each global batch. (Grain's ElasticIterator deals out single rows, so their order would depend on H.)
+        # `filter` would break this, so short and damaged clips are handled when building and loading.
         parts = self._stream[self._position :].batch(self._batch_size // self._process_count, drop_remainder=True)
         mine = parts[self._process_index :: self._process_count]
-        # One element is a whole batch here; Grain's default of 500 elements ahead would fill the memory.
+        # An element is a whole batch here, so Grain's default of 500 elements ahead would fill the memory.
         options = grain.ReadOptions(num_threads=self._config.threads, prefetch_buffer_size=self._config.read_ahead)
         dataset = mine.to_iter_dataset(options)
         if self._config.workers:
-            # Grain's worker processes read absl flags, which only absl's own programs parse: the defaults are meant.
+            # Grain's worker processes read absl flags, which only absl's own programs parse; use the defaults.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            # Through a pipe, not through shared memory: faulting in new pages of that, twice, takes longer than the
-            # copies (1.0 ms a clip against 0.7, with PCM), and containers have little of it.
+            # Batches come through a pipe and not through shared memory, whose page faults, on both sides, take longer
+            # than the copies (1.0 ms a clip against 0.7, with PCM), and of which containers have little.
             piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, piped)
             options = grain.MultiprocessingOptions(num_workers=self._config.workers)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
         return dataset
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins, JSON-ready: the same on every host, whatever their number."""
+        """Returns where the next batch starts, JSON-ready. It is the same on every host, for any number of hosts."""
         return {'position': self._position, 'stream': self._fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues exactly after the batch that `get_state` followed, also with another number of hosts or workers.
+        """Resumes exactly after the batch that `get_state` followed, also with another number of hosts or workers.
+
+        Args:
+            state: from `get_state`.
 
         Raises:
-            DataError: a state of other data, weights, crops or seed: its position means nothing here.
+            DataError: the state is from other data, weights, crops or another seed, where positions mean other clips.
         """
         if state.get('stream') != self._fingerprint or not isinstance(state.get('position'), int):
             raise DataError(
-                f'the saved data position {state} is not of this stream: continue with the same data, weights, '
-                'segment length, sample rate, share of text and seed, or begin a new run'
+                f'the saved data position {state} is not of this stream: resume with the same data, weights, '
+                'segment length, sample rate, share of text and seed, or start a new run'
             )
         self.close()
         self._position = state['position']
 
     def close(self) -> None:
-        """Ends threads and worker processes; `next` starts them again."""
+        """Ends the threads and worker processes; `next` starts them again."""
         _close_all(self._open)
 
     def __enter__(self) -> 'Batches':
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -345,19 +366,20 @@ def _close_all(iterators: list[grain.DatasetIterator]) -> None:
         iterators.pop().close()
 
 
-def _begin_worker(worker: int, num_workers: int) -> None:
+def _start_worker(worker: int, num_workers: int) -> None:
     end_with_parent()
     keep_freed_memory()
 
 
 def staged(config: DataConfig) -> DataConfig:
-    """The configuration with its datasets copied to `stage_dir`, if one is given; what is there already stays.
+    """Copies the datasets to `stage_dir`, if one is given, and returns the configuration with the paths of the copies.
 
-    Every host copies all of it: any clip may come up on any host.
+    Files that are there already are not copied again. Every host copies whole datasets, because it may need any clip.
+    A program calls this once, at its start; everything else takes the configuration that it returns.
 
     Raises:
-        ConfigError: no dataset is given, or a stage_dir that is in a bucket.
-        DataError: a dataset that is not there, or cannot be copied.
+        ConfigError: no dataset is given, or stage_dir is in a bucket.
+        DataError: a dataset does not exist or cannot be copied.
     """
     if not config.stage_dir:
         return config

@@ -1,11 +1,11 @@
-"""The global stream of clips: which clip of which dataset stands at position p, a function of (seed, p) alone.
+"""The global stream of clips: the clip and dataset at position p are a function of (seed, p) only.
 
     range(clips) ─shuffle, again in every epoch─┐
     range(clips) ─shuffle, again in every epoch─┴─mix─▶ shuffle in windows ─▶ (p, dataset, clip)
 
-No list of all clips is made, so a stream of millions begins at once, anywhere. Permutations of small sets are made
-whole and kept for a while: Grain's `index_shuffle` takes 5 µs for an index of a million, but 20 for one of a thousand
-and milliseconds for one of ten.
+There is no list of all clips, so a stream of millions starts immediately and at any position. For small datasets, whole
+permutations are made and cached: per index, Grain's `index_shuffle` takes 5 µs in a dataset of a million clips, but
+20 µs in one of a thousand and milliseconds in one of ten.
 """
 
 import functools
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-# Grain interleaves datasets in a fixed pattern; shuffled within windows of this many, who meets whom in a batch is
-# random, while the proportions hold over every window.
+# Grain interleaves datasets in a fixed pattern. Shuffling within windows of this many clips makes it random which clips
+# are in a batch together, while the proportions hold in every window.
 _MIX_WINDOW = 1000
-_KEPT_WHOLE = 1 << 16  # clips; 0.25 MB a permutation
+_MAX_PERMUTATION = 1 << 16  # clips; a permutation takes 0.25 MB
 
 
 def clip_stream(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """The endless stream of (position, dataset, clip).
+    """Returns the endless stream of (position, dataset, clip).
 
     Args:
-        sizes: clips of each dataset, at least 1.
-        weights: how often each is drawn from, in proportion.
-        seed: of the order.
+        sizes: number of clips of each dataset, at least 1.
+        weights: how often clips are drawn from each dataset, in proportion.
+        seed: seed of the order.
     """
     seeds = independent_seeds(seed, len(sizes) + 1)
     streams = [
@@ -42,16 +42,16 @@ def clip_stream(sizes: Sequence[int], weights: Sequence[float], seed: int) -> gr
 
 
 def independent_seeds(seed: int, count: int) -> list[int]:
-    """32-bit seeds. Grain numbers epochs by adding to a seed: runs 1 and 2 would overlap."""
+    """Returns 32-bit seeds. Grain adds the epoch to a seed, so without this the runs of seeds 1 and 2 would overlap."""
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]
 
 
 class _ShuffledClips:
-    """An endless data source of (dataset, clip): every epoch has each clip once, in an order of its own."""
+    """An endless data source of (dataset, clip) with each clip once per epoch, in a different order in each epoch."""
 
     def __init__(self, dataset: int, size: int, seed: int):
         self._dataset, self._size, self._seed = dataset, size, seed
-        self._shuffled = grain.MapDataset.range(size).shuffle(seed=seed) if size > _KEPT_WHOLE else None
+        self._shuffled = grain.MapDataset.range(size).shuffle(seed=seed) if size > _MAX_PERMUTATION else None
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -64,7 +64,7 @@ class _ShuffledClips:
 
 
 class _Windows:
-    """A data source that shuffles another one within windows."""
+    """A data source that shuffles another one within windows of `_MIX_WINDOW`."""
 
     def __init__(self, source: grain.MapDataset, seed: int):
         self._source, self._seed = source, seed
@@ -77,9 +77,9 @@ class _Windows:
         return self._source[window * _MIX_WINDOW + int(_permutation(_MIX_WINDOW, self._seed, window)[place])]
 
 
-@functools.lru_cache(64)  # threads and read-ahead straddle a few windows, and epochs of every dataset
+@functools.lru_cache(64)  # at a time, threads and read-ahead need a few windows and epochs of each dataset
 def _permutation(size: int, seed: int, number: int) -> np.ndarray:
-    """int32 [size]. By sorting raw random bits: NumPy promises those alone to stay the same from version to version."""
+    """Returns a permutation, int32 [size], by sorting raw random bits, which are the same in every version of NumPy."""
     bits = np.random.Philox(np.random.SeedSequence([seed, number])).random_raw(size)
     return np.argsort(bits, kind='stable').astype(np.int32)
 

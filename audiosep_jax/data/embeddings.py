@@ -1,38 +1,40 @@
-"""Embedding caches: the captions of a split through one query encoder, beside the shards they belong to.
+"""Embedding caches: one query encoder's embeddings of a split, stored beside its shards.
 
-    embeddings/ENCODER/encoder.json                       the encoder's identity: what may be mixed with what
+    embeddings/ENCODER/encoder.json                       the encoder's identity, to which embeddings must agree
     embeddings/ENCODER/SPLIT-00000-of-00128.npy           float16 [rows, E], one row per caption, in the shard's order
     embeddings/ENCODER/SPLIT-00000-of-00128.offsets.npy   int64 [clips + 1]: clip n has the rows offsets[n]:offsets[n+1]
-    embeddings/ENCODER/SPLIT.json                         written last: which build of the split this was made from
-    embeddings/ENCODER/audio/SPLIT…                       the same of the sounds: a row per clip
-    embeddings/ENCODER/image/SPLIT…                       the same of the pictures: a row per frame, of some clips none
+    embeddings/ENCODER/SPLIT.json                         written last: the build of the split that this belongs to
+    embeddings/ENCODER/audio/SPLIT…                       the same for the audio, one row per clip
+    embeddings/ENCODER/image/SPLIT…                       the same for video frames, any number per clip
 
-A new encoder never rewrites audio. Letters: E embedding size.
+So a new encoder needs no new shards. Letters: E embedding size.
 """
 
 import functools
 import os
 import pathlib
 import uuid
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any, Literal
 
 import numpy as np
 
-from audiosep_jax.data.layout import SplitInfo, read_json
+from audiosep_jax.data.layout import SplitInfo
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
+from audiosep_jax.storage.json_files import read_json
 from audiosep_jax.storage.system import most_open_files
 
 Modality = Literal['text', 'audio', 'image']
 
-
-_CANNOT = {('words', 'audio'), ('words', 'image'), ('clap', 'image'), ('clip', 'audio')}
+# Embeddings that an encoder does not make, so that no command is suggested for them.
+_UNAVAILABLE = {('words', 'audio'), ('words', 'image'), ('clap', 'image'), ('clip', 'audio')}
 
 
 def cache_directory(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> pathlib.Path:
-    """The folder of one encoder's embeddings of a dataset, of its captions, sounds or pictures."""
+    """Returns the folder of one encoder's embeddings of a dataset's captions, audio or video frames."""
     folder = pathlib.Path(directory) / 'embeddings' / encoder_name
     return folder if what == 'text' else folder / what
 
@@ -40,20 +42,20 @@ def cache_directory(directory: str | os.PathLike, encoder_name: str, what: Modal
 def cache_paths(
     directory: str | os.PathLike, encoder_name: str, info: SplitInfo, shard: int, what: Modality = 'text'
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """(rows, offsets) files of one shard."""
+    """Returns the paths of one shard's files: (rows, offsets)."""
     folder = cache_directory(directory, encoder_name, what)
     stem = f'{info.split}-{shard:05d}-of-{info.num_shards:05d}'
     return folder / f'{stem}.npy', folder / f'{stem}.offsets.npy'
 
 
 def embed_command(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> str:
-    """What the user is told to run."""
+    """Returns the command that makes the embeddings, for messages."""
     flag = '' if what == 'text' else f' --what {what}'
     return f'`python -m data_prep embed {directory} --encoder {encoder_name}{flag}`'
 
 
 def cached_encoders(directory: str | os.PathLike) -> list[str]:
-    """The names of the encoders that a dataset has embeddings of: of a whole split; where none has, what was begun."""
+    """Returns the names of the encoders with embeddings of a whole split, or if there are none, of those begun."""
     folders = sorted(path.parent for path in pathlib.Path(directory).glob('embeddings/*/encoder.json'))
     return [folder.name for folder in folders if _has_whole_split(folder)] or [folder.name for folder in folders]
 
@@ -62,7 +64,7 @@ def _has_whole_split(folder: pathlib.Path) -> bool:
     for path in folder.rglob('*.json'):
         try:
             state = read_json(path)
-        except DataError:  # of another encoder, perhaps: whoever asks for it is told
+        except DataError:  # reported when this encoder is used
             continue
         if isinstance(state, dict) and state.get('complete'):
             return True
@@ -70,7 +72,7 @@ def _has_whole_split(folder: pathlib.Path) -> bool:
 
 
 def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> dict[str, Any]:
-    """What `encoder.json` records. Raises DataError, with the command to run, where there is no such cache."""
+    """Returns the identity in `encoder.json`. Raises DataError, with the command to run, if there is no such cache."""
     path = cache_directory(directory, encoder_name) / 'encoder.json'
     if not path.is_file():
         raise DataError(
@@ -85,7 +87,18 @@ def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> di
 def check_same_encoder(
     where: str | os.PathLike, found: dict[str, Any], expected: dict[str, Any], of: str, remedy: str = 'embed again'
 ) -> None:
-    """Raises EncoderMismatchError when the embeddings in `where` were made with another encoder than `of` has."""
+    """Checks that two places have embeddings of the same encoder.
+
+    Args:
+        where: the first place, for the message.
+        found: the identity of its encoder.
+        expected: the identity of the second place's encoder.
+        of: the second place, for the message.
+        remedy: what the message tells the user to do.
+
+    Raises:
+        EncoderMismatchError: the encoders differ.
+    """
     found, expected = comparable(found), comparable(expected)
     if found != expected:
         differences = ', '.join(
@@ -97,32 +110,38 @@ def check_same_encoder(
 
 
 class EmbeddingCache:
-    """The cache of one split; `rows(n)` reads the embeddings of clip n's captions, sound or pictures.
+    """The cache of one split; `rows(n)` reads the embeddings of clip n.
+
+    Args:
+        shards: the split.
+        encoder_name: the name of the cache, which is the encoder's.
+        what: whether to read the embeddings of captions, audio or video frames.
 
     Raises:
-        DataError: no cache, an unfinished one, one of another build, damaged or of another size than the shards.
+        DataError: the cache is missing, not complete, from another build of the split, or damaged.
     """
 
     def __init__(self, shards: Shards, encoder_name: str, what: Modality = 'text'):
         self._shards = shards
         self._folder = cache_directory(shards.directory, encoder_name, what)
         self.identity = read_encoder_identity(shards.directory, encoder_name)
-        # Of weights from a path the name alone would mean others.
+        # For weights from a path, the encoder's name would mean the official ones.
         self._embed = embed_command(shards.directory, self.identity.get('source') or encoder_name, what)
         self._what = what
-        # Kept as text: to put paths together took longer than to read a row.
-        self._paths = [
-            tuple(map(str, cache_paths(shards.directory, encoder_name, shards.info, shard, what)))
+        # Kept as strings, because to join paths took longer than to read a row.
+        paths = [
+            cache_paths(shards.directory, encoder_name, shards.info, shard, what)
             for shard in range(len(shards.info.shard_lengths))
         ]
-        self._owner = uuid.uuid4().hex  # as in Shards
+        self._paths = [(str(rows), str(offsets)) for rows, offsets in paths]
+        self._owner = uuid.uuid4().hex  # distinguishes this object's files from those that were made again since
         self._check()
 
     def _check(self) -> None:
         info = self._shards.info
         done = self._folder / f'{info.split}.json'
         if not done.is_file():
-            if (self.identity['name'], self._what) in _CANNOT:
+            if (self.identity['name'], self._what) in _UNAVAILABLE:
                 raise DataError(
                     f'{self._shards.directory}: encoder {self.identity["name"]!r} gives no embeddings of {self._what}: '
                     'use clap (audio) or clip (image) for all of its embeddings'
@@ -132,7 +151,7 @@ class EmbeddingCache:
             raise DataError(
                 f'{self._folder}: unfinished, or embeddings of another build of split {info.split!r}: run {self._embed}'
             )
-        with futures.ThreadPoolExecutor(16) as pool:  # as for shards: thousands of files, perhaps over a network
+        with futures.ThreadPoolExecutor(16) as pool:  # thousands of files, perhaps over a network
             for problem in pool.map(self._problem, range(len(info.shard_lengths))):
                 if problem:
                     raise DataError(problem)
@@ -144,7 +163,7 @@ class EmbeddingCache:
             return str(error)
         if len(rows.shape) != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
             return f'{self._folder}: shard {shard} is {rows.dtype} {rows.shape}: delete it and run {self._embed}'
-        # Every clip has a caption and a sound, so every clip has a row; a picture only those of videos.
+        # Every clip has captions and audio, and so at least one row; only clips from videos have frames.
         least = 0 if self._what == 'image' else 1
         length = self._shards.info.shard_lengths[shard]
         if len(offsets) != length + 1 or offsets[0] or offsets[-1] != rows.shape[0] or (np.diff(offsets) < least).any():
@@ -161,7 +180,11 @@ class EmbeddingCache:
             ) from error
 
     def rows(self, index: int) -> np.ndarray:
-        """float16 [captions, 1 or frames of clip `index`, E]. Raises DataError for a file cut short meanwhile."""
+        """Returns the embeddings of clip `index`: float16 [captions, 1 or frames, E].
+
+        Raises:
+            DataError: the file was cut short after it was opened.
+        """
         shard, position = self._shards.locate(index)
         rows, offsets = self._open(shard)
         try:
@@ -171,8 +194,18 @@ class EmbeddingCache:
 
 
 class _Rows:
-    """The rows of a .npy file, read and not mapped: of a map all that was ever touched, and what the system reads with
-    it, counts as this process's memory, 2 GB for an AudioSet."""
+    """The rows of a .npy file, which is read and not memory-mapped.
+
+    All pages of a map that were ever read, and those that the system reads ahead, count as this process's memory: 2 GB
+    for an AudioSet.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a .npy file, or not as long as its header says.
+    """
 
     def __init__(self, path: str):
         self._file = os.open(path, os.O_RDONLY)
@@ -180,7 +213,7 @@ class _Rows:
             version = np.lib.format.read_magic(file)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             if version not in read_header:
-                raise ValueError(f'format {version} of .npy')
+                raise ValueError(f'unknown .npy format {version}')
             self.shape, fortran_order, self.dtype = read_header[version](file)
             self._start = file.tell()
             self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
@@ -188,22 +221,24 @@ class _Rows:
                 raise ValueError('not as long as its header says')
 
     def read(self, first: int, end: int) -> np.ndarray:
-        """[end - first, E]. Raises OSError, or ValueError for a file that has become shorter."""
+        """Returns rows, [end - first, E]. Raises OSError, or ValueError if the file has become shorter."""
         data = os.pread(self._file, (end - first) * self._row_bytes, self._start + first * self._row_bytes)
         return np.frombuffer(data, self.dtype).reshape(end - first, *self.shape[1:])
 
-    def __del__(self):
-        # Not closed by whoever drops it: other threads may be reading.
+    def __del__(self) -> None:
+        # Not closed when the cache drops it, because other threads may still be reading.
         if hasattr(self, '_file'):
             os.close(self._file)
 
 
 @functools.cache
-def _shared_files():
-    """The open files of all caches, kept by path: a pickled cache opens its files anew. A quarter of those that may be
-    open; the shards have half."""
+def _shared_files() -> Callable[[str, str, str], tuple[_Rows, np.ndarray]]:
+    """Returns the cache of open files, by path, for all embedding caches.
+
+    It takes a quarter of the files that may be open; the shards take half.
+    """
     return functools.lru_cache(most_open_files() // 4)(_open_files)
 
 
 def _open_files(rows: str, offsets: str, owner: str) -> tuple[_Rows, np.ndarray]:
-    return _Rows(rows), np.load(offsets)  # 16 kB of offsets a shard, looked up for every clip
+    return _Rows(rows), np.load(offsets)  # in memory, because every clip needs them: 16 kB a shard

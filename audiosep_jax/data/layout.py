@@ -1,7 +1,6 @@
-"""How a dataset directory is laid out, and the JSON files in it."""
+"""The layout of a dataset directory, and the JSON descriptions of splits and shards in it."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -9,58 +8,69 @@ from typing import Any
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.data.records import Codec
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.storage.buckets import as_path, write_bytes
+from audiosep_jax.storage.buckets import as_path
+from audiosep_jax.storage.json_files import read_json, write_json
 
 FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """`splits/SPLIT.json`. Written with `complete=False` when a build begins: then it is the plan that a resumed build
-    must agree with; the counts are filled in when the last shard is there."""
+    """The description of a split, `splits/SPLIT.json`.
 
-    name: str  # of the dataset, in TFDS's sense
+    A build writes it with `complete=False` at its start. Then it is the plan that a resumed build must agree with; the
+    counts are filled in after the last shard.
+    """
+
+    name: str  # the dataset's name in TFDS
     split: str
     sample_rate: int  # Hz
     codec: Codec
-    clips_per_shard: int  # input clips; unreadable ones are left out, so a shard may hold fewer
+    clips_per_shard: int  # number of inputs; unreadable ones are left out, so a shard may hold fewer clips
     num_inputs: int
-    fingerprint: str  # of the inputs and settings that decide the shards' bytes
+    fingerprint: str  # hash of the inputs and settings that determine the shards' bytes
     complete: bool = False
     shard_lengths: tuple[int, ...] = ()
     num_captions: int = 0
     num_samples: int = 0
     num_skipped: int = 0
-    num_bytes: int = 0  # of the shard files
-    content: str = ''  # of the finished split: the fingerprint, and which clips were left out
+    num_bytes: int = 0  # size of all shard files
+    content: str = ''  # hash of the fingerprint and of which clips were left out; empty before the split is complete
     format_version: int = FORMAT_VERSION
 
     @property
     def num_shards(self) -> int:
-        """Of the finished split, also where the last shards hold no clip."""
+        """The number of shards of the complete split, including those without any clip."""
         return -(-self.num_inputs // self.clips_per_shard)
 
     @property
     def num_clips(self) -> int:
-        """Without those that were left out; 0 before the split is complete."""
+        """The number of clips, excluding those that were left out; 0 before the split is complete."""
         return sum(self.shard_lengths)
 
 
 def shard_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
-    """TFDS's name for a shard file."""
+    """Returns the path of a shard file, whose name is TFDS's."""
     file = f'{info.name}-{info.split}.array_record-{shard:05d}-of-{info.num_shards:05d}'
     return as_path(directory) / file
 
 
 def summary_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
-    """JSON: `captions` (a list per clip, so that embedding need not read the audio), `skipped`, `num_samples`. Earlier
-    versions lack: `ids`; `num_bytes` and `sha256` of the file; `labels` and `sources`, names with their numbers of
-    clips."""
+    """Returns the path of a shard's summary, a JSON file.
+
+    It holds `captions` (a list for each clip, so that embedding need not read the audio), `skipped` and `num_samples`.
+    Summaries of earlier versions lack `ids`, the file's `num_bytes` and `sha256`, and `labels` and `sources`, which are
+    names with their numbers of clips.
+    """
     return as_path(directory) / 'splits' / f'{info.split}-{shard:05d}-of-{info.num_shards:05d}.json'
 
 
 def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> dict[str, Any]:
-    """Raises DataError for a summary that is missing, damaged or of another build."""
+    """Returns the summary of a shard.
+
+    Raises:
+        DataError: the summary is missing, damaged or from another build.
+    """
     path = summary_path(directory, info, shard)
     summary = read_json(path)
     if not isinstance(summary, dict) or summary.get('fingerprint') != info.fingerprint or 'captions' not in summary:
@@ -69,18 +79,22 @@ def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> d
 
 
 def split_info_path(directory: str | os.PathLike, split: str) -> pathlib.Path:
-    """JSON: the `SplitInfo`."""
+    """Returns the path of a split's description, the `SplitInfo` as JSON."""
     return as_path(directory) / 'splits' / f'{split}.json'
 
 
 def split_names(directory: str | os.PathLike) -> list[str]:
-    """The splits that a dataset directory has, complete or not."""
+    """Returns the names of the splits in a dataset directory, including incomplete ones."""
     found = (as_path(directory) / 'splits').glob('*.json')
     return sorted(p.stem for p in found if '-of-' not in p.stem)
 
 
 def read_split_info(directory: str | os.PathLike, split: str) -> SplitInfo:
-    """Raises DataError: no such dataset or split, or one written by a later version of this project."""
+    """Returns the description of a split.
+
+    Raises:
+        DataError: there is no such dataset or split, or its description is damaged or from another version.
+    """
     path = split_info_path(directory, split)
     if not path.exists():
         if not as_path(directory).is_dir():
@@ -98,18 +112,5 @@ def read_split_info(directory: str | os.PathLike, split: str) -> SplitInfo:
 
 
 def write_split_info(directory: str | os.PathLike, info: SplitInfo) -> None:
-    """Atomically; raises OSError."""
+    """Writes the description of a split atomically. Raises OSError if that fails."""
     write_json(split_info_path(directory, info.split), to_dict(info))
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """Raises DataError for a file that is missing or no JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f'{path}: cannot be read as JSON: {error}') from error
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Atomically: a reader, or a build killed here, sees the old file or the new one. Raises OSError."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode())

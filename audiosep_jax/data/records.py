@@ -1,12 +1,12 @@
-"""What a clip is on disk: the record schema, its audio codecs, and random access to the shards of a split.
+"""Clips on disk: the schema of their records, and the codecs of their audio.
 
-A dataset directory holds (`data_prep build` writes it, `data_prep verify` checks it):
+A dataset directory, which `data_prep build` writes and `data_prep verify` checks, contains:
 
     features.json, dataset_info.json              the TFDS description: `tfds.builder_from_directory(DIR)` reads it
     NAME-SPLIT.array_record-00000-of-00128        ArrayRecord shards of serialized `tf.train.Example`s
-    splits/SPLIT.json                             `SplitInfo`: all that training has to know
-    splits/SPLIT-00000-of-00128.json              of each shard: its clips' captions, its checksum, the clips left out
-    splits/SPLIT-skipped.csv                      all clips left out, in one list
+    splits/SPLIT.json                             `SplitInfo`: everything that training has to know
+    splits/SPLIT-00000-of-00128.json              for each shard: its clips' captions, its checksum, the clips left out
+    splits/SPLIT-skipped.csv                      the list of all clips left out
     embeddings/ENCODER/…                          see embeddings.py
 
 Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
@@ -14,82 +14,81 @@ Reading needs neither TensorFlow nor a TFDS builder. Letters: T samples.
 
 import dataclasses
 import io
-import os
-import threading
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
+from audiosep_jax.audio.samples import to_int16
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage.memory import memory_file
 
-INT16_SCALE = 32768  # float audio in [-1, 1] is int16 / INT16_SCALE, as libsndfile has it: 16-bit files pass unchanged.
 Codec = Literal['flac', 'pcm16']
 
+# The schema of `tf.train.Example` (tensorflow/core/example/feature.proto), whose wire format is fixed. Generated code
+# (example_pb2.py) works with two major versions of protobuf only, and this project allows more. TFDS has
+# the schema too, but loads its modules lazily under locks: two threads that decode their first records at the same
+# moment can deadlock (seen with TFDS 4.9.10), and each worker process would take 0.3 s longer to start.
+_EXAMPLE_SCHEMA = """
+name: "audiosep_example.proto" package: "audiosep" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature"
+  oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 oneof_index: 0 type: TYPE_MESSAGE type_name: ".audiosep.BytesList" }
+  field { name: "float_list" number: 2 oneof_index: 0 type: TYPE_MESSAGE type_name: ".audiosep.FloatList" }
+  field { name: "int64_list" number: 3 oneof_index: 0 type: TYPE_MESSAGE type_name: ".audiosep.Int64List" }
+}
+message_type {
+  name: "Features"  # map<string, Feature> feature = 1
+  field {
+    name: "feature" number: 1 label: LABEL_REPEATED
+    type: TYPE_MESSAGE type_name: ".audiosep.Features.FeatureEntry"
+  }
+  nested_type {
+    name: "FeatureEntry"
+    options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".audiosep.Feature" }
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".audiosep.Features" }
+}
+"""
 
-def _example_message():
-    """The message class of `tf.train.Example`, whose wire format is fixed (tensorflow/core/example/feature.proto).
 
-    TFDS has it too, but loads its modules lazily under locks: two threads that decode their first records at the same
-    moment can wait for each other for ever (seen with TFDS 4.9.10), and each worker process would spend 0.3 s.
-    """
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name='audiosep_example.proto', package='audiosep', syntax='proto3')
-
-    def message(name: str, *fields: tuple, into=file.message_type):
-        added = into.add(name=name)
-        for number, (field_name, kind, repeated) in enumerate(fields, start=1):
-            label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if isinstance(kind, str):
-                added.field.add(name=field_name, number=number, label=label, type=field.TYPE_MESSAGE, type_name=kind)
-            else:
-                added.field.add(name=field_name, number=number, label=label, type=kind)
-        return added
-
-    message('BytesList', ('value', field.TYPE_BYTES, True))
-    message('FloatList', ('value', field.TYPE_FLOAT, True))
-    message('Int64List', ('value', field.TYPE_INT64, True))
-    lists = [(f'{kind.lower()}_list', f'.audiosep.{kind}List', False) for kind in ('Bytes', 'Float', 'Int64')]
-    feature = message('Feature', *lists)
-    feature.oneof_decl.add(name='kind')
-    for one in feature.field:
-        one.oneof_index = 0
-    features = message('Features', ('feature', '.audiosep.Features.FeatureEntry', True))
-    entry = message(
-        'FeatureEntry',
-        ('key', field.TYPE_STRING, False),
-        ('value', '.audiosep.Feature', False),
-        into=features.nested_type,
-    )
-    entry.options.map_entry = True
-    message('Example', ('features', '.audiosep.Features', False))
+def _example_class() -> Any:
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_EXAMPLE_SCHEMA, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName('audiosep.Example'))
 
 
-_Example = _example_message()
+_Example = _example_class()
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One clip. `audio` is a whole mono FLAC file, or little-endian 16-bit samples, as `codec` says."""
+    """One clip. Depending on `codec`, `audio` is a complete mono FLAC file or little-endian 16-bit samples."""
 
     id: str
     audio: bytes
     codec: Codec
     sample_rate: int  # Hz
     num_samples: int
-    captions: tuple[str, ...]  # at least one; training draws one of them per example
+    captions: tuple[str, ...]  # at least one; training draws one of them for each example
     labels: tuple[str, ...] = ()
-    source: str = ''  # where the clip came from: a file, a corpus
-    frames: tuple[bytes, ...] = ()  # pictures of its video, evenly spaced, as JPEG
+    source: str = ''  # where the clip is from: a file, a corpus
+    frames: tuple[bytes, ...] = ()  # evenly spaced frames of its video, as JPEG
 
 
-def features():
-    """The TFDS features of a record. Audio is plain bytes: `tfds.features.Audio` would need TensorFlow."""
+def features() -> Any:
+    """Returns the TFDS features of a record. Audio is plain bytes, because `tfds.features.Audio` needs TensorFlow."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text
@@ -103,14 +102,14 @@ def features():
             'captions': tfds.features.Sequence(text()),
             'labels': tfds.features.Sequence(text()),
             'source': text(),
-            # No `Sequence`: of a split that was built before there were frames, TFDS could read nothing then.
+            # With `Sequence`, TFDS could not read splits that were built before there were frames.
             'frames': tfds.features.Tensor(shape=(None,), dtype=np.object_),
         }
     )
 
 
 def record_to_bytes(record: Record) -> bytes:
-    """The record as a serialized `tf.train.Example`, the same bytes every time."""
+    """Returns the record as a serialized `tf.train.Example`, with the same bytes every time."""
     example = _Example()
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
@@ -121,32 +120,32 @@ def record_to_bytes(record: Record) -> bytes:
             values = value if isinstance(value, tuple) else (value,)
             feature.bytes_list.value.extend(v if isinstance(v, bytes) else v.encode() for v in values)
             feature.bytes_list.SetInParent()  # an empty list is still a list of bytes
-    # Without this, protobuf orders the map by a hash that is salted per process: equal inputs, different shards.
+    # Otherwise protobuf orders the map by a hash that differs between processes, and shards would not be reproducible.
     return example.SerializeToString(deterministic=True)
 
 
 def record_from_bytes(data: bytes) -> Record:
-    """The inverse of `record_to_bytes`. Raises DataError for bytes that are no record of ours."""
+    """Returns the record that `record_to_bytes` serialized. Raises DataError if the bytes are not such a record."""
     try:
         found = _Example.FromString(data).features.feature
-        many = {k: tuple(v.decode() for v in found[k].bytes_list.value) for k in ('captions', 'labels')}
-        one = {k: found[k].bytes_list.value[0].decode() for k in ('id', 'codec', 'source')}
-        numbers = {k: found[k].int64_list.value[0] for k in ('sample_rate', 'num_samples')}
-        # Shards of earlier versions have no frames; asked for what it lacks, a map gives an empty feature.
-        frames = tuple(found['frames'].bytes_list.value)
-        return Record(audio=found['audio'].bytes_list.value[0], frames=frames, **one, **many, **numbers)
+        return Record(
+            id=found['id'].bytes_list.value[0].decode(),
+            audio=found['audio'].bytes_list.value[0],
+            codec=found['codec'].bytes_list.value[0].decode(),
+            sample_rate=found['sample_rate'].int64_list.value[0],
+            num_samples=found['num_samples'].int64_list.value[0],
+            captions=tuple(v.decode() for v in found['captions'].bytes_list.value),
+            labels=tuple(v.decode() for v in found['labels'].bytes_list.value),
+            source=found['source'].bytes_list.value[0].decode(),
+            # Shards of earlier versions have no frames; a protobuf map gives an empty feature for a missing key.
+            frames=tuple(found['frames'].bytes_list.value),
+        )
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
         raise DataError(f'not a record of this format: {error}') from error
 
 
-def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """int16 [T] of a float waveform [T] in [-1, 1]; a louder one is attenuated as a whole, never wrapped or clipped."""
-    scale = INT16_SCALE / max(float(np.abs(waveform).max(initial=0.0)), 1.0)
-    return np.clip(np.rint(waveform * scale), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
-
-
 def encode_audio(waveform: np.ndarray, sample_rate: int, codec: Codec) -> bytes:
-    """The audio bytes of a record from a float waveform [T]; see `to_int16`."""
+    """Encodes a float waveform [T] as the audio of a record; see `to_int16`."""
     samples = to_int16(waveform)
     if codec == 'pcm16':
         return samples.astype('<i2').tobytes()
@@ -156,10 +155,11 @@ def encode_audio(waveform: np.ndarray, sample_rate: int, codec: Codec) -> bytes:
 
 
 def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np.ndarray:
-    """int16 [count]: `count` samples from `start` on (all, by default), decoding little more than those.
+    """Decodes `count` samples from `start` on, by default all, and little more than those; returns int16 [count].
 
     Raises:
-        DataError: audio that does not decode, or is not as long as the record says.
+        DataError: the audio does not decode, or is not as long as the record says.
+        ValueError: the clip has no such samples.
     """
     count = record.num_samples - start if count is None else count
     if start < 0 or count < 0 or start + count > record.num_samples:
@@ -171,7 +171,7 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
     if record.codec != 'flac':
         raise DataError(f'clip {record.id!r}: unknown codec {record.codec!r}')
     try:
-        with _opened(record.audio) as file:
+        with _open_flac(record.audio) as file:
             if (file.frames, file.channels) != (record.num_samples, 1):
                 raise DataError(
                     f'clip {record.id!r}: its FLAC holds {file.frames} samples of {file.channels} channels, '
@@ -186,46 +186,9 @@ def decode_audio(record: Record, start: int = 0, count: int | None = None) -> np
     return samples
 
 
-def _opened(audio: bytes) -> soundfile.SoundFile:
-    """As a file of the thread's own that lives in memory, which libsndfile reads by itself. Out of a BytesIO it asks
-    Python a hundred times for a crop, and each time waits for the other threads: two threads read a tenth faster from
-    a file, eight a fifth or more. Raises what SoundFile does."""
-    if hasattr(os, 'memfd_create'):  # Linux
-        try:
-            return soundfile.SoundFile(_memory_file().holding(audio), closefd=False)
-        except OSError:  # forbidden, or no memory left for it
-            pass
-    return soundfile.SoundFile(io.BytesIO(audio))
-
-
-class _MemoryFile:
-    """A file without a name, used again for one clip after the other: fresh memory would cost more than the copy."""
-
-    def __init__(self):
-        self.process = os.getpid()
-        self._descriptor = os.memfd_create('audiosep-clip')
-        self._size = 0
-
-    def holding(self, data: bytes) -> int:
-        """The descriptor, at the beginning of `data` alone. Raises OSError."""
-        if len(data) < self._size:
-            os.ftruncate(self._descriptor, len(data))
-        self._size = os.pwrite(self._descriptor, data, 0)
-        if self._size != len(data):
-            raise OSError('no room in memory')
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        return self._descriptor
-
-    def __del__(self):
-        if hasattr(self, '_descriptor'):
-            os.close(self._descriptor)
-
-
-_of_thread = threading.local()
-
-
-def _memory_file() -> _MemoryFile:
-    file = getattr(_of_thread, 'file', None)
-    if file is None or file.process != os.getpid():  # a forked process would share its parent's
-        file = _of_thread.file = _MemoryFile()
-    return file
+def _open_flac(audio: bytes) -> soundfile.SoundFile:
+    """Opens FLAC bytes; raises what SoundFile does."""
+    try:
+        return soundfile.SoundFile(memory_file(audio), closefd=False)
+    except OSError:
+        return soundfile.SoundFile(io.BytesIO(audio))

@@ -1,4 +1,4 @@
-"""One row of a training batch: a random part of a clip, an embedding to ask for it by, and its labels.
+"""Makes one row of a training batch: a random part of a clip, the embedding of a query for it, and its labels.
 
 Letters: T samples, E embedding size, L labels.
 """
@@ -11,31 +11,32 @@ import grain
 import numpy as np
 
 from audiosep_jax.audio.resampling import resample
+from audiosep_jax.audio.samples import INT16_SCALE, to_int16
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality
-from audiosep_jax.data.records import INT16_SCALE, Record, decode_audio, to_int16
+from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
 
-MAX_LABELS = 16  # L: a batch needs one number; AudioSet's clips have up to 15
-# Consecutive unreadable records that are stepped over before the dataset is given up.
-_MAX_NEIGHBOURS = 64
+MAX_LABELS = 16  # L, fixed because arrays need one shape; AudioSet's clips have up to 15
+# After this many consecutive unreadable records, reading fails.
+_MAX_UNREADABLE = 64
 
 
 class LoadSegment(grain.transforms.RandomMap):
-    """(position in the global stream, dataset, clip) to one row of a batch.
+    """Turns (position in the global stream, dataset, clip) into one row of a batch.
 
-    Pickled into worker processes: shards and caches open their files anew there.
+    Worker processes get a pickled copy, whose shards and caches open their files again.
 
     Args:
-        shards: of each dataset.
-        caches: of each dataset, its embeddings by modality: 'text', `other`, or both.
+        shards: the shards of each dataset.
+        caches: the embeddings of each dataset by modality: 'text', `other`, or both.
         num_samples: T.
-        sample_rate: of the segments, Hz.
+        sample_rate: sample rate of the segments in Hz.
         use_text_ratio: share of the rows that get a caption's embedding.
-        other: what the rest get; a clip that has none gets a caption's.
-        text_block: so many consecutive positions share that choice; 0: each position has its own.
-        block_seed: of the choices of blocks.
-        labels: whether rows hold them.
+        other: the modality of the other rows; a clip without it gets a caption's embedding.
+        text_block: this many consecutive positions share the choice between the two; 0: each position has its own.
+        block_seed: seed of the choices of blocks.
+        labels: whether rows hold labels.
     """
 
     def __init__(
@@ -58,16 +59,27 @@ class LoadSegment(grain.transforms.RandomMap):
         self.labels = labels
 
     def random_map(self, element: tuple[int, int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """`waveforms` int16 [T], `embeddings` float32 [E], `corrupt` int64 [2], the (dataset, clip) that could not be
-        read or -1, and `labels` int32 [L] if asked for. Raises DataError where no neighbour can be read either."""
+        """Returns one row.
+
+        Args:
+            element: (position in the global stream, dataset, clip).
+            rng: the random generator of this position.
+
+        Returns:
+            `waveforms` int16 [T], `embeddings` float32 [E], `corrupt` int64 [2], which is the (dataset, clip) that
+            could not be read or -1, and `labels` int32 [L] on request.
+
+        Raises:
+            DataError: neither the record nor its neighbors can be read.
+        """
         position, dataset, clip = element
-        # Drawn at once and as fractions: what stands in for a corrupt record does not shift later draws.
+        # Drawn together and as fractions, so that replacing a corrupt record does not shift the other draws.
         where, which, kind = rng.random(3)
         if self.text_block:
             kind = np.random.default_rng([self.block_seed, position // self.text_block]).random()
         corrupt = (-1, -1)
         shards = self.shards[dataset]
-        for _ in range(min(len(shards), _MAX_NEIGHBOURS)):
+        for _ in range(min(len(shards), _MAX_UNREADABLE)):
             try:
                 record = shards.read(clip)
                 segment = segment_of(record, where, self.num_samples, self.sample_rate)
@@ -90,15 +102,16 @@ class LoadSegment(grain.transforms.RandomMap):
         return row | {'labels': label_numbers(record)} if self.labels else row
 
     def _rows(self, dataset: int, clip: int, what: Modality) -> np.ndarray:
-        """float16 [1 or more, E]."""
+        """Returns a clip's embeddings of a modality, or else its captions', float16 [1 or more, E]."""
         rows = self.caches[dataset][what].rows(clip)
         return rows if len(rows) else self.caches[dataset]['text'].rows(clip)
 
 
 def label_numbers(record: Record) -> np.ndarray:
-    """int32 [L]: a number from 0 for each label, whatever its case, the same in every dataset; -1 to fill up.
+    """Returns a non-negative number for each label, int32 [L], filled up with -1.
 
-    A clip without labels has its captions for labels. Of more than L the first count.
+    The numbers ignore case and are the same in every dataset. If a clip has no labels, its captions serve as labels. If
+    it has more than L, only the first L count.
     """
     numbers = np.full(MAX_LABELS, -1, np.int32)
     found = _numbers(record.labels or record.captions)[:MAX_LABELS]
@@ -107,23 +120,29 @@ def label_numbers(record: Record) -> np.ndarray:
 
 
 def _numbers(labels: Iterable[str]) -> list[int]:
-    # crc32 and not hash(): the latter is salted per process. 31 bits: JAX has int32.
+    # crc32, because hash() differs between processes; 31 bits, to fit into JAX's int32.
     return [zlib.crc32(' '.join(label.casefold().split()).encode()) & 0x7FFFFFFF for label in labels]
 
 
 def random_segment(shards: Shards, clip: int, where: float, num_samples: int, sample_rate: int) -> np.ndarray:
-    """`segment_of` clip number `clip`. Raises DataError for a record that cannot be read."""
+    """Returns `segment_of` a clip. Raises DataError if its record cannot be read."""
     return segment_of(shards.read(clip), where, num_samples, sample_rate)
 
 
 def segment_of(record: Record, where: float, num_samples: int, sample_rate: int) -> np.ndarray:
-    """int16 [num_samples] of a clip at `sample_rate` Hz; `where` in [0, 1) decides which part of it.
+    """Returns a segment of a clip, int16 [num_samples].
 
-    Of a clip longer than the segment a part is decoded; a shorter one lies among zeros. Of the clips of another sample
-    rate the part is resampled, and attenuated as a whole where that overshoots full scale.
+    If the clip is longer than the segment, only the segment is decoded; if it is shorter, it is padded with zeros. If
+    its sample rate differs, the segment is resampled, and attenuated as a whole if that exceeds full scale.
+
+    Args:
+        record: the clip.
+        where: a number in [0, 1), which determines the segment's start or the clip's place among the zeros.
+        num_samples: length of the segment.
+        sample_rate: sample rate of the segment in Hz.
 
     Raises:
-        DataError: audio that does not decode.
+        DataError: the audio does not decode.
     """
     same_rate = record.sample_rate == sample_rate
     needed = num_samples if same_rate else math.ceil(num_samples * record.sample_rate / sample_rate)

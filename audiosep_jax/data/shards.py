@@ -6,24 +6,33 @@ import itertools
 import os
 import pathlib
 import uuid
+from collections.abc import Callable
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.layout import read_split_info, shard_path
-from audiosep_jax.data.records import INT16_SCALE, Record, decode_audio, record_from_bytes
+from audiosep_jax.data.records import Record, decode_audio, record_from_bytes
 from audiosep_jax.errors import DataError
 from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.storage.system import most_open_files
 
 
 class Shards:
-    """Random access to the clips of one complete split; `len()` is their number. Threads may share one, and a pickled
-    one opens its files anew. `check=False` leaves it to the caller to look for `problem`s.
+    """Random access to the clips of one complete split; `len()` is their number.
+
+    Threads may share an instance. A copy made by pickling opens the files again.
+
+    Args:
+        directory: the dataset.
+        split: the split's name.
+        check: whether to check all shard files now; without it, the caller may look for `problem`s.
 
     Raises:
-        DataError: no such split, an unfinished build, a shard that is missing, cut short or of another build; one that
-            is in a bucket.
+        DataError: there is no such split, its build is not complete, a shard is missing, cut short or from another
+            build, or the dataset is in a bucket.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str = 'train', *, check: bool = True):
@@ -36,9 +45,9 @@ class Shards:
         if not self.info.complete:
             raise DataError(f'{directory}: split {split!r} is not complete: run the same `data_prep build` again')
         self._ends = list(itertools.accumulate(self.info.shard_lengths))
-        # Keeps the readers of files that were made anew since apart from those of this object.
+        # Distinguishes this object's readers from those of files that were built again since.
         self._owner = uuid.uuid4().hex
-        # Kept as text: to put a path together took a tenth of the time of reading a record.
+        # Kept as strings, because to join a path took a tenth of the time of reading a record.
         self._files = [str(self.path(shard)) for shard in range(len(self.info.shard_lengths))]
         if check:
             self._check_shards()
@@ -47,19 +56,23 @@ class Shards:
         return self.info.num_clips
 
     def path(self, shard: int) -> pathlib.Path:
-        """The file of a shard."""
+        """Returns the path of a shard file."""
         return shard_path(self.directory, self.info, shard)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Clip `index` of the split as (shard, position in it)."""
+        """Returns where clip `index` of the split is: (shard, position in it)."""
         if not 0 <= index < len(self):
             raise IndexError(f'clip {index} of {len(self)}')
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard] - self.info.shard_lengths[shard])
 
     def read(self, index: int) -> Record:
-        """Raises DataError for a record whose bytes were damaged after they were written (ArrayRecord checksums them)
-        or are not a record."""
+        """Returns the record of clip `index` of the split.
+
+        Raises:
+            DataError: the bytes are not a record, or do not match the checksum that ArrayRecord wrote.
+            IndexError: there is no such clip.
+        """
         shard, position = self.locate(index)
         try:
             return record_from_bytes(_shared_reader(self._files[shard], self._owner).read([position])[0])
@@ -68,11 +81,11 @@ class Shards:
             raise DataError(f'{self.path(shard)}: record {position} cannot be read: {reason}') from error
 
     def waveform(self, index: int) -> np.ndarray:
-        """float32 [T] in [-1, 1): the whole clip, at the split's sample rate. Raises DataError as `read`."""
+        """Returns the whole clip as float32 [T] in [-1, 1), at the split's sample rate. Raises the errors of `read`."""
         return decode_audio(self.read(index)).astype(np.float32) / INT16_SCALE
 
     def problem(self, shard: int) -> str | None:
-        """What is wrong with a shard file as a whole, and what to do about it; None if nothing is."""
+        """Returns what is wrong with a shard file as a whole and how to fix it, or None if nothing is."""
         path, expected = self.path(shard), self.info.shard_lengths[shard]
         again = 'run the same `data_prep build` again: it makes only the missing shards'
         if not path.is_file():
@@ -90,8 +103,10 @@ class Shards:
 
 
 def count_records(path: pathlib.Path) -> int:
-    """The records of a shard file; 0 where it is missing, cut short or garbage: ArrayRecord opens such a file without a
-    word, as one of 0 records, and complains when it is closed."""
+    """Returns the number of records in a shard file; 0 if it is missing, cut short or not a shard file.
+
+    ArrayRecord opens such a file silently, as one of 0 records, and raises only when it is closed.
+    """
     reader = _new_reader(str(path))
     count = reader.num_records()
     try:
@@ -101,19 +116,22 @@ def count_records(path: pathlib.Path) -> int:
     return count
 
 
-def _new_reader(path: str):
+def _new_reader(path: str) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    # Grain's own settings for random access: reading ahead would fetch the neighbours, which nobody asked for.
+    # Grain's own settings for random access, in which reading ahead would fetch neighbors that are not needed.
     return ArrayRecordReader(path, 'readahead_buffer_size:0', file_reader_buffer_size=32768)
 
 
-def _shared_reader(path: str, owner: str):
-    """One that threads share. Dropped from here, it closes when the last of them is done with it."""
+def _shared_reader(path: str, owner: str) -> Any:
+    """Returns a reader that threads share. When the cache drops it, it is closed after its last user."""
     return _readers()(path, owner)
 
 
 @functools.cache
-def _readers():
-    # Of all datasets together: an AudioSet alone has 1,000 shards, and to open one takes longer than to read from it.
+def _readers() -> Callable[[str, str], Any]:
+    """Returns the cache of readers for all datasets.
+
+    An AudioSet alone has 1,000 shards, and to open one takes longer than to read from it.
+    """
     return functools.lru_cache(most_open_files() // 2)(lambda path, owner: _new_reader(path))

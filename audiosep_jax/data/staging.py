@@ -1,8 +1,8 @@
-"""Brings datasets to a local disk before training: from a bucket, or from a network file system.
+"""Copies datasets to a local disk before training, from a bucket or from a network file system.
 
-The copy of DIR is `STAGE_DIR/NAME-xxxxxxxx`, named after DIR and told apart by its whole address. A copy that was
-interrupted goes on with the files that are missing; one whose origin was built or embedded anew is brought up to date.
-What says that a split or a cache is complete is copied last.
+The copy of DIR is `STAGE_DIR/NAME-xxxxxxxx`, with the name of DIR and a hash of its whole address. An interrupted copy
+resumes with the missing files, and if the dataset was built or embedded again, the copy is updated. The files that mark
+a split or a cache as complete are copied last.
 """
 
 import hashlib
@@ -13,20 +13,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
-from audiosep_jax.data.layout import read_json, read_split_info, split_names, write_json
+from audiosep_jax.data.layout import read_split_info, split_names
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
+from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.locks import locked
 
 _DESCRIPTIONS = ('features.json', 'dataset_info.json')
 _ENCODER = 'encoder.json'
-_STAMP = '.staged.json'  # in a copy: which state of the origin its files are of
-_REQUESTS = 16  # at once: one stream from a bucket fills no network card
+_STAMP = '.staged.json'  # in a copy: the states of the splits and caches that its files belong to
+_REQUESTS = 16  # files at a time, because one stream from a bucket does not fill a network card
 _CHUNK = 8 << 20
 
 
 def staged_directory(dataset_dir: str | os.PathLike, stage_dir: str | os.PathLike) -> pathlib.Path:
-    """Where `stage` puts the copy of a dataset."""
+    """Returns the folder to which `stage` copies a dataset."""
     address = os.fspath(dataset_dir) if is_bucket(dataset_dir) else os.path.realpath(dataset_dir)
     name = address.rstrip('/').rpartition('/')[2] or 'dataset'
     return pathlib.Path(stage_dir) / f'{name}-{hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:8]}'
@@ -40,21 +41,21 @@ def stage(
     encoders: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pathlib.Path:
-    """Copies a dataset, or what is missing of it, into a folder of its own in `stage_dir`; returns that folder.
+    """Copies a dataset, or its missing files, into a sub-folder of `stage_dir`, and returns that sub-folder.
 
-    Several processes of a host may do so at once: one copies, the others wait for it. Every file is as long as its
-    original when this returns.
+    If several processes of a host do this at the same time, one copies and the others wait. When this returns, every
+    file has the size of its original.
 
     Args:
         dataset_dir: a dataset with a complete split; a path, gs://… or s3://….
-        stage_dir: folder on a local disk; made if it is not there.
-        splits: only these (default: all complete ones).
-        encoders: only embeddings of these encoders (default: all).
-        progress: called with (megabytes there, megabytes in all).
+        stage_dir: folder on a local disk; it is made if it does not exist.
+        splits: copy only these splits (default: all complete ones).
+        encoders: copy only the embeddings of these encoders (default: all).
+        progress: called with (megabytes copied, megabytes in total).
 
     Raises:
         ConfigError: `stage_dir` is in a bucket.
-        DataError: no dataset, no complete split, too little room, a file that cannot be read or written.
+        DataError: there is no dataset or complete split, too little space, or a file cannot be read or written.
     """
     if is_bucket(stage_dir):
         raise ConfigError(f'--stage-dir {stage_dir}: give a folder on a local disk')
@@ -81,17 +82,23 @@ def _complete_splits(source: pathlib.Path, splits: Sequence[str]) -> list[str]:
     return complete
 
 
-def _copy_dataset(source, target, splits, encoders, progress) -> None:
-    groups = _groups(source, splits, encoders)
+def _copy_dataset(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    splits: Sequence[str],
+    encoders: Sequence[str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    groups = _group_files(source, splits, encoders)
     with futures.ThreadPoolExecutor(_REQUESTS) as pool:
         paths = [path for files in groups.values() for path in files]
         lengths = dict(zip(paths, pool.map(lambda path: size(source / path), paths), strict=True))
-        marks = {path: (source / path).read_bytes() for path in paths if _is_mark(path)}
-        _drop_outdated(target, groups, marks)
-        missing = [path for path in paths if path not in marks and _length(target / path) != lengths[path]]
+        markers = {path: (source / path).read_bytes() for path in paths if _is_marker(path)}
+        _drop_outdated(target, groups, markers)
+        missing = [path for path in paths if path not in markers and _length(target / path) != lengths[path]]
         needed, free = sum(lengths[path] for path in missing), shutil.disk_usage(target).free
         if needed > free:
-            raise DataError(f'{target}: {needed / 1e9:.1f} GB are to be copied there, {free / 1e9:.1f} GB are free')
+            raise DataError(f'{target}: the copy needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free')
         total = sum(lengths.values())
         done, lock = total - needed, threading.Lock()
 
@@ -110,14 +117,14 @@ def _copy_dataset(source, target, splits, encoders, progress) -> None:
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    # Caches before splits: what is trained on is looked for in this order, backwards.
-    for path in sorted(marks, key=lambda path: (path.startswith('splits/'), path)):
-        if not (target / path).is_file() or (target / path).read_bytes() != marks[path]:
-            write_bytes(target / path, marks[path])
+    # Caches come before splits, because readers look for the split first.
+    for path in sorted(markers, key=lambda path: (path.startswith('splits/'), path)):
+        if not (target / path).is_file() or (target / path).read_bytes() != markers[path]:
+            write_bytes(target / path, markers[path])
 
 
-def _groups(source: pathlib.Path, splits: Sequence[str], encoders: Sequence[str] | None) -> dict[str, list[str]]:
-    """Relative paths of the files to copy, by what they belong to: a split, a cache of one, neither ('')."""
+def _group_files(source: pathlib.Path, splits: Sequence[str], encoders: Sequence[str] | None) -> dict[str, list[str]]:
+    """Returns the relative paths of the files to copy, by the split or cache that they belong to ('' for neither)."""
     groups = {'': [name for name in _DESCRIPTIONS if (source / name).exists()]}
     groups |= {split: [] for split in splits}
     for name in _names(source):
@@ -145,22 +152,22 @@ def _groups(source: pathlib.Path, splits: Sequence[str], encoders: Sequence[str]
 
 
 def _names(folder: pathlib.Path) -> Iterator[str]:
-    """Of a folder's entries, less temporary files and locks."""
+    """Yields the names of a folder's entries, without temporary files and locks."""
     yield from sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
 
 
-def _is_mark(path: str) -> bool:
-    """Whether a file says of which build the files of its group are: short JSON, not numbered as those of shards."""
+def _is_marker(path: str) -> bool:
+    """Returns whether a file names the build of its group's files: a short JSON file, without a shard's number."""
     return path.endswith('.json') and '-of-' not in path
 
 
-def _drop_outdated(target: pathlib.Path, groups: dict[str, list[str]], marks: dict[str, bytes]) -> None:
-    """Removes copies of another state of the origin, which may be as long as today's files."""
+def _drop_outdated(target: pathlib.Path, groups: dict[str, list[str]], markers: dict[str, bytes]) -> None:
+    """Removes copies of an earlier state of the dataset, because their sizes may be the same."""
     states = {}
     for group, files in groups.items():
-        texts = [marks[path] for path in files if path in marks]
-        if group.startswith('embeddings/'):  # rows of another encoder of the same name are other rows
-            texts.append(marks.get(f'{"/".join(group.split("/")[:2])}/{_ENCODER}', b''))
+        texts = [markers[path] for path in files if path in markers]
+        if group.startswith('embeddings/'):  # another encoder with the same name makes other rows
+            texts.append(markers.get(f'{"/".join(group.split("/")[:2])}/{_ENCODER}', b''))
         states[group] = hashlib.sha256(b'\0'.join(texts)).hexdigest()
     stamp = target / _STAMP
     if not stamp.is_file() and any(target.iterdir()):
@@ -171,7 +178,7 @@ def _drop_outdated(target: pathlib.Path, groups: dict[str, list[str]], marks: di
             for path in groups[group]:
                 (target / path).unlink(missing_ok=True)
     write_json(stamp, known | states)
-    for leftover in target.glob('**/.*.tmp-*'):  # of copies that were killed
+    for leftover in target.glob('**/.*.tmp-*'):  # left by processes that were killed while copying
         leftover.unlink(missing_ok=True)
 
 

@@ -1,7 +1,17 @@
-"""Query encoders: what turns a sentence, a sound or a picture into the embedding that the separator is conditioned on.
+"""Query encoders turn a sentence, a sound or an image into the embedding that the separator is conditioned on.
 
-One file each. An encoder is named in caches and checkpoints by its `identity()`, from which `load_encoder` finds it
-again, so that a model is never asked with embeddings it was not trained on.
+Caches and checkpoints record the `identity()` of their encoder. `load_encoder` finds the encoder again from it, so that
+a model is never used with embeddings that it was not trained on.
 
-`words` needs nothing. `clap` and `clip` are pretrained: their weights are a folder, a file, or a repository of the hub.
+`words` needs no weights. `clap` and `clip` are pretrained: their weights are a folder, a file, or a repository of the
+Hugging Face hub.
+
+base.py        what every query encoder does, and when two are the same
+registry.py    encoders by name: `load_encoder`
+words.py       the encoder `words`
+clap/, clip/   the encoders `clap` and `clip`
+pretrained.py  finds and stores the weights of pretrained encoders
+tokenizer.py   the tokenizers of RoBERTa and CLIP
+layers.py      layers of the towers
+towers.py      what the towers of CLAP and CLIP share
 """

@@ -1,14 +1,14 @@
-"""Layers of pretrained towers, with PyTorch's parameter names and layouts: a tensor of a file is a parameter, as it is.
+"""Layers of pretrained towers, with PyTorch's parameter names and layouts, so that a file's tensors fit unchanged.
 
-A tower is a list of modules (embeddings, one per layer, head) that are compiled one by one and called in turn. Layers
-of one size share one compilation, which a user's first query has to wait for, and none of their weights is copied into
-a stack, as a scan over layers would need. Compared in `benchmarks/encoders.py`. Initial values are zero: they are only
-the places that a file fills.
+A tower is a list of modules (embeddings, one module per layer, head) that are compiled one by one and called in turn.
+Layers of the same size share one compilation, which shortens the wait for the first query. A scan over layers would
+also compile them once, but it would need a copy of all weights in one stack. `benchmarks/encoders.py` compares the
+ways. Parameters are initialized to zero, because they are always filled from a file.
 """
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.traverse_util
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Towers run in float32 that means it: by default GPUs would compute it as TF32 and TPUs in bfloat16 passes.
+# Towers need full float32 products: by default GPUs multiply in TF32 and TPUs in bfloat16.
 PRECISION = lax.Precision.HIGHEST
 
 
 class Linear(nn.Module):
-    """`weight` [C', C] and `bias` [C']: [..., C] -> [..., C']."""
+    """A linear layer with `weight` [C', C] and `bias` [C']: [..., C] -> [..., C']."""
 
     features: int
     use_bias: bool = True
@@ -30,12 +30,17 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.param('weight', nn.initializers.zeros, (self.features, x.shape[-1]))
-        y = lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), precision=PRECISION)
+        y = linear(x, weight)
         return y + self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else y
 
 
+def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns x weightᵀ, [..., C'], of x [..., C] and weight [C', C]."""
+    return lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), precision=PRECISION)
+
+
 class LayerNorm(nn.Module):
-    """Over the last axis, the variance in two passes (one, as E[x²] − E[x]², loses digits)."""
+    """Layer norm over the last axis. The variance takes two passes, because E[x²] − E[x]² loses digits."""
 
     epsilon: float
 
@@ -48,7 +53,7 @@ class LayerNorm(nn.Module):
 
 
 class Table(nn.Module):
-    """`weight` [rows, C], to look up in."""
+    """A lookup table: returns its `weight` [rows, C]."""
 
     rows: int
     features: int
@@ -59,12 +64,12 @@ class Table(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact one, by erf."""
+    """Returns the exact GELU, which uses erf."""
     return nn.gelu(x, approximate=False)
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, bias: jax.Array) -> jax.Array:
-    """softmax(q kᵀ / √(C / heads) + bias) v, of [..., L, C] each; bias broadcasts with [..., heads, L, L]."""
+    """Returns softmax(q kᵀ / √(C / heads) + bias) v of [..., L, C] each; bias broadcasts with [..., heads, L, L]."""
     query, key, value = (x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads) for x in (query, key, value))
     scores = jnp.einsum('...qhc,...khc->...hqk', query * query.shape[-1] ** -0.5, key, precision=PRECISION)
     weights = jax.nn.softmax(scores + bias, axis=-1)
@@ -72,31 +77,34 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, bi
     return mixed.reshape(*mixed.shape[:-2], -1)
 
 
-def normalised(x: jax.Array) -> jax.Array:
-    """[..., E] scaled to length 1, as `torch.nn.functional.normalize` does it."""
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Scales vectors [..., E] to length 1, as `torch.nn.functional.normalize` does."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 class ProjectionHead(nn.Module):
-    """Linear, ReLU, linear, and scaled to length 1: [B, C] -> [B, E]. Layers 0 and 2 of a `torch.nn.Sequential`."""
+    """Linear layer, ReLU, linear layer, and scaling to length 1: [B, C] -> [B, E].
+
+    Its layers are called 0 and 2, as in a `torch.nn.Sequential`.
+    """
 
     features: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(Linear(self.features, name='0')(x))
-        return normalised(Linear(self.features, name='2')(x))
+        return l2_normalize(Linear(self.features, name='2')(x))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply(module: nn.Module, parameters: Mapping[str, Any], *inputs: jax.Array) -> jax.Array:
-    """`module` on inputs, compiled once for all modules that are equal (of one size), whatever their parameters."""
-    return module.apply({'params': parameters}, *inputs)
+    """Applies a module to its inputs. Equal modules (of the same size) share a compilation."""
+    return cast(jax.Array, module.apply({'params': parameters}, *inputs))
 
 
 @functools.cache
 def parameter_shapes(module: nn.Module, *input_shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """'layer.weight' -> its shape, of all parameters of a module; nothing is computed."""
+    """Returns the shapes of all parameters of a module by name, such as 'layer.weight', without computing anything."""
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in input_shapes]
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     flat = flax.traverse_util.flatten_dict(variables['params'], sep='.')
@@ -106,6 +114,12 @@ def parameter_shapes(module: nn.Module, *input_shapes: tuple[int, ...]) -> dict[
 def load_parameters(
     tensors: Mapping[str, np.ndarray], prefix: str, names: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """The nested parameters of a module, as float32 on the device: `names` of `parameter_shapes`, behind `prefix`."""
+    """Returns the nested parameters of a module as float32 on the device.
+
+    Args:
+        tensors: the tensors of a file.
+        prefix: what precedes the names of the parameters in the file.
+        names: the parameters, from `parameter_shapes`.
+    """
     flat = {name: jax.device_put(np.asarray(tensors[f'{prefix}{name}'], np.float32)) for name in names}
     return flax.traverse_util.unflatten_dict(flat, sep='.')

@@ -1,30 +1,31 @@
-"""Where the weights of pretrained encoders are: a folder, a file, or a repository of the hub; and storing them."""
+"""Finds the weights of pretrained encoders, in a folder, a file, or a repository of the hub, and stores copies."""
 
-import json
 import shutil
 from pathlib import Path
 
 from audiosep_jax.encoders.tokenizer import TOKENIZER_FILES
+from audiosep_jax.encoders.towers import read_settings
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
-# What the bare name of a pretrained encoder means.
+# The repositories of encoders that are given just by name.
 REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}
-# All that an encoder reads of a folder.
+# The files that encoders read, besides those of the tokenizer.
 _SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
 def locate(reference: str) -> Path:
-    """The folder or file that a name (`clap`, `clip`), a path or a hub reference means.
+    """Returns the folder or file of a name (`clap`, `clip`), a path or a hub reference; fetches it if necessary.
 
-    Of a checkpoint's folder it is the encoder in it.
+    For a checkpoint's folder, returns the encoder's folder in it.
 
     Raises:
-        ConfigError: it is none of them.
-        DownloadError: it is not in the cache and the hub cannot be reached.
+        ConfigError: there is no such path, and the reference is not one of the hub.
+        CheckpointError: the repository has no weights.
+        DownloadError: the weights are not in the cache and the hub cannot be reached.
     """
     path = Path(reference).expanduser()
     if path.exists():
@@ -32,7 +33,7 @@ def locate(reference: str) -> Path:
         return stored if (stored / _WEIGHTS[0]).is_file() else path
     repository = hub.parse_reference(REPOSITORIES.get(reference, reference))
     if repository is None:
-        raise ConfigError(f'no query encoder at {reference}: no such file or folder, nor a name of the hub')
+        raise ConfigError(f'no query encoder at {reference}: no such file or folder, and not a repository of the hub')
     if repository.file is not None:
         return hub.fetch(repository, repository.file, place='a path of your choice, and give that path instead')
     place = f'a folder of your choice ({", ".join((*_SETTINGS, _WEIGHTS[0], TOKENIZER_FILES[0]))}), and give that'
@@ -45,38 +46,38 @@ def locate(reference: str) -> Path:
 
 
 def kind_of(path: Path) -> str:
-    """Which encoder the weights at a path belong to: by its `config.json`, else by the tensors' names.
+    """Returns which encoder the weights at a path belong to, by `config.json` or else by the tensors' names.
 
     Raises:
-        CheckpointError: none that is known.
+        CheckpointError: they do not belong to a known encoder.
     """
-    kind = _model_type(path / 'config.json')
-    if kind in REPOSITORIES:
+    kind = _model_type(path)
+    if kind is not None and kind in REPOSITORIES:
         return kind
     names = list(open_tensors(path))
     if any('audio_branch.' in name or 'audio_model.' in name for name in names):
         return 'clap'
-    of = '' if kind is None else f' (its config.json says {kind!r})'
+    says = '' if kind is None else f' (its config.json says {kind!r})'
     if any('vision_model.' in name for name in names):
-        raise CheckpointError(f'{path}: CLIP weights without their config.json, which gives their sizes{of}: add it')
-    raise CheckpointError(f'{path}: no CLAP or CLIP weights: there is neither an audio nor a vision tower in it{of}')
+        raise CheckpointError(f'{path}: CLIP weights without their config.json, which gives their sizes{says}: add it')
+    raise CheckpointError(f'{path}: no CLAP or CLIP weights: there is neither an audio nor a vision tower in it{says}')
 
 
-def _model_type(settings: Path) -> str | None:
-    """What a `config.json` says that its model is; None where there is none."""
-    if not settings.is_file():
-        return None
-    try:
-        return str(json.loads(settings.read_text('utf-8')).get('model_type'))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f'{settings}: cannot be read: {error}') from error
+def _model_type(folder: Path) -> str | None:
+    """Returns the model type in a folder's `config.json`; None if there is no such file."""
+    settings = read_settings(folder / 'config.json') if folder.is_dir() else None
+    return None if settings is None else str(settings.get('model_type'))
 
 
 def store(path: Path, folder: Path) -> None:
-    """Copies an encoder, its weights as they are, its settings and its tokenizer, into a folder that is made.
+    """Copies an encoder's weights, settings and tokenizer into a folder.
+
+    Args:
+        path: the folder or file of the weights.
+        folder: where to copy to; it is created if it does not exist.
 
     Raises:
-        CheckpointError: it cannot be read or written.
+        CheckpointError: a file cannot be read or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +86,8 @@ def store(path: Path, folder: Path) -> None:
         else:
             write_tensors(folder / _WEIGHTS[0], open_tensors(path))
         beside = path.parent if path.is_file() else path
-        # Beside a file may lie what belongs to others.
-        settings = _SETTINGS if path.is_dir() or _model_type(beside / 'config.json') in REPOSITORIES else ()
+        # The settings next to a file of weights may belong to another model.
+        settings = _SETTINGS if path.is_dir() or _model_type(beside) in REPOSITORIES else ()
         for name in (*settings, *TOKENIZER_FILES):
             if (beside / name).is_file():
                 _copy(beside / name, folder)

@@ -1,9 +1,10 @@
-"""Byte-level BPE tokenizers of RoBERTa and CLIP, from the files beside their weights: the `tokenizers` package alone.
+"""Byte-level BPE tokenizers of RoBERTa and CLIP, read from the files next to their weights by the `tokenizers` package.
 
-A folder holds either `tokenizer.json`, which says everything, or the older pair `vocab.json` and `merges.txt`, from
-which the same tokenizer is built: RoBERTa's (GPT-2's byte-level BPE between `<s>` and `</s>`, padding `<pad>`) or
-CLIP's (composed, lower-cased, spaces collapsed, words ending in `</w>`, between `<|startoftext|>` and `<|endoftext|>`).
-Equal to transformers' `RobertaTokenizerFast` and `CLIPTokenizerFast` of the same folder (`tests/test_tokenizer.py`).
+A folder holds either `tokenizer.json`, which describes the whole tokenizer, or the older pair `vocab.json` and
+`merges.txt`, from which the same tokenizer is built. RoBERTa's is GPT-2's byte-level BPE between `<s>` and `</s>`, with
+the padding `<pad>`. CLIP's composes and lower-cases the text, collapses spaces, ends words in `</w>`, and puts the text
+between `<|startoftext|>` and `<|endoftext|>`. Both give the same ids as transformers' `RobertaTokenizerFast` and
+`CLIPTokenizerFast` of the same folder (`tests/encoders/test_tokenizer.py`).
 """
 
 import dataclasses
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 Kind = Literal['roberta', 'clip']
 TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt')
 
-# The pieces that CLIP's text is cut into before BPE; what is between them (spaces) is dropped.
+# CLIP cuts its text into these pieces before BPE. The spaces between them are dropped.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Conventions:
+    """The special tokens of a kind of tokenizer."""
+
     begin: str
     end: str
     padding: str
@@ -40,28 +43,40 @@ _CONVENTIONS = {
 
 
 class Tokenizer:
-    """Texts to token ids. Letters: Q texts, L tokens of the longest, the two special ones included."""
+    """Converts texts to token ids. Letters: Q texts, L tokens of the longest text, including the two special ones.
+
+    Args:
+        backend: the tokenizer, without truncation and padding.
+        kind: which special tokens it has.
+    """
 
     def __init__(self, backend: 'tokenizers.Tokenizer', kind: Kind):
         self._backend = backend
         self.kind = kind
-        self.padding_id: int = backend.token_to_id(_CONVENTIONS[kind].padding)
+        padding_id = backend.token_to_id(_CONVENTIONS[kind].padding)
+        if padding_id is None:
+            raise ValueError(f'not the tokenizer of a {kind} model: it has no padding token')
+        self.padding_id = padding_id
 
     @property
     def vocabulary_size(self) -> int:
-        """How many ids there are, the special ones included."""
+        """The number of token ids, including the special ones."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids and attention mask, int32 [Q, L] each, padded on the right to the longest of these texts and no further.
+        """Returns ids and attention mask, int32 [Q, L] each, padded on the right to the longest of these texts.
 
-        A text of more than `max_length` tokens loses those at its end; the closing special token stays.
+        A text of more than `max_length` tokens is cut at its end, but keeps the closing special token.
+
+        Args:
+            texts: Q texts.
+            max_length: the largest L, including the special tokens.
         """
         rows = []
-        for text in texts:  # one by one: in a batch the package starts threads, and warns in every later fork
-            # What UTF-8 cannot hold (half a surrogate pair, from JSON or a file name) would end in a TypeError.
-            ids = self._backend.encode(text.encode('utf-8', 'replace').decode()).ids
-            rows.append(ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]])
+        for text in texts:  # one by one: for a batch the package starts threads, and warns in every later fork
+            # The package raises TypeError for half a surrogate pair, which may come from JSON or a file name.
+            tokens = self._backend.encode(text.encode('utf-8', 'replace').decode()).ids
+            rows.append(tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]])
         longest = max(map(len, rows), default=0)
         ids = np.full((len(rows), longest), self.padding_id, np.int32)
         mask = np.zeros((len(rows), longest), np.int32)
@@ -72,33 +87,37 @@ class Tokenizer:
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Whether `open_tokenizer` finds the files that it needs in a folder."""
+    """Returns whether a folder holds the files that `open_tokenizer` needs."""
     folder = Path(folder)
     return (folder / 'tokenizer.json').is_file() or all((folder / name).is_file() for name in TOKENIZER_FILES[1:])
 
 
 def open_tokenizer(folder: str | Path, kind: Kind) -> Tokenizer:
-    """The tokenizer in a folder: of `tokenizer.json`, else built from `vocab.json` and `merges.txt`.
+    """Returns the tokenizer of a folder, from `tokenizer.json` or else from `vocab.json` and `merges.txt`.
+
+    Args:
+        folder: the folder of the files.
+        kind: the kind of tokenizer that they must be.
 
     Raises:
-        CheckpointError: neither is there, or they are damaged or not of this kind.
+        CheckpointError: the files are missing, damaged or of another kind.
     """
     folder = Path(folder)
     if not has_tokenizer(folder):
         raise CheckpointError(f'{folder}: no tokenizer.json in this folder, and no vocab.json with merges.txt')
     single = folder / 'tokenizer.json'
-    backend = _read(single) if single.is_file() else _build(folder, kind)
+    backend = _read_single_file(single) if single.is_file() else _build_from_pair(folder, kind)
     conventions = _CONVENTIONS[kind]
     missing = [t for t in (conventions.begin, conventions.end, conventions.padding) if backend.token_to_id(t) is None]
     if missing:
         raise CheckpointError(f'{folder}: not the tokenizer of a {kind} model, it has no token {missing[0]}')
-    # Some files ask for a fixed length; ours is the caller's.
+    # Some files set a fixed length, but here the caller chooses it.
     backend.no_truncation()
     backend.no_padding()
     return Tokenizer(backend, kind)
 
 
-def _read(path: Path) -> 'tokenizers.Tokenizer':
+def _read_single_file(path: Path) -> 'tokenizers.Tokenizer':
     from tokenizers import Tokenizer as Backend
 
     try:
@@ -109,7 +128,7 @@ def _read(path: Path) -> 'tokenizers.Tokenizer':
         raise CheckpointError(f'{path}: damaged or not a tokenizer: {first_line(error)}') from error
 
 
-def _build(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
+def _build_from_pair(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
     from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as Backend
 
@@ -119,11 +138,11 @@ def _build(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
         vocabulary = json.loads((folder / 'vocab.json').read_text('utf-8'))
         lines = (folder / 'merges.txt').read_text('utf-8').split('\n')
         # The first line may be '#version: 0.2'.
-        merges = [tuple(line.split(' ')) for line in lines if line.strip() and not line.startswith('#version')]
+        merges = [_split_merge(line) for line in lines if line.strip() and not line.startswith('#version')]
         model = models.BPE(vocabulary, merges, end_of_word_suffix=suffix, unk_token=unknown)
     except OSError as error:
         raise CheckpointError(f'{error.filename}: cannot be read: {error.strerror or error}') from error
-    except Exception as error:  # as above
+    except Exception as error:  # the package raises a bare Exception here, too
         raise CheckpointError(f'{folder}: vocab.json or merges.txt is damaged: {first_line(error)}') from error
     backend = Backend(model)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -138,8 +157,14 @@ def _build(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
     special = (conventions.begin, conventions.end, conventions.padding, *conventions.others)
     backend.add_special_tokens([t for t in dict.fromkeys(special) if t in vocabulary])
     begin, end = (vocabulary.get(t) for t in (conventions.begin, conventions.end))
-    if begin is not None and end is not None:  # else the caller says which is missing
+    if begin is not None and end is not None:  # otherwise `open_tokenizer` reports which one is missing
         backend.post_processor = processors.RobertaProcessing(
             (conventions.end, end), (conventions.begin, begin), trim_offsets=False, add_prefix_space=False
         )
     return backend
+
+
+def _split_merge(line: str) -> tuple[str, str]:
+    """Returns the two tokens that a line of `merges.txt` joins."""
+    first, second = line.split(' ')
+    return first, second

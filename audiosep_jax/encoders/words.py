@@ -1,23 +1,24 @@
-"""`words`: sentences to embeddings with no download and no training, a hashed bag of words.
+"""`words` embeds sentences as a hashed bag of words, without a download and without training.
 
-Every word stem has a fixed random direction, drawn from a hash of its letters; an embedding is the sum over the
-sentence's different stems, stop words damped, scaled to length 1. So 'a siren', 'sirens' and 'the sound of a siren'
-nearly coincide, 'a dog barking' shares a direction with 'a dog', and unrelated words are close to orthogonal.
+Every word stem has a fixed random direction, drawn from a hash of its letters. An embedding is the sum over the
+different stems of the sentence, with stop words damped, scaled to length 1. So 'a siren', 'sirens' and 'the sound of a
+siren' nearly coincide, 'a dog barking' shares a direction with 'a dog', and unrelated words are close to orthogonal.
 
-Good for a closed vocabulary: a model learns what the words in its training captions sound like. It is not a language
-model: a synonym it never saw ('hound') means nothing to it, and word order is lost ('man bites dog'). CLAP is for that.
+It suits closed vocabularies: a model learns what the words in its training captions sound like. It is not a language
+model: an unknown synonym ('hound') means nothing to it, and it ignores word order ('man bites dog'). CLAP handles both.
 """
 
 import hashlib
 import re
 import unicodedata
+from typing import Any
 
 import numpy as np
 
 from audiosep_jax.encoders.base import check_texts
 from audiosep_jax.errors import ConfigError
 
-# Function words, and what captions say about any sound at all ('a recording of …', '… in the foreground').
+# Function words, and words that captions use for any sound ('a recording of …', '… in the foreground').
 _STOP_TEXT = (
     'a an and are as at be been being by can could do does for from has have having he hear heard her his i in into is '
     'it its of off on onto or over she some somebody someone something that the their them then there these they this '
@@ -31,15 +32,17 @@ _VOWEL = re.compile('[aeiouy]')
 
 
 class WordsEncoder:
-    """Hashed bag of words. The same vectors on every machine and Python: integers from SHAKE-256 decide the signs.
+    """A hashed bag of words.
+
+    Its vectors are the same on every machine and in every version of Python: bits of SHAKE-256 decide the signs.
 
     Args:
         embedding_size: E, a multiple of 8. Unrelated words have a cosine of about 1 / sqrt(E).
-        stop_weight: how much a stop word weighs beside a content word's 1, in (0, 1]. Not 0: a query of stop words
-            alone ('it is on') then still has an embedding.
+        stop_weight: weight of a stop word in (0, 1]; other words have the weight 1. It is above 0 so that a query of
+            only stop words ('it is on') has an embedding.
 
     Raises:
-        ConfigError: a size or weight out of range.
+        ConfigError: the size or the weight is out of range.
     """
 
     name = 'words'
@@ -53,8 +56,8 @@ class WordsEncoder:
         self.embedding_size = embedding_size
         self.stop_weight = float(stop_weight)
 
-    def identity(self) -> dict:
-        """What caches and checkpoints record."""
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings that caches and checkpoints record."""
         return {
             'name': self.name,
             'version': self.version,
@@ -63,34 +66,42 @@ class WordsEncoder:
         }
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
-        """float32 [Q, E], each row of length 1. Raises QueryError for an empty sentence."""
+        """Returns embeddings of length 1, float32 [Q, E].
+
+        Raises:
+            QueryError: a sentence is empty.
+        """
         check_texts(texts)
         return np.stack([self._encode(text) for text in texts]) if texts else np.zeros((0, self.embedding_size), 'f4')
 
     def _encode(self, text: str) -> np.ndarray:
-        weights = {}
+        weights: dict[str, float] = {}
         for word in words_of(text):
             weight = self.stop_weight if word in _STOP_WORDS else 1.0
             weights[stem(word)] = max(weight, weights.get(stem(word), 0.0))
-        # Sorted: float addition is not associative, and the order of the words must not matter, even in the last bit.
-        total = sum(weights[s] * _direction(s, self.embedding_size) for s in sorted(weights))
+        # Sort, because float addition is not associative and word order must not change even the last bit.
+        total = np.zeros(self.embedding_size)
+        for s in sorted(weights):
+            total += weights[s] * _direction(s, self.embedding_size)
         norm = np.linalg.norm(total)
-        if norm == 0:  # two stop words of exactly opposite directions: as good as impossible, but then no NaN
-            total, norm = _direction(text, self.embedding_size), np.sqrt(self.embedding_size)
+        if norm == 0:  # two stop words with exactly opposite directions: practically impossible, but avoid NaN
+            total = _direction(text, self.embedding_size)
+            norm = np.linalg.norm(total)
         return (total / norm).astype(np.float32)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a sentence in small letters; a text of signs alone ('?!') is one word."""
+    """Returns the words of a sentence in lower case; a text without letters and digits ('?!') is one word."""
     text = unicodedata.normalize('NFKC', text).casefold().replace('’', "'").strip()
     words = [word.removesuffix("'s") for word in _WORD.findall(text.replace('_', ' '))]
     return words or [text]
 
 
 def stem(word: str) -> str:
-    """A word without the English endings that captions vary: 'barks', 'barking', 'barked' -> 'bark'.
+    """Returns a word without the English endings that captions vary: 'barks', 'barking', 'barked' -> 'bark'.
 
-    It need not be a word ('driving', 'drives' -> 'driv'), only the same for all forms; wrong merges are rare and mild.
+    The stem need not be a word ('driving', 'drives' -> 'driv'), only the same for all forms. It is rarely the same for
+    words with different meanings, which does little harm.
     """
     if word.endswith('ies') and len(word) > 4:
         word = word[:-3] + 'y'
@@ -101,7 +112,7 @@ def stem(word: str) -> str:
     for ending in ('ing', 'ed'):
         root = word[: -len(ending)]
         if word.endswith(ending) and len(root) >= 3 and _VOWEL.search(root) and not word.endswith('eed'):
-            # running -> run, but calling -> call: Porter's rule 1b.
+            # Rule 1b of Porter's stemmer: running -> run, but calling -> call.
             doubled = root[-1] == root[-2] and root[-1] not in 'lszaeiou'
             word = root[:-1] if doubled else root
             break
@@ -109,6 +120,6 @@ def stem(word: str) -> str:
 
 
 def _direction(token: str, size: int) -> np.ndarray:
-    """float64 [E] of ±1, a function of the letters alone."""
+    """Returns the direction of a stem, float64 [E] of ±1, which depends only on its letters."""
     digest = hashlib.shake_256(b'audiosep_jax words 1:' + token.encode()).digest(size // 8)
     return np.unpackbits(np.frombuffer(digest, np.uint8)).astype(np.float64) * 2 - 1

@@ -1,11 +1,16 @@
-"""Scores on the benchmarks of language-queried separation, equal to those of the original's evaluators.
+"""Scores models on the benchmarks of language-queried separation, as the original's evaluators do.
 
-benchmark.py   what a benchmark is: items, how they become one number
-protocols.py   the layouts on disk, one reader each, and the published numbers
-loading.py     items to waveforms, as the original loads them
-statistics.py  aggregation and bootstrap intervals
-journal.py     scores on disk, item by item: what a killed evaluation continues from
-run.py         the evaluation: `evaluate`, `evaluate_arrays`, `validate`
-results.py     what it found, as JSON and as a table
-report.py      Markdown and pictures
+benchmark.py    a benchmark: its items, and how their scores become one number
+protocols.py    reads the benchmarks' folders; the published scores
+loading.py      loads the waveforms of items as the original does
+query_texts.py  chooses the texts of the queries, right and wrong ones
+run.py          the evaluation: `evaluate`, `evaluate_arrays`, `validate`
+scoring.py      separates and scores a batch of items
+speech.py       scores of speech: PESQ, STOI, SSNR
+composite.py    the composite measures of speech: CSIG, CBAK, COVL
+baselines.py    an equalizer per class, and an oracle mask
+journal.py      scores on disk, with which a killed evaluation resumes
+statistics.py   aggregation and bootstrap intervals
+results.py      the results, as JSON and as a table
+report.py       Markdown and pictures
 """

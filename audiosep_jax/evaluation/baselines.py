@@ -1,4 +1,4 @@
-"""What a separator that ignores time can reach: the yardstick beside a trained model's score."""
+"""Baselines to compare a trained model with: one equalizer per class, and an oracle mask."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,16 @@ from audiosep_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class SpectralMask:
-    """One equaliser per class: a gain for each frequency bin, the same at all times.
+    """One equalizer per class: a gain for each frequency bin that is constant in time.
 
-    The gain is P / (P + I), with P the class's mean power spectrum and I that of the other classes' average clip: of
-    all masks that are constant in time and know the target's class alone, the one of least squared error for mixtures
-    of two clips of equal energy (a Wiener filter). Halving the mixture already has an SDRi of 3 dB there, so any such
+    The gain is P / (P + I), where P is the mean power spectrum of the class and I that of the other classes. For
+    mixtures of two clips of equal energy, this Wiener filter has the least squared error of all masks that are constant
+    in time and depend only on the target's class. Halving such a mixture already gives an SDRi of 3 dB, so every such
     mask starts from 3 dB.
 
     Attributes:
-        window_size, hop_size: of the STFT, in samples.
+        window_size: window of the STFT, in samples.
+        hop_size: hop of the STFT, in samples.
         masks: float32 [F] in [0, 1] for each class.
     """
 
@@ -31,25 +32,34 @@ class SpectralMask:
 
     @classmethod
     def fit(cls, clips: Mapping[str, np.ndarray], *, window_size: int, hop_size: int) -> 'SpectralMask':
-        """Fits the masks to training clips, float [n, T] for each class; every clip counts with the same energy.
+        """Fits the masks to training clips. Every clip is scaled to the same energy; silent clips are ignored.
+
+        Args:
+            clips: float [n, T] for each class.
+            window_size: window of the STFT, in samples.
+            hop_size: hop of the STFT, in samples.
 
         Raises:
             DataError: fewer than two classes, or a class whose clips are all silent.
         """
         if len(clips) < 2:
-            raise DataError('a spectral mask tells classes apart: it needs clips of two classes or more')
+            raise DataError('a spectral mask needs clips of at least two classes')
         power = {name: _mean_power(name, np.asarray(audio), window_size, hop_size) for name, audio in clips.items()}
         masks = {}
-        for name, own in power.items():
+        for name, target in power.items():
             others = np.mean([p for other, p in power.items() if other != name], axis=0)
-            masks[name] = (own / np.maximum(own + others, 1e-20)).astype(np.float32)
+            masks[name] = (target / np.maximum(target + others, 1e-20)).astype(np.float32)
         return cls(window_size, hop_size, masks)
 
     def separate(self, mixtures: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-        """Mixtures float [n, T] and the class to take from each -> float32 [n, T].
+        """Returns the estimates, float32 [n, T].
+
+        Args:
+            mixtures: float [n, T].
+            classes: the class to separate from each mixture.
 
         Raises:
-            DataError: a class that was not fitted, or not one class per mixture.
+            DataError: a class was not fitted, or there is not one class for each mixture.
         """
         unknown = sorted(set(classes) - set(self.masks))
         if unknown or len(classes) != len(mixtures):
@@ -63,12 +73,12 @@ class SpectralMask:
 
 
 def _mean_power(name: str, audio: np.ndarray, window_size: int, hop_size: int) -> np.ndarray:
-    """float [n, T] -> float64 [F]: the mean power spectrum of the clips that sound, at unit energy each."""
+    """Returns the mean power spectrum, float64 [F], of the clips [n, T] that are not silent, at unit energy each."""
     energy = np.mean(np.square(audio, dtype=np.float64), axis=-1)
-    sounding = energy > 1e-10
-    if not sounding.any():
-        raise DataError(f'all clips of {name!r} are silent: there is no spectrum to fit')
-    audio = (audio[sounding] / np.sqrt(energy[sounding])[:, None]).astype(np.float32)
+    audible = energy > 1e-10
+    if not audible.any():
+        raise DataError(f'all clips of {name!r} are silent, so there is no spectrum to fit')
+    audio = (audio[audible] / np.sqrt(energy[audible])[:, None]).astype(np.float32)
     spectrum = np.asarray(_stft(audio, window_size, hop_size))
     return np.mean(np.abs(spectrum).astype(np.float64) ** 2, axis=(0, 1))
 
@@ -84,21 +94,23 @@ def _apply(mixtures: jax.Array, gains: jax.Array, window_size: int, hop_size: in
 
 @jax.jit(static_argnums=(2, 3))
 def oracle_ratio_mask(mixtures: jax.Array, targets: jax.Array, window_size: int, hop_size: int) -> jax.Array:
-    """What a mask between 0 and 1 reaches that knows the target: |S| / (|S| + |X - S|) on the mixture's spectrum.
+    """Returns the mixtures filtered by the mask |S| / (|S| + |X - S|), which is computed from the targets.
 
-    The ideal ratio mask of Luo and Mesgarani (arXiv 1809.07454, section III.D). The signals are taken for zero outside,
-    so that zeros at their ends change nothing.
+    This is the ideal ratio mask of Luo and Mesgarani (arXiv 1809.07454, section III.D). The signals are padded with
+    zeros, so that zeros at their ends change nothing.
 
     Args:
-        mixtures, targets: float [..., T].
-        window_size, hop_size: of the STFT, in samples.
+        mixtures: float [..., T].
+        targets: float [..., T].
+        window_size: window of the STFT, in samples.
+        hop_size: hop of the STFT, in samples.
 
     Returns:
         float32 [..., T].
     """
     length = mixtures.shape[-1]
-    around = [(0, 0)] * (mixtures.ndim - 1) + [(window_size, window_size)]
-    padded, wanted = (jnp.pad(jnp.asarray(x, jnp.float32), around) for x in (mixtures, targets))
+    padding = [(0, 0)] * (mixtures.ndim - 1) + [(window_size, window_size)]
+    padded, wanted = (jnp.pad(jnp.asarray(x, jnp.float32), padding) for x in (mixtures, targets))
     spectrum, target = (stft(x, window_size, hop_size) for x in (padded, wanted))
     magnitude, rest = jnp.abs(target), jnp.abs(spectrum - target)
     mask = magnitude / jnp.maximum(magnitude + rest, 1e-10)

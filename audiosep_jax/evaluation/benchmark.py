@@ -1,14 +1,14 @@
-"""What a benchmark is: items (a mixture, a target, texts that ask for it), and how their scores become one number."""
+"""Defines a benchmark: items (a mixture, a target, texts that describe it), and how their scores become one number."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-# As the original aggregates: over all items; per class and then over the classes, with means or with medians.
+from audiosep_jax.errors import LeftOut
+
+# The original's ways to aggregate: over all items, or within each class and then over the classes.
 Statistic = Literal['mean', 'mean of class means', 'mean of class medians']
-QueryType = Literal['caption', 'label']
-Reason = Literal['bad row', 'missing', 'unreadable', 'length', 'silent noise']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Item:
     """One row of a benchmark.
 
     Attributes:
-        name: unique in the benchmark; what reports call it.
-        queries: the texts that ask for the target, by type.
-        mixture: its file; None where `noise` is mixed to the target instead.
-        target: its file; None: there is none, only reference-free scores are to be had.
-        label: its class, or ''.
-        group: items with the same target have it in common: a resample takes all of them or none.
-        noise: what is added to the target to make the mixture, at `snr_db`.
-        snr_db: the target's energy over the noise's in the mixture, dB.
+        name: unique in the benchmark, and used in reports.
+        queries: the texts that describe the target, by query type.
+        mixture: the mixture's file; None if the mixture is made by adding `noise` to the target.
+        target: the target's file; None if there is none, which leaves only the scores that need no reference.
+        label: the class, or ''.
+        group: equal for all items with the same target; a bootstrap resample takes all of them or none.
+        noise: the file that is added to the target at `snr_db` to make the mixture.
+        snr_db: ratio of the target's energy to the noise's in the mixture, in dB.
     """
 
     name: str
@@ -37,22 +37,13 @@ class Item:
 
     @property
     def kind(self) -> str:
-        """What a wrong query must differ in: the class, or the target where there are no classes."""
+        """What a wrong query must differ in: the class, or the target if there are no classes."""
         return self.label or self.group or self.name
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """An item that could not be scored, and why in one line."""
-
-    name: str
-    reason: Reason
-    message: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Published:
-    """A row of somebody's article: scores by metric, for the reader to compare."""
+    """A row of published scores by metric, shown for comparison."""
 
     name: str
     scores: Mapping[str, float]
@@ -60,25 +51,25 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A benchmark on disk, read but for its audio.
+    """A benchmark on disk. Its tables have been read, its audio has not.
 
     Attributes:
-        name: as on the command line.
-        title: as in a table.
-        items: in the order of its table.
-        bad: rows of the table that are no items.
-        statistic: how scores of items become one.
-        query_types: of its texts, the protocol's own first.
-        sample_rate: Hz at which the protocol mixes and scores whatever the model's rate; None: at the model's.
-        speech: score PESQ and its like, too.
-        published: others' scores.
-        notes: what a reader of the scores should know of this copy of the benchmark.
+        name: the name on the command line.
+        title: the name in tables and reports.
+        items: all items, in the order of the benchmark's table.
+        bad_rows: rows of the table that do not describe an item.
+        statistic: how the scores of items become one number.
+        query_types: the types of text that the items have, the protocol's own first.
+        sample_rate: rate in Hz at which the protocol mixes and scores; None: the model's rate.
+        speech: whether to score PESQ and the other measures of speech as well.
+        published: published scores.
+        notes: what a reader of the scores should know about this copy of the benchmark.
     """
 
     name: str
     title: str
     items: tuple[Item, ...]
-    bad: tuple[LeftOut, ...] = ()
+    bad_rows: tuple[LeftOut, ...] = ()
     statistic: Statistic = 'mean'
     query_types: tuple[str, ...] = ('caption',)
     sample_rate: int | None = None

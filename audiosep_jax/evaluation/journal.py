@@ -1,8 +1,8 @@
-"""Scores on disk, a JSON line per item: what an evaluation that was killed continues from.
+"""Keeps scores on disk, one JSON line per item, so that a killed evaluation can resume.
 
-Every line has a key that depends on all that the scores do (weights, protocol, texts, files), so a line of another
-checkpoint or of files that have changed since is never taken for one of this run. Lines are only ever appended, and are
-on the disk before the next batch is begun; the half line of a killed process is passed over.
+Every line has a key that depends on everything that the scores depend on (weights, protocol, texts, files). A line of
+another checkpoint, or of files that have changed since, is therefore never reused. Lines are only appended, and are on
+disk before the next batch begins. A line that was cut short by a killed process is skipped.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from audiosep_jax.errors import DataError
 
 
 def key_of(*parts: Any) -> str:
-    """A short hash of JSON-ready values."""
+    """Returns a short hash of JSON-ready values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
 
 
 class Journal:
-    """The records in all `scores-*.jsonl` of a folder; new ones are appended to this process's file.
+    """The records in all files `scores-*.jsonl` of a folder. New ones are appended to this process's file.
 
     Args:
-        folder: made if its parent exists.
-        process_index: whose file; each process of an evaluation has its own.
+        folder: the folder of the scores; it is created if its parent exists.
+        process_index: index of this process; each process of an evaluation writes its own file.
 
     Raises:
-        DataError: the folder cannot be made, read or written.
+        DataError: the folder cannot be created, read or written.
     """
 
     def __init__(self, folder: str | os.PathLike, process_index: int = 0):
@@ -37,27 +37,31 @@ class Journal:
         self._path = self._folder / f'scores-{process_index:05}.jsonl'
         try:
             self._folder.mkdir(exist_ok=True)
-            self._records = {}
+            self._records: dict[str, dict] = {}
             for path in sorted(self._folder.glob('scores-*.jsonl')):
-                self._records |= _records_of(path)
+                self._records |= _read_records(path)
             self._file = self._path.open('ab')
-            if self._path.stat().st_size and not _ends_a_line(self._path):
+            if self._path.stat().st_size and not _ends_with_newline(self._path):
                 self._file.write(b'\n')
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def __enter__(self):
+    def __enter__(self) -> 'Journal':
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def get(self, key: str) -> dict | None:
-        """The record of that key, or None."""
+        """Returns the record of a key, or None."""
         return self._records.get(key)
 
     def append(self, records: Mapping[str, dict]) -> None:
-        """Puts records by key on the disk. Raises DataError where that fails: earlier ones are kept."""
+        """Writes records by key to disk.
+
+        Raises:
+            DataError: the file cannot be written; the earlier records are kept.
+        """
         lines = [json.dumps({'key': key, **record}, ensure_ascii=False) + '\n' for key, record in records.items()]
         try:
             self._file.write(''.join(lines).encode('utf-8', 'backslashreplace'))
@@ -69,24 +73,24 @@ class Journal:
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(
-            f'{self._path}: scores cannot be kept there: {error.strerror or error}; give another --out, or make room: '
-            'the same command then continues'
+            f'{self._path}: scores cannot be kept there: {error.strerror or error}; give another --out, or free some '
+            'space and run the same command again to resume'
         )
 
 
-def _records_of(path: Path) -> dict[str, dict]:
+def _read_records(path: Path) -> dict[str, dict]:
     records = {}
     with path.open('rb') as file:
         for line in file:
             try:
                 record = json.loads(line)
                 records[record.pop('key')] = record
-            except (ValueError, TypeError, KeyError, AttributeError):  # cut short, or not ours
+            except (ValueError, TypeError, KeyError, AttributeError):  # cut short, or written by something else
                 continue
     return records
 
 
-def _ends_a_line(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with path.open('rb') as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b'\n'

@@ -1,8 +1,11 @@
-"""The benchmarks' layouts on disk, one reader each. Sources: `evaluation/evaluate_NAME.py` of AudioSep for the six of
-the article, `dcase_evaluator.py` of the DCASE 2024 Task 9 baseline.
+"""Reads the benchmarks' layouts on disk, with one reader for each layout.
 
-Tables are looked for in the folder given with them, in the benchmark's folder, and where the original keeps them
-(`evaluation/metadata` for `evaluation/data/NAME`). What the original would stop at is left out and named.
+The layouts are those of `evaluation/evaluate_NAME.py` of AudioSep, for the six benchmarks of the article, and of
+`dcase_evaluator.py` of the DCASE 2024 Task 9 baseline.
+
+A table is looked for in the folder that is given for it. Without one, it is looked for in the benchmark's folder and
+where the original keeps it (`evaluation/metadata` for `evaluation/data/NAME`). Items at which the original would stop
+are left out and reported.
 """
 
 import csv
@@ -11,13 +14,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut, Published, Statistic
+from audiosep_jax.audio.formats import BENCHMARK_SUFFIXES
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from audiosep_jax.evaluation.benchmark import Benchmark, Item, Published, Statistic
 
-SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
 SPEECH_QUERY = 'speech'
-_CLASSES_NAME = 'class_labels_indices.csv'
-_PER_CLASS = 10  # of AudioSet's clips
+_AUDIOSET_TABLE = 'class_labels_indices.csv'
+_AUDIOSET_PER_CLASS = 10  # clips
+
+# Reads (folder, folder of the table or None) -> items, and bad rows of the table.
+Reader = Callable[[Path, Path | None], tuple[list[Item], list[LeftOut]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +31,12 @@ class Protocol:
     """How a benchmark is read and aggregated.
 
     Attributes:
-        title: as in a table.
-        table: the file that tells its folder; a CSV, or a folder.
-        read: (folder, folder of the table or None) -> items, and rows that are none.
+        title: see `Benchmark`.
+        table: name of the table, or of another entry, by which the benchmark's folder is recognized; '' for none.
+        read: the reader of the layout.
         statistic: see `Benchmark`.
         query_types: see `Benchmark`.
-        num_items: of the whole benchmark; None: there is no such number.
+        num_items: number of items of the complete benchmark; None if it is not fixed.
         sample_rate: see `Benchmark`.
         speech: see `Benchmark`.
         published: see `Benchmark`.
@@ -38,7 +44,7 @@ class Protocol:
 
     title: str
     table: str
-    read: Callable[[Path, Path | None], tuple[list[Item], list[LeftOut]]]
+    read: Reader
     statistic: Statistic = 'mean'
     query_types: tuple[str, ...] = ('caption',)
     num_items: int | None = None
@@ -56,32 +62,32 @@ def read_benchmark(
     query: str | None = None,
     most_items: int | None = None,
 ) -> Benchmark:
-    """Reads a benchmark's table; whether its audio can be read is seen when it is.
+    """Reads a benchmark's table. The audio is neither read nor checked.
 
     Args:
-        folder: of the benchmark; for `csv` also the table itself.
-        name: of `PROTOCOLS`; None: whichever has its table in the folder.
-        metadata: folder of the table, where it is another one.
-        captions: a CSV with the columns `idx,caption`: a further type of query, named after the file.
-        query: one text to ask every item for, instead of the benchmark's own.
-        most_items: take so many, evenly spread over the table (of AudioSet over the classes).
+        folder: folder of the benchmark; for `csv` also the table itself.
+        name: a key of `PROTOCOLS`; None: the benchmark whose table is in the folder.
+        metadata: folder of the table, if it is another one.
+        captions: a CSV with the columns `idx,caption`, which adds a query type named after the file.
+        query: one text with which to query every item, instead of the benchmark's own.
+        most_items: take at most this number of items, evenly spread over the table (for AudioSet over the classes).
 
     Raises:
-        ConfigError: an unknown name.
-        DataError: no such table, or no usable row in it.
+        ConfigError: the name is unknown.
+        DataError: the table is missing, or has no usable row.
     """
     folder = Path(folder)
-    where = None if metadata is None else Path(metadata)
-    name = detect(folder, where) if name is None else name
+    table_folder = None if metadata is None else Path(metadata)
+    name = detect(folder, table_folder) if name is None else name
     if name not in PROTOCOLS:
         raise ConfigError(f'unknown benchmark {name!r}: {", ".join(PROTOCOLS)}')
     protocol = PROTOCOLS[name]
-    items, bad = protocol.read(folder, where)
+    items, bad = protocol.read(folder, table_folder)
     if not items:
         raise DataError(f'{folder}: no usable row in the table of {name}{": " + bad[0].message if bad else ""}')
     notes = []
     if protocol.num_items and len(items) + len(bad) != protocol.num_items:
-        notes.append(f'{len(items) + len(bad)} items here, the whole benchmark has {protocol.num_items}')
+        notes.append(f'{len(items) + len(bad)} items here, the complete benchmark has {protocol.num_items}')
     types = tuple(kind for kind in protocol.query_types if any(kind in item.queries for item in items))
     if query is not None:
         items = [dataclasses.replace(item, queries={'given': query}) for item in items]
@@ -90,13 +96,13 @@ def read_benchmark(
         items, kind = _with_captions(items, Path(captions), notes)
         types = (*types, kind)
     if most_items is not None and most_items < len(items):
-        notes.append(f'{most_items} of {len(items)} items were taken')
+        notes.append(f'only {most_items} of {len(items)} items are scored')
         items = [items[i * len(items) // most_items] for i in range(most_items)]
     return Benchmark(
         name=name,
         title=protocol.title,
         items=tuple(items),
-        bad=tuple(bad),
+        bad_rows=tuple(bad),
         statistic=protocol.statistic,
         query_types=types,
         sample_rate=protocol.sample_rate,
@@ -107,7 +113,15 @@ def read_benchmark(
 
 
 def detect(folder: Path, metadata: Path | None = None) -> str:
-    """The benchmark whose table is in the folder. Raises DataError where there is none."""
+    """Returns the name of the benchmark in a folder.
+
+    Args:
+        folder: folder of the benchmark, or a CSV.
+        metadata: folder of the table, if it is another one.
+
+    Raises:
+        DataError: the folder does not hold a benchmark.
+    """
     if folder.suffix.lower() == '.csv' and folder.is_file():
         return 'csv'
     _check_exists(folder)
@@ -117,63 +131,66 @@ def detect(folder: Path, metadata: Path | None = None) -> str:
     if any(folder.glob('class_id=*')):
         return 'audioset'
     tables = _tables_in(folder)
-    if any({'mixture', 'query'} <= set(_header(table)) for table in tables):
+    if any({'mixture', 'query'} <= set(_read_header(table)) for table in tables):
         return 'csv'
     if (folder / 'dataset_info.json').is_file():
         raise DataError(
-            f'{folder}: is a dataset of data_prep, to train on; expected is a benchmark: mixtures with their targets '
-            'and queries (docs/evaluate.md)'
+            f'{folder}: is a dataset of data_prep for training; give a benchmark: mixtures with their targets and '
+            'queries (docs/evaluate.md)'
         )
-    if folder.name in PROTOCOLS:  # the original's layout keeps the tables elsewhere
+    if folder.name in PROTOCOLS:  # the original keeps its tables in another folder
         return folder.name
     if tables:
         return 'csv'
     names = ', '.join(protocol.table for protocol in PROTOCOLS.values() if protocol.table)
     raise DataError(
-        f'{folder}: no benchmark: it holds none of {names}, no folders class_id=K (AudioSet), and no table '
+        f'{folder}: not a benchmark: it holds none of {names}, no folders class_id=K (AudioSet), and no table '
         'mixture,target,query'
     )
 
 
 def find_benchmarks(folder: str | Path) -> dict[str, Path]:
-    """The benchmarks among the sub-folders, by their names; also of `folder/data`, as in the original's layout.
+    """Returns the sub-folders that are named after benchmarks, by the benchmark's name.
+
+    Sub-folders of `folder/data` count as well, because the original has them there.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     folder = Path(folder)
     _check_exists(folder)
     places = [folder / 'data', folder]
     found = {name: place / name for place in places for name in PROTOCOLS if (place / name).is_dir()}
     if not found:
-        raise DataError(f'{folder}: none of the sub-folders {", ".join(PROTOCOLS)} is in it')
+        raise DataError(f'{folder}: has none of the sub-folders {", ".join(PROTOCOLS)}')
     return {name: found[name] for name in PROTOCOLS if name in found}
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _numbered(table: str, columns: Sequence[str], texts: Mapping[str, str], *, label: str = '') -> Callable:
-    """A reader of `segment-IDX` and `mixture-IDX` files with a table.
+def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str], *, label: str = '') -> Reader:
+    """Returns a reader of files `segment-IDX` and `mixture-IDX` with a table.
 
     Args:
-        table: its file name.
-        columns: those that it must have, `idx` first.
-        texts: column of the text by type of query.
-        label: the column that is the class; '' for none.
+        table: the table's file name.
+        columns: the columns that the table must have.
+        texts: the column of the text, by query type.
+        label: the column of the class; '' for none.
     """
 
     def read(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-        path, rows, bad = _rows(folder, metadata, table, columns)
-        items, names = [], set()
+        path, rows, bad = _read_rows(folder, metadata, table, columns)
+        items: list[Item] = []
+        names: set[str] = set()
         for line, row in rows:
             index = row['idx'].strip()
             queries = {kind: row[column] for kind, column in texts.items() if row[column].strip()}
             if not index or not queries:
-                bad.append(_bad(path, line, f'no {"text" if index else "idx"} in it'))
+                bad.append(_bad_row(path, line, f'no {"text" if index else "idx"} in it'))
                 continue
             target, mixture = (_first_existing(folder, f'{kind}-{index}') for kind in ('segment', 'mixture'))
-            # The original scores a row that is there twice, twice.
+            # The original scores an item twice if its row occurs twice.
             name = index if index not in names else f'{index} (line {line})'
             names.add(name)
             items.append(
@@ -185,9 +202,9 @@ def _numbered(table: str, columns: Sequence[str], texts: Mapping[str, str], *, l
 
 
 def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-    """`class_id=K/NAME,source.wav` and `NAME,mixture.wav`: of each class the first ten names, sorted."""
-    path, rows, bad = _rows(folder, metadata, _CLASSES_NAME, ('mid', 'display_name'))
-    items = []
+    """Reads `class_id=K/NAME,source.wav` and `NAME,mixture.wav`: the first ten sorted names of each class."""
+    path, rows, bad = _read_rows(folder, metadata, _AUDIOSET_TABLE, ('mid', 'display_name'))
+    items: list[Item] = []
     for number, (_, row) in enumerate(rows):
         inside = folder / f'class_id={number}'
         try:
@@ -198,8 +215,8 @@ def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
         except OSError as error:
             raise DataError(f'{inside}: cannot be listed: {error.strerror or error}') from error
         matches = [re.fullmatch(r'(.*),(mixture|source)(\.\w+)', file) for file in files]
-        names = sorted({match[1] for match in matches if match and match[3].lower() in SUFFIXES})
-        for name in names[:_PER_CLASS]:
+        names = sorted({match[1] for match in matches if match and match[3].lower() in BENCHMARK_SUFFIXES})
+        for name in names[:_AUDIOSET_PER_CLASS]:
             target, mixture = (_first_existing(inside, f'{name},{kind}') for kind in ('source', 'mixture'))
             text = row['display_name']
             items.append(Item(f'class_id={number}/{name}', {'label': text}, mixture, target, f'{number} {text}'))
@@ -209,21 +226,24 @@ def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
 
 
 def _read_vggsound(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-    path, rows, bad = _rows(folder, metadata, 'vggsound_eval.csv', ('file_id', 'mix_wav', 's0_wav', 's0_text'))
+    path, rows, bad = _read_rows(folder, metadata, 'vggsound_eval.csv', ('file_id', 'mix_wav', 's0_wav', 's0_text'))
     items = []
     for line, row in rows:
         if not all(row[column].strip() for column in ('file_id', 'mix_wav', 's0_wav', 's0_text')):
-            bad.append(_bad(path, line, 'a field is empty'))
+            bad.append(_bad_row(path, line, 'a field is empty'))
             continue
         mixture, target = folder / row['mix_wav'], folder / row['s0_wav']
-        clip = row['file_id'].partition('+++')[0]  # the target's, which several mixtures have
+        clip = row['file_id'].partition('+++')[0]  # the target's name, which several mixtures share
         items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, row['s0_text'].strip(), clip))
     return _with_distinct_names(items), bad
 
 
 def _read_dcase(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-    """`source,noise,snr,caption` (by position: the names vary) beside the folder `lass_validation`, or in it."""
-    path, rows, bad = _rows(folder, metadata, 'lass_synthetic_validation.csv', ())
+    """Reads `source,noise,snr,caption` beside the folder `lass_validation`, or in it.
+
+    The columns are known by their positions, because their names vary.
+    """
+    path, rows, bad = _read_rows(folder, metadata, 'lass_synthetic_validation.csv', ())
     sounds = folder / 'lass_validation'
     sounds = sounds if sounds.is_dir() else folder
     items = []
@@ -233,10 +253,10 @@ def _read_dcase(folder: Path, metadata: Path | None) -> tuple[list[Item], list[L
             source, noise, snr, text = fields
             decibels = float(snr)
         except ValueError:
-            bad.append(_bad(path, line, 'not of the form source,noise,snr,caption'))
+            bad.append(_bad_row(path, line, 'not of the form source,noise,snr,caption'))
             continue
         if not text.strip() or not source.strip() or not noise.strip():
-            bad.append(_bad(path, line, 'a field is empty'))
+            bad.append(_bad_row(path, line, 'a field is empty'))
             continue
         name = f'{source}+{noise} at {snr.strip()} dB'
         target, other = (_first_existing(sounds, stem.strip()) for stem in (source, noise))
@@ -245,12 +265,13 @@ def _read_dcase(folder: Path, metadata: Path | None) -> tuple[list[Item], list[L
 
 
 def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-    """`clean_testset_wav/NAME.wav` and `noisy_testset_wav/NAME.wav`, as it is distributed."""
-    clean, noisy = (_inner(folder / f'{kind}_testset_wav') for kind in ('clean', 'noisy'))
+    """Reads `clean_testset_wav/NAME.wav` and `noisy_testset_wav/NAME.wav`, as the benchmark is distributed."""
+    clean, noisy = (_unpacked_folder(folder / f'{kind}_testset_wav') for kind in ('clean', 'noisy'))
     stems = []
     for place in (clean, noisy):
         try:
-            files = [file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != '.']
+            sounds = (file for file in place.iterdir() if file.suffix.lower() in BENCHMARK_SUFFIXES)
+            files = [file for file in sounds if file.name[0] != '.']
         except OSError as error:
             raise DataError(f'{place}: {error.strerror or error}; give the folder that holds it') from error
         stems.append({file.stem for file in files})
@@ -262,18 +283,21 @@ def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], li
 
 
 def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-    """Any folder with one table `mixture,target,query` (paths relative to it); `label` and `target` may be absent."""
+    """Reads a folder with one table `mixture,target,query`; paths are relative to the table.
+
+    The columns `target` and `label` are optional.
+    """
     tables = [folder] if folder.is_file() else _tables_in(folder)
     if len(tables) != 1:
         names = ', '.join(table.name for table in tables) or 'none'
-        raise DataError(f'{folder}: expected one CSV (mixture,target,query) in it, found {names}; give its path')
+        raise DataError(f'{folder}: expected one CSV (mixture,target,query) in it, found {names}; give the path of one')
     table = tables[0]
     advice = '--data is a table mixture,target,query, or the folder of one'
-    _, rows, bad = _rows(table.parent, table.parent, table.name, ('mixture', 'query'), advice)
+    _, rows, bad = _read_rows(table.parent, table.parent, table.name, ('mixture', 'query'), advice)
     items = []
     for line, row in rows:
         if not row['mixture'].strip() or not row['query'].strip():
-            bad.append(_bad(table, line, 'no mixture or no query in it'))
+            bad.append(_bad_row(table, line, 'no mixture or no query in it'))
             continue
         target = row.get('target', '').strip()
         queries = {'caption': row['query']} | ({'label': row['label']} if row.get('label', '').strip() else {})
@@ -290,13 +314,22 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
     return _with_distinct_names(items), bad
 
 
-def _rows(
+def _read_rows(
     folder: Path, metadata: Path | None, name: str, columns: Sequence[str], advice: str = ''
 ) -> tuple[Path, list[tuple[int, dict[str, str]]], list[LeftOut]]:
-    """The path of a table, its rows with their line numbers, and those of another number of fields than the header.
+    """Returns the path of a table, its rows with their line numbers, and the rows that do not fit the header.
 
-    Of columns with the same name the first counts (Clotho's table has two `noise_wav1`), except that where no columns
-    are asked for, each is kept. `advice` is for a table that cannot be read: what to give, and how.
+    If several columns have the same name, the first one counts: Clotho's table has two `noise_wav1`.
+
+    Args:
+        folder: folder of the benchmark.
+        metadata: folder of the table; None: it is looked for.
+        name: the table's file name.
+        columns: the columns that the table must have; if empty, rows are keyed by the positions of their fields.
+        advice: what the error message says to do if the table cannot be read.
+
+    Raises:
+        DataError: the table is missing, cannot be read, or lacks a column.
     """
     parents = folder.absolute().parents[:2]
     places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
@@ -320,7 +353,7 @@ def _rows(
             continue
         if len(fields) != len(header):
             problem = f'{len(fields)} fields, the first line has {len(header)}'
-            bad.append(_bad(path, line, problem))
+            bad.append(_bad_row(path, line, problem))
             continue
         keys = header if columns else map(str, range(len(header)))
         row: dict[str, str] = {}
@@ -331,29 +364,29 @@ def _rows(
 
 
 def _with_captions(items: list[Item], path: Path, notes: list[str]) -> tuple[list[Item], str]:
-    """The items with a further type of query, from a table `idx,caption`; and its name."""
+    """Returns the items with a further query type from a table `idx,caption`, and the name of the type."""
     advice = '--captions is a table idx,caption'
-    _, rows, bad = _rows(path.parent, path.parent, path.name, ('idx', 'caption'), advice)
+    _, rows, bad = _read_rows(path.parent, path.parent, path.name, ('idx', 'caption'), advice)
     texts = {row['idx'].strip(): row['caption'] for _, row in rows if row['caption'].strip()}
     known = [item for item in items if item.name in texts]
     if not known:
-        raise DataError(f'{path}: none of its idx is one of the benchmark, whose first is {items[0].name!r}')
+        raise DataError(f'{path}: none of its idx is in the benchmark, whose first is {items[0].name!r}')
     kind = f'captions of {path.name}'
     if len(known) < len(items) or bad:
         notes.append(
-            f'{path.name} has captions for {len(known)} of {len(items)} items, which alone its row is of'
+            f'{path.name} has captions for {len(known)} of {len(items)} items, and its row is only of those'
             + (f'; {len(bad)} of its rows cannot be read, the first: {bad[0].message}' if bad else '')
         )
 
-    def extended(item: Item) -> Item:
-        more = {kind: texts[item.name]} if item.name in texts else {}
-        return dataclasses.replace(item, queries={**item.queries, **more})
+    def add_caption(item: Item) -> Item:
+        caption = {kind: texts[item.name]} if item.name in texts else {}
+        return dataclasses.replace(item, queries={**item.queries, **caption})
 
-    return [extended(item) for item in items], kind
+    return [add_caption(item) for item in items], kind
 
 
 def _with_distinct_names(items: list[Item]) -> list[Item]:
-    """The second item of a name gets a number: a row that is there twice is scored twice, as in the original."""
+    """Numbers items with the same name: the original scores an item twice if its row occurs twice."""
     seen: dict[str, int] = {}
     result = []
     for item in items:
@@ -363,7 +396,7 @@ def _with_distinct_names(items: list[Item]) -> list[Item]:
     return result
 
 
-def _bad(path: Path, line: int, problem: str) -> LeftOut:
+def _bad_row(path: Path, line: int, problem: str) -> LeftOut:
     return LeftOut(f'{path.name}:{line}', 'bad row', f'{path} line {line}: {problem}')
 
 
@@ -373,11 +406,11 @@ def _tables_in(folder: Path) -> list[Path]:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise DataError(f'{path}: no benchmark: no such {"file" if path.suffix.lower() == ".csv" else "folder"}')
+        raise DataError(f'{path}: not a benchmark: no such {"file" if path.suffix.lower() == ".csv" else "folder"}')
 
 
-def _header(table: Path) -> list[str]:
-    """The columns of a table; none where it cannot be read, which is said when it is."""
+def _read_header(table: Path) -> list[str]:
+    """Returns the columns of a table; [] if it cannot be read, which is reported when its rows are read."""
     try:
         with table.open(newline='', encoding='utf-8-sig') as file:
             return [column.strip() for column in next(csv.reader(file), [])]
@@ -385,28 +418,28 @@ def _header(table: Path) -> list[str]:
         return []
 
 
-def _inner(folder: Path) -> Path:
-    """Archives may unpack into a second folder of the name."""
+def _unpacked_folder(folder: Path) -> Path:
+    """Returns the folder that holds the files: archives may unpack into a second folder of the same name."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
 def _first_existing(folder: Path, stem: str) -> Path:
-    """The file of that stem; where there is none, the .wav whose absence will be reported."""
-    for suffix in SUFFIXES:
+    """Returns the file with that stem; if there is none, the .wav, whose absence will be reported."""
+    for suffix in BENCHMARK_SUFFIXES:
         if (folder / f'{stem}{suffix}').exists():
             return folder / f'{stem}{suffix}'
-    return folder / f'{stem}{SUFFIXES[0]}'
+    return folder / f'{stem}{BENCHMARK_SUFFIXES[0]}'
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
 
 
 def _four_million_steps(sdri: float, si_sdr: float) -> tuple[Published, ...]:
-    """Of `audiosep_base_4M_steps.ckpt`, from the README of the original."""
+    """Returns the scores of `audiosep_base_4M_steps.ckpt` in the original's README."""
     return (Published('AudioSep, 4M steps (published)', {'SDRi': sdri, 'SI-SDR': si_sdr}),)
 
 
-_NUMBERED = ('idx', 'caption')
+_COLUMNS = ('idx', 'caption')
 PROTOCOLS: dict[str, Protocol] = {
     'audioset': Protocol(
         'AudioSet', '', _read_audioset, 'mean of class medians', ('label',), 5270,
@@ -415,7 +448,7 @@ PROTOCOLS: dict[str, Protocol] = {
     'audiocaps': Protocol(
         'AudioCaps',
         'audiocaps_eval.csv',
-        _numbered('audiocaps_eval.csv', (*_NUMBERED, 'labels'), {'caption': 'caption', 'label': 'labels'}),
+        _numbered_reader('audiocaps_eval.csv', (*_COLUMNS, 'labels'), {'caption': 'caption', 'label': 'labels'}),
         query_types=('caption', 'label'), num_items=4820, published=_four_million_steps(8.220, 7.189),
     ),
     'vggsound': Protocol(
@@ -423,22 +456,22 @@ PROTOCOLS: dict[str, Protocol] = {
         published=_four_million_steps(9.144, 9.043),
     ),
     'clotho': Protocol(
-        'Clotho', 'clotho_eval.csv', _numbered('clotho_eval.csv', _NUMBERED, {'caption': 'caption'}),
+        'Clotho', 'clotho_eval.csv', _numbered_reader('clotho_eval.csv', _COLUMNS, {'caption': 'caption'}),
         num_items=5225, published=_four_million_steps(6.850, 5.242),
     ),
     'music': Protocol(
-        'MUSIC', 'music_eval.csv', _numbered('music_eval.csv', _NUMBERED, {'label': 'caption'}, label='caption'),
+        'MUSIC', 'music_eval.csv', _numbered_reader('music_eval.csv', _COLUMNS, {'label': 'caption'}, label='caption'),
         'mean of class means', ('label',), 5004, published=_four_million_steps(10.508, 9.425),
     ),
     'esc50': Protocol(
-        'ESC-50', 'esc50_eval.csv', _numbered('esc50_eval.csv', _NUMBERED, {'label': 'caption'}, label='caption'),
+        'ESC-50', 'esc50_eval.csv', _numbered_reader('esc50_eval.csv', _COLUMNS, {'label': 'caption'}, label='caption'),
         query_types=('label',), num_items=2000, published=_four_million_steps(10.040, 8.810),
     ),
     'dcase2024': Protocol(
         'DCASE 2024 Task 9', 'lass_synthetic_validation.csv', _read_dcase, sample_rate=16000,
         published=(Published('DCASE baseline (published)', {'SDR': 5.708, 'SDRi': 5.673, 'SI-SDR': 3.862}),),
     ),
-    # The noisy signals' scores as in Pascual et al. 2017 (SEGAN) and everybody since: a check of the metrics.
+    # The scores of the noisy signals in Pascual et al. 2017 (SEGAN), repeated by later articles, check the metrics.
     'voicebank-demand': Protocol(
         'VoiceBank-DEMAND', 'clean_testset_wav', _read_voicebank, query_types=('label',), num_items=824, speech=True,
         published=(

@@ -1,16 +1,15 @@
-"""What an evaluation found: rows of a table, scores of every item, and both as JSON."""
+"""Holds the results of an evaluation: the rows of the table and the scores of every item, also as JSON."""
 
 import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiosep_jax.errors import DataError
-from audiosep_jax.evaluation.benchmark import Benchmark, Item, LeftOut, Published, Statistic
+from audiosep_jax.errors import DataError, LeftOut
+from audiosep_jax.evaluation.benchmark import Benchmark, Item, Published, Statistic
 from audiosep_jax.evaluation.statistics import aggregate, intervals
 from audiosep_jax.storage.atomic import replacing
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 SEPARATED, NO_SEPARATION, ORACLE = 'separated', 'no separation', 'oracle ratio mask'
 SHUFFLED, TARGET = 'shuffled query', 'target'
-# The order of columns; all in dB but PESQ and what follows it.
+# The order of the columns.
 METRICS = ('SDR', 'SDRi', 'SI-SDR', 'SI-SDRi', 'PESQ', 'STOI', 'CSIG', 'CBAK', 'COVL', 'SSNR', 'CLAP')
 _SPEECH = METRICS[4:10]
 _DECIBELS = (*METRICS[:4], 'SSNR')
@@ -27,7 +26,7 @@ _DECIBELS = (*METRICS[:4], 'SSNR')
 
 @dataclasses.dataclass(frozen=True)
 class ItemScore:
-    """One item's scores: by row of the table, by metric; and the texts that were asked, by row."""
+    """The scores of one item by row of the table and by metric, and the texts of its queries by row."""
 
     item: Item
     silent_target: bool
@@ -35,7 +34,7 @@ class ItemScore:
     scores: Mapping[str, Mapping[str, float]]
 
     def to_dict(self, primary: str) -> dict:
-        """Ready for JSON, the scores of the row `primary` at the top."""
+        """Returns a JSON-ready record, with the scores of the row `primary` at the top level."""
         return {
             'name': self.item.name,
             'label': self.item.label,
@@ -52,7 +51,7 @@ class ItemScore:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A number and the ends of its 95 % bootstrap interval, over `n` items."""
+    """A score over `n` items, and the ends of its 95 % bootstrap interval."""
 
     value: float
     interval: tuple[float, float]
@@ -61,7 +60,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: scores by metric."""
+    """One row of the table: the scores over `n` items, by metric."""
 
     name: str
     n: int
@@ -78,7 +77,7 @@ class Row:
         return self.scores['SI-SDR'].value
 
     def to_dict(self) -> dict:
-        """Ready for JSON: each metric and its interval, `n`, and the metrics' own n where some items have none."""
+        """Returns a JSON-ready record: `n`, each metric with its interval, and `METRIC_n` where it differs from `n`."""
         record: dict = {'n': self.n}
         for metric, score in self.scores.items():
             record |= {metric: score.value, f'{metric}_interval': list(score.interval)}
@@ -88,17 +87,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        benchmark: what was evaluated.
-        rows: the table, `separated` first: aggregated as the original does, over all items that were scored.
-        rows_without_silent: the same without the items whose target is silence; empty where there are none.
+        benchmark: the benchmark that was evaluated.
+        rows: the table, `separated` first, aggregated over all scored items as the original does.
+        rows_without_silent: the same rows without the items whose target is silent; empty if there are none.
         items: every scored item.
         left_out: every item that could not be scored.
-        sample_rate: Hz at which it was scored.
-        seed: of the intervals and the wrong queries.
-        info: of the separator: path, step, encoder, configuration and hash of its checkpoint.
+        sample_rate: rate in Hz at which the items were scored.
+        seed: seed of the intervals and the wrong queries.
+        info: path, step, encoder, configuration and hash of the separator's checkpoint.
         notes: what a reader of the scores should know.
     """
 
@@ -124,22 +123,22 @@ class Results:
 
     @property
     def silent_targets(self) -> tuple[str, ...]:
-        """Items whose target is silence: scored as the original does, but a number there means little."""
+        """The names of items whose target is silent. The original scores them too, but such scores mean little."""
         return tuple(score.item.name for score in self.items if score.silent_target)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of the items left out, by reason."""
+        """The number of items left out, by reason."""
         reasons = [left.reason for left in self.left_out]
         return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 
     @property
     def aggregation(self) -> str:
-        """In words, how items become a row."""
+        """How the scores of items become a row, in words."""
         return describe(self.benchmark.statistic)
 
     def by_label(self) -> dict[str, dict]:
-        """The first row's statistic within each class; empty where there are no classes."""
+        """Returns the first row's statistic within each class; empty if there are no classes."""
         primary = self.rows[0].name
         values: dict[str, list[Mapping[str, float]]] = {}
         for score in self.items:
@@ -155,7 +154,7 @@ class Results:
         }
 
     def to_dict(self) -> dict:
-        """Ready for JSON; the fields are told in docs/evaluate.md."""
+        """Returns a JSON-ready record; docs/evaluate.md describes its fields."""
         first = self.rows[0]
         return {
             'benchmark': self.benchmark.name,
@@ -168,7 +167,7 @@ class Results:
             'aggregation': self.aggregation,
             'sample_rate': self.sample_rate,
             'seed': self.seed,
-            'left_out': [dataclasses.asdict(left) for left in self.left_out],
+            'left_out': [{'name': left.id, 'reason': left.reason, 'message': left.message} for left in self.left_out],
             'left_out_counts': self.counts,
             'silent_targets': list(self.silent_targets),
             'notes': list(self.notes),
@@ -177,7 +176,7 @@ class Results:
         }
 
     def lines(self) -> list[tuple[str, Row | Published]]:
-        """(name, row) of the whole table: own rows, those without silent targets, published ones."""
+        """Returns (name, row) of the whole table: all rows, those without silent targets, and the published ones."""
         count = len(self.silent_targets)
         silent = f'{count} silent target{"s" if count > 1 else ""}'
         return [
@@ -187,17 +186,17 @@ class Results:
         ]
 
     def metrics(self) -> tuple[str, ...]:
-        """The columns that some row has, but for SDR and SI-SDRi where nobody published them."""
+        """Returns the columns that some row has. SDR and SI-SDRi are shown only next to published ones."""
         published = {metric for row in self.benchmark.published for metric in row.scores}
         found = {metric for row in self.rows for metric in row.scores} | published
         return tuple(m for m in METRICS if m in found and (m not in ('SDR', 'SI-SDRi') or m in published))
 
     def table(self, title: str = '') -> list['Table']:
-        """For a terminal, `rich` tables: SDR's family, then those for speech if there are any."""
+        """Returns `rich` tables for a terminal: the SDR family, then the measures of speech if there are any."""
         metrics = self.metrics()
         families = [tuple(m for m in metrics if m not in _SPEECH), tuple(m for m in metrics if m in _SPEECH)]
-        # Six measures of speech with intervals would not fit a terminal: those are in the report.
-        tables = [self._table(family, title, bool(i == 0)) for i, family in enumerate(families) if family]
+        # Six measures of speech with their intervals do not fit a terminal; the report has the intervals.
+        tables = [self._table(family, title, i == 0) for i, family in enumerate(families) if family]
         unit = in_decibels(metrics)
         tables[-1].caption = f'{self.aggregation}, and 95 % interval' + (f'; {unit} in dB' if unit else '')
         return tables
@@ -217,19 +216,19 @@ class Results:
             pairs = [_cells(row.scores.get(metric)) for metric in metrics]
             cells = [cell for pair in pairs for cell in (pair if with_intervals else pair[:1])]
             if any(cells):
-                # As it is: rich takes [brackets] of a plain string for markup.
+                # `Text` is shown verbatim; in a plain string rich takes [brackets] for markup.
                 table.add_row(Text(name), *cells, str(row.n) if isinstance(row, Row) else '')
         return table
 
 
 def in_decibels(metrics: Sequence[str]) -> str:
-    """Those of the metrics that are in dB, as a text lists them; '' where none is."""
+    """Returns the metrics that are in dB as an enumeration, such as 'SDRi and SSNR'; '' if there are none."""
     found = [metric for metric in metrics if metric in _DECIBELS]
     return ' and '.join(part for part in (', '.join(found[:-1]), *found[-1:]) if part)
 
 
 def describe(statistic: Statistic) -> str:
-    """A statistic in words."""
+    """Returns a statistic in words."""
     return {
         'mean': 'mean over items',
         'mean of class means': 'mean of the means per class',
@@ -238,42 +237,54 @@ def describe(statistic: Statistic) -> str:
 
 
 def make_rows(items: Sequence[ItemScore], names: Sequence[str], statistic: Statistic, seed: int) -> tuple[Row, ...]:
-    """A row for each of the names under which some item has scores."""
-    own = {name: [item for item in items if name in item.scores] for name in names}
-    return tuple(_row(name, scored, statistic, seed) for name, scored in own.items() if scored)
+    """Returns a row for each of the names under which some item has scores."""
+    by_name = {name: [item for item in items if name in item.scores] for name in names}
+    return tuple(_make_row(name, scored, statistic, seed) for name, scored in by_name.items() if scored)
 
 
-def _row(name: str, items: Sequence[ItemScore], statistic: Statistic, seed: int) -> Row:
+def _make_row(name: str, items: Sequence[ItemScore], statistic: Statistic, seed: int) -> Row:
     scores: dict[str, Score] = {}
     metrics = [m for m in METRICS if any(m in item.scores[name] for item in items)]
-    # Metrics that the same items have (nearly always all of them) are resampled together.
+    # Metrics that the same items have (nearly always all metrics) are resampled together.
     by_items: dict[tuple[int, ...], list[str]] = {}
     for metric in metrics:
         by_items.setdefault(tuple(i for i, item in enumerate(items) if metric in item.scores[name]), []).append(metric)
-    for rows, family in by_items.items():
-        own = [items[i] for i in rows]
-        values = np.array([[item.scores[name][metric] for metric in family] for item in own])
-        labels, groups = [item.item.label for item in own], [item.item.group for item in own]
+    for indices, family in by_items.items():
+        chosen = [items[i] for i in indices]
+        values = np.array([[item.scores[name][metric] for metric in family] for item in chosen])
+        labels, groups = [item.item.label for item in chosen], [item.item.group for item in chosen]
         middle = aggregate(values, labels, statistic)
         ends = intervals(values, labels, groups, statistic, seed)
         for k, metric in enumerate(family):
-            scores[metric] = Score(float(middle[k]), (float(ends[0, k]), float(ends[1, k])), len(own))
+            scores[metric] = Score(float(middle[k]), (float(ends[0, k]), float(ends[1, k])), len(chosen))
     return Row(name, len(items), {metric: scores[metric] for metric in metrics})
 
 
 def write_json(path: str | os.PathLike, results: dict) -> None:
-    """Writes JSON-ready results, whole or not at all. Raises DataError where that is impossible."""
-    path = Path(path)
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + '\n'
+    """Writes JSON-ready results to a file, which is replaced as a whole.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    write_text(path, json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + '\n')
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file, which is replaced as a whole.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
         with replacing(path) as temporary:
-            # Names of files need not be valid UTF-8.
+            # File names in the text may not be valid UTF-8.
             temporary.write_text(text, 'utf-8', errors='backslashreplace')
     except OSError as error:
         raise DataError(f'{path}: cannot be written: {error.strerror or error}') from error
 
 
 def _cells(score: Score | float | None) -> tuple[str, str]:
+    """Returns the text of a score and of its interval."""
     if score is None:
         return '', ''
     if isinstance(score, Score):

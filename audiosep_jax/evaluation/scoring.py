@@ -1,32 +1,184 @@
-"""Scores of a batch of estimates, on the device."""
+"""Scores batches of items: separates them, adds the reference rows, and computes the metrics on the device."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from audiosep_jax import metrics
+from audiosep_jax.audio.resampling import resample
+from audiosep_jax.encoders.base import AudioTextEncoder
+from audiosep_jax.errors import CheckpointError
+from audiosep_jax.evaluation.baselines import oracle_ratio_mask
 from audiosep_jax.evaluation.loading import Sound
+from audiosep_jax.evaluation.results import NO_SEPARATION, ORACLE, SEPARATED, TARGET
+from audiosep_jax.evaluation.speech import SpeechScorer
 
-# Lengths of scored batches are multiples of this, so that few shapes are compiled.
+if TYPE_CHECKING:
+    from audiosep_jax.separation.separator import Separator
+
+# Batches are padded to a multiple of this length, so that few shapes are compiled.
 _GRID = 16384
+
+Embeddings = Mapping[str, np.ndarray]  # text -> float32 [E]
+Scores = dict[str, dict[str, float]]  # row of the table -> metric -> value
+
+
+class BatchScorer:
+    """Separates the items of a batch once for each of their texts, and scores every row of the table.
+
+    Use it as a context manager: leaving it ends the workers that score speech.
+
+    Args:
+        separator: the model.
+        names: the names of all items.
+        texts: the text for every item, by row of the table; None for an item that a row leaves out.
+        sample_rate: rate of the scores, in Hz.
+        batch_size: mixtures through the network at a time.
+        clap: adds the cosine similarity of text and output to the scores.
+        speech: whether to add the scores of speech.
+
+    Raises:
+        ConfigError: speech is to be scored and the packages for it are missing.
+    """
+
+    def __init__(
+        self,
+        separator: 'Separator',
+        names: Sequence[str],
+        texts: Mapping[str, Sequence[str | None]],
+        *,
+        sample_rate: int,
+        batch_size: int,
+        clap: AudioTextEncoder | None = None,
+        speech: bool = False,
+    ):
+        self._separator, self._names, self._texts = separator, names, texts
+        self._rate, self._batch_size, self._clap = sample_rate, batch_size, clap
+        self._speech = SpeechScorer(sample_rate) if speech else None
+        separated = [row for row in texts if row.startswith(SEPARATED)]
+        others = [row for row in texts if row not in separated]
+        self.rows = [*separated, NO_SEPARATION, ORACLE, *others]  # in the order of the table
+
+    def __enter__(self) -> 'BatchScorer':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._speech is not None:
+            self._speech.close()
+
+    def score(self, sounds: Mapping[int, Sound], embeddings: Embeddings, clap_texts: Embeddings) -> dict[int, Scores]:
+        """Scores the items of one batch.
+
+        Args:
+            sounds: the waveforms, by the item's index.
+            embeddings: the separator's embedding of every text.
+            clap_texts: CLAP's embedding of every text; empty without CLAP.
+
+        Returns:
+            The scores by the item's index. Rows without any score are left out.
+
+        Raises:
+            CheckpointError: the model's output is not finite.
+        """
+        estimates = self._separate(sounds, embeddings)
+        for i, sound in sounds.items():
+            estimates[i][NO_SEPARATION] = sound.mixture
+        targets = {i: sound.target for i, sound in sounds.items() if sound.target is not None}
+        scores: dict[int, Scores] = {i: {row: {} for row in self.rows} for i in sounds}
+        if targets:
+            mixtures = [sounds[i].mixture for i in targets]
+            masked = self._apply_oracle_masks(mixtures, list(targets.values()))
+            for i, estimate in zip(targets, masked, strict=True):
+                estimates[i][ORACLE] = estimate
+            by_row = {row: [estimates[i].get(row) for i in targets] for row in self.rows}
+            sdr_scores = sdr_family(list(targets.values()), mixtures, by_row, self._batch_size)
+            for i, item_scores in zip(targets, sdr_scores, strict=True):
+                scores[i] |= item_scores
+        if targets and self._speech is not None:
+            for i, row, speech_scores in self._speech.scores({i: (t, estimates[i]) for i, t in targets.items()}):
+                scores[i][row] |= speech_scores
+        if self._clap is not None:
+            self._add_similarity(self._clap, sounds, estimates, clap_texts, scores)
+        return {i: {row: values for row, values in rows.items() if values} for i, rows in scores.items()}
+
+    def _separate(self, sounds: Mapping[int, Sound], embeddings: Embeddings) -> dict[int, dict[str, np.ndarray]]:
+        """Returns for each item the estimate of every row that has a text for it, float32 [T] at the scores' rate."""
+        model_rate = self._separator.config.sample_rate
+        mixtures = {i: resample(sound.mixture, self._rate, model_rate) for i, sound in sounds.items()}
+        # Right and wrong queries go into one call, so that they share batches and compiled shapes.
+        calls = [(row, i, text) for row, texts in self._texts.items() for i in sounds if (text := texts[i]) is not None]
+        outputs = self._separator.separate_batch(
+            [mixtures[i] for _, i, _ in calls],
+            np.stack([embeddings[text] for _, _, text in calls]),
+            batch_size=self._batch_size,
+        )
+        estimates: dict[int, dict[str, np.ndarray]] = {i: {} for i in sounds}
+        for (row, i, _), output in zip(calls, outputs, strict=True):
+            if not np.isfinite(output).all():
+                raise CheckpointError(
+                    f'the model gives NaN or infinite samples for {self._names[i]}: its training diverged'
+                )
+            estimate = resample(output, model_rate, self._rate)[: len(sounds[i].mixture)]
+            estimates[i][row] = np.pad(estimate, (0, len(sounds[i].mixture) - len(estimate)))
+        return estimates
+
+    def _apply_oracle_masks(self, mixtures: list[np.ndarray], targets: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns the oracle's estimates, float32 [T]; its window and hop are as long as the model's, in seconds."""
+        config, scale = self._separator.config, self._rate / self._separator.config.sample_rate
+        window, hop = round(config.window_size * scale), round(config.hop_size * scale)
+        padded_mixtures, counts = padded_batch(mixtures, self._batch_size)
+        padded_targets, _ = padded_batch(targets, self._batch_size)
+        masked = np.asarray(oracle_ratio_mask(padded_mixtures, padded_targets, window, hop))
+        return [estimate[:count] for estimate, count in zip(masked, counts, strict=False)]
+
+    def _add_similarity(
+        self,
+        clap: AudioTextEncoder,
+        sounds: Mapping[int, Sound],
+        estimates: Mapping[int, Mapping[str, np.ndarray]],
+        clap_texts: Embeddings,
+        scores: Mapping[int, Scores],
+    ) -> None:
+        """Adds the cosine similarity of outputs and texts; a row without texts is compared with the right ones."""
+        right_texts = next(iter(self._texts.values()))
+        for i, of_item in estimates.items():
+            target = sounds[i].target
+            waveforms = dict(of_item) if target is None else {**of_item, TARGET: target}
+            audio_embeddings = clap.encode_audio([*waveforms.values()], sample_rate=self._rate)
+            for row, embedding in zip(waveforms, audio_embeddings, strict=True):
+                text = self._texts.get(row, right_texts)[i]
+                if text is not None:
+                    scores[i].setdefault(row, {})['CLAP'] = cosine(clap_texts[text], embedding)
 
 
 def sdr_family(
-    sounds: Sequence[Sound], estimates: Mapping[str, Sequence[np.ndarray | None]], batch_size: int = 1
-) -> list[dict[str, dict[str, float]]]:
-    """SDR, SDRi, SI-SDR and SI-SDRi in dB of each row's estimates [T], for each sound; None where a row has none."""
-    targets, counts = padded_batch([sound.target for sound in sounds], batch_size)
-    mixtures, _ = padded_batch([sound.mixture for sound in sounds], batch_size)
-    filled = [
-        padded_batch([s.mixture if e is None else e for s, e in zip(sounds, row, strict=True)], batch_size)[0]
+    targets: Sequence[np.ndarray],
+    mixtures: Sequence[np.ndarray],
+    estimates: Mapping[str, Sequence[np.ndarray | None]],
+    batch_size: int = 1,
+) -> list[Scores]:
+    """Returns SDR, SDRi, SI-SDR and SI-SDRi in dB for each item, by row.
+
+    Args:
+        targets: float [T_i] of each item.
+        mixtures: float [T_i] of each item.
+        estimates: float [T_i] of each item, by row; None for an item that a row leaves out.
+        batch_size: smaller batches are padded to this size, so that few shapes are compiled.
+    """
+    padded_targets, counts = padded_batch(targets, batch_size)
+    padded_mixtures, _ = padded_batch(mixtures, batch_size)
+    rows = [
+        padded_batch([m if e is None else e for m, e in zip(mixtures, row, strict=True)], batch_size)[0]
         for row in estimates.values()
     ]
-    sdr, si_sdr = jax.device_get(_jitted_scores(targets, np.stack([mixtures, *filled]), _filled(counts, batch_size)))
-    results: list[dict[str, dict[str, float]]] = [{} for _ in sounds]
-    for row, (name, own) in enumerate(estimates.items(), start=1):
-        for b, estimate in enumerate(own):
+    padded_counts = np.array([*counts, *[1] * (batch_size - len(counts))], np.int32)
+    sdr, si_sdr = jax.device_get(_jitted_scores(padded_targets, np.stack([padded_mixtures, *rows]), padded_counts))
+    results: list[Scores] = [{} for _ in targets]
+    for row, (name, of_items) in enumerate(estimates.items(), start=1):
+        for b, estimate in enumerate(of_items):
             if estimate is not None:
                 results[b][name] = {
                     'SDR': float(sdr[row, b]),
@@ -39,13 +191,13 @@ def sdr_family(
 
 @jax.jit
 def _jitted_scores(targets: jax.Array, estimates: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, S], [R, B, S] and the samples that count [B] -> SDR and SI-SDR in dB, [R, B] each."""
+    """Returns SDR and SI-SDR in dB, [R, B] each, of targets [B, S], estimates [R, B, S] and numbers of samples [B]."""
     targets = jnp.broadcast_to(targets, estimates.shape)
     return metrics.sdr(targets, estimates, num_samples=counts), metrics.si_sdr(targets, estimates)
 
 
 def padded_batch(signals: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray, list[int]]:
-    """n arrays [T_i] as float32 [max(n, batch_size), S] with zeros behind, and their lengths."""
+    """Returns n arrays [T_i] as float32 [max(n, batch_size), S], followed by zeros, and their lengths."""
     counts = [len(signal) for signal in signals]
     longest = -(-max(counts, default=1) // _GRID) * _GRID
     padded = np.zeros((max(len(signals), batch_size), longest), np.float32)
@@ -54,9 +206,6 @@ def padded_batch(signals: Sequence[np.ndarray], batch_size: int) -> tuple[np.nda
     return padded, counts
 
 
-def _filled(counts: Sequence[int], batch_size: int) -> np.ndarray:
-    return np.array([*counts, *[1] * (batch_size - len(counts))], np.int32)
-
-
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the cosine similarity of two vectors [E]."""
     return float(np.dot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-10))

@@ -1,11 +1,13 @@
-"""What the processes of a run have to agree on: when to stop, what they are doing, and where they write it."""
+"""Agreement among the processes of a run: when to stop, with which settings they run, and where they write."""
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,39 +19,57 @@ from orbax.checkpoint import multihost
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.parallel.mesh import batch_sharded, replicated
 
-# A vote is looked at when the devices have long counted it: the loop never waits for them.
+# A sum of votes is read this many steps later, when the devices have long computed it, so the loop never waits for it.
 _LAG = 2
-_PATIENCE_MS = 24 * 3600 * 1000
-_moments = itertools.count()
+_TIMEOUT_MS = 24 * 3600 * 1000
+_barriers = itertools.count()
 
 
-def wait_for_all(moment: str) -> None:
-    """Until all processes are there, through the coordination service.
+def wait_for_all(name: str) -> None:
+    """Waits, through the coordination service, until all processes have called this. It fails if one of them dies.
 
-    To be called before processes meet in a computation that some may reach minutes after others (they copied data,
-    compiled, validated): the collectives of a CPU give up after 30 seconds. A process that died meanwhile is noticed.
+    Call it before a collective computation that some processes may reach minutes after others, because they copied
+    data, compiled or validated: the collectives of CPUs time out after 30 seconds.
+
+    Args:
+        name: what the processes wait for, in error messages.
     """
     if jax.process_count() > 1:
-        key = f'audiosep-{moment}-{next(_moments)}'  # a name is good for one meeting
-        multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE_MS)
+        key = f'audiosep-{name}-{next(_barriers)}'  # a barrier cannot be used twice
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=_TIMEOUT_MS)
 
 
 class Votes:
-    """Lets all processes leave the loop after the same step, whichever of them was asked to.
+    """Makes all processes leave the training loop after the same step, whichever of them was asked to stop.
 
-    Each casts a vote per step; the sum travels with the devices' other work. Alone, a process has its own way at once.
+    Each process casts a vote in each step. The all-reduce is asynchronous and its result is read `_LAG` steps later. A
+    single process stops at once.
+
+    JAX's own `multihost_utils.reached_preemption_sync_point` cannot replace this. It needs the preemption service,
+    which knows only SIGTERM, and not Ctrl-C. The service also replaces a signal handler that was installed before it,
+    and notices no signal if a handler is installed afterwards, so a second signal could not end the run at once.
+
+    Args:
+        mesh: the devices of all processes.
     """
 
     def __init__(self, mesh: Mesh):
         self._sharding = batch_sharded(mesh)
         self._rows = len(mesh.local_devices)
-        # Compiled now: a start that continues a run has it in the cache, and no step waits for it.
         self._sum = jax.jit(lambda votes: votes.sum(0), out_shardings=replicated(mesh))
         self._cast: collections.deque[jax.Array] = collections.deque()
-        self.corrupt_records = 0  # of all processes, as far as counted
+        self.corrupt_records = 0  # of all processes, `_LAG` steps ago
 
     def cast(self, stop: bool, corrupt_records: int) -> bool:
-        """Whether to stop now: somebody wanted to, a few steps ago."""
+        """Casts this process's vote of a step.
+
+        Args:
+            stop: whether this process was asked to stop.
+            corrupt_records: how many corrupt records it has met; `self.corrupt_records` becomes the sum.
+
+        Returns:
+            Whether to stop after this step, because a process was asked to `_LAG` steps ago.
+        """
         if jax.process_count() == 1:
             self.corrupt_records = corrupt_records
             return stop
@@ -76,35 +96,36 @@ def check_same(record: dict[str, Any]) -> None:
         )
 
 
-def check_shared(workdir: Any) -> None:
-    """Raises CheckpointError on every process unless all of them see the same folder: checkpoints need it.
+def check_shared(workdir: Path) -> None:
+    """Raises CheckpointError on every process unless all of them see the same folder, which checkpoints need.
 
-    The folder is made if it is not there.
+    The folder is made if it does not exist.
     """
     if jax.process_count() == 1:
         return
     token = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
-    mark = workdir / f'.shared-{token:08x}'
+    marker = workdir / f'.shared-{token:08x}'
     problem = ''
     if jax.process_index() == 0:
-        problem = _attempt(lambda: (workdir.mkdir(parents=True, exist_ok=True), mark.write_text('')))
+        problem = _attempt(functools.partial(workdir.mkdir, parents=True, exist_ok=True))
+        problem = problem or _attempt(lambda: marker.write_text(''))
     multihost_utils.sync_global_devices('marked')
-    seen = not problem and mark.exists()
+    seen = not problem and marker.exists()
     every = multihost_utils.process_allgather(np.array(seen, np.int32))
     if jax.process_index() == 0:
-        _attempt(mark.unlink)
+        _attempt(marker.unlink)
     if problem:
         raise CheckpointError(f'cannot write to {workdir}: {problem}')
     if not every.all():
-        blind = ', '.join(map(str, np.flatnonzero(every == 0)))
+        others = ', '.join(map(str, np.flatnonzero(every == 0)))
         raise CheckpointError(
-            f'{workdir}: process {blind} does not see what process 0 writes there: --workdir must be on a file system '
+            f'{workdir}: process {others} does not see what process 0 writes there: --workdir must be on a file system '
             'that all hosts share, or in a bucket'
         )
 
 
 def _attempt(action: Callable[[], Any]) -> str:
-    """What went wrong, '' if nothing: the others wait, so that it must not be raised yet."""
+    """Returns what went wrong, or ''. It is not raised, because the other processes are waiting for this one."""
     try:
         action()
     except Exception as error:
@@ -113,15 +134,13 @@ def _attempt(action: Callable[[], Any]) -> str:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The JSON-ready values of all processes, in their order, on every process. All of them must call it."""
+    """Returns the JSON-ready values of all processes, in the processes' order. All processes must call this."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental.multihost_utils import process_allgather
-
     wait_for_all('gathered')
-
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.asarray(process_allgather(np.array([len(data)], np.int32))).reshape(-1)
-    # Arrays of one size: shorter texts have zeros behind.
-    rows = np.asarray(process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))).reshape(len(lengths), -1)
+    allgather = multihost_utils.process_allgather
+    lengths = np.asarray(allgather(np.array([len(data)], np.int32))).reshape(-1)
+    # All arrays must have one size, so shorter texts are padded with zeros.
+    rows = np.asarray(allgather(np.pad(data, (0, int(lengths.max()) - len(data))))).reshape(len(lengths), -1)
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]

@@ -9,12 +9,11 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiosep_jax.audio import reading
-from audiosep_jax.audio.writing import SUFFIXES, Subtype, check_format
+from audiosep_jax.audio.formats import OUTPUT_FILE_SUFFIXES, READABLE_SUFFIXES
+from audiosep_jax.audio.writing import Subtype, check_format
 from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.storage.atomic import check_writable
 
-# Suffixes by which a user may mean an output file. Others may be part of a folder's name, which can have a dot too.
-_AUDIO_SUFFIXES = (*SUFFIXES, '.m4a', '.aac', '.oga', '.wma', '.mp4', '.mkv', '.webm')
 RESIDUAL = 'residual'
 _RATE_OF_ALL_FORMATS = 48000  # Hz; the input's rate is checked when it is known
 _MAX_QUERY_BYTES = 80
@@ -63,7 +62,7 @@ def _is_pattern(source: Path) -> bool:
 
 
 def _is_sound(path: Path) -> bool:
-    return path.suffix.lower() in reading.SUFFIXES and not path.name.startswith('.') and path.is_file()
+    return path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith('.') and path.is_file()
 
 
 def plan_outputs(
@@ -92,7 +91,7 @@ def plan_outputs(
     """
     if not inputs:
         raise ConfigError('no input: name the audio files to separate')
-    if out.suffix.lower() in _AUDIO_SUFFIXES and not out.is_dir():
+    if out.suffix.lower() in OUTPUT_FILE_SUFFIXES and not out.is_dir():
         suffix = out.suffix
         if len(inputs) > 1 or num_queries > 1:
             raise ConfigError(
@@ -136,7 +135,7 @@ def _stems(inputs: Sequence[Path]) -> list[str]:
 
 def looks_like_a_file(out: Path) -> bool:
     """Returns whether `out` does not exist and has a suffix, so that the user may mean a file instead of a folder."""
-    return bool(out.suffix) and out.suffix.lower() not in _AUDIO_SUFFIXES and not out.exists()
+    return bool(out.suffix) and out.suffix.lower() not in OUTPUT_FILE_SUFFIXES and not out.exists()
 
 
 def _check_folder(out: Path, folder: Path | None) -> None:
@@ -146,12 +145,7 @@ def _check_folder(out: Path, folder: Path | None) -> None:
     """
     if folder is not None and folder.exists() and not folder.is_dir():
         raise AudioFileError(f'-o {out}: is a file, but a folder is needed; give a folder, or a name that ends in .wav')
-    needed = out.absolute().parent
-    if not needed.is_dir():
-        raise AudioFileError(f'-o {out}: the folder {needed} does not exist; make it first')
-    place = folder if folder is not None and folder.exists() else needed
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise AudioFileError(f'-o {out}: no permission to write into {place}')
+    check_writable(out, '-o', kind='file' if folder is None else 'folder', error=AudioFileError)
 
 
 def _check_collisions(plans: dict[Path, list[Path]]) -> None:

@@ -21,8 +21,7 @@ from jaxtyping import Float, Float32
 from audiosep_jax.audio.checks import check_audio
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
-from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import load_for_inference
+from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
 from audiosep_jax.encoders.registry import encoder_names, load_encoder
 from audiosep_jax.errors import (
@@ -297,7 +296,7 @@ def load(
         DownloadError: the checkpoint is in the hub, which cannot be reached.
         EncoderMismatchError: this version has the checkpoint's encoder, but gives other embeddings.
     """
-    checkpoint = load_for_inference(find_checkpoint(path), step=step)
+    checkpoint = open_checkpoint(path, step=step)
     info = {
         'step': checkpoint.step,
         'encoder': checkpoint.encoder,

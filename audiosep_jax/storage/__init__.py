@@ -1,1 +1,1 @@
-"""Files, buckets, locks, caches and what a process asks of the system; knows nothing of audio or models."""
+"""Files, buckets, locks, caches and the resources of a process. Nothing here knows of audio or models."""

@@ -1,7 +1,7 @@
-"""Datasets in buckets, `gs://…` and `s3://…`, beside those in folders: the same paths, through etils' epath.
+"""Files in buckets (`gs://…`, `s3://…`) through the same paths as files in folders, by etils' epath.
 
-A bucket's object appears when it is whole, so it needs no temporary name; there are no folders to make, and no locks.
-Reading and writing them takes `pip install gcsfs` or `s3fs`.
+An object of a bucket appears only when it is complete, so it needs no temporary name. Buckets have no folders to make,
+and no locks. To read and write them, `pip install gcsfs` or `s3fs`.
 """
 
 import contextlib
@@ -9,21 +9,22 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
 from audiosep_jax.storage.atomic import replacing
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
-    """Whether this is an address, and no path of the local file system."""
+    """Returns whether this is an address like `gs://…`, and not a path of the local file system."""
     return '://' in os.fspath(path)
 
 
 def as_path(path: str | os.PathLike) -> pathlib.Path:
-    """A `pathlib.Path`, or an `epath.Path` of the same methods for an address.
+    """Returns a `pathlib.Path`, or for an address an `epath.Path`, which has the same methods.
 
     Raises:
-        ConfigError: an address of a kind that epath does not know.
+        ConfigError: epath does not know this kind of address.
     """
     text = os.fspath(path)
     if not is_bucket(text):
@@ -37,24 +38,29 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
 
 
 def size(path: pathlib.Path) -> int:
-    """Bytes of a file. Raises OSError."""
-    found = path.stat()
-    return found.length if is_bucket(path) else found.st_size
+    """Returns the size of a file in bytes. Raises OSError if it cannot be read."""
+    status: Any = path.stat()
+    return status.length if is_bucket(path) else status.st_size
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Atomically: a reader, or a process killed here, sees the old file or the new one. Raises OSError."""
+    """Writes a file atomically: readers see the old file or the new one, even if this process is killed.
+
+    Raises:
+        OSError: it cannot be written, or only a part of it arrived.
+    """
     with writing(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a local temporary path; at the end, what is there gets the name `path`: by renaming, or by a copy into the
-    bucket. On any exception there is nothing new under `path`. Its folder is made.
+    """Yields a local temporary path, and at the end renames the file there to `path`, or copies it into the bucket.
+
+    On any exception, `path` does not change. Its folder is made.
 
     Raises:
-        OSError: it cannot be written, or did not arrive as a whole.
+        OSError: it cannot be written, or only a part of it arrived.
     """
     if not is_bucket(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +75,7 @@ def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             if size(path) != size(temporary):
                 raise OSError(f'{path}: {size(path)} of {size(temporary)} bytes arrived: run it again')
         except BaseException:
-            # fsspec closes, and so completes, what an error interrupted.
+            # fsspec closes a file whose writing failed, and so makes the incomplete object appear.
             with contextlib.suppress(Exception):
                 path.unlink(missing_ok=True)
             raise
@@ -83,8 +89,10 @@ def _copy(source: pathlib.Path, destination: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def reaching(path: str | os.PathLike) -> Iterator[None]:
-    """Makes what a bucket's library raises (not installed, no credentials, no network) a DataError. An OSError, and all
-    that happens to local paths, passes."""
+    """Turns what a bucket's library raises (not installed, no credentials, no network) into DataError.
+
+    OSError passes unchanged, and so does every error about a local path.
+    """
     try:
         yield
     except (AudioSepError, OSError):

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache: the second start of a program does not compile again what the first one did."""
+"""The user's cache folder, and in it JAX's compilation cache, which spares a program's next start compiling again."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ import jax
 
 
 def cache_folder() -> Path:
-    """The user's cache of this project: `$XDG_CACHE_HOME/audiosep_jax`, by default `~/.cache/audiosep_jax`."""
+    """Returns this project's cache folder: `$XDG_CACHE_HOME/audiosep_jax`, by default `~/.cache/audiosep_jax`."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'audiosep_jax'
 
 
 def enable_compilation_cache() -> None:
-    """Turns the cache on for this process, unless `JAX_COMPILATION_CACHE_DIR` already says where it is."""
+    """Turns on JAX's compilation cache in this process, unless `JAX_COMPILATION_CACHE_DIR` already names a folder."""
     if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))
-        # The encoders compile layer by layer, 0.1 to 0.3 s each: `benchmarks/encoders.py`.
+        # JAX's default is 1 s, but the encoders compile layer by layer, 0.1 to 0.3 s each (`benchmarks/encoders.py`).
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)

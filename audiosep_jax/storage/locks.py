@@ -1,4 +1,4 @@
-"""Locks between processes and hosts, held on files; the system gives them up when a process ends, however it ends."""
+"""Locks on files, between processes and hosts. When a process ends, however it ends, the system releases its locks."""
 
 import contextlib
 import errno
@@ -9,15 +9,18 @@ from collections.abc import Iterator
 try:
     import fcntl
 except ImportError:  # Windows, where the shards' libraries do not exist either
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module may be absent
 
-# What file systems say that know no locks, such as a bucket's FUSE mount.
-_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+# The errors of file systems without locks, such as a bucket's FUSE mount.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Held by one process at a time; others wait. Where the file system has no locks, nobody waits.
+    """Holds a lock that only one process can hold at a time, and waits for it. Without locks, nobody waits.
+
+    Args:
+        path: the lock file, which is removed at the end.
 
     Raises:
         OSError: the folder of the lock file is missing or not writable.
@@ -32,7 +35,7 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
 
 
 class AtWork:
-    """While it is entered, others can tell that this process is at work in the folder of the lock file `path`.
+    """A context in which other processes can see, by the lock file `path`, that this one is working in its folder.
 
     Raises:
         OSError: the folder is missing or not writable.
@@ -47,17 +50,17 @@ class AtWork:
         return self
 
     def alone(self) -> bool | None:
-        """Whether no other process is at work there; None where the file system cannot tell."""
+        """Returns whether no other process is working there; None if the file system has no locks."""
         if self._file is None:
             return None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self._file, fcntl.LOCK_SH)  # the attempt gave the lock up
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # the attempt released the shared lock
             return False
         return True
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._file is None:
             return
         if self.alone():
@@ -66,21 +69,21 @@ class AtWork:
 
 
 def _acquire(path: str | os.PathLike, *, exclusive: bool) -> int | None:
-    """The descriptor of the locked file; None where there are no locks."""
+    """Returns the descriptor of the locked file; None if there are no locks."""
     if fcntl is None:
         return None
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            # The one before us removes the file when it is done: then this lock is on a file that nobody else sees.
+            # If the previous holder has removed the file since, this lock is on a file that nobody else sees: retry.
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
         except FileNotFoundError:
             pass
         except OSError as error:
             os.close(file)
-            if error.errno in _NO_LOCKS_HERE:
+            if error.errno in _NO_LOCKS:
                 pathlib.Path(path).unlink(missing_ok=True)
                 return None
             raise

@@ -1,8 +1,9 @@
-"""The configuration of a training run."""
+"""The configuration of a training run, and the checks that it needs before it starts."""
 
 import dataclasses
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import tyro
 from jax.sharding import Mesh
@@ -17,25 +18,26 @@ from audiosep_jax.training.optim import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run. The defaults are the article's recipe; `experiments/` holds the others.
+    """A training run. The defaults are the article's recipe; `experiments/` holds the others.
 
     Attributes:
-        workdir: folder of checkpoints and log, or an address in a bucket; a run found there is continued.
+        workdir: folder of checkpoints and logs, or an address in a bucket; if it holds a run, that run is resumed.
         input: what to train on.
-        steps: optimizer steps of the whole run, those before a restart included.
+        steps: optimizer steps of the whole run, including those before a restart.
         batch_size: clips per step over all devices of all hosts.
-        accumulate: parts of the batch that go through the network one after the other: less memory, more time.
-        seed: of weights, order of the data, crops and mixtures.
-        init_from: a checkpoint (a run, a converted one, a repository of the hub) whose weights a new run starts from.
-        ema_decay: of the moving average of the weights, which evaluation and separation then use; 0: none.
+        accumulate: number of parts of the batch that go through the network one after the other; more parts take less
+            memory and more time.
+        seed: seed of the weights, the order of the data, the crops and the mixtures.
+        init_from: checkpoint (a run, a converted one, a repository on the hub) whose weights a new run starts from.
+        ema_decay: decay of the moving average of the weights, which evaluation and separation then use; 0: no average.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
-        keep: newest checkpoints kept; the best one is kept besides.
-        max_skipped_in_row: so many non-finite steps in a row end the run.
-        validation: folder of any benchmark (docs/evaluate.md), evaluated at every checkpoint; its SDRi tells which
-            checkpoint is best (without it: the mean loss since the one before).
+        keep: how many of the newest checkpoints are kept; the best one is kept as well.
+        max_skipped_in_row: the run ends after this many non-finite steps in a row.
+        validation: folder of any benchmark (docs/evaluate.md), evaluated at every checkpoint; its SDRi decides which
+            checkpoint is best (without it, the mean loss since the previous checkpoint does).
         tensorboard: write TensorBoard's files.
-        wandb: a project of Weights & Biases that gets the same numbers (extra `wandb`).
+        wandb: project of Weights & Biases that gets the same numbers (extra `wandb`).
         profile: write a trace of five steps, soon after the start.
     """
 
@@ -61,7 +63,7 @@ class TrainConfig:
     wandb: Annotated[str, tyro.conf.arg(metavar='PROJECT')] = ''
     profile: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             'steps',
             'batch_size',
@@ -77,16 +79,39 @@ class TrainConfig:
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay} (--ema-decay)')
 
+    def check(self, mesh: Mesh, encoder: Mapping[str, Any] | None = None) -> None:
+        """Checks that the parts of the configuration fit together, on these devices and with these embeddings.
+
+        A run and its dry run call it twice: before the data are copied to this host, and with the encoder afterwards.
+
+        Args:
+            mesh: the devices to train on.
+            encoder: the identity of the encoder of the data's embeddings; None if it is not known.
+
+        Raises:
+            ConfigError: the batch does not divide over the devices, the mixing groups are too small, or the network
+                takes embeddings of another size.
+        """
+        check_batch_size(self.batch_size, self.mixing, mesh, accumulate=self.accumulate)
+        self.absent.check(self.mixing, self.batch_size)
+        if encoder is not None and encoder['embedding_size'] != self.model.condition_size:
+            raise ConfigError(
+                f'model.condition_size is {self.model.condition_size}, but the embeddings of {encoder["name"]!r} '
+                f'have {encoder["embedding_size"]} numbers: set --model.condition-size {encoder["embedding_size"]}'
+            )
+
 
 def check_batch_size(batch_size: int, mixer: SegmentMixer, mesh: Mesh, *, accumulate: int = 1) -> None:
     """Refuses a batch that does not divide over the devices in whole mixing groups, and names the nearest that do.
 
     Args:
         batch_size: B, over all devices.
+        mixer: its mixing groups must not cross devices.
+        mesh: the devices.
         accumulate: parts of a device's share that go through the network one after the other.
 
     Raises:
-        ConfigError: batch_size is no multiple of devices * lcm(mix_group, accumulate), or too small for the mixer.
+        ConfigError: batch_size is not a multiple of devices * lcm(mix_group, accumulate), or too small for the mixer.
     """
     unit = mesh.size * math.lcm(max(mixer.mix_group, 1), accumulate)
     if batch_size <= 0 or batch_size % unit:

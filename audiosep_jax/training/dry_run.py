@@ -1,49 +1,59 @@
-"""What a run would be, before it begins: `--dry-run` of an experiment."""
+"""Shows what a run would be before it starts: the `--dry-run` of an experiment."""
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from audiosep_jax.data.batches import encoder_identity
+from audiosep_jax.data.batches import DataConfig, encoder_identity, staged
 from audiosep_jax.data.shards import Shards
-from audiosep_jax.errors import ConfigError
 from audiosep_jax.models import cost
+from audiosep_jax.parallel.launch import Detected
 from audiosep_jax.parallel.mesh import make_mesh
-from audiosep_jax.training.config import TrainConfig, check_batch_size
+from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.train import starting_checkpoint
 from audiosep_jax.training.train_step import Program, make_program
 
-if TYPE_CHECKING:
-    from audiosep_jax.parallel.launch import Detected
 
+def dry_run(config: TrainConfig, launched: Detected | None = None) -> None:
+    """Prints mesh, shapes, memory and plan, compiles the step, and prints how much memory the compiler needs.
 
-def dry_run(config: TrainConfig, launched: 'Detected | None' = None) -> None:
-    """Prints mesh, shapes, memory and plan, compiles the step and says what the compiler makes of it.
+    Nothing is written, except the copy of the data in --stage-dir. Without data, everything is shown except the number
+    of passes over them.
 
-    Nothing is written. Without data, all but the number of passes over it is told.
+    Args:
+        config: the run.
+        launched: how its processes found each other; None for a single process.
 
     Raises:
-        ConfigError, DataError, EncoderMismatchError, CheckpointError, DownloadError: what the run itself would refuse
-            at its start.
+        ConfigError, DataError, EncoderMismatchError, CheckpointError, DownloadError: the run itself would fail at its
+            start.
     """
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.batch_size, config.mixing, mesh, accumulate=config.accumulate)
-    config.absent.check(config.mixing, config.batch_size)
+    config.check(mesh)
     program = make_program(config, mesh)
-    show = print if jax.process_index() == 0 else lambda *_, **__: None
-    encoder = encoder_identity(config.input) if config.input.data else None
-    lines = [*_place(config, program, launched), *_data(config, encoder), *_init(config, encoder)]
+    data, encoder = config.input, None
+    if data.data:
+        data = staged(data)
+        encoder = encoder_identity(data)
+    config.check(mesh, encoder)
+    lines = [*_launch(config, program, launched), *_data(config, data, encoder), *_init(config, encoder)]
     for line in [*lines, *_memory(config, program), *_work(config, mesh)]:
-        show(line)
-    show('compiling …', flush=True)
+        _show(line)
+    _show('compiling …')
     started = time.perf_counter()
     compiled = program.compile_step()
-    show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
+    _show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
 
 
-def _place(config: TrainConfig, program: Program, launched: 'Detected | None') -> Iterator[str]:
+def _show(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def _launch(config: TrainConfig, program: Program, launched: Detected | None) -> Iterator[str]:
     mesh = program.mesh
     axes = ' × '.join(f'{name} {size}' for name, size in mesh.shape.items())
     how = f'found by {launched.where}' if launched else 'alone'
@@ -62,18 +72,16 @@ def _place(config: TrainConfig, program: Program, launched: 'Detected | None') -
     yield f'state    {_millions(numbers[1])} numbers, {numbers[0] / numbers[1]:.1%} of them split over fsdp'
 
 
-def _data(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
+def _data(config: TrainConfig, data: DataConfig, encoder: dict[str, Any] | None) -> Iterator[str]:
     if encoder is None:
         yield 'data     none given: --data DIR'
         return
-    if encoder['embedding_size'] != config.model.condition_size:
-        raise ConfigError(f'the embeddings have {encoder["embedding_size"]} numbers: set --model.condition-size to it')
-    clips = sum(len(Shards(directory, config.input.split)) for directory in config.input.data)
+    clips = sum(len(Shards(directory, data.split)) for directory in data.data)
     passes = config.steps * config.batch_size / clips
     yield f'data     {clips:,} clips, embeddings of {encoder["name"]}: {passes:,.1f} passes in {config.steps:,} steps'
 
 
-def _init(config: TrainConfig, encoder: dict | None) -> Iterator[str]:
+def _init(config: TrainConfig, encoder: dict[str, Any] | None) -> Iterator[str]:
     if checkpoint := starting_checkpoint(config, encoder):
         yield f'init     {checkpoint.path}, step {checkpoint.step}'
 
@@ -91,11 +99,11 @@ def _memory(config: TrainConfig, program: Program) -> Iterator[str]:
     state = memory.params + memory.gradients + memory.optimizer + memory.ema
     yield (
         f'memory   {_size(memory.total)} on each device, estimated: {_size(state)} of weights and optimizer, '
-        f'{_size(memory.activations)} of activations ({clips} clips at a time), {_size(memory.workspace)} to work in'
+        f'{_size(memory.activations)} of activations ({clips} clips at a time), {_size(memory.workspace)} of workspace'
     )
     if (limit := _device_memory()) and memory.total > limit:
         yield (
-            f'         more than the {_size(limit)} there are: use --model.dtype bfloat16, --model.remat norms, '
+            f'         more than the {_size(limit)} of the device: use --model.dtype bfloat16, --model.remat norms, '
             '--accumulate or a smaller --batch-size'
         )
 
@@ -105,7 +113,7 @@ def _device_memory() -> int | None:
     return (stats or {}).get('bytes_limit')
 
 
-def _work(config: TrainConfig, mesh: jax.sharding.Mesh) -> Iterator[str]:
+def _work(config: TrainConfig, mesh: Mesh) -> Iterator[str]:
     num_samples = round(config.input.segment_seconds * config.model.sample_rate)
     flops = cost.training_flops(config.model, num_samples)
     clips = config.steps * config.batch_size
@@ -115,18 +123,24 @@ def _work(config: TrainConfig, mesh: jax.sharding.Mesh) -> Iterator[str]:
     bound = cost.clips_per_second_bound(config.model, num_samples, kind)
     if bound:
         hours = clips / (bound * mesh.size) / 3600
-        yield f'         at best {bound:,.0f} clips/s a device, {hours:,.0f} hours: by its published peak and bandwidth'
+        yield (
+            f'         at best {bound:,.0f} clips/s on each device, {hours:,.0f} hours '
+            '(by its published peak and bandwidth)'
+        )
     saved = -(-config.steps // config.checkpoint_every)
-    yield f'saves    {saved:,} checkpoints, every {config.checkpoint_every:,} steps; kept: {config.keep}, and the best'
+    yield (
+        f'saves    {saved:,} checkpoints, every {config.checkpoint_every:,} steps; '
+        f'kept: the newest {config.keep}, and the best'
+    )
 
 
 def _compiled(compiled: jax.stages.Compiled) -> str:
     analysis = compiled.memory_analysis()
     if analysis is None:
-        return 'the compiler does not tell its memory'
+        return 'the compiler does not report its memory'
     return (
         f'{_size(analysis.argument_size_in_bytes)} of state and batch on each device, '
-        f'{_size(analysis.temp_size_in_bytes)} to work in'
+        f'{_size(analysis.temp_size_in_bytes)} of workspace'
     )
 
 

@@ -1,4 +1,4 @@
-"""What every experiment script does: flags, the other processes, training."""
+"""The program of every experiment script: reads the flags, joins the other processes, and trains."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,15 +26,18 @@ class Flags:
 
 
 def run_experiment(default: Callable[[], TrainConfig], program: str, description: str | None) -> None:
-    """What an experiment's `main` does: flags, the other processes, training; the shell's messages and exit codes.
+    """Runs an experiment from its command line, with messages and exit codes for the shell.
 
-    0: trained to the end. 130: stopped by a signal, with a checkpoint; the same command continues. 1: files and data,
-    2: flags.
+    The exit code is 0 if the run is complete, 130 if a signal stopped it with a checkpoint (the same command resumes
+    it), 1 for problems with files and data, and 2 for flags.
 
     Args:
-        default: makes the experiment's configuration.
+        default: returns the experiment's configuration.
         program: the name in messages.
-        description: for --help.
+        description: the text of --help.
+
+    Raises:
+        SystemExit: with any exit code except 0.
     """
     with reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
@@ -49,4 +52,4 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
         verb = 'stopped; the same command continues' if result.stopped else 'done'
         print(f'{verb}: step {result.step}, checkpoints in {result.checkpoints}', flush=True)
     if result.stopped:
-        raise SystemExit(130)  # a batch system must not take it for done
+        raise SystemExit(130)  # so that a batch system does not count the run as complete

@@ -1,4 +1,4 @@
-"""What a run says of itself: `config.json`, `log.jsonl`, TensorBoard, Weights & Biases. The first process writes."""
+"""The logs of a run, which the first process writes: `config.json`, `log.jsonl`, TensorBoard, Weights & Biases."""
 
 import contextlib
 import importlib.util
@@ -10,43 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
+from audiosep_jax.plots import spectrogram_image
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket, reaching, write_bytes
+from audiosep_jax.storage.json_files import write_json
 
 _TENSORBOARD = 'tensorboard'
-_MIRROR_SECONDS = 60  # between copies into a bucket, where nothing can be appended to
+_MIRROR_SECONDS = 60  # between copies into a bucket, whose objects cannot be appended to
 
 
 def check_wandb(project: str) -> None:
-    """Raises ConfigError where Weights & Biases is asked for and not installed."""
+    """Raises ConfigError if a project of Weights & Biases is given, but its package is not installed."""
     if project and importlib.util.find_spec('wandb') is None:
-        raise ConfigError("--wandb takes `pip install -e '.[wandb]'`")
+        raise ConfigError("--wandb needs `pip install -e '.[wandb]'`")
 
 
 class TrainingLog:
-    """The log of one run, from its (re)start on: a context manager.
+    """The log of one run since its start or restart. A context manager.
 
-    A continued run drops what was written after its checkpoint: it is about to write that again. Where the workdir is
-    in a bucket, files grow in a folder of this machine and are copied there once a minute, and at `flush`.
+    A resumed run drops the lines written after its checkpoint, because it will write them again. If the workdir is in a
+    bucket, the files grow in a local folder and are copied to the bucket once a minute and by `flush`.
 
     Args:
-        workdir: the run's folder, made if it is not there.
-        record: what `checkpoint.describe` made.
-        after_step: the step that the run continues from.
+        workdir: the run's folder; it is made if it does not exist.
+        record: the run's configuration and encoder, from `describe`.
+        after_step: the step after which the run resumes.
         tensorboard: whether to write TensorBoard's files, to WORKDIR/tensorboard.
-        wandb: a project of Weights & Biases that gets the same numbers; '': none.
+        wandb: a project of Weights & Biases that gets the same numbers; '' for none.
 
     Raises:
         CheckpointError: the folder cannot be written.
+        ConfigError: Weights & Biases cannot be used.
     """
 
-    def __init__(self, workdir: Path, record: dict, *, after_step: int, tensorboard: bool = True, wandb: str = ''):
+    def __init__(
+        self, workdir: Path, record: dict[str, Any], *, after_step: int, tensorboard: bool = True, wandb: str = ''
+    ):
         self._is_writer = jax.process_index() == 0
         self._workdir = workdir
-        self._tensorboard = self._wandb = self._scratch = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if not self._is_writer:
             return
         if is_bucket(workdir):
@@ -66,10 +72,9 @@ class TrainingLog:
             self._close()
             raise
 
-    def _begin(self, record: dict, after_step: int) -> None:
+    def _begin(self, record: dict[str, Any], after_step: int) -> None:
         self._workdir.mkdir(parents=True, exist_ok=True)
-        with replacing(self._local / 'config.json') as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + '\n')
+        write_json(self._local / 'config.json', record, indent=2)
         old = self._workdir / 'log.jsonl'
         if old.exists():
             lines = [line for line in old.read_text().splitlines() if _logged_step(line) <= after_step]
@@ -79,11 +84,11 @@ class TrainingLog:
     def __enter__(self) -> 'TrainingLog':
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if not self._is_writer:
             return
         try:
-            # An error on its way is worth more than the one of a full disk here.
+            # An exception that is already propagating is more useful than one about a full disk.
             with contextlib.suppress(CheckpointError) if kind else contextlib.nullcontext():
                 self.flush()
         finally:
@@ -99,18 +104,27 @@ class TrainingLog:
             self._scratch.cleanup()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """One line of `log.jsonl`; its numbers also to TensorBoard and W&B, under `train/`. It holds `step`."""
+        """Writes one line to `log.jsonl`, and its numbers to TensorBoard and W&B under `train/`.
+
+        Args:
+            line: names and values, among them `step`.
+
+        Raises:
+            CheckpointError: the files cannot be written.
+        """
         self._append(line)
         self._scalars('train', line)
 
-    def validation(
-        self, step: int, scores: Mapping[str, float], panels: Mapping[str, Mapping[str, np.ndarray]]
-    ) -> None:
-        """Scores and a few separations of fixed mixtures.
+    def validation(self, step: int, scores: Mapping[str, float], panels: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes the scores of a validation, and to TensorBoard a few separations of fixed mixtures.
 
         Args:
-            scores: such as `SDRi`, in dB.
+            step: the step that was validated.
+            scores: for example `SDRi`, in dB.
             panels: title -> {'mixture', 'target', 'separated': float [T], 'sample_rate': Hz}.
+
+        Raises:
+            CheckpointError: the files cannot be written.
         """
         self._append({'step': step, 'validation': dict(scores)})
         self._scalars('validation', {'step': step, **scores})
@@ -120,14 +134,13 @@ class TrainingLog:
             rate = int(sounds['sample_rate'])
             waves = {name: sounds[name] for name in ('mixture', 'target', 'separated')}
             with self._writing_to(self._workdir):
-                self._tensorboard.add_image(
-                    f'validation/{number}', _picture(waves, rate, title), step, dataformats='HWC'
-                )
+                picture = spectrogram_image(waves, rate, title)
+                self._tensorboard.add_image(f'validation/{number}', picture, step, dataformats='HWC')
                 for name, wave in waves.items():
                     self._tensorboard.add_audio(f'validation/{number}/{name}', wave[:, None], step, sample_rate=rate)
 
     def flush(self) -> None:
-        """Everything written so far is where the user looks for it. Raises CheckpointError."""
+        """Brings everything written so far to the workdir. Raises CheckpointError if that fails."""
         if not self._is_writer:
             return
         with self._writing_to(self._workdir):
@@ -142,7 +155,7 @@ class TrainingLog:
     def _append(self, line: Mapping[str, Any]) -> None:
         if not self._is_writer:
             return
-        # Opened anew each time: at 2 a.m. somebody may have moved the file.
+        # Reopened for each line, in case the file was rotated.
         with self._writing_to(self._workdir / 'log.jsonl'), self._path.open('a') as file:
             file.write(json.dumps(line) + '\n')
         if self._scratch and time.monotonic() - self._mirrored > _MIRROR_SECONDS:
@@ -167,34 +180,21 @@ class TrainingLog:
 
 
 def _summary_writer(folder: Path, after_step: int) -> Any:
-    from tensorboardX import SummaryWriter  # late: protobuf, and nobody else needs it
+    from tensorboardX import SummaryWriter  # slow to import, and only this process needs it
 
     purge_step = after_step + 1 if after_step else None
     return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from-{after_step}')
 
 
-def _picture(waves: Mapping[str, np.ndarray], sample_rate: int, title: str) -> np.ndarray:
-    """uint8 [H, W, 3], the spectrograms of some sounds."""
-    import PIL.Image
-
-    from audiosep_jax.plots import spectrogram_panels
-
-    with tempfile.TemporaryDirectory(prefix='audiosep-') as folder:
-        path = Path(folder) / 'panels.png'
-        spectrogram_panels(path, waves, sample_rate, title)
-        with PIL.Image.open(path) as image:
-            return np.asarray(image.convert('RGB'))
-
-
-def _wandb_run(project: str, workdir: Path, record: dict) -> Any:
-    """The run of this workdir at Weights & Biases: a continued run continues there."""
+def _wandb_run(project: str, workdir: Path, record: dict[str, Any]) -> Any:
+    """Returns the run of this workdir at Weights & Biases; a resumed run resumes there, too."""
     import wandb
 
     path = workdir / 'wandb_run_id'
     known = path.read_text().strip() if path.exists() else None
     try:
         run = wandb.init(project=project, dir=str(workdir), id=known, resume='allow', config=record['config'])
-    except Exception as error:  # no account, no network …
+    except Exception as error:  # for example, no account or no network
         raise ConfigError(f'--wandb {project}: {first_line(error)}') from error
     with replacing(path) as temporary:
         temporary.write_text(run.id)
@@ -204,5 +204,5 @@ def _wandb_run(project: str, workdir: Path, record: dict) -> Any:
 def _logged_step(line: str) -> float:
     try:
         return json.loads(line)['step']
-    except (ValueError, KeyError, TypeError):  # the half line of a run that was killed while writing it
+    except (ValueError, KeyError, TypeError):  # a run was killed while it wrote the line
         return float('inf')

@@ -1,9 +1,11 @@
-"""Mixtures made on the device: each clip of a batch is a target, its neighbours in the batch are the noise.
+"""Makes mixtures on the device: each clip of a batch is a target, and its neighbors in the batch are the noise.
 
 Source: `SegmentMixer` and `dynamic_loudnorm` of the original (data/waveform_mixers.py); "Separate Anything You
-Describe" (arXiv 2308.05037). Given the same draws the mixtures are the original's. The draws differ: gains are by
-default uniform in dB where the original takes whole decibels, and partners may be kept to groups of consecutive clips,
-and to clips without a common label.
+Describe" (arXiv 2308.05037). With the same draws, the mixtures are the original's. The draws differ: by default, gains
+are uniform in dB, while the original draws whole decibels; and partners can be restricted to groups of consecutive
+clips, and to clips without a common label.
+
+Letters: B clips in the batch, G groups of g clips, T samples, E embedding size, L labels.
 """
 
 import dataclasses
@@ -12,11 +14,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray, Real, Shaped
 
 from audiosep_jax.errors import ConfigError
 
-# The original's constants: the least energy (mean square) of a reference, the range of the amplitude ratio between two
-# clips, and the peak to which a mixture beyond full scale is brought.
+# The original's constants: the minimum energy (mean square) of a reference, the range of the amplitude ratio between
+# two clips, and the peak to which a mixture beyond full scale is attenuated.
 _ENERGY_FLOOR = 1e-10
 _RATIO_RANGE = (0.02, 50.0)
 _DECLIPPED_PEAK = 0.9
@@ -26,27 +31,28 @@ _DECLIPPED_PEAK = 0.9
 class SegmentMixer:
     """Mixes clip n with clips n + 1, n + 2, … of its group, modulo the group.
 
-    Each further clip is brought to the target's energy and then to a random gain; so is their sum, the noise. A
-    mixture beyond ±1 is scaled to a peak of 0.9, its target with it. Silent clips are no special case: a silent
-    partner adds nothing, and against a silent target the noise keeps at least a fiftieth of its amplitude.
+    Each further clip is scaled to the target's energy and then by a random gain; so is their sum, the noise. A mixture
+    beyond ±1 is scaled to a peak of 0.9, together with its target. Silent clips need no special case: a silent partner
+    adds nothing, and against a silent target the noise keeps at least a fiftieth of its amplitude.
 
-    With avoid_same_label the partners of clip n are the next ones that share no label with it: a mixture of two clips
-    both called "male speech" teaches nothing. Where too few are left, the others follow in their order.
+    With avoid_same_label, the partners of clip n are the next clips that share no label with it, because a mixture of
+    two clips that are both called "male speech" teaches nothing. If there are too few, the other clips follow in order.
 
-    A pure function of key and batch, for use under `jax.jit`; hashable. Nothing crosses a group, so a batch whose
-    devices each hold whole groups is mixed without communication.
+    The mixer is hashable and a pure function of key and batch, for use under `jax.jit`. No clip leaves its group, so a
+    batch whose devices each hold whole groups is mixed without communication.
 
     Attributes:
-        max_mix_num: most sources in a mixture, the target included; the number is uniform in 2 … max_mix_num.
-        lower_db: least gain of a source, and of the noise, over the target, in dB.
-        upper_db: greatest such gain, in dB.
-        mix_group: consecutive clips that mix with each other; 0 is the whole batch.
-        integer_gains: draw whole decibels, bounds included, as the original does.
-        avoid_same_label: mix clips that share no label, as far as the group has such; the batch must hold labels. The
-            draws stay the same.
+        max_mix_num: maximum number of sources in a mixture, including the target; the number is uniform in
+            2 … max_mix_num.
+        lower_db: minimum gain of a source, and of the noise, relative to the target, in dB.
+        upper_db: maximum gain of a source, and of the noise, relative to the target, in dB.
+        mix_group: number of consecutive clips that are mixed with each other; 0: the whole batch.
+        integer_gains: draw whole decibels, including the bounds, as the original does.
+        avoid_same_label: mix clips that share no label, if the group has them; the batch must hold labels. The draws
+            stay the same.
 
     Raises:
-        ConfigError: a value out of range, or a group too small for max_mix_num.
+        ConfigError: a value is out of range, or a group is too small for max_mix_num.
     """
 
     max_mix_num: int = 2
@@ -56,7 +62,7 @@ class SegmentMixer:
     integer_gains: bool = False
     avoid_same_label: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_mix_num < 2:
             raise ConfigError(f'max_mix_num must be at least 2 (a target and one more), got {self.max_mix_num}')
         if not (math.isfinite(self.lower_db) and math.isfinite(self.upper_db) and self.lower_db <= self.upper_db):
@@ -69,57 +75,61 @@ class SegmentMixer:
             self._check_group(self.mix_group)
 
     def __call__(
-        self, key: jax.Array, waveforms: jax.Array, labels: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """float [B, T] in ±1 -> (mixtures, targets), both float32 [B, T]. No gradient reaches the clips.
+        self, key: PRNGKeyArray, waveforms: Array | np.ndarray, labels: Array | np.ndarray | None = None
+    ) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T']]:
+        """Returns (mixtures, targets). No gradient reaches the clips.
 
         Args:
-            key: a `jax.random` key. The draws of a row depend on it and on the row's index in the batch alone, not on
-                B and not on how the batch lies on devices.
-            waveforms: the clips; under `jax.jit` of a sharded array B is the global batch.
-            labels: int [B, L], a number for each of a clip's labels, negative where it has fewer; used with
-                avoid_same_label alone.
+            key: the draws of a row depend only on the key and on the row's index in the batch, not on B or on how the
+                batch is distributed over devices.
+            waveforms: float [B, T] in ±1, the clips; for a sharded array under `jax.jit`, B is the global batch.
+            labels: int [B, L], a number for each of a clip's labels, negative to fill up; only avoid_same_label uses
+                them.
 
         Raises:
-            ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
-            ValueError: waveforms that are not floating point [B, T]; avoid_same_label without labels [B, L].
+            ConfigError: the batch does not divide into groups, or a group has too few clips for max_mix_num.
+            ValueError: waveforms are not floating point [B, T]; avoid_same_label has no labels [B, L].
         """
         return self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]), labels)
 
-    def draw(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(num_sources int32 [B], source_gains_db float32 [B, max_mix_num - 1], noise_gain_db float32 [B])."""
+    def draw(
+        self, key: PRNGKeyArray, batch_size: int
+    ) -> tuple[
+        Int32[Array, ' {batch_size}'],
+        Float32[Array, '{batch_size} {self.max_mix_num-1}'],
+        Float32[Array, ' {batch_size}'],
+    ]:
+        """Returns (num_sources, source_gains_db, noise_gain_db), the random numbers of `mix_with_draws`."""
 
-        def draw_row(row):
+        def draw_row(row: Int[Array, '']) -> tuple[Array, Array, Array]:
             number_key, sources_key, noise_key = jax.random.split(jax.random.fold_in(key, row), 3)
             number = jax.random.randint(number_key, (), 2, self.max_mix_num + 1)
             return number, self._gains(sources_key, (self.max_mix_num - 1,)), self._gains(noise_key, ())
 
-        # Folding the row in, instead of one draw of shape [B], keeps a row's draws when the batch grows.
+        # One draw per row, with the row folded into the key, keeps a row's draws when the batch grows.
         return jax.vmap(draw_row)(jnp.arange(batch_size))
 
     def mix_with_draws(
         self,
-        waveforms: jax.Array,
-        num_sources: jax.Array,
-        source_gains_db: jax.Array,
-        noise_gain_db: jax.Array,
-        labels: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The mixer with its random numbers given: -> (mixtures, targets), both float32 [B, T].
-
-        No gradient reaches the clips.
+        waveforms: Array | np.ndarray,
+        num_sources: Array | np.ndarray,
+        source_gains_db: Array | np.ndarray,
+        noise_gain_db: Array | np.ndarray,
+        labels: Array | np.ndarray | None = None,
+    ) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T']]:
+        """Returns (mixtures, targets) made with the given random numbers. No gradient reaches the clips.
 
         Args:
             waveforms: float [B, T] in ±1.
-            num_sources: int [B], sources in each mixture, 2 … max_mix_num.
-            source_gains_db: float [B, max_mix_num - 1], the gain of the first, second, … partner over clip n, in dB;
+            num_sources: [B], the number of sources in each mixture, 2 … max_mix_num.
+            source_gains_db: [B, max_mix_num - 1], the gain of the first, second, … partner relative to clip n, in dB;
                 those past num_sources are not used.
-            noise_gain_db: float [B], the gain of the noise, their sum, over clip n, in dB.
+            noise_gain_db: [B], the gain of the noise, which is their sum, relative to clip n, in dB.
             labels: int [B, L], as for `__call__`.
 
         Raises:
-            ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
-            ValueError: waveforms that are not floating point [B, T], or draws or labels of other shapes than these.
+            ConfigError: the batch does not divide into groups, or a group has too few clips for max_mix_num.
+            ValueError: waveforms are not floating point [B, T], or draws or labels have other shapes than these.
         """
         if waveforms.ndim != 2 or not jnp.issubdtype(waveforms.dtype, jnp.floating):
             raise ValueError(
@@ -136,8 +146,8 @@ class SegmentMixer:
             if jnp.shape(value) != shape:
                 raise ValueError(f'{name} must have the shape {list(shape)}, got {list(jnp.shape(value))}')
         group = self.group_size(batch_size)
-        # [G, g, T]: the leading axis carries the batch's sharding, the roll below stays inside a device.
-        targets = jax.lax.stop_gradient(waveforms.astype(jnp.float32)).reshape(-1, group, num_samples)
+        # [G, g, T]: the leading axis has the batch's sharding, so the roll below stays inside a device.
+        targets = jax.lax.stop_gradient(jnp.asarray(waveforms, jnp.float32)).reshape(-1, group, num_samples)
         num_sources, source_gains_db, noise_gain_db = (
             jnp.asarray(value).reshape(-1, group, *jnp.shape(value)[1:]) for value in draws
         )
@@ -157,13 +167,20 @@ class SegmentMixer:
         shape = (batch_size, num_samples)
         return (mixtures * scales).reshape(shape), (targets * scales).reshape(shape)
 
-    def partners(self, batch_size: int, labels: jax.Array | None = None) -> Callable[[jax.Array, int], jax.Array]:
-        """The function (values [G, g, …], i) -> [G, g, …] that gives each clip of G groups its i-th partner's value.
+    def partners(
+        self, batch_size: int, labels: Array | np.ndarray | None = None
+    ) -> Callable[[Shaped[Array, 'G g *value'], int], Shaped[Array, 'G g *value']]:
+        """Returns the function (values, i) -> values that gives each clip the value of its i-th partner.
 
-        i from 1 to g - 1; those below max_mix_num can be in the mixture, no later one is. `labels` int [B, L].
+        i is from 1 to g - 1. Only partners below max_mix_num can be in the mixture.
+
+        Args:
+            batch_size: B.
+            labels: int [B, L], as for `__call__`.
 
         Raises:
-            ValueError: avoid_same_label without labels [B, L].
+            ConfigError: as `group_size`.
+            ValueError: avoid_same_label has no labels [B, L].
         """
         if not self.avoid_same_label:
             return lambda values, i: jnp.roll(values, -i, axis=1)
@@ -174,21 +191,21 @@ class SegmentMixer:
         labels = jnp.asarray(labels).reshape(-1, group, labels.shape[1])
         shared = share_label(labels[:, :, None], labels[:, None])  # [G, g, g]
         clip = jnp.arange(group)
-        steps = (clip - clip[:, None]) % group  # from clip n (rows) on to each other one
-        order = jnp.where(steps == 0, 2 * group, steps + group * shared)  # itself never
-        places = jnp.argsort(order, axis=-1)
+        distance = (clip - clip[:, None]) % group  # from clip n (the row) to each other clip
+        order = jnp.where(distance == 0, 2 * group, distance + group * shared)  # clip n itself comes last
+        indices = jnp.argsort(order, axis=-1)
 
-        def partner(values: jax.Array, i: int) -> jax.Array:
-            # Mapped over the groups, so that a group stays on its device.
-            return jax.vmap(lambda rows, place: rows[place])(values, places[..., i - 1])
+        def partner(values: Array, i: int) -> Array:
+            # vmap over the groups keeps a group on its device.
+            return jax.vmap(lambda rows, index: rows[index])(values, indices[..., i - 1])
 
         return partner
 
     def group_size(self, batch_size: int) -> int:
-        """The clips that mix with each other in a (global) batch of `batch_size` clips.
+        """Returns the number of clips that are mixed with each other in a (global) batch of `batch_size` clips.
 
         Raises:
-            ConfigError: the groups do not fill the batch, or hold too few clips for max_mix_num.
+            ConfigError: the batch does not divide into groups, or a group has too few clips for max_mix_num.
         """
         group = self.mix_group or batch_size
         if batch_size < 1 or batch_size % group:
@@ -202,8 +219,8 @@ class SegmentMixer:
                 f'max_mix_num {self.max_mix_num} needs as many clips to mix, but the batch or mix_group has {group}'
             )
 
-    def _gains(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """float32 `shape`, in dB, uniform between the bounds."""
+    def _gains(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float32[Array, '...']:
+        """Draws gains in dB, uniform between the bounds."""
         if self.integer_gains:
             return jax.random.randint(key, shape, int(self.lower_db), int(self.upper_db) + 1).astype(jnp.float32)
         return jax.random.uniform(key, shape, jnp.float32, self.lower_db, self.upper_db)
@@ -211,29 +228,29 @@ class SegmentMixer:
 
 @dataclasses.dataclass(frozen=True)
 class AbsentQueries:
-    """Asks some mixtures for a sound that is not in them; the target of those is silence.
+    """Replaces the queries of some mixtures with ones for sounds that are not in them; their targets are silence.
 
-    The original never does: every query that it trains on is answered by something, and asked for an absent sound it
-    gives whatever is nearest. Off by default.
+    The original never does this: each of its training queries has a sound in the mixture, so the network answers a
+    query for an absent sound with whatever is most similar. It is off by default.
 
     Attributes:
-        share: of the mixtures that are asked so, 0 (none) to 1. The query is that of the next clip of the group that
-            is not in the mixture, so mix_group must exceed max_mix_num.
-        start: steps of the run before the first of them. A network that cannot separate yet learns from them to answer
-            sparse sounds (knocks, barks) with silence as well, which is never far off in L1, and stays there.
-        similarity: a mixture keeps its own query if the other one has at least this cosine with the query of any clip
-            in the mixture: it may describe the same sound in other words. With the mixer's avoid_same_label so it does
-            if their clips share a label.
+        share: the share of mixtures whose queries are replaced, 0 (none) to 1. The new query is that of the next clip
+            of the group that is not in the mixture, so mix_group must exceed max_mix_num.
+        start: the first step with such queries. A network that cannot separate yet learns from them to answer sparse
+            sounds (knocks, barks) with silence as well, which is never far off in L1, and does not unlearn it.
+        similarity: a mixture keeps its own query if the new one has at least this cosine with the query of any clip in
+            the mixture, because it may describe the same sound in other words. With the mixer's avoid_same_label, it
+            also keeps its own query if the clips share a label.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     share: float = 0.0
     start: int = 0
     similarity: float = 0.3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ConfigError(f'absent.share must be between 0 and 1, got {self.share}')
         if self.start < 0:
@@ -242,7 +259,11 @@ class AbsentQueries:
             raise ConfigError(f'absent.similarity is a cosine, between -1 and 1, got {self.similarity}')
 
     def check(self, mixer: SegmentMixer, batch_size: int) -> int:
-        """The mixer's group size; ConfigError where none of its clips is absent from a mixture, to be asked for."""
+        """Returns the mixer's group size.
+
+        Raises:
+            ConfigError: a mixture can hold all clips of a group, so no clip is left to be the absent one.
+        """
         group = mixer.group_size(batch_size)
         if self.share and group <= mixer.max_mix_num:
             raise ConfigError(f'absent.share needs a mix_group above max_mix_num {mixer.max_mix_num}, got {group}')
@@ -250,17 +271,24 @@ class AbsentQueries:
 
     def __call__(
         self,
-        key: jax.Array,
-        step: jax.Array,
+        key: PRNGKeyArray,
+        step: Int[Array, ''] | int,
         mixer: SegmentMixer,
-        embeddings: jax.Array,
-        targets: jax.Array,
-        labels: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Embeddings [B, E] and targets [B, T] -> the same, with the queries of some rows replaced and their targets 0.
+        embeddings: Float[Array, 'B E'],
+        targets: Float32[Array, 'B T'],
+        labels: Int[Array | np.ndarray, 'B L'] | None = None,
+    ) -> tuple[Float[Array, 'B E'], Float32[Array, 'B T']]:
+        """Returns (embeddings, targets), where some rows have another query and a target of zeros.
 
-        As the mixer's, a row's draw depends on the key and the row alone, and nothing crosses a group. `step` is that
-        of the run, int []; `labels` int [B, L] are what the mixer got.
+        As in the mixer, a row's draw depends only on the key and the row, and no clip leaves its group.
+
+        Args:
+            key: a key for this step.
+            step: the run's step.
+            mixer: what made the mixtures.
+            embeddings: the query of each mixture.
+            targets: the target of each mixture.
+            labels: what the mixer got.
 
         Raises:
             ConfigError: see `check`.
@@ -270,7 +298,7 @@ class AbsentQueries:
         batch_size, size = embeddings.shape
         group, partner = self.check(mixer, batch_size), mixer.partners(batch_size, labels)
 
-        def in_mixture(values):
+        def in_mixture(values: Array) -> list[Array]:
             return [values, *(partner(values, i) for i in range(1, mixer.max_mix_num))]
 
         grouped = embeddings.reshape(-1, group, size)
@@ -278,36 +306,39 @@ class AbsentQueries:
         cosines = [_cosine(other, one) for one in in_mixture(grouped)]
         differs = jnp.max(jnp.stack(cosines), axis=0) < self.similarity
         if mixer.avoid_same_label:
+            assert labels is not None  # `partners` has refused this
             numbers = jnp.asarray(labels).reshape(-1, group, labels.shape[1])
-            its_own = partner(numbers, mixer.max_mix_num)
-            differs &= ~jnp.any(jnp.stack([share_label(its_own, one) for one in in_mixture(numbers)]), axis=0)
+            other_labels = partner(numbers, mixer.max_mix_num)
+            differs &= ~jnp.any(jnp.stack([share_label(other_labels, one) for one in in_mixture(numbers)]), axis=0)
         differs = differs.reshape(batch_size)
 
-        def drawn(row):
+        def is_drawn(row: Int[Array, '']) -> Bool[Array, '']:
             return jax.random.uniform(jax.random.fold_in(key, row)) < self.share
 
-        asked = (differs & jax.vmap(drawn)(jnp.arange(batch_size)) & (step >= self.start))[:, None]
+        replaced = (differs & jax.vmap(is_drawn)(jnp.arange(batch_size)) & (step >= self.start))[:, None]
         other = other.reshape(batch_size, size)
-        return jnp.where(asked, other, embeddings), jnp.where(asked, 0, targets)
+        return jnp.where(replaced, other, embeddings), jnp.where(replaced, 0, targets)
 
 
-def share_label(a: jax.Array, b: jax.Array) -> jax.Array:
-    """int [..., L] twice -> bool [...]: whether a number that is not negative is in both."""
+def share_label(a: Int[Array, '... L'], b: Int[Array, '... L']) -> Bool[Array, '...']:
+    """Returns whether a label number, which is not negative, is in both; the other axes are broadcast."""
     return jnp.any((a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0), axis=(-2, -1))
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """float [..., E] twice -> [...]: of the angle between them; 0 where one is zero."""
+def _cosine(a: Float[Array, '*batch E'], b: Float[Array, '*batch E']) -> Float[Array, '*batch']:
+    """Returns the cosine of the angle between vectors; 0 if one is zero."""
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-12)
 
 
-def _energy(waveforms: jax.Array) -> jax.Array:
-    """float32 [..., T] -> [...]: the mean square."""
+def _energy(waveforms: Float32[Array, '*batch T']) -> Float32[Array, '*batch']:
+    """Returns the mean square."""
     return jnp.mean(jnp.square(waveforms), axis=-1)
 
 
-def _matching_gain(energy: jax.Array, reference_energy: jax.Array, gain_db: jax.Array) -> jax.Array:
-    """The factor that brings a clip to `gain_db` over the reference; the original's `dynamic_loudnorm`."""
+def _matching_gain(
+    energy: Float32[Array, '*batch'], reference_energy: Float32[Array, '*batch'], gain_db: Real[Array, '*batch']
+) -> Float32[Array, '*batch']:
+    """Returns the factor that scales a clip to `gain_db` over the reference; the original's `dynamic_loudnorm`."""
     ratio = jnp.clip(jnp.sqrt(energy / jnp.maximum(reference_energy, _ENERGY_FLOOR)), *_RATIO_RANGE)
     return 10 ** (gain_db.astype(jnp.float32) / 20) / ratio

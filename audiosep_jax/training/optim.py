@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jaxtyping import Float32, Int, Int32
 
 from audiosep_jax.errors import ConfigError
 
@@ -20,19 +22,19 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: the full rate.
-        schedule: `staircase`, 0.001, 0.01 and 0.1 of the rate for `warmup_steps` steps each, then the rate; `cosine`, a
-            linear rise over `warmup_steps` steps, then half a cosine down to 0 at the end of the run; `constant`, the
+        schedule: `staircase`: 0.001, 0.01 and 0.1 of the rate for `warmup_steps` steps each, then the rate; `cosine`: a
+            linear rise over `warmup_steps` steps, then half a cosine down to 0 at the end of the run; `constant`: the
             rate from the first step.
         warmup_steps: steps per stair, or of the rise; `constant` ignores it.
         b1: decay of the mean of the gradients.
         b2: decay of the mean of their squares.
         eps: added to the denominator.
-        weight_decay: decoupled (AdamW), times the scheduled rate, on all parameters as in PyTorch.
-        amsgrad: divide by the greatest second moment so far (`scale_by_amsgrad`).
-        clip_norm: gradients of a greater global norm are scaled down to it; 0 is off.
+        weight_decay: decoupled weight decay (AdamW), times the scheduled rate, on all parameters as in PyTorch.
+        amsgrad: divide by the largest second moment so far (`scale_by_amsgrad`).
+        clip_norm: gradients with a larger global norm are scaled down to this one; 0: no clipping.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     learning_rate: float = 1e-3
@@ -45,7 +47,7 @@ class OptimizerConfig:
     amsgrad: bool = True
     clip_norm: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(
                 f'learning_rate must be above 0 and finite, got {self.learning_rate} (--optimizer.learning-rate)'
@@ -71,15 +73,15 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the number of updates made: int [] -> float32 [].
+    """Returns the learning rate as a function of the number of updates made so far: int [] -> float32 [].
 
     Args:
         config: the schedule's name, rate and warm-up.
-        total_steps: length of the run; only `cosine` uses it. A `staircase` run of fewer than three warm-ups never
+        total_steps: length of the run; only `cosine` uses it. A `staircase` run shorter than three warm-ups never
             reaches the full rate.
 
     Raises:
-        ConfigError: a run that is empty or, for `cosine`, not longer than its warm-up.
+        ConfigError: the run is empty or, for `cosine`, not longer than its warm-up.
     """
     if total_steps < 1:
         raise ConfigError(f'a run needs at least 1 step, got {total_steps}')
@@ -95,7 +97,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
             'lower warmup_steps (--optimizer.warmup-steps)'
         )
 
-    def cosine(step):
+    def cosine(step: Int[Array, ''] | int) -> Float32[Array, '']:
         step = jnp.asarray(step, jnp.float32)
         rise = (step + 1) / max(warmup, 1)
         progress = jnp.clip((step - warmup) / (total_steps - warmup), 0, 1)
@@ -105,13 +107,13 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay and the schedule, in that order.
+    """Returns clipping, Adam, decoupled weight decay and the schedule, in that order.
 
     Raises:
         ConfigError: as `make_schedule`.
     """
     scale_by_moments = scale_by_amsgrad if config.amsgrad else optax.scale_by_adam
-    # Always four links: a run may turn clipping or decay on when it is continued.
+    # Fixed length, so the optimizer state keeps its structure if clipping or decay is switched on when resuming.
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         scale_by_moments(config.b1, config.b2, config.eps),
@@ -121,26 +123,41 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 class AmsgradState(NamedTuple):
-    """count: int32 [], updates made; mu, nu, nu_max: like the parameters, none of them bias-corrected."""
+    """The moments, none of which is corrected for bias.
 
-    count: jax.Array
+    Attributes:
+        count: the number of updates made.
+        mu: the first moment, a tree like the parameters.
+        nu: the second moment.
+        nu_max: the largest second moment so far.
+    """
+
+    count: Int32[Array, '']  # type: ignore[assignment]  # hides tuple.count, as in optax's states; checkpoints use the name
     mu: optax.Updates
     nu: optax.Updates
     nu_max: optax.Updates
 
 
 def scale_by_amsgrad(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """AMSGrad as PyTorch computes it: the maximum is taken of the raw second moment, and corrected for bias afterwards.
+    """Returns AMSGrad as in PyTorch: the maximum is taken of the raw second moment and corrected for bias afterwards.
 
-    optax's own takes the maximum of the corrected moment, which is greatest in the first steps and then rules for long:
-    on the ten gradients of tests/data/amsgrad_reference.npz it moves 18 % less. Source: `torch.optim.AdamW`.
+    optax's own AMSGrad takes the maximum of the corrected moment, which is largest in the first steps and then
+    dominates for a long time: on the ten gradients of tests/reference/amsgrad_reference.npz it moves 18 % less. Source:
+    `torch.optim.AdamW`.
+
+    Args:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the denominator.
     """
 
-    def init(params):
+    def init(params: optax.Params) -> AmsgradState:
         zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(3)]
         return AmsgradState(jnp.zeros([], jnp.int32), *zeros)
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: AmsgradState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AmsgradState]:
         del params
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
@@ -153,8 +170,8 @@ def scale_by_amsgrad(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> o
     return optax.GradientTransformation(init, update)
 
 
-def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
-    """1 - decay ** count, float32 []. As a difference in float32 it would be off by 3e-5 at 0.999 and count 1."""
+def _bias_correction(decay: float, count: Int32[Array, '']) -> Float32[Array, '']:
+    """Returns 1 - decay ** count. As a difference in float32, it would be off by 3e-5 at decay 0.999 and count 1."""
     if decay == 0:
         return jnp.ones([], jnp.float32)
     return -jnp.expm1(count.astype(jnp.float32) * math.log(decay))

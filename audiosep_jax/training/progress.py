@@ -1,4 +1,4 @@
-"""What the terminal shows of a training run."""
+"""Shows the progress of a training run on the terminal."""
 
 import sys
 import time
@@ -8,11 +8,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class TrainingProgress:
-    """A bar that redraws itself on a terminal; elsewhere one printed line per update, for logs of batch systems.
+    """A bar on a terminal, or one printed line per update for the logs of batch systems. A context manager.
 
     Args:
-        step, steps: done already, and in all.
-        quiet: shows nothing: of several processes one is enough.
+        step: the steps taken already.
+        steps: the steps of the whole run.
+        quiet: show nothing, because one of several processes is enough.
     """
 
     def __init__(self, step: int, steps: int, *, quiet: bool = False):
@@ -30,20 +31,27 @@ class TrainingProgress:
         )
         self._task = self._progress.add_task('compiling …', total=steps, completed=step)
 
-    def __enter__(self):
+    def __enter__(self) -> 'TrainingProgress':
         self._progress.start()
         self._print(f'step {self._first}/{self._steps}  compiling …')
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
     def update(self, step: int, loss: float, clips_per_second: float, skipped: int = 0) -> None:
-        """Shows the state after `step` steps; the time left is extrapolated from this run's own pace."""
+        """Shows the state after `step` steps. The time left is extrapolated from this run's own pace.
+
+        Args:
+            step: the steps taken.
+            loss: the mean loss since the last update.
+            clips_per_second: the mean speed since the last update.
+            skipped: how many steps were skipped.
+        """
         first, started = self._since
         now = time.perf_counter()
         pace = (now - started) / max(step - first, 1)
-        if not self._is_warm:  # the first steps hold the compilation: the next estimate begins after them
+        if not self._is_warm:  # the first steps include the compilation, so the next estimate starts after them
             self._is_warm, self._since = True, (step, now)
         text = f'loss {loss:.5f}  {clips_per_second:.1f} clips/s  {_clock(pace * (self._steps - step))} left'
         if skipped:
@@ -54,7 +62,7 @@ class TrainingProgress:
             self._print(f'step {step}/{self._steps}  {text}')
 
     def note(self, text: str) -> None:
-        """A line that stays on the screen."""
+        """Shows a line that stays on the screen."""
         if self._live:
             self._progress.console.print(text)
         else:

@@ -1,14 +1,14 @@
-"""Training, top to bottom: one configuration in, a workdir with checkpoints and a log out.
+"""Training from top to bottom: takes a configuration and leaves a workdir with checkpoints and logs.
 
     WORKDIR/config.json   the configuration of the latest start
            /log.jsonl     one line per `log_every` steps, and one per validation
-           /tensorboard/  the same as curves, with sounds and spectrograms of some validation mixtures
-           /checkpoints/  see checkpoint.py
-           /profile/      with `profile`: a trace of a few steps
+           /tensorboard/  the same as curves, with audio and spectrograms of some validation mixtures
+           /checkpoints/  see checkpoints/run_folder.py
+           /profile/      with `profile`, a trace of a few steps
 
-Started again with the same workdir, a run continues after its newest checkpoint: bit for bit on the same devices, and
+Started again with the same workdir, a run resumes after its newest checkpoint: bit for bit on the same devices, and
 with the same clips in the same order on any others. The same program runs on one device and on all hosts of a cluster
-(launch.py), which share the workdir.
+(parallel/launch.py), which share the workdir.
 """
 
 import contextlib
@@ -18,14 +18,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
-from audiosep_jax.checkpoints.find import find_checkpoint
-from audiosep_jax.checkpoints.run_folder import complete_steps, load_for_inference
-from audiosep_jax.data.batches import encoder_identity, make_batches, staged
+from audiosep_jax.checkpoints.find import open_checkpoint
+from audiosep_jax.checkpoints.run_folder import complete_steps
+from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.models.cost import peak_flops, training_flops
@@ -33,23 +37,30 @@ from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_fo
 from audiosep_jax.parallel.mesh import make_mesh, place_of_process, put_batch
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
-from audiosep_jax.training.config import TrainConfig, check_batch_size
+from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.log import TrainingLog, check_wandb
 from audiosep_jax.training.optim import make_schedule
 from audiosep_jax.training.progress import TrainingProgress
-from audiosep_jax.training.train_step import make_program
+from audiosep_jax.training.train_step import TrainState, make_program
 from audiosep_jax.training.validation import Validation
 
-# Steps dispatched and not yet done: enough that the devices never wait for the host, and no more, for each holds its
-# batch on them.
+# How many steps are dispatched before the host waits for the oldest: enough to keep the devices busy, and no more,
+# because each holds its batch in their memory.
 _IN_FLIGHT = 2
-# The steps that a profile shows, counted from the start: past the warm-up.
+# The steps that a profile shows, counted from the start: after the warm-up.
 _PROFILED = range(10, 15)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: its last step, the mean loss of its last logged steps, and whether a signal stopped it."""
+    """How a run ended.
+
+    Attributes:
+        step: the last step.
+        loss: the mean loss of the last logged steps; NaN if none was finite or taken.
+        stopped: whether a signal stopped it.
+        checkpoints: the folder of its checkpoints.
+    """
 
     step: int
     loss: float
@@ -58,33 +69,98 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Trains, or continues, the run in `config.workdir`. Every process of the run calls it.
+    """Trains the run in `config.workdir`, or resumes it. Every process of the run calls this.
 
     Raises:
-        ConfigError: settings that do not fit together.
-        DataError: shards or embeddings that are missing or damaged.
-        CheckpointError: a workdir whose checkpoints belong to another model, or that cannot be written.
+        ConfigError: settings do not fit together.
+        DataError: shards or embeddings are missing or damaged.
+        EncoderMismatchError: the datasets have embeddings of different encoders.
+        CheckpointError: the workdir's checkpoints belong to another model, or it cannot be written.
+        DownloadError: the checkpoint to start from cannot be downloaded.
         TrainingDivergedError: `max_skipped_in_row` steps in a row had a non-finite loss or gradient.
     """
-    # ---- What to train, on what, and where: whatever can be refused is refused before anything is written ----
+    run = _prepare(config)
+    batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
+    program = make_program(config, mesh)
+
+    with (
+        batches,
+        Checkpointer(checkpoints, keep=config.keep) as checkpointer,
+        _stop_signals() as stop_requested,
+    ):
+        # ---- Start, or resume ----
+        first = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
+        if step:
+            _check_same_run(checkpointer.record(), run.record, run.workdir)
+            state, position, _ = checkpointer.restore(program.state)
+            batches.set_state(position)
+        else:
+            state = program.initial_state(run.variables)
+        if step >= config.steps:
+            return TrainResult(step, float('nan'), False, checkpoints)
+        votes = Votes(mesh)
+        progress = TrainingProgress(step, config.steps, quiet=jax.process_index() > 0)
+        log = TrainingLog(run.workdir, run.record, after_step=step, tensorboard=config.tensorboard, wandb=config.wandb)
+        report = _Report(config, mesh, log, progress)
+
+        # ---- The loop ----
+        pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
+        stopping = False
+        with log, progress, _Trace(config.profile, run.workdir / 'profile') as trace:
+            train_step = program.compile_step()
+            wait_for_all('compiled')
+            report.speed.start()
+            while step < config.steps and not stopping:
+                with report.speed.waiting_for_input():
+                    batch = put_batch(next(batches), mesh)
+                trace.begin_step(step - first)
+                with jax.transfer_guard('disallow'):
+                    state, metrics = train_step(state, batch)
+                pending.append(metrics)
+                step += 1
+                if len(pending) > _IN_FLIGHT:
+                    jax.block_until_ready(pending[-1 - _IN_FLIGHT])
+                stopping = votes.cast(stop_requested(), batches.corrupt_records) and step < config.steps
+                saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
+                if step % config.log_every == 0 or saving:
+                    report.steps(step, jax.device_get(pending), votes.corrupt_records)
+                    pending.clear()
+                if saving:
+                    # A run that is asked to stop may not have the time to validate.
+                    score = report.score(step, state, run.validation, skip_validation=stopping)
+                    checkpointer.save(state, data=batches.get_state(), record=run.record, score=score)
+                    log.flush()
+                    report.speed.start()
+        return TrainResult(step, report.loss, stopping, checkpoints)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What `_prepare` makes of a configuration; `variables` are the weights to start from, on the host."""
+
+    mesh: Mesh
+    batches: Batches
+    record: dict[str, Any]
+    workdir: Path
+    variables: dict[str, Any] | None
+    validation: Validation | None
+
+
+def _prepare(config: TrainConfig) -> _Run:
+    """Refuses everything that can be refused before anything is written into the workdir."""
     if not config.workdir:
         raise ConfigError('no workdir: give --workdir DIR')
     check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.batch_size, config.mixing, mesh, accumulate=config.accumulate)
-    config.absent.check(config.mixing, config.batch_size)
+    config.check(mesh)
     data = staged(config.input)
     encoder = encoder_identity(data)
-    if encoder['embedding_size'] != config.model.condition_size:
-        raise ConfigError(
-            f'model.condition_size is {config.model.condition_size}, but the embeddings of {encoder["name"]!r} '
-            f'have {encoder["embedding_size"]} numbers: set --model.condition-size {encoder["embedding_size"]}'
-        )
+    config.check(mesh, encoder)
     record = describe(config, encoder)
     workdir = as_path(config.workdir)
-    found = starting_checkpoint(config, encoder)
-    beginning = jax.device_get(found.variables) if found else None
-    del found  # its arrays are on a device
+    checkpoint = starting_checkpoint(config, encoder)
+    variables = jax.device_get(checkpoint.variables) if checkpoint else None
+    del checkpoint  # frees the device memory of its arrays
     validation = Validation(config.validation, config.model, encoder) if config.validation else None
     process_index, process_count = place_of_process(mesh)
     batches = make_batches(
@@ -99,100 +175,31 @@ def train(config: TrainConfig) -> TrainResult:
     wait_for_all('data is here')
     check_same({**record, 'data': batches.get_state()})
     check_shared(workdir)
-    program = make_program(config, mesh)
-    schedule = make_schedule(config.optimizer, config.steps)
-    speedometer = _Speedometer(config, mesh.size)
-
-    with (
-        batches,
-        Checkpointer(workdir / 'checkpoints', keep=config.keep) as checkpointer,
-        _stop_signals() as stop_requested,
-    ):
-        # ---- Start, or continue ----
-        first = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
-        if step:
-            _check_same_run(checkpointer.record(), record, workdir)
-            state, position, _ = checkpointer.restore(program.state)
-            batches.set_state(position)
-        else:
-            state = program.initial_state(beginning)
-        if step >= config.steps:
-            return TrainResult(step, float('nan'), False, workdir / 'checkpoints')
-        votes = Votes(mesh)
-        progress = TrainingProgress(step, config.steps, quiet=jax.process_index() > 0)
-        log = TrainingLog(workdir, record, after_step=step, tensorboard=config.tensorboard, wandb=config.wandb)
-
-        # ---- The loop ----
-        pending: list[dict[str, jax.Array]] = []  # metrics still on the devices: fetching each would stall them
-        losses_since_save: list[float] = []
-        loss, stopping = float('nan'), False
-        with log, progress, _Trace(config.profile, workdir / 'profile') as trace:
-            train_step = program.compile_step()
-            wait_for_all('compiled')
-            speedometer.start()
-            while step < config.steps and not stopping:
-                with speedometer.waiting_for_input():
-                    batch = put_batch(next(batches), mesh)
-                trace.begin_step(step - first)
-                with jax.transfer_guard('disallow'):
-                    state, metrics = train_step(state, batch)
-                pending.append(metrics)
-                step += 1
-                if len(pending) > _IN_FLIGHT:
-                    jax.block_until_ready(pending[-1 - _IN_FLIGHT])
-                stopping = votes.cast(stop_requested(), batches.corrupt_records) and step < config.steps
-                saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
-                if step % config.log_every == 0 or saving:
-                    fetched = jax.device_get(pending)
-                    pending.clear()
-                    line = _summary(step, fetched) | speedometer.read(len(fetched))
-                    line['learning_rate'] = float(schedule(step - 1 - line['skipped']))
-                    line['corrupt_records'] = votes.corrupt_records
-                    log.write(line)
-                    losses_since_save += [float(m['loss']) for m in fetched if np.isfinite(m['loss'])]
-                    loss = float('nan') if line['loss'] is None else line['loss']
-                    progress.update(step, loss, line['clips_per_second'], line['skipped'])
-                    _check_finite(fetched, config.max_skipped_in_row, step)
-                if saving:
-                    score = -np.inf if validation or not losses_since_save else -float(np.mean(losses_since_save))
-                    if validation and not stopping:  # whoever is asked to stop may not have the time
-                        scores = validation.run(state, mesh)
-                        score = scores.sdri
-                        log.validation(step, scores.values, scores.panels)
-                        progress.note(
-                            f'not validated: {scores.problem}'
-                            if scores.problem
-                            else f'SDRi {scores.sdri:.2f} dB on {config.validation}'
-                        )
-                    losses_since_save.clear()
-                    checkpointer.save(state, data=batches.get_state(), record=record, score=score)
-                    log.flush()
-                    speedometer.start()
-        return TrainResult(step, loss, stopping, workdir / 'checkpoints')
+    return _Run(mesh, batches, record, workdir, variables, validation)
 
 
-def starting_checkpoint(config: TrainConfig, encoder: dict | None) -> InferenceCheckpoint | None:
-    """The checkpoint of `init_from`; None without one, and where the workdir has a run to continue, which needs none.
+def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> InferenceCheckpoint | None:
+    """Returns the checkpoint of `init_from`, or None if none is given or the workdir has a run to resume.
 
     Args:
-        config: of the new run.
-        encoder: the identity of its query encoder; None: not known yet, any is taken for the same.
+        config: the new run.
+        encoder: the identity of its query encoder; None if it is not known, and then any encoder is accepted.
 
     Raises:
-        CheckpointError: nothing there, or it is of another network or query encoder.
-        DownloadError: it has to be fetched and cannot be.
+        CheckpointError: there is no checkpoint, or it has another network or query encoder.
+        DownloadError: it cannot be downloaded.
     """
     if not config.init_from or (config.workdir and complete_steps(as_path(config.workdir) / 'checkpoints')):
         return None
-    checkpoint = load_for_inference(find_checkpoint(config.init_from))
+    checkpoint = open_checkpoint(config.init_from)
     differing = _differences(checkpoint.record, describe(config, encoder), training_state=False)
     if differing:
         raise CheckpointError(f'--init-from {config.init_from} does not fit this run: {"; ".join(differing)}')
     return checkpoint
 
 
-def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
-    """Refuses to continue a run with another network, encoder or kind of state, and names what differs."""
+def _check_same_run(stored: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:
+    """Refuses to resume a run with another network, encoder or kind of state, and names what differs."""
     changed = _differences(stored, record, training_state=True)
     if changed:
         raise CheckpointError(
@@ -200,12 +207,15 @@ def _check_same_run(stored: dict, record: dict, workdir: Path) -> None:
         )
 
 
-def _differences(stored: dict, record: dict, *, training_state: bool) -> list[str]:
-    """What makes weights unusable, and a state of training. How it is computed and optimized may change: precision,
-    rates, clipping, mixing, mesh. An encoder that is not recorded is taken for the same."""
+def _differences(stored: dict[str, Any], record: dict[str, Any], *, training_state: bool) -> list[str]:
+    """Lists the differences that make stored weights unusable, and with `training_state` a stored state of training.
+
+    How a run computes and optimizes may change: precision, rates, clipping, mixing, mesh. An encoder that is not
+    recorded counts as the same.
+    """
     encoders_known = stored['encoder'] is not None and record['encoder'] is not None
 
-    def fixed(record):
+    def fixed(record: dict[str, Any]) -> dict[str, Any]:
         config = record['config']
         found = {f'model.{k}': v for k, v in config['model'].items() if k not in ('dtype', 'remat')}
         if training_state:
@@ -219,8 +229,53 @@ def _differences(stored: dict, record: dict, *, training_state: bool) -> list[st
     return [f'{k} was {old.get(k)}, is {new.get(k)}' for k in {**old, **new} if old.get(k) != new.get(k)]
 
 
-def _summary(step: int, metrics: list[dict[str, np.ndarray]]) -> dict:
-    """A line of the log, of the steps since the one before."""
+class _Report:
+    """Reports the steps of a run in its log and on the terminal, and scores its checkpoints."""
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, log: TrainingLog, progress: TrainingProgress):
+        self._config, self._mesh, self._log, self._progress = config, mesh, log, progress
+        self._schedule = make_schedule(config.optimizer, config.steps)
+        self._losses: list[float] = []  # since the last checkpoint
+        self.speed = _Speedometer(config, mesh.size)
+        self.loss = float('nan')  # the mean of the last reported steps
+
+    def steps(self, step: int, metrics: list[dict[str, np.ndarray]], corrupt_records: int) -> None:
+        """Reports the metrics of the steps since the last report, up to `step`.
+
+        Raises:
+            CheckpointError: the log cannot be written.
+            TrainingDivergedError: too many of the steps in a row were not finite.
+        """
+        line = _summary(step, metrics) | self.speed.read(len(metrics))
+        line['learning_rate'] = float(self._schedule(step - 1 - line['skipped']))
+        line['corrupt_records'] = corrupt_records
+        self._log.write(line)
+        self._losses += [float(m['loss']) for m in metrics if np.isfinite(m['loss'])]
+        self.loss = float('nan') if line['loss'] is None else line['loss']
+        self._progress.update(step, self.loss, line['clips_per_second'], line['skipped'])
+        _check_finite(metrics, self._config.max_skipped_in_row, step)
+
+    def score(self, step: int, state: TrainState, validation: Validation | None, *, skip_validation: bool) -> float:
+        """Returns the score of a checkpoint: its SDRi, or without validation the negative mean loss since the last one.
+
+        A run that is validated must not compare the two, so a checkpoint that is not validated gets -inf.
+        """
+        score = -np.inf if validation or not self._losses else -float(np.mean(self._losses))
+        self._losses.clear()
+        if validation and not skip_validation:
+            scores = validation.run(state, self._mesh)
+            score = scores.sdri
+            self._log.validation(step, scores.values, scores.panels)
+            self._progress.note(
+                f'not validated: {scores.problem}'
+                if scores.problem
+                else f'SDRi {scores.sdri:.2f} dB on {self._config.validation}'
+            )
+        return score
+
+
+def _summary(step: int, metrics: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Returns the line of the log for the steps since the previous line, up to `step`."""
     finite = [float(m['loss']) for m in metrics if np.isfinite(m['loss'])]
     grad_norm = float(metrics[-1]['grad_norm'])
     return {
@@ -241,44 +296,54 @@ def _check_finite(metrics: list[dict[str, np.ndarray]], limit: int, step: int) -
 
 
 class _Speedometer:
-    """What the log says of speed, of the steps since it was last read. Saving and validating are not counted."""
+    """Measures the speed of the steps since it was last read, without the time of checkpoints and validations."""
 
     def __init__(self, config: TrainConfig, num_devices: int):
         self._batch_size, self._num_devices = config.batch_size, num_devices
         num_samples = round(config.input.segment_seconds * config.model.sample_rate)
         peak = peak_flops(jax.devices()[0].device_kind, config.model.dtype)
-        # Of each clip a second, the share of what all the devices could compute; None where that is not known.
-        self._utilisation = peak and training_flops(config.model, num_samples) / (peak * num_devices)
+        # MFU per (clip/s); None if the peak of the device is not known.
+        self._mfu_per_rate = training_flops(config.model, num_samples) / (peak * num_devices) if peak else None
         self.start()
 
     def start(self) -> None:
+        """Measures from now on."""
         self._started, self._waited = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:
+        """Counts the time of the block as waiting for the next batch."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     def read(self, steps: int) -> dict[str, float]:
-        """`input_wait` is the share of the time in which the loop waited for the next batch; the devices are busy with
-        earlier ones meanwhile. `mfu` counts the model's own work, whatever `remat` does twice."""
+        """Returns the figures of `steps` steps for the log, and starts again.
+
+        `input_wait` is the share of the time in which the loop waited for the next batch, while the devices worked on
+        earlier ones. `mfu` counts only the model's own work, not what `remat` computes twice.
+        """
         seconds = time.perf_counter() - self._started
         rate = steps * self._batch_size / seconds
-        found = {
+        figures = {
             'clips_per_second': rate,
             'clips_per_second_per_device': rate / self._num_devices,
             'input_wait': self._waited / seconds,
             'seconds': seconds,
         }
-        if self._utilisation:
-            found['mfu'] = rate * self._utilisation
+        if self._mfu_per_rate:
+            figures['mfu'] = rate * self._mfu_per_rate
         self.start()
-        return found
+        return figures
 
 
 class _Trace:
-    """A context manager that traces the steps of `_PROFILED`, where that is wanted."""
+    """A context manager that traces the steps of `_PROFILED`.
+
+    Args:
+        wanted: without it, nothing is traced.
+        folder: where the trace goes.
+    """
 
     def __init__(self, wanted: bool, folder: Path):
         self._wanted, self._folder, self._running = wanted, folder, False
@@ -287,14 +352,14 @@ class _Trace:
         return self
 
     def begin_step(self, step: int) -> None:
-        """`step` counts from the start of the program."""
+        """Starts or ends the trace if this step is its first or the one after its last, counted from the start."""
         if self._wanted and step == _PROFILED.start:
             jax.profiler.start_trace(self._folder)
             self._running = True
         elif self._running and step == _PROFILED.stop:
             self.__exit__()
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
@@ -302,10 +367,13 @@ class _Trace:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and Ctrl-C end the run after the current step, with a checkpoint; a second one ends it at once."""
+    """Yields a function that returns whether SIGTERM or Ctrl-C asked the run to stop.
+
+    The run then ends after the current step, with a checkpoint. A second signal ends it at once.
+    """
     received: list[int] = []
 
-    def handler(number, frame):
+    def handler(number: int, frame: FrameType | None) -> None:
         if received:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -314,7 +382,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
     try:
         previous = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: the caller owns the signals
+    except ValueError:  # outside the main thread, signals are the caller's business
         yield lambda: False
         return
     try:

@@ -1,72 +1,73 @@
-"""What training carries from step to step, and one step of it as a pure function."""
+"""The state that training carries from step to step, one step as a pure function, and both compiled for a mesh."""
 
 import dataclasses
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from audiosep_jax.data.segments import MAX_LABELS
-from audiosep_jax.parallel.mesh import batch_sharded
-from audiosep_jax.training.optim import make_optimizer
-
-if TYPE_CHECKING:
-    from audiosep_jax.training.config import TrainConfig
-
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Float, Float32
 
+from audiosep_jax.audio.samples import INT16_SCALE
+from audiosep_jax.data.segments import MAX_LABELS
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
-from audiosep_jax.parallel.mesh import by_clip, replicated, state_shardings
+from audiosep_jax.parallel.mesh import batch_sharded, by_clip, replicated, state_shardings
+from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.losses import l1_waveform
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
+from audiosep_jax.training.optim import make_optimizer
 
-_INT16_SCALE = 1 / 32768
 _ALL_PRESENT = AbsentQueries()
 
+# ---- State ----
 
-@flax.struct.dataclass
-class TrainState:
+
+class TrainState(flax.struct.PyTreeNode):
     """A pytree of everything that a step reads and writes.
 
     Attributes:
-        step: int32, steps taken, skipped ones included: the clock of the data and of the random keys.
-        params, batch_stats: the model's variables.
-        opt_state: optax's.
-        ema: exponential moving average of {'params', 'batch_stats'}, or None.
-        skipped: int32, steps whose loss or gradient was not finite; they changed nothing but `step` and these counts.
-        skipped_in_row: int32, how many of them were the latest ones.
+        step: int32 [], the number of steps taken, including skipped ones. The positions in the data and the random keys
+            are derived from it.
+        params: the model's parameters.
+        batch_stats: the model's batch statistics.
+        opt_state: the optimizer's state.
+        ema: the exponential moving average of {'params', 'batch_stats'}, or None.
+        skipped: int32 [], the number of steps whose loss or gradient was not finite; these changed only the counts.
+        skipped_in_row: int32 [], how many of the latest steps in a row were skipped.
     """
 
-    step: jax.Array
+    step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
     ema: Any
-    skipped: jax.Array
-    skipped_in_row: jax.Array
+    skipped: Array
+    skipped_in_row: Array
 
 
-def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool
-) -> TrainState:
-    """A state at step 0 with fresh weights drawn from `key`."""
+def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, key: Array, *, ema: bool) -> TrainState:
+    """Returns a state at step 0 with fresh weights drawn from `key`."""
     variables = init_variables(config, key)
     return state_from_variables(variables, optimizer, ema=ema)
 
 
-def state_from_variables(variables: dict, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """A state at step 0 that starts from given `params` and `batch_stats`."""
+def state_from_variables(
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
+    """Returns a state at step 0 that starts from the given `params` and `batch_stats`."""
     params, batch_stats = variables['params'], variables['batch_stats']
-    # Arrays of their own, copies and zeros: a donated state must not hold one buffer twice.
+    # The average is a copy and each count a separate array, because a donated state must not hold one buffer twice.
     average = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}) if ema else None
     step, skipped, skipped_in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(step, params, batch_stats, optimizer.init(params), average, skipped, skipped_in_row)
+
+
+# ---- Step ----
 
 
 def make_train_step(
@@ -79,90 +80,82 @@ def make_train_step(
     absent: AbsentQueries = _ALL_PRESENT,
     accumulate: int = 1,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """The function (state, batch) -> (state, metrics) of one optimizer step; pure, to be jitted by the caller.
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
+    """Returns the function (state, batch) -> (state, metrics) of one optimizer step. It is pure; the caller jits it.
 
-    The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that avoids pairs of the same
-    label, `labels` int32 [B, L]. It is mixed on the device (clip i with its neighbours), separated, and compared with
-    the clips by L1; for the queries that `absent` replaces, with silence. The keys are a function of the seed and the
-    step, so that a resumed run draws what the uninterrupted one would have.
+    The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that avoids mixing clips with
+    the same label, `labels` int32 [B, L]. The step mixes it on the device (clip i with its neighbors), separates the
+    mixtures, and compares the estimates with the clips by L1, or with silence for the queries that `absent` replaces.
+    The random keys are a function of the seed and the step, so a resumed run draws the same numbers as an uninterrupted
+    one. The metrics are `loss`, `grad_norm` and the counts `skipped` and `skipped_in_row`, all scalars on the device.
 
     Args:
-        accumulate: so many parts of the batch go through the network one after the other, and their gradients are
-            averaged: the memory of a smaller batch. Batch norm sees a part at a time.
-        mesh: where the state is split over devices (`parallel.mesh.state_shardings`): weights are gathered for the
-            step, and gradients are split again before the optimizer, of which each device does its part.
-
-    Metrics: `loss`, `grad_norm`, and the counts `skipped`, `skipped_in_row`, all scalars on the device.
+        config: the network.
+        optimizer: what turns gradients into updates.
+        mixer: makes the mixtures.
+        seed: of the random keys.
+        ema_decay: decay of the moving average of the weights, 0 for a state without one.
+        absent: replaces some queries with ones for absent sounds.
+        accumulate: the batch goes through the network in this many parts, one after the other, and their gradients are
+            averaged, which takes the memory of a smaller batch. Batch norm sees one part at a time.
+        mesh: the devices over which the state is split (`parallel.mesh.state_shardings`). Weights are gathered for the
+            step, and gradients are split again before the optimizer, so each device updates its own part.
     """
     model = AudioSep(config) if mesh is None else AudioSep(config, by_clip(mesh))
 
-    def loss_fn(params, batch_stats, mixtures, targets, embeddings):
+    def loss_fn(
+        params: Any,
+        batch_stats: Any,
+        mixtures: Float32[Array, 'B T'],
+        targets: Float32[Array, 'B T'],
+        embeddings: Float[Array, 'B E'],
+    ) -> tuple[Float32[Array, ''], Any]:
         variables = {'params': params, 'batch_stats': batch_stats}
         estimates, updated = model.apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
         return l1_waveform(estimates, targets), updated['batch_stats']
 
-    def loss_and_gradients(params, batch_stats, *examples):
-        """-> (loss, new batch_stats, gradients), the means over the parts."""
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        if accumulate == 1:
-            (loss, batch_stats), grads = grad_fn(params, batch_stats, *examples)
-            return loss, batch_stats, grads
-
-        def add_part(carry, part):
-            loss, batch_stats, grads = carry
-            (part_loss, batch_stats), part_grads = grad_fn(params, batch_stats, *part)
-            return (loss + part_loss, batch_stats, jax.tree.map(jnp.add, grads, part_grads)), None
-
-        # Every accumulate-th row, so that each part has rows of every device.
-        parts = [jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1) for x in examples]
-        start = (jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, params))
-        (loss, batch_stats, grads), _ = jax.lax.scan(add_part, start, tuple(parts))
-        return loss / accumulate, batch_stats, jax.tree.map(lambda g: g / accumulate, grads)
-
-    def train_step(state: TrainState, batch: dict[str, jax.Array]):
-        waveforms = batch['waveforms'].astype(jnp.float32) * _INT16_SCALE
+    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
         mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         labels = batch.get('labels')
         mixtures, targets = mixer(mix_key, waveforms, labels)
         embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets, labels)
 
-        weights = _gathered(state.params, mesh)
-        loss, batch_stats, grads = loss_and_gradients(weights, state.batch_stats, mixtures, targets, embeddings)
-        grads = _split(grads, mesh)
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay:
-            # Young averages follow quickly: otherwise the first 1 / (1 - decay) steps would be mostly initial weights.
-            taken = state.step - state.skipped
-            decay = jnp.minimum(ema_decay, (1 + taken) / (10 + taken))
-            new = {'params': params, 'batch_stats': batch_stats}
-            ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, new)
-
-        def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        skipped = state.skipped + ~finite
-        skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
-        metrics = {'loss': loss, 'grad_norm': grad_norm, 'skipped': skipped, 'skipped_in_row': skipped_in_row}
-        return state.replace(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            batch_stats=keep(batch_stats, state.batch_stats),
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(ema, state.ema),
-            skipped=skipped,
-            skipped_in_row=skipped_in_row,
-        ), metrics
+        weights = _gather(state.params, mesh)
+        examples = mixtures, targets, embeddings
+        loss, batch_stats, grads = _loss_and_gradients(loss_fn, accumulate, weights, state.batch_stats, examples)
+        return _update(state, optimizer, loss, batch_stats, _split(grads, mesh), ema_decay)
 
     return train_step
 
 
-def _gathered(params: Any, mesh: Mesh | None) -> Any:
-    # Said, and not left to the partitioner: it might as well move the activations to where the weights are.
+def _loss_and_gradients(
+    loss_fn: Callable[..., tuple[Array, Any]],
+    accumulate: int,
+    params: Any,
+    batch_stats: Any,
+    examples: tuple[Array, ...],
+) -> tuple[Array, Any, Any]:
+    """Returns (loss, new batch_stats, gradients); loss and gradients are the means over the parts of the batch."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        (loss, batch_stats), grads = grad_fn(params, batch_stats, *examples)
+        return loss, batch_stats, grads
+
+    def add_part(carry, part):
+        loss, batch_stats, grads = carry
+        (part_loss, batch_stats), part_grads = grad_fn(params, batch_stats, *part)
+        return (loss + part_loss, batch_stats, jax.tree.map(jnp.add, grads, part_grads)), None
+
+    # A part takes every accumulate-th row, so that it has rows of every device.
+    parts = tuple(jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1) for x in examples)
+    start = (jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, params))
+    (loss, batch_stats, grads), _ = jax.lax.scan(add_part, start, parts)
+    return loss / accumulate, batch_stats, jax.tree.map(lambda g: g / accumulate, grads)
+
+
+def _gather(params: Any, mesh: Mesh | None) -> Any:
+    # Without this constraint, the partitioner could move the activations to the weights instead.
     return params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
@@ -170,25 +163,71 @@ def _split(grads: Any, mesh: Mesh | None) -> Any:
     return grads if mesh is None else jax.lax.with_sharding_constraint(grads, state_shardings(grads, mesh))
 
 
+def _update(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss: Float32[Array, ''],
+    batch_stats: Any,
+    grads: Any,
+    ema_decay: float,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Returns (next state, metrics). A loss or gradient that is not finite changes only the counts of the state."""
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay:
+        # A young average follows quickly; otherwise, for 1 / (1 - decay) steps, it would be mostly initial weights.
+        taken = state.step - state.skipped
+        decay = jnp.minimum(ema_decay, (1 + taken) / (10 + taken))
+        new = {'params': params, 'batch_stats': batch_stats}
+        ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, new)
+
+    def if_finite(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    skipped = state.skipped + ~finite
+    skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
+    metrics = {'loss': loss, 'grad_norm': grad_norm, 'skipped': skipped, 'skipped_in_row': skipped_in_row}
+    return state.replace(
+        step=state.step + 1,
+        params=if_finite(params, state.params),
+        batch_stats=if_finite(batch_stats, state.batch_stats),
+        opt_state=if_finite(opt_state, state.opt_state),
+        ema=if_finite(ema, state.ema),
+        skipped=skipped,
+        skipped_in_row=skipped_in_row,
+    ), metrics
+
+
+# ---- Program ----
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a run executes on its mesh. Made by `make_program`.
+    """What a run executes on its mesh. `make_program` makes it.
 
     Attributes:
-        mesh: of all devices of all processes.
-        state: a TrainState of `jax.ShapeDtypeStruct`s that say where each array lies.
-        batch: the same of a batch: `waveforms` int16 [B, T], `embeddings` float32 [B, E] and, for a mixer that needs
-            them, `labels` int32 [B, L].
+        mesh: all devices of all processes.
+        state: a TrainState of `jax.ShapeDtypeStruct`s whose shardings say on which devices each array is stored.
+        batch: a batch in the same form: `waveforms` int16 [B, T], `embeddings` float32 [B, E] and, for a mixer that
+            needs them, `labels` int32 [B, L].
+        config: the run's configuration.
     """
 
     mesh: Mesh
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
-    _config: 'TrainConfig'
+    config: TrainConfig
 
-    def initial_state(self, variables: dict | None = None) -> TrainState:
-        """A state at step 0, of fresh weights or of these `params` and `batch_stats` (host arrays, whole)."""
-        config, optimizer = self._config, make_optimizer(self._config.optimizer, self._config.steps)
+    def initial_state(self, variables: dict[str, Any] | None = None) -> TrainState:
+        """Returns a state at step 0, with fresh weights or with the given `params` and `batch_stats`.
+
+        Args:
+            variables: complete arrays on the host.
+        """
+        config, optimizer = self.config, make_optimizer(self.config.optimizer, self.config.steps)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         ema = bool(config.ema_decay)
         if variables is None:
@@ -198,8 +237,8 @@ class Program:
         return begin(jax.tree.map(np.asarray, variables))
 
     def compile_step(self) -> jax.stages.Compiled:
-        """The step, (state, batch) -> (state, metrics); the old state's memory is used again."""
-        config = self._config
+        """Returns the compiled step, (state, batch) -> (state, metrics). It reuses the memory of the state it gets."""
+        config = self.config
         step = make_train_step(
             config.model,
             make_optimizer(config.optimizer, config.steps),
@@ -215,19 +254,19 @@ class Program:
         return jitted.lower(self.state, self.batch).compile()
 
 
-def make_program(config: 'TrainConfig', mesh: Mesh) -> Program:
-    """The programs of a run, not yet compiled: this costs nothing.
+def make_program(config: TrainConfig, mesh: Mesh) -> Program:
+    """Returns the program of a run. Nothing is computed or compiled yet.
 
     Raises:
-        ConfigError: a schedule that does not fit the run.
+        ConfigError: the learning-rate schedule does not fit the run.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     shapes = jax.eval_shape(
         lambda key: init_state(config.model, optimizer, key, ema=bool(config.ema_decay)), jax.random.key(0)
     )
-    state = jax.tree.map(_placed, shapes, state_shardings(shapes, mesh))
+    state = jax.tree.map(_with_sharding, shapes, state_shardings(shapes, mesh))
     num_samples = round(config.input.segment_seconds * config.model.sample_rate)
-    rows: dict[str, Any] = {
+    rows: dict[str, tuple[tuple[int], type[np.generic]]] = {
         'waveforms': ((num_samples,), np.int16),
         'embeddings': ((config.model.condition_size,), np.float32),
     }
@@ -240,5 +279,5 @@ def make_program(config: 'TrainConfig', mesh: Mesh) -> Program:
     return Program(mesh, state, batch, config)
 
 
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

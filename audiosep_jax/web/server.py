@@ -1,8 +1,8 @@
-"""The server behind `audiosep-jax serve`: the web page (`page.py`) on a port of this machine.
+"""The server behind `audiosep-jax serve`: serves the web page (`page.py`) on a port of this machine.
 
-Nothing of this machine is to be had through it but what was uploaded and made there: Gradio gets a folder of its own,
-and what else its server could do for strangers (fetch URLs for them, say) is refused in front of it. The page needs no
-network: its fonts are the system's, and the browser is told to load nothing from elsewhere.
+It gives access to uploads and results only: Gradio gets a separate folder, and a middleware refuses whatever else
+Gradio's server would do for strangers, such as fetching URLs. The page needs no network: it uses system fonts, and its
+headers tell the browser to load nothing from other hosts.
 """
 
 import contextlib
@@ -12,15 +12,19 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.separation.separator import Separator
 from audiosep_jax.web.page import CSS, Example, Limits, build_page, theme
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 _LOCAL = ('localhost', '127.0.0.1')
-# Gradio would fetch URLs for whoever asks, and has pages for developers.
+# Routes by which Gradio fetches URLs for any client, and its pages for developers.
 _REFUSED = re.compile(r'/(?:proxy=|(?:file=|file/)\w+:|process_recording|vibe|undo-vibe|dev/|monitoring|deep_link)')
-# Inline scripts and styles are Gradio's own; blobs are what its players and recorders play from.
+# Gradio uses inline scripts and styles, and its players and recorders use blobs.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; connect-src 'self' data: blob:; "
@@ -37,13 +41,15 @@ _HEADERS = [
 def serving(
     separator: Separator, *, host: str, port: int, share: bool, limits: Limits, examples: Sequence[Example]
 ) -> Iterator[str]:
-    """The page is up inside; yields its address. Once in a process: Gradio reads its settings from the environment.
+    """Serves the page inside the context; yields its address.
+
+    It may be used once per process, because Gradio reads its settings from the environment.
 
     Raises:
-        ConfigError: no Gradio, or the port is taken.
-        QueryError and others: the separator does not understand texts; see `Separator.embed`.
+        ConfigError: Gradio is not installed, or the port is in use.
+        QueryError: the separator does not accept text queries; see also `Separator.prepare`.
     """
-    separator.prepare('a dog barking')  # sooner here than with the first user
+    separator.prepare('a dog barking')  # fails here rather than at the first request
     with tempfile.TemporaryDirectory(prefix='audiosep-jax-', ignore_cleanup_errors=True) as folder:
         folder = os.path.realpath(folder)
         _set_environment(folder, host)
@@ -53,7 +59,7 @@ def serving(
 
         guards = [Middleware(_Guard)]
         if _is_local(host) and not share:
-            # Another page in the same browser may have its name point here; it cannot choose the name that is asked.
+            # Against DNS rebinding: a foreign page may point its own name here, but the Host header still carries it.
             guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL, host], www_redirect=False))
         page = build_page(separator, limits=limits, folder=Path(folder), examples=examples)
         try:
@@ -77,7 +83,7 @@ def serving(
                 app_kwargs={'middleware': guards, 'docs_url': None, 'redoc_url': None},
             )
         except OSError as error:
-            raise ConfigError(f'--host {host} --port {port}: cannot be listened on: {error}') from error
+            raise ConfigError(f'--host {host} --port {port}: cannot listen there: {error}') from error
         try:
             yield f'{address}  {public}' if public else address
         finally:
@@ -85,13 +91,13 @@ def serving(
 
 
 class _Guard:
-    """ASGI: refuses what the page does not use, and adds the headers above to what it sends."""
+    """ASGI middleware that refuses routes the page does not use, and adds _HEADERS to every response."""
 
-    def __init__(self, app):
+    def __init__(self, app: 'ASGIApp'):
         self._app = app
 
-    async def __call__(self, scope, receive, send):
-        async def send_with_headers(message):
+    async def __call__(self, scope: 'Scope', receive: 'Receive', send: 'Send') -> None:
+        async def send_with_headers(message: 'Message') -> None:
             if message['type'] == 'http.response.start':
                 message = {**message, 'headers': [*message['headers'], *_HEADERS]}
             await send(message)
@@ -107,19 +113,19 @@ class _Guard:
 
 
 def _set_environment(folder: str, host: str) -> None:
-    """What Gradio reads from it: whatever the user's has must not open more than the flags do."""
+    """Sets the variables that Gradio reads, and drops the user's, which might expose more than the flags allow."""
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]
     os.environ['GRADIO_TEMP_DIR'] = folder
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
-    # It asks its own address whether it is up, which is nothing for a proxy.
+    # Gradio requests its own address to see whether it is up; a proxy could not reach it.
     for name in ('NO_PROXY', 'no_proxy'):
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), *_LOCAL, host]))
 
 
 def import_gradio() -> None:
-    """Raises ConfigError where Gradio is not installed."""
+    """Raises ConfigError if Gradio is not installed."""
     try:
         import gradio  # noqa: F401
     except ImportError as error:

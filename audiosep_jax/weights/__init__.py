@@ -1,1 +1,1 @@
-"""Files of tensors: safetensors, PyTorch checkpoints (read and written without PyTorch), and the hub they come from."""
+"""Weight files: safetensors, PyTorch checkpoints (read and written without PyTorch), and downloads from the hub."""

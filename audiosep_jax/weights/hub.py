@@ -1,4 +1,4 @@
-"""Files of Hugging Face repositories through `huggingface_hub`: its cache, its progress bar, one clear line offline."""
+"""Files of Hugging Face repositories, through `huggingface_hub` and its cache. A failure is one line with a remedy."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ _REPOSITORY = re.compile(r'(?!.*(--|\.\.))[\w][\w.-]*/[\w][\w.-]*', re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A repository, and perhaps a file in it."""
+    """A repository of the hub, and perhaps a file in it."""
 
     repository: str
     kind: Literal['model', 'space'] = 'model'
@@ -26,18 +26,18 @@ class Reference:
 
     @property
     def url(self) -> str:
-        """Of the repository's page."""
+        """The address of the repository's page."""
         return f'https://huggingface.co/{"spaces/" if self.kind == "space" else ""}{self.repository}'
 
 
 def parse_reference(text: str) -> Reference | None:
-    """`organisation/name`, `organisation/name:FILE`, either behind `spaces/`; None: it rather means a local path.
+    """Parses `organisation/name` or `organisation/name:FILE`, either with `spaces/` in front.
 
-    A mistyped path must not be looked for on the network: nothing that begins with a folder that is here, or ends in
-    the suffix of a file, is a repository's name.
+    Returns None for what is more likely a local path: its first folder exists here, or it ends in the suffix of a
+    weights file. So a mistyped path is not looked up on the network.
     """
     name, _, file = text.partition(':')
-    kind = 'space' if name.startswith('spaces/') else 'model'
+    kind: Literal['model', 'space'] = 'space' if name.startswith('spaces/') else 'model'
     name = name.removeprefix('spaces/')
     if not _REPOSITORY.fullmatch(name):
         return None
@@ -47,66 +47,81 @@ def parse_reference(text: str) -> Reference | None:
 
 
 def parse_repository(text: str) -> Reference | None:
-    """A model's `organisation/name`, whatever is here under that name; None: it is none."""
+    """Parses a model's `organisation/name`, even if a local path has that name. Returns None for anything else."""
     return Reference(text) if _REPOSITORY.fullmatch(text) else None
 
 
 def fetch(repository: str | Reference, filename: str, *, place: Path | str) -> Path:
-    """A file of a repository: from the local cache if it is there, else downloaded, with a progress bar on stderr.
+    """Returns the local path of a file of a repository. Downloads it, with a progress bar, if it is not in the cache.
 
     Args:
         repository: a model's `organisation/name`, or a reference.
         filename: its path in the repository.
-        place: where a user without a network should put the file; only for the message.
+        place: where a user without a network should put the file; used only in the message.
 
     Raises:
-        DownloadError: offline with a cold cache, no such repository or file, no space on the disk.
+        DownloadError: the file is not in the cache and the hub cannot be reached, there is no such repository or file,
+            or the disk is full.
     """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    reference = _reference(repository)
-    arguments = {'repo_id': reference.repository, 'filename': filename, 'repo_type': reference.kind}
+    reference = _as_reference(repository)
+
+    def download(*, local_files_only: bool) -> Path:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                reference.repository, filename, repo_type=reference.kind, local_files_only=local_files_only
+            )
+        )
+
     try:
-        return Path(huggingface_hub.hf_hub_download(**arguments, local_files_only=True))
+        return download(local_files_only=True)
     except LocalEntryNotFoundError:
         pass  # the usual case: it has to be downloaded
     except HFValidationError as error:
         raise DownloadError(
             f'{reference.repository!r} is not the name of a Hugging Face repository: {error}'
         ) from error
-    with _told(reference, filename, place):
-        return Path(huggingface_hub.hf_hub_download(**arguments))
+    with _download_errors(reference, filename, place):
+        return download(local_files_only=False)
 
 
 def list_files(repository: str | Reference, *, place: Path | str, suffixes: Iterable[str]) -> list[str]:
-    """The files of a repository: what its server says; offline, those in the local cache, if one of them ends in one of
-    the suffixes (of weights): settings alone are the remains of something else.
+    """Returns the names of a repository's files, from its server or, offline, from the local cache.
+
+    Args:
+        repository: a model's `organisation/name`, or a reference.
+        place: see `fetch`.
+        suffixes: endings of the names of weights. The cache counts only if it holds such a file: settings alone were
+            cached for another purpose, and the repository has more.
 
     Raises:
-        DownloadError: offline with a cold cache, or no such repository.
+        DownloadError: the hub cannot be reached and the cache has no weights, or there is no such repository.
     """
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    reference = _reference(repository)
-    arguments = {'repo_id': reference.repository, 'repo_type': reference.kind}
+    reference = _as_reference(repository)
     try:
-        with _told(reference, 'the list of files', place):
-            return huggingface_hub.list_repo_files(**arguments)
+        with _download_errors(reference, 'the list of files', place):
+            return huggingface_hub.list_repo_files(reference.repository, repo_type=reference.kind)
     except DownloadError:
         try:
-            folder = Path(huggingface_hub.snapshot_download(**arguments, local_files_only=True))
+            folder = Path(
+                huggingface_hub.snapshot_download(reference.repository, repo_type=reference.kind, local_files_only=True)
+            )
         except LocalEntryNotFoundError:
-            folder = None
-        files = [] if folder is None else [str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file()]
+            files = []
+        else:
+            files = [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()]
         if not any(name.endswith(tuple(suffixes)) for name in files):
             raise
         return files
 
 
 def snapshot(repository: str | Reference, filenames: list[str], *, place: Path | str) -> Path:
-    """The folder that holds these files of a repository, fetched where needed.
+    """Returns the local folder that holds these files of a repository. Downloads those that are not in the cache.
 
     Raises:
         DownloadError: see `fetch`.
@@ -117,60 +132,68 @@ def snapshot(repository: str | Reference, filenames: list[str], *, place: Path |
 
 
 def upload(reference: Reference, folder: Path, *, private: bool) -> str:
-    """Makes the repository if it is not there, and uploads the folder as one commit; returns the repository's address.
+    """Uploads a folder as one commit, and returns the repository's address.
+
+    Args:
+        reference: the repository, which is created if it does not exist.
+        folder: the files to upload.
+        private: whether a newly created repository is private.
 
     Raises:
-        DownloadError: no network, no token, no permission.
+        DownloadError: the hub cannot be reached, or there is no valid token, or it lacks the permission.
     """
     import huggingface_hub
 
-    reason = _offline()
-    if reason:
-        raise _not_uploaded(reference, reason)
+    offline = _offline_reason()
+    if offline:
+        raise _upload_error(reference, offline)
     api = huggingface_hub.HfApi()
     try:
         url = api.create_repo(reference.repository, private=private or None, exist_ok=True)
         message = 'Upload a separator of audiosep_jax'
         api.upload_folder(repo_id=reference.repository, folder_path=folder, commit_message=message)
-    except Exception as error:  # its own errors, those of its HTTP library, of the disk
+    except Exception as error:  # of the hub's library, of its HTTP library, or of the disk
         status = getattr(getattr(error, 'response', None), 'status_code', None)
         if status == 401 or isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError):
-            reason = 'no valid token: `hf auth login` first, or set HF_TOKEN'
+            reason = 'no valid token: run `hf auth login` first, or set HF_TOKEN'
         else:
             reason = 'the token has no permission for that' if status == 403 else _reason(error)
-        raise _not_uploaded(reference, reason) from error
+        raise _upload_error(reference, reason) from error
     return str(url)
 
 
-def _not_uploaded(reference: Reference, reason: str) -> DownloadError:
+def _upload_error(reference: Reference, reason: str) -> DownloadError:
     return DownloadError(
         f'{reference.url} cannot be written ({reason}); --folder DIR makes the folder without uploading it'
     )
 
 
-def _reference(repository: str | Reference) -> Reference:
+def _as_reference(repository: str | Reference) -> Reference:
     return repository if isinstance(repository, Reference) else Reference(repository)
 
 
 @contextlib.contextmanager
-def _told(reference: Reference, what: str, place: Path | str) -> Iterator[None]:
-    """Whatever the hub's library raises, and its five retries without a network, as one line that helps."""
+def _download_errors(reference: Reference, what: str, place: Path | str) -> Iterator[None]:
+    """Turns whatever the hub's library raises into a DownloadError of one line with a remedy.
+
+    Raises at once if there is no network, where the library would retry five times.
+    """
 
     def failure(reason: str) -> DownloadError:
         remedy = f'download it on another machine and put it at {place}'
         return DownloadError(f'{what} of {reference.url} cannot be fetched ({reason}): {remedy}')
 
-    reason = _offline()
-    if reason:
-        raise failure(reason)
+    offline = _offline_reason()
+    if offline:
+        raise failure(offline)
     try:
         yield
-    except Exception as error:  # its own errors, those of its HTTP library, of the disk
+    except Exception as error:  # of the hub's library, of its HTTP library, or of the disk
         raise failure(_reason(error)) from error
 
 
-def _offline() -> str | None:
-    """Why the hub cannot be reached; None: it seems that it can. Sooner than the library, which retries for 23 s."""
+def _offline_reason() -> str | None:
+    """Returns why the hub cannot be reached, or None if it seems reachable. The library itself takes 23 s to tell."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
@@ -189,7 +212,7 @@ def _reason(error: Exception) -> str:
     from huggingface_hub import errors
 
     for kind, reason in (
-        (errors.GatedRepoError, 'its licence has to be accepted on its page first, then `hf auth login`'),
+        (errors.GatedRepoError, 'first accept its license on its page, then run `hf auth login`'),
         (errors.RepositoryNotFoundError, 'there is no such repository, or it is private'),
         (errors.LocalEntryNotFoundError, 'no connection'),
         (errors.EntryNotFoundError, 'there is no such file in it'),

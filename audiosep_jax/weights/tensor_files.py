@@ -1,95 +1,126 @@
-"""Files of named tensors, safetensors or PyTorch's, as mappings that read a tensor when it is asked for. No torch."""
+"""Files of named tensors, safetensors or PyTorch's, as mappings that read a tensor when it is looked up. No torch."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.weights.torch_files import read_torch
 
 SAFETENSORS = '.safetensors'
-SUFFIXES = ('.ckpt', '.pt', '.pth', '.bin', SAFETENSORS)
-# What safetensors' numpy side both writes and reads. Any other type is stored as bytes, named in the metadata.
+LIGHTNING = '.ckpt'
+SUFFIXES = (LIGHTNING, '.pt', '.pth', '.bin', SAFETENSORS)
+# Where Hugging Face's folders keep their weights.
+WEIGHTS = 'model.safetensors'
+TORCH_WEIGHTS = 'pytorch_model.bin'
+_INDEX = 'model.safetensors.index.json'
+# What safetensors' numpy side both writes and reads. Any other type is stored as bytes, and named in the metadata.
 _NATIVE = {'bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'}
 _NATIVE |= {'float16', 'bfloat16', 'float32', 'float64', 'complex64'}
-_STORED = {'BOOL': np.dtype(bool), 'BF16': np.dtype(ml_dtypes.bfloat16), 'C64': np.dtype(np.complex64)}
-_STORED |= {f'{kind}{8 * size}': np.dtype(f'<{kind.lower()}{size}') for kind in 'IU' for size in (1, 2, 4, 8)}
-_STORED |= {f'F{8 * size}': np.dtype(f'<f{size}') for size in (2, 4, 8)}
-_STORED |= {'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn), 'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2)}
+_STORED: dict[str, np.dtype] = {
+    'BOOL': np.dtype(bool),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'C64': np.dtype(np.complex64),
+    **{f'{kind}{8 * size}': np.dtype(f'<{kind.lower()}{size}') for kind in 'IU' for size in (1, 2, 4, 8)},
+    **{f'F{8 * size}': np.dtype(f'<f{size}') for size in (2, 4, 8)},
+    'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
+    'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
+}
 _DTYPES = 'audiosep_jax.dtypes'
-# Where a PyTorch file may keep its state dict, beside the top level.
+# Where a PyTorch file may keep its state dict, apart from the top level.
 _STATE_KEYS = ('state_dict', 'model_state_dict', 'model', 'module')
 
 
 def open_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
-    """The tensors of a file or folder by name, each read when it is looked up.
+    """Opens the tensors of a file or folder by name. Each is read when it is looked up.
 
     Args:
         path: a `.safetensors` file, a PyTorch file (`.pt`, `.pth`, `.ckpt`, `.bin`; the state dict inside it), or a
             folder with `model.safetensors`, `model.safetensors.index.json` or `pytorch_model.bin`, in this order.
 
     Raises:
-        CheckpointError: nothing there, not such a file, damaged, or no tensors in it.
+        CheckpointError: the file is missing, of another kind, damaged, or without tensors.
     """
     path = Path(path)
     if path.is_dir():
-        for name in ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin'):
+        for name in (WEIGHTS, _INDEX, TORCH_WEIGHTS):
             if (path / name).is_file():
                 path = path / name
                 break
         else:
-            raise CheckpointError(f'{path}: no model.safetensors or pytorch_model.bin in this folder')
+            raise CheckpointError(f'{path}: no {WEIGHTS} or {TORCH_WEIGHTS} in this folder')
     if not path.exists():
         raise CheckpointError(f'no such file: {path}')
     if path.name.endswith('.index.json'):
         return _open_index(path)
     if path.suffix == SAFETENSORS:
         return SafeTensors(path)
-    from audiosep_jax.weights.torch_files import read_torch
-
     return state_dict_of(read_torch(path), path)
 
 
 def state_dict_of(tree: object, path: Path) -> dict[str, np.ndarray]:
-    """The tensors by name in what a PyTorch file holds, a bare state dict or a training checkpoint around one."""
-    return {k: v for k, v in state_dict_place(tree, path)[1].items() if isinstance(v, np.ndarray)}
+    """Returns the tensors by name in a PyTorch file, be it a bare state dict or a training checkpoint around one.
+
+    Args:
+        tree: what `read_torch` returned.
+        path: the file, for the message.
+
+    Raises:
+        CheckpointError: there are no tensors.
+    """
+    return {name: value for name, value in find_state_dict(tree, path)[1].items() if isinstance(value, np.ndarray)}
 
 
-def state_dict_place(tree: object, path: Path) -> tuple[str | None, dict]:
-    """(key, state dict): where in a PyTorch file's tree the state dict stands; None: the tree itself is one."""
+def find_state_dict(tree: object, path: Path) -> tuple[str | None, dict[Any, Any]]:
+    """Returns the state dict in a PyTorch file's tree, and its key; the key is None if the tree itself is one.
+
+    Args:
+        tree: what `read_torch` returned.
+        path: the file, for the message.
+
+    Raises:
+        CheckpointError: there is no dict of tensors at the top, nor under any of the usual keys.
+    """
     candidates = []
     if isinstance(tree, dict):
         for key in (*_STATE_KEYS, None):
             found = tree if key is None else tree.get(key)
             if isinstance(found, dict):
                 candidates.append((sum(isinstance(value, np.ndarray) for value in found.values()), key, found))
-    most = max(candidates, key=lambda candidate: candidate[0], default=(0, None, {}))
-    if most[0]:
-        return most[1:]
+    count, key, state = max(candidates, key=lambda candidate: candidate[0], default=(0, None, {}))
+    if count:
+        return key, state
     raise CheckpointError(f'{path}: no state dict in this file, neither at its top nor under {", ".join(_STATE_KEYS)}')
 
 
-class SafeTensors(Mapping):
-    """One safetensors file: read-only views of a memory map. `metadata`: its strings by name."""
+class SafeTensors(Mapping[str, np.ndarray]):
+    """The tensors of a safetensors file, as read-only views of a memory map.
+
+    Attributes:
+        metadata: the file's strings by name.
+    """
 
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
 
         self._path = path
         try:
-            # The library checks the header: sizes against types and shapes, no gaps, no overlaps, the file's length. It
-            # would copy each tensor, though, and a fingerprint of weights reads a little of every one.
+            # The library checks the header (sizes against types and shapes, gaps, overlaps, the file's length). It is
+            # not used for reading, because it would copy whole tensors, and a fingerprint of weights reads only a
+            # little of each.
             with safe_open(str(path), framework='np') as file:
-                self.metadata = dict(file.metadata() or {})
+                self.metadata: dict[str, str] = dict(file.metadata() or {})
             self._dtypes = dict(json.loads(self.metadata.pop(_DTYPES, '{}')))
             with open(path, 'rb') as file:
                 size = int.from_bytes(file.read(8), 'little')
                 self._entries = {k: v for k, v in json.loads(file.read(size)).items() if k != '__metadata__'}
-            has_data = path.stat().st_size > 8 + size  # nothing at all cannot be mapped
+            has_data = path.stat().st_size > 8 + size  # an empty range cannot be mapped
             mapped = np.memmap(path, np.uint8, 'r', offset=8 + size) if has_data else np.empty(0, np.uint8)
             self._data = np.asarray(mapped)
         except (SafetensorError, ValueError, TypeError, RecursionError) as error:
@@ -101,8 +132,8 @@ class SafeTensors(Mapping):
         entry = self._entries[name]
         begin, end = entry['data_offsets']
         try:
-            dtype, shape = self._dtypes.get(name, (entry['dtype'], entry['shape']))
-            dtype = _STORED.get(dtype) or getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
+            stored, shape = self._dtypes.get(name, (entry['dtype'], entry['shape']))
+            dtype = _STORED.get(stored) or getattr(ml_dtypes, stored, None) or np.dtype(stored)
             return self._data[begin:end].view(dtype).reshape(shape)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f'{self._path}: tensor {name!r} cannot be read: {error}') from error
@@ -114,8 +145,8 @@ class SafeTensors(Mapping):
         return len(self._entries)
 
 
-class _Shards(Mapping):
-    """Several files, each tensor in one of them."""
+class _ShardedTensors(Mapping[str, np.ndarray]):
+    """The tensors of several files, each of which holds some of them."""
 
     def __init__(self, folder: Path, file_of: dict[str, str]):
         self._file_of = file_of
@@ -139,16 +170,21 @@ def _open_index(path: Path) -> Mapping[str, np.ndarray]:
         raise CheckpointError(f'{path}: not an index of safetensors files: {error}') from error
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f'{path}: names files outside its folder')
-    return _Shards(path.parent, dict(file_of))
+    return _ShardedTensors(path.parent, dict(file_of))
 
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """One safetensors file, complete or not there at all; any numpy or ml_dtypes type comes back as it was.
+    """Writes a safetensors file, which appears only when it is complete.
+
+    Args:
+        path: the file to write.
+        tensors: arrays of any numpy or ml_dtypes number type. `open_tensors` returns them with the same type.
+        metadata: strings to store by name.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -168,6 +204,6 @@ def write_tensors(
         with replacing(path) as temporary:
             mode = temporary.stat().st_mode
             save_file(native, temporary, metadata=strings or None)
-            os.chmod(temporary, mode)  # it leaves a file that only its owner may read
+            os.chmod(temporary, mode)  # safetensors leaves a file that only its owner may read
     except (OSError, SafetensorError, UnicodeError) as error:
         raise CheckpointError(f'{path}: cannot be written: {getattr(error, "strerror", None) or error}') from error

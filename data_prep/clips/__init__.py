@@ -1,1 +1,1 @@
-"""What the readers of datasets share: clips, files of sound and video, listings."""
+"""What the readers of datasets share: clips, sound and video files, and listings."""

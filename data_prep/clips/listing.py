@@ -1,4 +1,4 @@
-"""What readers of published datasets share: reading their tables, and finding out which of the files are there."""
+"""For readers of published datasets: reading their tables, and finding out which of their files exist."""
 
 import csv
 import io
@@ -7,20 +7,23 @@ import pathlib
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-from audiosep_jax.errors import DataError
-from data_prep.clips.base import Entry, LeftOut, printable
+from audiosep_jax.audio.formats import dataset_suffixes
+from audiosep_jax.errors import DataError, LeftOut, printable
+from data_prep.clips.base import Entry
 from data_prep.clips.sources import Files
 
-# In the order of preference where a clip is there in several forms: lossless ones first, pictures with sound last.
-SOUND_SUFFIXES = ('.flac', '.wav', '.aiff', '.aif', '.ogg', '.opus', '.mp3', '.m4a', '.mka', '.aac')
-VIDEO_SUFFIXES = ('.mp4', '.webm', '.mkv', '.mov', '.m4v', '.avi', '.flv', '.3gp', '.wmv', '.ts')
+_SUFFIXES = frozenset(dataset_suffixes())
 
 
 def read_text(path: str | os.PathLike, encodings: Sequence[str] = ('utf-8-sig',)) -> str:
-    """A whole text file, in the first of the encodings that fits it, line ends as they are.
+    """Returns a whole text file, with its line ends unchanged.
+
+    Args:
+        path: the file.
+        encodings: the first one that fits is used.
 
     Raises:
-        DataError: missing, unreadable, in another encoding, or Git LFS's note in place of the file.
+        DataError: missing, unreadable, in another encoding, or a Git LFS pointer in place of the file.
     """
     path = pathlib.Path(path)
     try:
@@ -30,7 +33,7 @@ def read_text(path: str | os.PathLike, encodings: Sequence[str] = ('utf-8-sig',)
     except OSError as error:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     if data.startswith(b'version https://git-lfs'):
-        raise DataError(f'{path}: is a note of Git LFS, not the file: run `git lfs pull` there, or download it')
+        raise DataError(f'{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it')
     for encoding in encodings:
         try:
             return data.decode(encoding)
@@ -48,17 +51,20 @@ def read_table(
     loose: bool = False,
     bad: list[LeftOut] | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file that has a header, each with the number of the line it ends on.
+    """Returns the rows of a CSV file with a header, each with the number of the line on which it ends.
 
     Byte order marks, CRLF and empty lines do no harm.
 
     Args:
-        columns: those that must be there.
-        loose: let a row have other fields than the header as long as it has these columns.
-        bad: takes the rows of another number of fields; None: they are refused. See `refuse_wrong_table`.
+        path: the file.
+        columns: the columns that must exist.
+        encodings: as for `read_text`.
+        delimiter: the character between two fields.
+        loose: accept rows with more or fewer fields than the header, as long as they have these columns.
+        bad: receives the rows with a wrong number of fields; None: they are an error. See `refuse_wrong_table`.
 
     Raises:
-        DataError: as `read_text`, not CSV, a column is missing, a row of another number of fields.
+        DataError: as for `read_text`; not CSV; a column is missing; a row has a wrong number of fields.
     """
     reader = csv.DictReader(io.StringIO(read_text(path, encodings), newline=''), delimiter=delimiter, strict=True)
     rows = []
@@ -83,38 +89,48 @@ def read_table(
 
 
 def bad_row(path: str | os.PathLike, number: int, problem: str, unit: str = 'line') -> LeftOut:
-    """A row of a table that cannot be read: it is left out, and the others are not."""
+    """Returns a `LeftOut` for a row of a table that cannot be read.
+
+    Args:
+        path: the table.
+        number: of the row.
+        problem: what is wrong with it.
+        unit: what `number` counts.
+    """
     return LeftOut(f'{os.path.basename(path)}:{number}', 'unreadable', f'{path}: {unit} {number}: {problem}')
 
 
 def refuse_wrong_table(bad: Sequence[LeftOut], num_good: int) -> None:
-    """Raises DataError where most rows of a table are bad: it is another one than was thought."""
+    """Raises DataError if most rows of a table are bad, because it must then be a different table."""
     if len(bad) > num_good:
         raise DataError(bad[0].message)
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and runs of blanks. Half a surrogate pair, which JSON can spell and UTF-8 cannot,
-    becomes a question mark."""
+    """Returns the text without line breaks and repeated blanks.
+
+    Half a surrogate pair, which JSON can express and UTF-8 cannot, becomes a question mark.
+    """
     return ' '.join(text.encode('utf-8', 'replace').decode('utf-8').split())
 
 
 def visible(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts that are not blank, on one line each."""
+    """Returns the texts that are not blank, each on one line."""
     return tuple(line for line in map(one_line, texts) if line)
 
 
 def distinct(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each of the visible texts once, in their order."""
+    """Returns the visible texts in their order, each once."""
     return tuple(dict.fromkeys(visible(texts)))
 
 
 def stem_of(name: str) -> str:
-    """A file name without its suffix where that is one of sound or video: '12.5 kHz' keeps its dot. In Unicode's
-    composed form: archives made on a Mac unpack to the decomposed one."""
+    """Returns a file name without its suffix, if that is one of sound or video files: '12.5 kHz' keeps its dot.
+
+    The result is in Unicode's composed form, because archives made on a Mac unpack to the decomposed one.
+    """
     stem, suffix = os.path.splitext(name)
-    known = suffix.lower() in SOUND_SUFFIXES or suffix.lower() in VIDEO_SUFFIXES
-    return unicodedata.normalize('NFC', stem if known else name)
+    return unicodedata.normalize('NFC', stem if suffix.lower() in _SUFFIXES else name)
 
 
 def list_media(
@@ -124,37 +140,38 @@ def list_media(
     skip: Collection[str] = (),
     video_first: bool = False,
 ) -> list[tuple[str, str]]:
-    """(stem, path relative to `folder` with '/') of all sound and video files below it, links to folders followed.
+    """Returns (stem, path relative to `folder` with '/') of all sound and video files below a folder.
 
-    Each folder is listed once and no file is touched. Of files with one stem the preferred form comes first, then the
-    one of the least path.
+    Follows links to folders; lists each folder once, and opens no file. Among files with the same stem, the preferred
+    format comes first, then the path that sorts first.
 
     Args:
-        left_out: takes the files and folders whose names are not UTF-8: no record can hold them.
-        skip: names of folders that are passed over, in small letters: those of other splits.
+        folder: the folder.
+        left_out: receives the files and folders whose names are not UTF-8, because no record can hold them.
+        skip: lower-case names of folders to skip, such as those of other splits.
         video_first: prefer files with pictures.
 
     Raises:
-        DataError: the folder is not there or cannot be listed.
+        DataError: the folder does not exist or cannot be listed.
     """
     folder = pathlib.Path(folder)
-    order = (*VIDEO_SUFFIXES, *SOUND_SUFFIXES) if video_first else (*SOUND_SUFFIXES, *VIDEO_SUFFIXES)
-    rank = {suffix: number for number, suffix in enumerate(order)}
+    rank = {suffix: number for number, suffix in enumerate(dataset_suffixes(videos_first=video_first))}
     found: list[tuple[int, str, str]] = []
     odd: list[LeftOut] = []
-    waiting, seen = [''], set()
+    waiting: list[str] = ['']
+    seen: set[str] = set()
     while waiting:
         inner = waiting.pop()
         here = folder / inner
         real = os.path.realpath(here)
-        if real in seen:  # a link back up
+        if real in seen:  # a link to a folder above
             continue
         seen.add(real)
         try:
             with os.scandir(here) as listing:
                 for entry in listing:
                     name = entry.name
-                    # `._a.wav` is what a Mac leaves beside `a.wav`; lost+found may be listed by root alone.
+                    # A Mac leaves `._a.wav` beside `a.wav`; only root may list lost+found.
                     if name.startswith('.') or name in ('__MACOSX', 'lost+found'):
                         continue
                     suffix = os.path.splitext(name)[1].lower()
@@ -175,7 +192,7 @@ def list_media(
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """As `os.path.isdir`: of a link to itself `DirEntry.is_dir` would raise."""
+    """Returns what `os.path.isdir` does; `DirEntry.is_dir` would raise an error at a link to itself."""
     try:
         return entry.is_dir()
     except OSError:
@@ -183,7 +200,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def first_of(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Stem to path; the first of several."""
+    """Returns a mapping from stem to path; of several paths, the first one counts."""
     paths: dict[str, str] = {}
     for stem, path in listed:
         paths.setdefault(stem, path)
@@ -191,8 +208,12 @@ def first_of(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def find_file(source: str | os.PathLike, *names: str, folders: Sequence[str] = ()) -> pathlib.Path | None:
-    """The first file of one of these names in `source`, in its folders of the names `folders`, then in any folder
-    directly in it. A name may have folders of its own. None where there is no such file.
+    """Returns the first file that has one of these names, or None.
+
+    Args:
+        source: the folder that is searched first, then some folders in it.
+        names: names, or relative paths, in order of preference.
+        folders: the folders in `source` that are searched next, before all others that are directly in it.
 
     Raises:
         DataError: `source` is not a folder.
@@ -214,7 +235,18 @@ def find_file(source: str | os.PathLike, *names: str, folders: Sequence[str] = (
 def files_or_refuse(
     entries: list[Entry], folder: pathlib.Path, left_out: list[LeftOut], kind: str, frames: int = 0
 ) -> Files:
-    """Raises DataError, which names the first reason, where none of the clips is left."""
+    """Returns the clips of a dataset as `Files`.
+
+    Args:
+        entries: the clips.
+        folder: the folder to which their paths are relative.
+        left_out: the listed clips that cannot be used.
+        kind: the name of the dataset.
+        frames: how many pictures to take of each video.
+
+    Raises:
+        DataError: there is no clip; the message gives the first reason.
+    """
     if not entries:
         first = f'; the first: {left_out[0].message}' if left_out else ''
         raise DataError(f'{folder}: none of the {len(left_out)} listed clips can be used{first}')

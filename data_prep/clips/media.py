@@ -1,8 +1,8 @@
-"""Sound and pictures of files as datasets have them: whole audio files, parts of them, video, members of archives.
+"""Reads sounds and pictures from the files of datasets: whole audio files, parts of them, videos, members of archives.
 
-A path names a file, or `archive.tar::member` a member of an uncompressed tar archive, read at its offset. libsndfile
-decodes what it knows; MP4, WebM, Matroska and other containers are PyAV's (`data_prep.clips.video`). Which of the two
-is told by the first bytes, not by the suffix: much that is called .wav is not.
+A path names a file, or as `archive.tar::member` a member of an uncompressed tar archive, which is read at its offset.
+libsndfile decodes the formats that it knows, and PyAV MP4, WebM, Matroska and other containers. The first bytes tell
+which of the two is needed, not the suffix, because many files are not what their suffix says.
 """
 
 import functools
@@ -18,21 +18,19 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import soundfile
 
-from audiosep_jax.audio.containers import SUFFIXES as CONTAINER_SUFFIXES
-from audiosep_jax.audio.containers import is_container, most_seconds
-from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.containers import INSTALL_PYAV, ContainerSound, is_container, max_seconds
+from audiosep_jax.audio.formats import CONTAINER_SUFFIXES
+from audiosep_jax.audio.reading import decoding_errors, read_audio
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.audio.truncation import has_guessed_length, is_cut_short
-from audiosep_jax.errors import AudioFileError, ConfigError
-from data_prep.clips.base import LeftOutError
+from audiosep_jax.audio.truncation import cut_short_error, has_estimated_length, is_sound_file_cut_short
+from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
+from data_prep.clips.video import read_pictures
 
-# What a listing of a folder takes for sounds and for containers; files of other names are read all the same.
-AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
-# Hz; a header that tells of less or more is damaged.
+# Hz; a header that gives less or more is damaged.
 LOWEST_RATE, HIGHEST_RATE = 1000, 10_000_000
 LONGEST = 4 * 3600.0  # seconds of a clip
 
-# Around a part, so that resampling it alone gives what resampling the whole would: soxr's filter is shorter.
+# Decoded before and after a part, so that resampling it alone equals resampling the whole: soxr's filter is shorter.
 _CONTEXT = 0.1  # seconds
 _MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
 
@@ -40,36 +38,38 @@ _MEMBER = re.compile(r'(.+?\.tar)::(.+)', re.IGNORECASE | re.DOTALL)
 def read_sound(
     path: str | os.PathLike, *, sample_rate: int, start: float = 0.0, seconds: float | None = None
 ) -> np.ndarray:
-    """float32 [T] mono at `sample_rate` Hz: a file, or the part of it that begins at `start` seconds.
+    """Reads a sound, or the part of it that begins at `start`, as float32 [T], mono, at `sample_rate` Hz.
 
-    Of a part no more is decoded than that and a little around it (of MP3, and of containers other than MP4 and
-    Matroska, all before it too). Channels are averaged; resampling is as of the whole file (soxr HQ). Samples may go
-    a little beyond [-1, 1].
+    Only the part and a little around it is decoded (in MP3, and in containers other than MP4 and Matroska, also all
+    that precedes it). Channels are averaged; the part is resampled as the whole file would be (soxr HQ). Samples may
+    slightly exceed [-1, 1].
 
     Args:
         path: a file, or `archive.tar::member`.
-        sample_rate: Hz.
-        start: of the part, seconds.
-        seconds: of the part; None: to the end. Where the file ends sooner, T is less.
+        sample_rate: in Hz.
+        start: where the part begins, in seconds.
+        seconds: its length; None: to the end. If the file ends sooner, T is less.
 
     Raises:
-        LeftOutError: missing; too short, where the file ends before the part begins.
-        AudioFileError: unreadable: no sound in it, damaged, cut short within the part, NaN or infinite samples, a
-            rate that no sound has, more than `LONGEST` or than the memory holds.
+        LeftOutError: missing; or too short, because the file ends before the part begins.
+        AudioFileError: unreadable: no sound in it, damaged, cut short within the part, NaN or infinite samples, an
+            impossible sample rate, longer than `LONGEST` or than fits into memory.
         ConfigError: PyAV is needed and not installed.
     """
     try:
         file = _locate(path)
         if _is_container(file, str(path)):
-            from data_prep.clips.video import SoundTrack
+            with ContainerSound(file, str(path), mono=True) as sound:
 
-            with SoundTrack(file, str(path)) as track:
-                return _part(track.read, track.rate, sample_rate, start, seconds, str(path))
+                def read(first: int, stop: int) -> np.ndarray:
+                    return sound.read(first, stop)[0]
+
+                return _part(read, sound.rate, sample_rate, start, seconds, str(path))
         if isinstance(file, pathlib.Path) and start == 0 and seconds is None:
             audio, rate = read_audio(file, mono=True)
             _check_header(rate, audio.shape[-1], str(path))
             return resample(audio[0], rate, sample_rate)
-        return _part_of_audio(file, sample_rate, start, seconds, str(path))
+        return _part_of_sound_file(file, sample_rate, start, seconds, str(path))
     except MemoryError as error:
         raise _too_large(path) from error
 
@@ -77,12 +77,19 @@ def read_sound(
 def read_frames(
     path: str | os.PathLike, count: int, *, start: float = 0.0, seconds: float | None = None
 ) -> list[bytes]:
-    """`count` pictures of a video as JPEG, from the middles of `count` equal pieces of the part.
+    """Returns `count` pictures of a video as JPEG, from the middles of `count` equal pieces of the part.
 
-    The shorter side is at most 256 pixels (never enlarged); the same versions of PyAV and Pillow give the same bytes.
+    The shorter side has at most 256 pixels (pictures are never enlarged). The same versions of PyAV and Pillow give the
+    same bytes.
+
+    Args:
+        path: a file, or `archive.tar::member`.
+        count: how many pictures.
+        start: where the part begins, in seconds.
+        seconds: its length; None: to the end.
 
     Raises:
-        LeftOutError: missing; too short, where the video ends before the part begins.
+        LeftOutError: missing; or too short, because the video ends before the part begins.
         AudioFileError: unreadable: damaged, or without pictures.
         ConfigError: PyAV is not installed.
     """
@@ -90,46 +97,54 @@ def read_frames(
         file = _locate(path)
         if not _is_container(file, str(path)):
             raise AudioFileError(f'{path}: has no pictures, it is not a video; build without --frames')
-        from data_prep.clips.video import pictures
-
-        return pictures(file, str(path), count, start, seconds)
+        return read_pictures(file, str(path), count, start, seconds)
     except MemoryError as error:
         raise _too_large(path) from error
 
 
 def sound_seconds(path: str | os.PathLike) -> float:
-    """How long a file's sound is, seconds, by its header alone. Raises as `read_sound`."""
-    from data_prep.clips.video import SoundTrack
+    """Returns the length of a file's sound in seconds by its header; without one there, all is decoded.
 
+    Raises what `read_sound` raises.
+    """
     try:
         file = _locate(path)
         if _is_container(file, str(path)):
-            with SoundTrack(file, str(path)) as track:
-                rate, seconds = track.rate, track.seconds
+            with ContainerSound(file, str(path), mono=True) as track:
+                rate, from_header = track.rate, track.seconds
+                seconds = track.read().shape[1] / rate if from_header is None else from_header
         else:
-            with _sound_file(file, str(path)) as sound:
+            with _open_sound_file(file, str(path)) as sound:
                 rate, seconds = sound.samplerate, sound.frames / sound.samplerate
     except MemoryError as error:
         raise _too_large(path) from error
     _check_header(rate, 0, str(path))
-    if not 0 <= seconds <= most_seconds(file):
-        raise AudioFileError(f'{path}: damaged, it is too small for {seconds:.0f} s of sound')
+    if not 0 <= seconds <= max_seconds(file):
+        raise AudioFileError(f'{path}: damaged, the file is too small for {seconds:.0f} s of sound')
     return seconds
 
 
 def check_pyav(paths: Iterable[str], frames: int = 0) -> None:
-    """Raises ConfigError where files need PyAV, by their names, and it is not installed: before hours of building."""
+    """Checks, before hours of building, that PyAV is installed if files need it by their names.
+
+    Args:
+        paths: the files.
+        frames: how many pictures are to be taken of each.
+
+    Raises:
+        ConfigError: PyAV (or Pillow, for pictures) is needed and not installed.
+    """
     if all(importlib.util.find_spec(name) for name in (('av', 'PIL') if frames else ('av',))):
         return
     first = next((path for path in paths if frames or path.lower().endswith(CONTAINER_SUFFIXES)), None)
     if first is not None:
-        raise ConfigError(f"{first}: to read it, install PyAV: pip install 'audiosep_jax[video]'")
+        raise ConfigError(f'{first}: {INSTALL_PYAV}')
 
 
 def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
-    """Offset and size in bytes of every file in an uncompressed tar archive, by name; remembered in this process.
+    """Returns the offset and size in bytes of each file in an uncompressed tar archive, by name.
 
-    Of an archive that was cut short, or is damaged farther on, those before that.
+    This process remembers the result. If the archive is cut short or damaged, the members before that are returned.
 
     Raises:
         LeftOutError: missing.
@@ -144,8 +159,9 @@ def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
         raise AudioFileError(f'{archive}: not an uncompressed tar archive: {_reason(error)}') from error
 
 
-@functools.lru_cache(maxsize=8)  # a shard's clips come from one archive or two
+@functools.lru_cache(maxsize=8)  # the clips of a shard come from one or two archives
 def _tar_index(archive: str, modified: int, size: int) -> dict[str, tuple[int, int]]:
+    """Reads the index of an archive; `modified` and `size` make it read again when the archive has changed."""
     members = {}
     with tarfile.open(archive, 'r:') as tar:
         try:
@@ -158,23 +174,10 @@ def _tar_index(archive: str, modified: int, size: int) -> dict[str, tuple[int, i
 
 
 def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
-    """The file that a path names; a member of an archive as its bytes. Raises LeftOutError where there is none."""
+    """Returns the file that a path names; a member of an archive as its bytes. Raises LeftOutError if it is missing."""
     member = _MEMBER.fullmatch(os.fspath(path))
     if member and not os.path.exists(path):
-        archive, name = member.groups()
-        place = tar_members(archive).get(name.removeprefix('./'))
-        if place is None:
-            raise LeftOutError('missing', f'{path}: the archive has no such member')
-        offset, size = place
-        try:
-            with open(archive, 'rb') as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise AudioFileError(f'{path}: cannot be read: {error.strerror}') from error
-        if len(data) < size:
-            raise AudioFileError(f'{path}: the archive is cut short; get it anew')
-        return io.BytesIO(data)
+        return _read_member(member[1], member[2], str(path))
     path = pathlib.Path(path)
     try:
         found = path.exists()
@@ -185,13 +188,28 @@ def _locate(path: str | os.PathLike) -> pathlib.Path | io.BytesIO:
     return path
 
 
+def _read_member(archive: str, member: str, name: str) -> io.BytesIO:
+    place = tar_members(archive).get(member.removeprefix('./'))
+    if place is None:
+        raise LeftOutError('missing', f'{name}: the archive has no such member')
+    offset, size = place
+    try:
+        with open(archive, 'rb') as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise AudioFileError(f'{name}: cannot be read: {error.strerror}') from error
+    if len(data) < size:
+        raise AudioFileError(f'{name}: the archive is cut short; download or copy it again')
+    return io.BytesIO(data)
+
+
 def _is_container(file: pathlib.Path | io.BytesIO, name: str) -> bool:
-    """Whether PyAV is to read a file, by what it begins with; where that says nothing, by its suffix."""
     return is_container(_head(file, name), pathlib.PurePath(name).suffix)
 
 
 def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:
-    """The first 12 bytes; none of what is no regular file, about which `read_audio` has more to say."""
+    """Returns the first 12 bytes; none if it is not a regular file, because `read_audio` has a better message then."""
     if isinstance(file, io.BytesIO):
         return file.getbuffer()[:12].tobytes()
     if not file.is_file():
@@ -203,42 +221,41 @@ def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:
         raise AudioFileError(f'{name}: cannot be read: {error.strerror}') from error
 
 
-def _sound_file(file: pathlib.Path | io.BytesIO, name: str) -> soundfile.SoundFile:
+def _open_sound_file(file: pathlib.Path | io.BytesIO, name: str) -> soundfile.SoundFile:
     if isinstance(file, io.BytesIO) and not file.getbuffer().nbytes:
         raise AudioFileError(f'{name}: the file is empty (0 bytes)')
-    try:
+    with decoding_errors(name):
         return soundfile.SoundFile(file if isinstance(file, io.BytesIO) else os.fsencode(file))
-    except TypeError as error:  # soundfile goes by the suffix .raw before it looks inside
-        raise AudioFileError(f'{name}: headerless audio; convert it to WAV or FLAC first') from error
-    except soundfile.LibsndfileError as error:
-        raise AudioFileError(f'{name}: damaged, cut short or not an audio file ({_reason(error)})') from error
 
 
-def _part_of_audio(file, sample_rate: int, start: float, seconds: float | None, name: str) -> np.ndarray:
-    with _sound_file(file, name) as sound:
+def _part_of_sound_file(
+    file: pathlib.Path | io.BytesIO, sample_rate: int, start: float, seconds: float | None, name: str
+) -> np.ndarray:
+    with _open_sound_file(file, name) as sound:
 
         def read(first: int, stop: int) -> np.ndarray:
-            if stop > sound.frames and is_cut_short(file, sound):
-                raise _promises_more(name)
+            if stop > sound.frames and is_sound_file_cut_short(file, sound):
+                raise cut_short_error(name)
             stop = min(stop, sound.frames)
             if first >= stop:
                 return np.zeros(0, np.float32)
-            # libsndfile finds a place in an MP3 only roughly: decode all before it.
+            # libsndfile seeks inexactly in an MP3, so all that precedes the part is decoded.
             skipped = first if sound.format == 'MP3' else 0
             try:
-                sound.seek(first - skipped)
-                samples = sound.read(stop - first + skipped, dtype='float32', always_2d=True)[skipped:]
-            except (soundfile.LibsndfileError, ValueError, OverflowError) as error:
+                with decoding_errors(name):
+                    sound.seek(first - skipped)
+                    samples = sound.read(stop - first + skipped, dtype='float32', always_2d=True)[skipped:]
+            except (ValueError, OverflowError) as error:
                 raise AudioFileError(f'{name}: damaged or cut short ({_reason(error)})') from error
-            if len(samples) < stop - first and not has_guessed_length(file, sound):
-                raise _promises_more(name)
+            if len(samples) < stop - first and not has_estimated_length(file, sound):
+                raise cut_short_error(name)
             return samples.mean(axis=1)
 
         return _part(read, sound.samplerate, sample_rate, start, seconds, name)
 
 
 def _check_header(rate: int, length: int, name: str) -> None:
-    """Raises AudioFileError for `length` samples at `rate` Hz that no clip has: resampled they fill the memory."""
+    """Raises AudioFileError for a rate or a length that no clip has, because resampling it could fill the memory."""
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise AudioFileError(f'{name}: damaged, its header gives a sample rate of {rate} Hz')
     if length > LONGEST * rate:
@@ -253,19 +270,27 @@ def _part(
     seconds: float | None,
     name: str,
 ) -> np.ndarray:
-    """float32 [T]: a part, resampled as if with the whole. `read(first, stop)` gives float32 samples at `rate` Hz, or
-    fewer where the file ends sooner."""
+    """Returns a part as float32 [T], resampled as with the whole.
+
+    Args:
+        read: `read(first, stop)` returns these float32 samples at `rate` Hz, or fewer if the file ends sooner.
+        rate: of the file, in Hz.
+        sample_rate: of the result, in Hz.
+        start: where the part begins, in seconds.
+        seconds: its length; None: to the end.
+        name: what messages call the file.
+    """
     if not 0 <= start < math.inf or (seconds is not None and not 0 < seconds < math.inf):
         raise ValueError(f'{name}: start {start}, seconds {seconds}')
     _check_header(rate, 0, name)
     begin, count = round(start * sample_rate), None if seconds is None else round(seconds * sample_rate)
     context = math.ceil(_CONTEXT * rate)
-    # A first sample whose time is also a sample of the result, so that both grids agree.
+    # The first sample's time is also that of a sample of the result, so that both grids agree.
     step = rate // math.gcd(rate, sample_rate)
     first = max(0, (begin * rate // sample_rate - context) // step * step)
-    most = int(LONGEST * rate) + 1  # one too many
-    stop = first + most if count is None else math.ceil((begin + count) * rate / sample_rate) + context
-    samples = read(first, min(stop, first + most))
+    longest = int(LONGEST * rate) + 1  # one more than allowed, so that the check sees it
+    stop = first + longest if count is None else math.ceil((begin + count) * rate / sample_rate) + context
+    samples = read(first, min(stop, first + longest))
     _check_header(rate, len(samples), name)
     if not np.isfinite(samples).all():
         raise AudioFileError(f'{name}: has NaN or infinite samples; repair or export the file again')
@@ -278,18 +303,10 @@ def _part(
     return np.ascontiguousarray(part, np.float32)
 
 
-def _promises_more(name: str) -> AudioFileError:
-    return AudioFileError(f'{name}: damaged or cut short, its header promises more audio than it holds; get it anew')
-
-
 def _too_large(path: str | os.PathLike) -> AudioFileError:
-    return AudioFileError(f'{path}: damaged, or too long for the memory that there is')
+    return AudioFileError(f'{path}: damaged, or too long to fit into memory')
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong on one line, the same whenever and wherever it does: no paths, no addresses."""
-    if isinstance(error, soundfile.LibsndfileError):
-        text = error.error_string.removeprefix('Error : ')
-        text = '' if text.startswith('File does not exist') else text  # what it says of an MP3 without a frame
-        return ' '.join(text.split()).rstrip('.') or 'nothing in it can be decoded'
+    """Returns an error's text on one line; it does not vary, because it contains no path and no address."""
     return ' '.join(str(error).split()).rstrip('.') or type(error).__name__

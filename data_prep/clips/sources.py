@@ -1,4 +1,4 @@
-"""Clips of a list of files, in memory, and of another source."""
+"""Sources of clips: files, clips in memory, and the long enough clips of another source."""
 
 import hashlib
 import json
@@ -10,22 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from audiosep_jax.errors import ConfigError
-from data_prep.clips.base import Clip, ClipSource, Entry, LeftOut, LeftOutError, check_unique
+from audiosep_jax.errors import ConfigError, LeftOut, LeftOutError
+from data_prep.clips.base import Clip, ClipSource, Entry, check_unique
+from data_prep.clips.media import check_pyav, read_frames, read_sound
 
 
 class Files:
-    """The clips of a list of entries under `folder`.
+    """Clips that are files, or parts of files, in a folder.
 
     Args:
-        kind: name of the dataset, for the record's `source` and the build's fingerprint.
-        left_out: what the metadata lists and is not among the entries.
-        shortest: clips of less than so many seconds are left out.
-        frames: pictures to take of a clip's video, evenly spaced; 0 for sound alone.
+        entries: the clips.
+        folder: the folder to which their paths are relative.
+        kind: the name of the dataset, for the record's `source` and the build's fingerprint.
+        left_out: the clips that the metadata lists but that are not among the entries.
+        shortest: clips shorter than this, in seconds, are left out.
+        frames: how many evenly spaced pictures to take of a clip's video; 0 for sound only.
 
     Raises:
-        ConfigError: fewer than no pictures.
-        DataError: no entry at all, or two with the same id.
+        ConfigError: `frames` is negative.
+        DataError: two entries have the same id.
     """
 
     def __init__(
@@ -49,18 +52,19 @@ class Files:
         return len(self.entries)
 
     def check(self, sample_rate: int) -> None:
-        """Files are resampled to any rate. Raises ConfigError where PyAV is needed and not installed."""
-        from data_prep.clips.media import check_pyav
-
+        """Raises ConfigError if PyAV is needed and not installed. Files can be resampled to any rate."""
         check_pyav((entry.path for entry in self.entries), self.frames)
 
     def clip_id(self, index: int) -> str:
         return self.entries[index].id
 
-    def read(self, index: int, sample_rate: int) -> 'Clip':
-        """Raises AudioFileError for a bad file, LeftOutError for a missing or short one."""
-        from data_prep.clips.media import read_frames, read_sound
+    def read(self, index: int, sample_rate: int) -> Clip:
+        """Returns a clip.
 
+        Raises:
+            AudioFileError: the file is unreadable.
+            LeftOutError: the file is missing or too short.
+        """
         entry = self.entries[index]
         path = self.folder / entry.path
         audio = read_sound(path, sample_rate=sample_rate, start=entry.start, seconds=entry.seconds)
@@ -73,8 +77,8 @@ class Files:
         return Files(self.entries[start:stop], self.folder, kind=self.kind, shortest=self.shortest, frames=self.frames)
 
     def description(self) -> Any:
-        # Not the folder: a corpus may be moved, and the rest of the build goes on.
-        # Of two million entries, `dataclasses.astuple` alone would take a quarter of a minute, in each job of an array.
+        # Without the folder, so that a build can be resumed after the corpus was moved. `dataclasses.astuple` would
+        # take a quarter of a minute for two million entries, in each job of an array.
         values = [(e.id, e.path, e.captions, e.labels, e.start, e.seconds) for e in self.entries]
         text = json.dumps(values, ensure_ascii=False)
         settings = {'kind': self.kind, 'shortest': self.shortest, 'frames': self.frames}
@@ -82,10 +86,10 @@ class Files:
 
 
 class ClipsInMemory:
-    """Clips that are decoded already, at the rate the shards are to have.
+    """Clips that are already decoded, at the rate that the shards shall have.
 
     Raises:
-        DataError: no clip, or two with the same id.
+        DataError: two clips have the same id.
     """
 
     def __init__(self, clips: Iterable[Any]):
@@ -96,7 +100,7 @@ class ClipsInMemory:
         return len(self._clips)
 
     def check(self, sample_rate: int) -> None:
-        """Their rate is the caller's word."""
+        """Accepts any rate: the caller vouches for it."""
 
     def clip_id(self, index: int) -> str:
         return self._clips[index].id
@@ -117,6 +121,10 @@ class ClipsInMemory:
 
 class LongEnough:
     """The clips of another source that last at least `shortest` seconds; the others are left out as too short.
+
+    Args:
+        source: the other source.
+        shortest: in seconds.
 
     Raises:
         ConfigError: `shortest` is negative or not finite.

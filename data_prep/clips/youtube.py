@@ -1,7 +1,7 @@
-"""Ten seconds of a YouTube video: how those who cut and download them name the files.
+"""Finds ten-second clips of YouTube videos by the names that download scripts give them.
 
-AudioSet and VGGSound are distributed as lists of these; the sounds everybody fetches himself, with one of some ten
-scripts, each with its own way of writing the times into the name.
+AudioSet and VGGSound are distributed as lists of such clips. Everybody downloads the sounds with one of about ten
+scripts, each of which writes the times into the names differently.
 """
 
 import re
@@ -9,16 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from data_prep.clips.listing import first_of
 
-# What yt-dlp calls a video, `Title [ID]`, and what may follow; an id with times.
+# yt-dlp's name of a video, `Title [ID]`, and what may follow; an id with times.
 _TITLED = re.compile(r'.*\[([\w-]{11})\](.*)', re.ASCII | re.DOTALL)
 _TIMED = re.compile(r'(Y?[\w-]{11})[_-](\d+(?:\.\d+)?)(?:[_-](\d+(?:\.\d+)?))?', re.ASCII)
 
 
 def clip_names(youtube_id: str, start: float, end: float) -> Iterator[str]:
-    """Names, without suffix, that tell the clip from others of its video, the commonest first.
+    """Yields names, without suffix, that distinguish a clip from others of its video, the most common first.
 
-    The times (seconds) are as in 30, 000030, 30.000, 30.0 or, milliseconds, 30000; the end may be absent; AudioSet's
-    embeddings and some scripts put a Y before the id. `by_name` has made _ of a - before a time.
+    The times are written as 30, 000030, 30.000 or 30.0 (seconds), or 30000 (milliseconds); the end may be absent.
+    AudioSet's embeddings and some scripts put a Y before the id. `by_name` has replaced - before a time by _.
+
+    Args:
+        youtube_id: of the video.
+        start: of the clip, in seconds.
+        end: of the clip, in seconds.
     """
     for first, last in zip(_spellings(start), _spellings(end), strict=True):
         for prefix in ('', 'Y'):
@@ -27,7 +32,7 @@ def clip_names(youtube_id: str, start: float, end: float) -> Iterator[str]:
 
 
 def _spellings(time: float) -> Iterator[str]:
-    yield f'{time:g}'  # the others are seldom asked for, of two million clips
+    yield f'{time:g}'  # usually the only one needed, which matters with two million clips
     yield f'{round(time):06d}'
     yield f'{time:.3f}'
     yield f'{time:.1f}'
@@ -35,8 +40,13 @@ def _spellings(time: float) -> Iterator[str]:
 
 
 def by_name(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Stem to path, the first of several. Where no file is named so, `Title [ID]`, as yt-dlp names videos, is there as
-    `ID`, too, and `ID_30-40` as `ID_30_40`."""
+    """Returns a mapping from stem to path; of several paths, the first one counts.
+
+    If no file has that stem, `Title [ID]`, yt-dlp's name of a video, is found as `ID`, and `ID_30-40` as `ID_30_40`.
+
+    Args:
+        listed: stems and paths, as `list_media` returns them.
+    """
     listed = list(listed)
     paths = first_of(listed)
     for stem, path in listed:
@@ -51,11 +61,15 @@ def by_name(listed: Iterable[tuple[str, str]]) -> dict[str, str]:
 def find_clip(
     paths: Mapping[str, str], youtube_id: str, start: float, end: float, *, whole_video: bool, only_one: bool
 ) -> str | None:
-    """The path of a clip's file among `paths` (as of `by_name`), or of its video's; None where there is none.
+    """Returns the path of a clip's file, or of its video's; None if neither exists.
 
     Args:
-        whole_video: files are not cut; only the id is in their names.
-        only_one: of this video: then the id alone will do for a name.
+        paths: the mapping that `by_name` returns.
+        youtube_id: of the video.
+        start: of the clip, in seconds.
+        end: of the clip, in seconds.
+        whole_video: the files are not cut, and only the id is in their names.
+        only_one: this video has no other clip, so the id alone is enough for a name.
     """
     if whole_video or only_one:
         for name in (youtube_id, f'Y{youtube_id}'):

@@ -1,6 +1,7 @@
-"""Where clips come from: one file per dataset, each reads its authors' own metadata and lists the clips.
+"""The supported datasets, one per file: each module reads its authors' own metadata and lists the clips.
 
-A dataset is a `ClipSource`: it knows its clips' ids at once and reads a clip's audio when asked, in whichever process.
-Most are `Files`: entries that name a file, or a part of one, under a folder. What a dataset lists and does not have, or
-must not be trained on, is in `left_out`, with a reason of four: missing, unreadable, too short, excluded.
+A dataset is a `ClipSource`: it knows the ids of its clips from the start, and reads a clip's audio on demand, in any
+process. Most are `Files`: entries that name a file, or a part of one, under a folder. Clips that are listed but not
+there, or must not be used for training, are in `left_out` with one of four reasons: missing, unreadable, too short,
+excluded.
 """

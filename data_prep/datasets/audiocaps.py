@@ -4,11 +4,11 @@ Its repository has `dataset/` (v1) and `dataset2.0/` with a table per split, `tr
 
     audiocap_id,youtube_id,start_time,caption
 
-A training clip has one row, a test or validation clip five, which have the video and the start in common: they are one
-clip with several captions. The videos are cut and named by those who download them. A clip's file is looked for below
-the source folder, whatever its suffix, under any of its audiocap ids, as `YTID` or `YYTID`, and either with its times
-(see `data_prep.clips.youtube`); folders of another split's name are passed over. Its id is `YTID_START`, START in
-seconds. Rows that cannot be read are left out as unreadable, unless most are.
+A training clip has one row. A test or validation clip has five rows with the same video and start; they become one
+clip with several captions. Users download, cut and name the videos themselves, so a clip's file is looked up below the
+source folder, with any suffix, by any of its audiocap ids, as `YTID` or as `YYTID`, each also followed by its times
+(see `data_prep.clips.youtube`); folders named after another split are skipped. A clip's id is `YTID_START`, START in
+seconds. Rows that cannot be read are left out as unreadable; if most rows are like that, the table is refused.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import os
 import pathlib
 from collections import Counter
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     files_or_refuse,
@@ -33,7 +33,7 @@ from data_prep.exclusions import ExcludingOptions, is_excluded
 
 CLIP_SECONDS = 10.0
 
-# The names that folders of a split have.
+# Names that folders of each split may have.
 _FOLDERS = {
     'train': {'train', 'training'},
     'val': {'val', 'valid', 'validation'},
@@ -44,7 +44,7 @@ _COLUMNS = ('audiocap_id', 'youtube_id', 'start_time', 'caption')
 
 @dataclasses.dataclass
 class _Listed:
-    """A clip of the table."""
+    """One clip of the table."""
 
     youtube_id: str
     start: float
@@ -65,19 +65,19 @@ def read_audiocaps(
     frames: int = 0,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """The clips of a split, in the order of its table.
+    """Returns the clips of a split, in the order of its table.
 
     Args:
         source: the folder with the sounds, at any depth, and the table.
         split: 'train', 'val' or 'test'.
         captions: the table; by default SPLIT.csv in `source`, in its folder dataset, or in another one directly in it.
-        whole_videos: files are not cut: a clip is the ten seconds from its start_time on.
-        frames: pictures to take of each video.
+        whole_videos: the files are whole videos, and a clip is the ten seconds from its start_time on.
+        frames: number of pictures to take from each video.
         excluded: audiocap ids, YouTube ids or clip ids to leave out.
 
     Raises:
-        ConfigError: no such split.
-        DataError: no table, or a damaged one; no file of its clips.
+        ConfigError: there is no such split.
+        DataError: the table is missing or damaged, or none of its clips has a file.
     """
     if split not in _FOLDERS:
         raise ConfigError(f'--split {split!r}: AudioCaps has train, val and test')
@@ -85,11 +85,12 @@ def read_audiocaps(
     table = captions or find_file(folder, f'{split}.csv', folders=('dataset', 'dataset2.0'))
     if table is None:
         raise DataError(f'{folder}: no {split}.csv in it: give --captions, the table of AudioCaps')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     clips = _read_clips(pathlib.Path(table), left_out)
     others = frozenset().union(*(names for name, names in _FOLDERS.items() if name != split))
     paths = by_name(list_media(folder, left_out=left_out, skip=others, video_first=frames > 0))
-    # A name that would do for two clips tells neither.
+    # A name that fits two clips identifies neither.
     numbers = Counter(number for clip in clips for number in set(clip.numbers))
     videos = Counter(clip.youtube_id for clip in clips)
     for clip in clips:
@@ -131,7 +132,7 @@ def _read_clips(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Listed]:
             continue
         rows += 1
         clip = clips.setdefault((youtube, seconds), _Listed(youtube, seconds, [], []))
-        # People do write the same sentence; the same row twice is a slip.
+        # Different annotators may write the same sentence, but the same row twice is a mistake in the table.
         if number not in clip.numbers or row['caption'] not in clip.captions:
             clip.captions.append(row['caption'])
             clip.numbers.append(number)
@@ -157,7 +158,7 @@ class BuildAudioCaps(ExcludingOptions):
     whole_videos: bool = False
     """The files are whole videos: take the ten seconds from start_time on."""
     frames: int = 0
-    """Pictures to keep of each video, for image queries."""
+    """Number of pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
         return read_audiocaps(

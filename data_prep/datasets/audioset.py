@@ -8,21 +8,21 @@ It is distributed as tables, in which three lines begin with #, and the names of
     class_labels_indices.csv
         index,mid,display_name
 
-The sounds everybody fetches himself. A clip's file is looked for below the source folder, at any depth and with any
+Users fetch the sounds themselves. A clip's file is looked up below the source folder, at any depth and with any
 suffix, as `YTID`, `YYTID` (a Y before the id), and either with its times, `_30`, `_30_40`, `_30-40`, `_30.000_40.000`,
 `_30000_40000` (milliseconds) or `_000030`, also as `Title [YTID]`. A clip's id is `YTID_START`, START in seconds.
 
-Labels are the display names. Captions are made of them: the names, and a sentence, in which commas and parentheses
-within a name become one pair of parentheses. Of several labels each caption names all: the clip is the target of its
-query, and to 'Dog' alone a clip with a man's speech in it would be the wrong answer.
+Labels are the display names. Two captions are made from them: the list of names, and a sentence in which commas and
+parentheses within a name become one pair of parentheses. Each caption names all labels, because the whole clip is the
+target of its query: for the query 'Dog' a clip that also holds a man's speech would be a wrong target.
 
     Dog                                     Dog
                                             the sound of dog
     Dog; Male speech, man speaking          Dog, Male speech, man speaking
                                             the sounds of dog and male speech (man speaking)
 
-Labels that the list of classes does not have are passed over; a clip without any other is left out as excluded. Rows
-that cannot be read are left out as unreadable, unless most are.
+Labels that are not in the list of classes are ignored; a clip without other labels is left out as excluded. Rows that
+cannot be read are left out as unreadable; if most rows are like that, the table is refused.
 """
 
 import csv
@@ -33,13 +33,13 @@ import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import tyro
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     files_or_refuse,
@@ -54,7 +54,7 @@ from data_prep.clips.sources import Files
 from data_prep.clips.youtube import by_name, find_clip
 from data_prep.exclusions import FILES, ExcludingOptions, is_excluded
 
-# The splits that may be asked for, and the tables of each.
+# The available splits and the tables of each.
 _BALANCED, _UNBALANCED, _EVAL = (f'{name}_segments.csv' for name in ('balanced_train', 'unbalanced_train', 'eval'))
 _TABLES = {
     'train': (_BALANCED, _UNBALANCED),
@@ -65,13 +65,13 @@ _TABLES = {
 }
 _CLASSES = 'class_labels_indices.csv'
 _COLUMNS = ('YTID', 'start_seconds', 'end_seconds', 'positive_labels')
-# Names of classes that begin with a name.
+# Class names that begin with a proper name keep their capital letter.
 _PROPER = ('Bollywood', 'Carnatic', 'Christian', 'Christmas', 'French', 'Hammond', 'Middle Eastern', 'Rhodes')
 
 
 @dataclasses.dataclass(slots=True)
 class _Segment:
-    """A row, or several of the same clip."""
+    """One row, or several rows of the same clip."""
 
     youtube_id: str
     start: float
@@ -89,29 +89,30 @@ def read_audioset(
     frames: int = 0,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """The clips of a split, in the order of its tables.
+    """Returns the clips of a split, in the order of its tables.
 
     Args:
-        source: the folder with the sounds, at any depth; and, there or in a folder directly in it, the tables.
-        split: 'balanced_train', 'unbalanced_train', 'train' (both, or the one that is there), 'eval' or 'test' (one).
-        segments: other tables than those of the split, in the same form.
-        classes: the list of classes, if not in `source`.
-        whole_videos: files are not cut: a clip is its part of the video.
-        frames: pictures to take of each video.
+        source: the folder with the sounds at any depth; the tables are in it or in a folder directly in it.
+        split: 'balanced_train', 'unbalanced_train', 'train' (both, or the one there is), 'eval' or 'test' (the same).
+        segments: tables to use instead of those of the split, in the same format.
+        classes: the list of classes, if it is not in `source`.
+        whole_videos: the files are whole videos, and a clip is its part of the video.
+        frames: number of pictures to take from each video.
         excluded: YouTube ids or clip ids to leave out.
 
     Raises:
-        ConfigError: no such split.
-        DataError: a table is not there or damaged; no file of the clips is there.
+        ConfigError: there is no such split.
+        DataError: a table is missing or damaged, or none of the clips has a file.
     """
     folder = pathlib.Path(source)
     tables = [pathlib.Path(table) for table in segments] or _find_tables(folder, split)
     names = read_classes(classes or find_file(folder, _CLASSES) or folder / _CLASSES)
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     merged = _merge(row for table in tables for row in _read_segments(table, left_out))
     paths = by_name(list_media(folder, left_out=left_out, video_first=frames > 0))
     videos = Counter(segment.youtube_id for segment in merged)
-    texts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # two million clips share them
+    texts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # shared, because there are two million clips
     for segment in merged:
         youtube, start, end = segment.youtube_id, segment.start, segment.end
         clip_id = f'{youtube}_{start:g}'
@@ -137,7 +138,7 @@ def read_audioset(
 
 
 def read_classes(path: str | os.PathLike) -> dict[str, str]:
-    """Display names by mid. Raises DataError: no such list, or not one of `index,mid,display_name`."""
+    """Returns display names by mid. Raises DataError if the list is missing or lacks one of the two columns."""
     names = {row['mid'].strip(): one_line(row['display_name']) for _, row in read_table(path, ('mid', 'display_name'))}
     if not any(names.values()):
         raise DataError(f'{path}: lists no classes')
@@ -145,7 +146,7 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
 
 
 def captions_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels, and a sentence of them; see above."""
+    """Returns the list of labels and a sentence made from them, as described above."""
     phrases = [_phrase(label) for label in labels]
     if not phrases:
         return ()
@@ -155,7 +156,7 @@ def captions_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 @functools.cache
 def _phrase(label: str) -> str:
-    """'Fire engine, fire truck (siren)' as 'fire engine (fire truck, siren)'."""
+    """Returns 'Fire engine, fire truck (siren)' as 'fire engine (fire truck, siren)'."""
     head, *rest = (text.strip() for text in re.split(r'[,(]', label.replace(')', '')) if text.strip())
     if not head.startswith(_PROPER) and head[1:2].islower():
         head = head[0].lower() + head[1:]
@@ -173,12 +174,13 @@ def _find_tables(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def _read_segments(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Segment]:
-    """Raises DataError for a table of another form; single rows that are bad are left out."""
-    segments, bad = [], []
+    """Reads a table. Raises DataError if it has another format; single bad rows are added to `left_out`."""
+    segments: list[_Segment] = []
+    bad: list[LeftOut] = []
     reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
     try:
         for row in reader:
-            # YouTube's ids have no #. Some copies have lost the sign before the header.
+            # YouTube ids contain no #. Some copies have lost the # before the header.
             if not row or row[0].startswith('#') or row[0] == _COLUMNS[0]:
                 continue
             segment = _segment(row)
@@ -197,7 +199,7 @@ def _read_segments(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Segment
 
 
 def _segment(row: list[str]) -> _Segment | None:
-    """None of a row that is none of the table's."""
+    """Returns None for a line that is not a row of the table."""
     try:
         youtube, first, last, mids = (text.strip() for text in row)
         start, end = float(first), float(last)
@@ -206,11 +208,11 @@ def _segment(row: list[str]) -> _Segment | None:
     return _Segment(youtube, start, end, mids) if youtube and 0 <= start < end < float('inf') else None
 
 
-def _merge(segments) -> list[_Segment]:
-    """Clips that are listed twice become one with the labels of both."""
+def _merge(segments: Iterable[_Segment]) -> list[_Segment]:
+    """Merges clips that are listed twice into one with the labels of both."""
     merged: dict[tuple[str, str], _Segment] = {}
     for segment in segments:
-        # By what the id tells apart.
+        # The key is what distinguishes ids.
         known = merged.setdefault((segment.youtube_id, f'{segment.start:g}'), segment)
         if known is not segment and segment.mids != known.mids:
             known.mids = f'{known.mids},{segment.mids}'
@@ -229,13 +231,14 @@ class BuildAudioSet(ExcludingOptions):
     """The folder with the sounds or videos, at any depth, with the tables (…_segments.csv) and
     class_labels_indices.csv."""
     segments: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
-    """Tables of the split (default: those of its name, in the source; for train the balanced and the unbalanced)."""
+    """Tables of the split (default: those in the source that are named after it; for train the balanced and the
+    unbalanced one)."""
     classes: pathlib.Path | None = None
     """The list of classes (default: class_labels_indices.csv in the source)."""
     whole_videos: bool = False
     """The files are whole videos: take the part from start_seconds to end_seconds."""
     frames: int = 0
-    """Pictures to keep of each video, for image queries."""
+    """Number of pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
         return read_audioset(

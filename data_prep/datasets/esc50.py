@@ -5,9 +5,9 @@ The folder as it comes from GitHub or in `ESC-50-master.zip`:
     meta/esc50.csv      filename,fold,target,category,esc10,src_file,take
     audio/*.wav
 
-A clip's id is its file's name; its one label is the category with spaces for underscores, which is also its one
-caption: 'chirping birds'. Rows of the same file are one clip with several categories, which its caption names all. Rows
-that cannot be read are left out as unreadable, unless most are.
+A clip's id is its file name. Its label and its only caption are the category with spaces for underscores, such as
+'chirping birds'. Rows of the same file become one clip with several categories, and its caption names all of them. Rows
+that cannot be read are left out as unreadable; if most rows are like that, the table is refused.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from typing import Annotated
 
 import tyro
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import bad_row, files_or_refuse, read_table, refuse_wrong_table
 from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions
@@ -27,15 +27,15 @@ FOLDS = (1, 2, 3, 4, 5)
 
 
 def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Files:
-    """The clips of some folds, in the order of the metadata.
+    """Returns the clips of some folds, in the order of the metadata.
 
     Args:
         source: the folder with `meta` and `audio`, or the one that holds it as `ESC-50-master`.
-        folds: of 1 to 5.
+        folds: the folds to take, from 1 to 5.
 
     Raises:
-        ConfigError: a fold that is none.
-        DataError: no metadata, or damaged; nothing is there of these folds.
+        ConfigError: there is no such fold.
+        DataError: the metadata are missing or damaged, or no clip of these folds is there.
     """
     unknown = [fold for fold in folds if fold not in FOLDS]
     if unknown or not folds:
@@ -44,7 +44,8 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
     nested = folder / 'ESC-50-master'
     if not (folder / 'meta').is_dir() and (nested / 'meta').is_dir():
         folder = nested
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     clips = _clips(folder / 'meta' / 'esc50.csv', left_out)
     try:
         there = {entry.name for entry in os.scandir(folder / 'audio')}
@@ -64,12 +65,12 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
 
 
 def _clips(path: pathlib.Path, left_out: list[LeftOut]) -> dict[str, tuple[int, list[str]]]:
-    """File name to fold and categories."""
+    """Returns the fold and the categories of each file name."""
     clips: dict[str, tuple[int, list[str]]] = {}
     bad: list[LeftOut] = []
     for line, row in read_table(path, ('filename', 'fold', 'category'), bad=bad):
         name, fold, category = (row[key].strip() for key in ('filename', 'fold', 'category'))
-        # The name is joined to a folder, and compared with what is listed there.
+        # The name is joined to a folder and compared with the names in it, so it must not contain a folder.
         if not name or '/' in name or not category or fold not in map(str, FOLDS):
             bad.append(bad_row(path, line, 'expected a file name, a fold of 1 to 5 and a category'))
             continue

@@ -1,12 +1,12 @@
-"""Any folder of sounds: class folders, sounds with their captions in text files beside them, or both.
+"""Reads any folder of sounds: class folders, sounds with captions in text files beside them, or both.
 
     SOURCE/dog_barking/1.wav             caption and label 'dog barking': the name of its folder, underscores as spaces
     SOURCE/field/a.flac, field/a.txt     every line of the text file is a caption; no label
 
-Folders may be nested and linked to each other; each is read once. In a folder that has such text files, a sound without
-one is left out: the folder's name ('clips', 'batch_3') need not be a class. `--captions class` takes it all the same.
-Sounds directly in SOURCE need a text file. Suffixes count in small and capital letters; names that begin with a dot are
-passed over. A clip's id is its path below SOURCE.
+Folders may be nested and linked to each other; each is read once. In a folder with such text files, a sound without one
+is left out, because the folder's name ('clips', 'batch_3') may not be a class; `--captions class` uses the name anyway.
+Sounds directly in SOURCE need a text file. Suffixes may be in upper or lower case; names that begin with a dot are
+skipped. A clip's id is its path below SOURCE.
 """
 
 import collections
@@ -17,13 +17,13 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
-from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
+from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, printable
+from data_prep.clips.base import ClipSource, Entry
+from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
-SUFFIXES = frozenset((*SOUND_SUFFIXES, *VIDEO_SUFFIXES, '.aif', '.aiff', '.au', '.caf', '.oga', '.w64', '.wma'))
 CaptionSource = Literal['auto', 'text', 'class']
 ClassFolder = Literal['parent', 'top']
 
@@ -36,19 +36,19 @@ def read_folder(
     frames: int = 0,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """All sounds below a folder that have captions, sorted by path.
+    """Returns all sounds below a folder that have captions, sorted by path.
 
     Args:
         source: the folder.
-        captions: 'text': of text files alone; 'class': of the class folder where there is no text file; 'auto': so, but
-            not in folders where other sounds have text files.
-        class_folder: of nested folders, the class is the one that the file is in, or the one directly in `source`.
-        frames: pictures to take of each file, which must be a video.
-        excluded: ids, file names or YouTube ids of clips that must not be trained on.
+        captions: 'text' takes captions from text files only; 'class' falls back to the name of the class folder; 'auto'
+            does so too, but not in folders where other sounds have text files.
+        class_folder: which of nested folders names the class: 'parent', the innermost, or 'top'.
+        frames: number of pictures to take from each file, which must be a video.
+        excluded: ids, file names or YouTube ids of clips that must not be used for training.
 
     Raises:
-        ConfigError: another way to caption.
-        DataError: no such folder, or no sound in it with a caption.
+        ConfigError: `captions` or `class_folder` is unknown.
+        DataError: there is no such folder, or no sound in it has a caption.
     """
     for flag, value, kind in (('captions', captions, CaptionSource), ('class-folder', class_folder, ClassFolder)):
         if value not in get_args(kind):
@@ -58,7 +58,7 @@ def read_folder(
     left_out: list[LeftOut] = []
     for inner, files in _folders(folder, left_out):
         texts = {_key(entry.name): entry.name for entry in files if _suffix(entry.name) == '.txt'}
-        sounds = [entry for entry in files if _suffix(entry.name) in SUFFIXES]
+        sounds = [entry for entry in files if _suffix(entry.name) in FOLDER_SUFFIXES]
         has_pairs = any(_key(entry.name) in texts for entry in sounds)
         by_class = captions == 'class' or (captions == 'auto' and not has_pairs)
         class_name = _class_name(inner, class_folder) if by_class else ''
@@ -76,20 +76,22 @@ def read_folder(
             except LeftOutError as error:
                 left_out.append(LeftOut(path, error.reason, f'{path}: {error}'))
     if not entries and not left_out:
-        raise DataError(f'{folder}: holds no sounds ({", ".join(SOUND_SUFFIXES)}, …)')
+        raise DataError(f'{folder}: holds no sounds ({", ".join(dataset_suffixes()[:10])}, …)')
     entries.sort(key=lambda entry: entry.id)
     return files_or_refuse(entries, folder, sorted(left_out, key=lambda clip: clip.id), 'folder', frames)
 
 
 def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[str, list[os.DirEntry]]]:
-    """(path below `folder`, files sorted by name) of each folder once: those in the tree before those linked to."""
-    waiting, links, seen = collections.deque(['']), collections.deque(), set()
+    """Yields (path below `folder`, files sorted by name) for each folder once, linked ones last."""
+    waiting = collections.deque([''])
+    links: collections.deque[str] = collections.deque()
+    seen: set[tuple[int, int]] = set()
     while waiting or links:
         inner = waiting.popleft() if waiting else links.popleft()
         files = []
         try:
             status = os.stat(folder / inner)
-            if (status.st_dev, status.st_ino) in seen:  # linked to from elsewhere, or from within itself
+            if (status.st_dev, status.st_ino) in seen:  # reached before through a link
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder / inner) as listing:
@@ -111,7 +113,7 @@ def _folders(folder: pathlib.Path, left_out: list[LeftOut]) -> Iterator[tuple[st
 
 
 def _check(sound: os.DirEntry, excluded: frozenset[str], path: str) -> None:
-    """Raises LeftOutError for a sound that must not be used or cannot be."""
+    """Raises LeftOutError if a sound must not or cannot be used."""
     if is_excluded(excluded, path, sound.name, youtube_id(sound.name) or ''):
         raise LeftOutError('excluded', 'is in a list of --exclude')
     if printable(path) != path:
@@ -119,11 +121,11 @@ def _check(sound: os.DirEntry, excluded: frozenset[str], path: str) -> None:
     if not sound.is_file(follow_symlinks=False) and not os.path.isfile(sound.path):
         if sound.is_symlink():
             raise LeftOutError('missing', 'is a link to a file that is not there')
-        raise LeftOutError('unreadable', 'is not a file')  # a pipe, of which a reader would wait for ever
+        raise LeftOutError('unreadable', 'is not a file')  # for example a pipe, on which a reader would wait forever
 
 
 def _lines(folder: pathlib.Path, path: str) -> tuple[str, ...]:
-    """The captions in a text file. Raises LeftOutError where there is none."""
+    """Returns the captions in a text file. Raises LeftOutError if there is none."""
     try:
         captions = distinct(read_text(folder / path).splitlines())
     except DataError as error:
@@ -140,7 +142,7 @@ def _no_caption(captions: CaptionSource, inner: str, has_pairs: bool) -> str:
 
 
 def _class_name(inner: str, class_folder: ClassFolder) -> str:
-    """'dog barking' of the folder `animals/dog_barking`; '' of no folder."""
+    """Returns 'dog barking' for the folder `animals/dog_barking`, and '' for no folder."""
     parts = inner.split('/')
     name = unicodedata.normalize('NFC', parts[-1] if class_folder == 'parent' else parts[0])
     return ' '.join(name.replace('_', ' ').split())
@@ -155,7 +157,7 @@ def _suffix(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """What a sound and its text file share. Macs unpack accents decomposed, other systems as they were."""
+    """Returns the key that a sound and its text file share, normalized because macOS decomposes accents."""
     return unicodedata.normalize('NFC', os.path.splitext(name)[0])
 
 
@@ -164,14 +166,14 @@ class BuildFolder(ExcludingOptions):
     """Shards from a folder of sounds: class folders, or sounds with text files of captions beside them."""
 
     source: pathlib.Path
-    """The folder. Sounds may lie at any depth."""
+    """The folder, with sounds at any depth."""
     captions: CaptionSource = 'auto'
-    """text: of text files alone; class: of the name of the folder where there is no text file; auto: so, but not in
-    folders where other sounds have text files."""
+    """text: from text files only; class: from the name of the folder if there is no text file; auto: like class, but
+    not in folders where other sounds have text files."""
     class_folder: ClassFolder = 'parent'
-    """Of nested folders, the class is the one that the sound is in (parent), or the one directly in --source (top)."""
+    """Which of nested folders names the class: the one that the sound is in (parent), or the one in --source (top)."""
     frames: int = 0
-    """Pictures to keep of each video, for image queries."""
+    """Number of pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
         return read_folder(

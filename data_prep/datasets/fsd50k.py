@@ -1,6 +1,6 @@
 """FSD50K (Fonseca et al. 2020, doi 10.5281/zenodo.4060432): Freesound clips of 0.3 to 30 s, 200 classes of AudioSet.
 
-The folder into which its archives were unpacked:
+It expects the folder into which the archives were unpacked:
 
     FSD50K.ground_truth/dev.csv         fname,labels,mids,split    (split: train or val)
     FSD50K.ground_truth/eval.csv        fname,labels,mids
@@ -9,10 +9,10 @@ The folder into which its archives were unpacked:
 
 Splits are train and val (of dev.csv), dev (both) and test or eval. A clip's id is its fname.
 
-Labels are kept in AudioSet's spelling, 'Chirp, tweet' of `Chirp_and_tweet`. They go from a class to its parents, each a
-true name of the clip: then each label is a caption, and so is a sentence of all. A clip of several sounds, which has
-labels that are no parents of one another, has the captions of `data_prep.datasets.audioset`, which name all of them. A
-class's parents are the labels that all its clips in the table have.
+Labels are kept in AudioSet's spelling: `Chirp_and_tweet` becomes 'Chirp, tweet'. A clip is labelled with a class and
+its parents, each of which is a correct name of the sound. So each label is a caption, and a sentence with all of them
+is another. A clip of several sounds has labels that are not parents of one another; it gets the captions of
+`data_prep.datasets.audioset`, which name all labels. A class's parents are the labels that all its clips share.
 
     Chirp_and_tweet,Bird            Chirp, tweet
                                     Bird
@@ -20,7 +20,7 @@ class's parents are the labels that all its clips in the table have.
     Chirp_and_tweet,Bird,Speech     Chirp, tweet, Bird, Speech
                                     the sounds of chirp (tweet), bird and speech
 
-Rows that cannot be read are left out as unreadable, unless most are.
+Rows that cannot be read are left out as unreadable; if most rows are like that, the table is refused.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ import os
 import pathlib
 from collections.abc import Collection, Sequence
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     distinct,
@@ -47,7 +47,7 @@ from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of
 from data_prep.exclusions import ExcludingOptions, is_excluded
 
-# Split to the part of the dataset, and which of dev.csv's splits.
+# For each split, the part of the dataset and the splits of dev.csv that belong to it.
 _PARTS = {
     'train': ('dev', ('train',)),
     'val': ('dev', ('val',)),
@@ -55,7 +55,7 @@ _PARTS = {
     'test': ('eval', None),
     'eval': ('eval', None),
 }
-# The one name of AudioSet that has both a comma and an 'and' where FSD50K has '_and_'.
+# The only AudioSet name in which one '_and_' of FSD50K stands for a comma and another for ', and'.
 _SPELLINGS = {'Dishes_and_pots_and_pans': 'Dishes, pots, and pans'}
 
 
@@ -66,17 +66,17 @@ def read_fsd50k(
     titles: bool = False,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """The clips of a split, in the order of the ground truth.
+    """Returns the clips of a split, in the order of the ground truth.
 
     Args:
         source: the folder with FSD50K.ground_truth and the folders of sounds.
         split: 'train', 'val', 'dev', 'test' or 'eval'.
-        titles: the title that the uploader gave it is a caption, too.
+        titles: take the uploader's title of each clip as a caption too.
         excluded: Freesound ids to leave out.
 
     Raises:
-        ConfigError: no such split.
-        DataError: no ground truth, or a damaged one; no titles where they are asked for; none of the files is there.
+        ConfigError: there is no such split.
+        DataError: the ground truth is missing or damaged, requested titles are missing, or none of the files is there.
     """
     if split not in _PARTS:
         raise ConfigError(f'--split {split!r}: FSD50K has train, val, dev (both of them) and test (or eval)')
@@ -86,7 +86,8 @@ def read_fsd50k(
         raise DataError(f'{source}: no FSD50K.ground_truth/{part}.csv in it: give the folder of FSD50K')
     folder = table.parent.parent if table.parent.name == 'FSD50K.ground_truth' else table.parent
     columns = ('fname', 'labels', 'split') if wanted else ('fname', 'labels')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     clips, parents = _read_clips(table, columns, wanted, left_out)
     if not clips:
         raise DataError(f'{table}: lists no clips of split {split!r}')
@@ -113,7 +114,7 @@ def read_fsd50k(
 def _read_clips(
     table: pathlib.Path, columns: Sequence[str], wanted: Collection[str] | None, left_out: list[LeftOut]
 ) -> tuple[dict[str, list[str]], dict[str, set[str]]]:
-    """Labels by fname, of the wanted splits; and, of each label in the table, what all its clips are labelled."""
+    """Returns the labels by fname in the wanted splits, and for each label those that all its clips share."""
     clips: dict[str, list[str]] = {}
     parents: dict[str, set[str]] = {}
     bad: list[LeftOut] = []
@@ -138,12 +139,12 @@ def _read_clips(
 
 
 def audioset_name(label: str) -> str:
-    """AudioSet's display name of a label of FSD50K: 'Chirp, tweet' of 'Chirp_and_tweet'."""
+    """Returns AudioSet's display name of a label of FSD50K, such as 'Chirp, tweet' for 'Chirp_and_tweet'."""
     return _SPELLINGS.get(label) or label.replace('_and_', ', ').replace('_', ' ')
 
 
 def _titles(folder: pathlib.Path, part: str) -> dict[str, str]:
-    """By fname, as words: 'dog bark 3' of 'dog_bark_3.wav'."""
+    """Returns titles by fname, as words: 'dog bark 3' for 'dog_bark_3.wav'."""
     path = folder / 'FSD50K.metadata' / f'{part}_clips_info_FSD50K.json'
     try:
         values = json.loads(read_text(path))
@@ -165,7 +166,7 @@ class BuildFSD50K(ExcludingOptions):
     source: pathlib.Path
     """The folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio."""
     titles: bool = False
-    """Have the titles of FSD50K.metadata as captions, too. They are the uploaders' and often say little."""
+    """Take the titles of FSD50K.metadata as captions too. Uploaders wrote them, and they often say little."""
 
     def clips(self) -> ClipSource:
         return read_fsd50k(self.source, self.split, titles=self.titles, excluded=self.excluded)

@@ -1,9 +1,9 @@
-"""Clips listed in a JSON or CSV file, with their captions.
+"""Reads clips that are listed with their captions in a JSON or CSV file.
 
 JSON is AudioSep's own datafile format, `{"data": [{"wav": "clips/a.flac", "caption": "a dog barking"}, ...]}`, or the
 bare list; CSV has a header line. Keys, and CSV columns:
 
-    wav                 the audio file, absolute or relative to the manifest's folder; any that libsndfile reads
+    wav                 the audio file, absolute or relative to the manifest's folder; libsndfile must read its format
     caption, captions   a sentence, or (JSON) a list of them
     label, labels       optional: class names, a list in JSON, separated by ';' in CSV
     id                  optional: the clip's name in the dataset; by default the `wav` as written
@@ -18,11 +18,11 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, TypeGuard
 
-from audiosep_jax.errors import DataError
-from data_prep.clips.base import Clip, ClipSource, LeftOutError
+from audiosep_jax.errors import DataError, LeftOutError
+from data_prep.clips.base import Clip, ClipSource
 from data_prep.clips.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
 
@@ -31,7 +31,7 @@ _KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One clip of a manifest, not read yet."""
+    """One clip of a manifest, before it is read."""
 
     id: str
     wav: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 class Manifest:
-    """The clips of a list of entries, whose relative paths start at `folder`."""
+    """The clips of a list of entries, with paths relative to `folder`."""
 
     def __init__(self, entries: Sequence[Entry], folder: pathlib.Path):
         self.entries = list(entries)
@@ -50,14 +50,14 @@ class Manifest:
         return len(self.entries)
 
     def check(self, sample_rate: int) -> None:
-        """Files are resampled to any rate. Raises ConfigError where PyAV is needed and not installed."""
+        """Accepts any rate, since files are resampled. Raises ConfigError if PyAV is needed and not installed."""
         check_pyav(entry.wav for entry in self.entries)
 
     def clip_id(self, index: int) -> str:
         return self.entries[index].id
 
     def read(self, index: int, sample_rate: int) -> Clip:
-        """Raises AudioFileError for a bad file, LeftOutError for a missing one and one without a caption."""
+        """Returns the clip. Raises AudioFileError for a bad file, LeftOutError if it is missing or has no caption."""
         entry = self.entries[index]
         if not entry.captions:
             raise LeftOutError('excluded', f'{entry.wav}: no caption')
@@ -68,17 +68,17 @@ class Manifest:
         return Manifest(self.entries[start:stop], self.folder)
 
     def description(self) -> Any:
-        # Not the folder: a corpus and its manifest may be moved together, and the rest of the build goes on.
+        # The folder is not part of it, so that a build continues after the corpus and its manifest were moved together.
         text = json.dumps([dataclasses.astuple(e) for e in self.entries], ensure_ascii=False)
         return {'kind': 'manifest', 'sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_manifest(path: str | pathlib.Path) -> Manifest:
-    """All entries of a manifest, checked; no audio is read yet.
+    """Returns all entries of a manifest after checking them, without reading audio.
 
     Raises:
-        DataError: missing, neither JSON nor CSV, no entries, an unknown or missing key, a value of the wrong kind, one
-            id for two files.
+        DataError: the manifest is missing, is neither JSON nor CSV or has no entries, a key is unknown or missing, a
+            value has the wrong type, or two files have the same id.
     """
     path = pathlib.Path(path)
     try:
@@ -143,7 +143,7 @@ def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], st
     return rows, 'line'
 
 
-def _check_keys(where: str, keys) -> None:
+def _check_keys(where: str, keys: Collection[str]) -> None:
     for key in keys:
         if key not in _KEYS:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
@@ -168,7 +168,7 @@ def _entry(where: str, row: Any) -> Entry:
 
 
 def _texts(where: str, row: dict, key: str) -> list[str]:
-    """The visible texts under a key: one, a list, or none."""
+    """Returns the non-blank texts under a key, which may hold one text, a list or nothing."""
     value = row.get(key)
     values = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(map(_is_text, values)):
@@ -176,8 +176,8 @@ def _texts(where: str, row: dict, key: str) -> list[str]:
     return [v.strip() for v in values if v.strip()]
 
 
-def _is_text(value: Any) -> bool:
-    """A string, and one that can be stored: JSON's escapes can spell half of a surrogate pair, which UTF-8 cannot."""
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a string that UTF-8 can encode; JSON can escape half a surrogate pair, which it cannot."""
     return isinstance(value, str) and not any('\ud800' <= character <= '\udfff' for character in value)
 
 

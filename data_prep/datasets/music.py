@@ -1,16 +1,17 @@
-"""MUSIC (Zhao et al. 2018): YouTube videos of people who play an instrument alone, or two together.
+"""MUSIC (Zhao et al. 2018): YouTube videos of people who play an instrument, alone or in pairs.
 
-It is distributed as lists of ids, `MUSIC_solo_videos.json` and `MUSIC_duet_videos.json` (a later one, of more
-instruments, has the same form: `MUSIC21_solo_videos.json`):
+It is distributed as lists of ids, `MUSIC_solo_videos.json` and `MUSIC_duet_videos.json` (a later
+list with more instruments, `MUSIC21_solo_videos.json`, has the same form):
 
     {"videos": {"acoustic_guitar": ["YouTube id", …], "flute violin": [...]}}
 
-A video's file is looked for below the source folder as `INSTRUMENT/ID`, then as `ID` in any folder, with any suffix.
-The videos are minutes long: they are cut into pieces of ten seconds, one after the other; what is left over at the end
-is a piece, too, if it has at least half the length. A piece's id is `ID_START`, START in seconds. Labels are the
+A video's file is looked up below the source folder as `INSTRUMENT/ID`, then as `ID` in any folder, with any suffix.
+The videos are minutes long, so they are cut into consecutive pieces of ten seconds; the rest at the end is kept as a
+piece if it has at least half that length. A piece's id is `ID_START`, START in seconds. Labels are the
 instruments; captions are these names, and 'the sound of an acoustic guitar' or 'the sound of a flute and a violin'.
 
-There are no splits: the whole is one, by default called test. To train on some of the videos, `--exclude` the others.
+The dataset has no splits, so all of it becomes one, called test by default. To train on some videos, `--exclude` the
+others.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from typing import Annotated
 
 import tyro
 
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOut, LeftOutError
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     distinct,
@@ -52,18 +53,18 @@ def read_music(
     frames: int = 0,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """The pieces of all videos, in the order of the lists. The header of each file is read, to tell how long it is.
+    """Returns the pieces of all videos, in the order of the lists. The header of each file is read for its length.
 
     Args:
-        source: the folder with the videos or sounds, at any depth; and, there or in a folder directly in it, the lists.
-        lists: by default the list of solos and the one of duets, whichever is in `source`.
-        piece_seconds: length of a piece.
-        frames: pictures to take of each piece.
+        source: the folder with the videos or sounds at any depth; the lists are in it or in a folder directly in it.
+        lists: the lists to read; by default those of solos and duets that are in `source`.
+        piece_seconds: length of a piece in seconds.
+        frames: number of pictures to take from each piece.
         excluded: YouTube ids or ids of pieces to leave out.
 
     Raises:
-        ConfigError: a length that is not positive; PyAV is needed and not installed.
-        DataError: no list, or a damaged one; no file of the videos.
+        ConfigError: the length is not positive, or PyAV is needed and not installed.
+        DataError: a list is missing or damaged, or none of the videos has a file.
     """
     if not 0 < piece_seconds < float('inf'):
         raise ConfigError(f'--piece-seconds {piece_seconds}: must be a positive number of seconds')
@@ -71,7 +72,8 @@ def read_music(
     found = [pathlib.Path(path) for path in lists] or [p for p in (find_file(folder, name) for name in _LISTS) if p]
     if not found:
         raise DataError(f'{folder}: no {" or ".join(_LISTS)} in it: give --lists')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     listed = list_media(folder, left_out=left_out, video_first=frames > 0)
     anywhere = by_name(listed)
     in_folders = first_of((f'{pathlib.PurePosixPath(path).parent.name}/{stem}', path) for stem, path in listed)
@@ -106,13 +108,13 @@ def read_music(
 
 
 def captions_of(instruments: Sequence[str]) -> tuple[str, ...]:
-    """'flute and violin' and 'the sound of a flute and a violin'."""
+    """Returns captions such as 'flute and violin' and 'the sound of a flute and a violin'."""
     with_articles = [f'{"an" if name[:1].lower() in "aeio" else "a"} {name}' for name in instruments]
     return ' and '.join(instruments), f'the sound of {" and ".join(with_articles)}'
 
 
 def _starts(length: float, piece: float) -> list[float]:
-    """Of the pieces of a sound, seconds; the last one may have half the length."""
+    """Returns the starts of a sound's pieces in seconds; the last piece may be up to half a piece shorter."""
     count = int(length / piece + 0.5)
     return [k * piece for k in range(count)]
 
@@ -120,7 +122,7 @@ def _starts(length: float, piece: float) -> list[float]:
 def _read_videos(
     lists: Sequence[pathlib.Path], left_out: list[LeftOut]
 ) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """By YouTube id: the names it is listed under, and the instruments in these. Raises DataError for other forms."""
+    """Returns by YouTube id the names it is listed under and their instruments. Raises DataError for a damaged list."""
     groups: dict[str, list[str]] = {}
     bad: list[LeftOut] = []
     rows = 0
@@ -158,13 +160,13 @@ class BuildMUSIC(ExcludingOptions):
     source: pathlib.Path
     """The folder with the videos or sounds, at any depth, with MUSIC_solo_videos.json and MUSIC_duet_videos.json."""
     split: str = 'test'
-    """Name of the split; MUSIC has none of its own."""
+    """Name of the split; MUSIC defines none."""
     lists: Annotated[tuple[tuple[pathlib.Path, ...], ...], tyro.conf.UseAppendAction, FILES] = ()
     """The lists of videos (default: those of solos and of duets in the source)."""
     piece_seconds: float = PIECE_SECONDS
-    """Length of a piece."""
+    """Length of a piece in seconds."""
     frames: int = 0
-    """Pictures to keep of each piece, for image queries."""
+    """Number of pictures to keep of each piece, for image queries."""
 
     def clips(self) -> ClipSource:
         return read_music(

@@ -1,4 +1,4 @@
-"""The procedural corpus of `data_prep.synthetic` as a dataset: nothing to download, rendered while building."""
+"""Offers the procedural corpus of `data_prep.synthetic` as a dataset, which is rendered while the shards are built."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -13,10 +13,10 @@ from data_prep.options import BuildOptions
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticClips:
-    """Clips first to first + num_clips - 1 of the corpus `seed`, each `seconds` long.
+    """Clips `first` to `first` + `num_clips` - 1 of the corpus `seed`, each `seconds` long.
 
     Raises:
-        ConfigError: a number of clips below 1, a negative seed, no class or an unknown one.
+        ConfigError: there is less than one clip, the seed is negative, or a class is unknown or none is given.
     """
 
     num_clips: int
@@ -38,7 +38,7 @@ class SyntheticClips:
         return self.num_clips
 
     def check(self, sample_rate: int) -> None:
-        """Raises ConfigError for a rate or length too small to render the sounds."""
+        """Raises ConfigError if the rate or the length is too small to render the sounds."""
         self.read(0, sample_rate)
 
     def clip_id(self, index: int) -> str:
@@ -59,14 +59,14 @@ class SyntheticClips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSynthetic(BuildOptions):
-    """Shards of procedural sounds with captions: nothing to download."""
+    """Shards of procedural sounds with captions, which need no download."""
 
     num_clips: Annotated[int, tyro.conf.arg(name='clips')]
-    """How many."""
+    """Number of clips."""
     seed: int = 0
-    """Which ones: another seed gives other sounds of the same classes."""
+    """Seed of the sounds: another seed gives other sounds of the same classes."""
     seconds: float = 5.0
-    """Length of a clip."""
+    """Length of a clip in seconds."""
 
     def clips(self) -> ClipSource:
         return SyntheticClips(self.num_clips, self.seed, self.seconds)

@@ -1,15 +1,15 @@
-"""VGGSound (Chen et al. 2020): 200,000 ten-second clips of YouTube videos whose sound is to be seen, in 309 classes.
+"""VGGSound (Chen et al. 2020): 200,000 ten-second clips of YouTube videos that show what sounds, in 309 classes.
 
-Its list has no header; older ones, `train.csv` and `test.csv`, name files:
+Its list has no header; the older lists, `train.csv` and `test.csv`, name files:
 
     vggsound.csv            --0PQM4-hqg,30,waterfall burbling,train
     train.csv, test.csv     --0PQM4-hqg_000030.mp4,waterfall burbling
 
-A clip's file is looked for below the source folder, at any depth and with any suffix, as `YTID_000030`; also with the
+A clip's file is looked up below the source folder, at any depth and with any suffix, as `YTID_000030`; also with the
 times that other scripts write (see `data_prep.clips.youtube`), or by its YouTube id where the list has one clip of the
 video. A clip's id is `YTID_000030`. Its captions are the label, 'waterfall burbling', and 'the sound of waterfall
-burbling'; of a clip with several labels, as in `data_prep.datasets.audioset`, texts that name all of them. Rows that
-cannot be read are left out as unreadable, unless most are.
+burbling'; a clip with several labels gets captions that name all of them, as in `data_prep.datasets.audioset`. Rows
+that cannot be read are left out as unreadable; if most rows are like that, the list is refused.
 """
 
 import csv
@@ -19,8 +19,8 @@ import os
 import pathlib
 from collections import Counter
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     distinct,
@@ -42,7 +42,7 @@ _SPLITS = ('train', 'test')
 
 @dataclasses.dataclass
 class _Listed:
-    """A clip of the list."""
+    """One clip of the list."""
 
     youtube_id: str
     start: int
@@ -62,19 +62,19 @@ def read_vggsound(
     frames: int = 0,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """The clips of a split, in the order of the list.
+    """Returns the clips of a split, in the order of the list.
 
     Args:
-        source: the folder with the videos or sounds, at any depth; and, there or in a folder directly in it, the list.
+        source: the folder with the videos or sounds at any depth; the list is in it or in a folder directly in it.
         split: 'train' or 'test'.
         table: the list; by default vggsound.csv in `source`, or SPLIT.csv.
-        whole_videos: files are not cut: a clip is the ten seconds from its start on.
-        frames: pictures to take of each video.
+        whole_videos: the files are whole videos, and a clip is the ten seconds from its start on.
+        frames: number of pictures to take from each video.
         excluded: YouTube ids or clip ids to leave out.
 
     Raises:
-        ConfigError: no such split.
-        DataError: no list, or a damaged one; no clip of the split, or no file of them.
+        ConfigError: there is no such split.
+        DataError: the list is missing or damaged, has no clip of the split, or none of its clips has a file.
     """
     if split not in _SPLITS:
         raise ConfigError(f'--split {split!r}: VGGSound has train and test')
@@ -82,7 +82,8 @@ def read_vggsound(
     table = table or find_file(folder, 'vggsound.csv') or find_file(folder, f'{split}.csv')
     if table is None:
         raise DataError(f'{folder}: no vggsound.csv or {split}.csv in it: give --table, the list of VGGSound')
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     listed = _read_clips(pathlib.Path(table), split, left_out)
     paths = by_name(list_media(folder, left_out=left_out, video_first=frames > 0))
     videos = Counter(clip.youtube_id for clip in listed)
@@ -107,7 +108,8 @@ def read_vggsound(
 
 def _read_clips(path: pathlib.Path, split: str, left_out: list[LeftOut]) -> list[_Listed]:
     clips: dict[tuple[str, int], _Listed] = {}
-    bad, rows = [], 0
+    bad: list[LeftOut] = []
+    rows = 0
     reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
     try:
         for row in reader:
@@ -132,8 +134,10 @@ def _read_clips(path: pathlib.Path, split: str, left_out: list[LeftOut]) -> list
 
 
 def _fields(row: list[str], split: str) -> tuple[str, int, str, str] | None:
-    """YouTube id, start in seconds, label and split of a row of either list; None of any other. Labels with commas have
-    quotes in the authors' lists, and sometimes lose them on the way."""
+    """Returns YouTube id, start in seconds, label and split of a row of either list; None for any other row.
+
+    Labels with commas are quoted in the authors' lists, but some copies have lost the quotes.
+    """
     row = [text.strip() for text in row]
     if len(row) >= 4 and row[1].isdecimal() and row[-1] in _SPLITS:
         youtube, start, label, split = row[0], row[1], ', '.join(row[2:-1]), row[-1]
@@ -160,7 +164,7 @@ class BuildVGGSound(ExcludingOptions):
     whole_videos: bool = False
     """The files are whole videos: take ten seconds from the start on."""
     frames: int = 0
-    """Pictures to keep of each video, for image queries."""
+    """Number of pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
         return read_vggsound(

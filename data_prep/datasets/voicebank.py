@@ -1,17 +1,17 @@
 """VoiceBank-DEMAND (Valentini-Botinhao 2016, doi 10.7488/ds/2117): read English sentences at 48 kHz, clean and noisy.
 
-The folder into which the archives were unpacked; what is not there is not used:
+It expects the folder into which the archives were unpacked; absent archives are skipped:
 
     clean_trainset_28spk_wav/*.wav      or clean_trainset_56spk_wav (other speakers), clean_trainset_wav (2016 release)
     clean_testset_wav/*.wav             824 files of the speakers p232 and p257
     trainset_28spk_txt/*.txt, …         what is said
     log_trainset_28spk.txt, …           `p226_001 cafeteria 10`: the noise of each file and its SNR in dB
-    noisy_*/*.wav                       ignored: a target is to be clean, and mixtures are made when training
+    noisy_*/*.wav                       ignored: targets must be clean, and training makes its own mixtures
 
-p232 and p257 are the test speakers whatever the folder: they never are in train, and nobody else is in test. A clip's
-id is its file's name without suffix (`p226_001`), its label is AudioSet's 'Speech', its captions are `CAPTIONS`.
-Transcripts and logs tell which files there should be. The words said become a caption on request only: a separator
-that is told them learns to look for words, where its users ask for 'a man talking'.
+p232 and p257 are the test speakers in every folder: they are never in train, and no others are in test. A clip's id is
+its file name without suffix (`p226_001`), its label is AudioSet's 'Speech', its captions are `CAPTIONS`.
+Transcripts and logs show which files there should be. The spoken words become a caption only on request: a separator
+trained on them learns to look for words, while its users ask for 'a man talking'.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ import pathlib
 import re
 from typing import Literal, get_args
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut, printable
+from audiosep_jax.errors import ConfigError, DataError, LeftOut, printable
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import one_line
 from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions
@@ -37,17 +37,17 @@ _FOLDER = re.compile(r'clean_(?P<part>train|test)set(_(?P<speakers>\d+spk))?_wav
 def read_voicebank(
     source: str | os.PathLike, split: str = 'train', *, train_set: TrainSet = 'all', transcripts: bool = False
 ) -> Files:
-    """The clean speech of a split, sorted by id.
+    """Returns the clean speech of a split, sorted by id.
 
     Args:
         source: the folder with `clean_…_wav` in it.
         split: 'train' or 'test'.
-        train_set: of the training speakers, the 28 of England, the 56 of Scotland and the United States, or all.
-        transcripts: add what is said to the captions, where its text file is there.
+        train_set: the training speakers: the 28 of England, the 56 of Scotland and the United States, or all.
+        transcripts: add the spoken words to the captions if their text file is there.
 
     Raises:
-        ConfigError: another split or set.
-        DataError: no such folder, or nothing in it is of that split.
+        ConfigError: there is no such split or set.
+        DataError: there is no such folder, or it holds nothing of that split.
     """
     if split not in ('train', 'test'):
         raise ConfigError(f'--split {split!r}: VoiceBank-DEMAND has train and test')
@@ -68,7 +68,7 @@ def read_voicebank(
             if speaker and (speaker in TEST_SPEAKERS) == (split == 'test'):
                 if found.setdefault(clip_id, relative) != relative:
                     left_out.append(LeftOut(clip_id, 'excluded', f'{path}: the same clip as {found[clip_id]}'))
-            elif split in part:  # strangers are reported where they do not belong
+            elif split in part:  # speakers of the other split are reported only in this split's folders
                 why = f'{speaker} is a speaker of the other split' if speaker else 'its name tells no speaker'
                 left_out.append(LeftOut(one_line(clip_id), 'excluded', one_line(f'{path}: {why}')))
     texts = {path.stem.lower(): path for part in parts for path in _transcripts(folder, part)}
@@ -89,7 +89,7 @@ def read_voicebank(
 
 
 def _parts(folder: pathlib.Path, split: str, train_set: TrainSet) -> list[str]:
-    """The folders of clean speech to look into, that of the split first."""
+    """Returns the folders of clean speech to search, that of the split first."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if os.path.isdir(entry.path))
     except OSError as error:
@@ -110,7 +110,7 @@ def _parts(folder: pathlib.Path, split: str, train_set: TrainSet) -> list[str]:
 
 
 def _files(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-    """Files of a folder and of the folders in it (archives unpack into a second folder of the name), sorted."""
+    """Returns the sorted files of a folder and its folders: archives unpack into a second folder of the same name."""
     found = []
     try:
         with os.scandir(folder) as listing:
@@ -128,13 +128,13 @@ def _files(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
 
 
 def _speaker(clip_id: str) -> str:
-    """'p226' of 'p226_001'; '' of a name of another form."""
+    """Returns 'p226' for 'p226_001', and '' for a name of another form."""
     match = re.match(r'([a-z]\d+)_', clip_id)
     return match[1] if match else ''
 
 
 def _set_name(part: str) -> str:
-    """What the other files of a set are named with: 'trainset_28spk' of 'clean_trainset_28spk_wav'."""
+    """Returns the name that a set's other files contain: 'trainset_28spk' for 'clean_trainset_28spk_wav'."""
     return part.removeprefix('clean_').removesuffix('_wav')
 
 
@@ -144,7 +144,7 @@ def _transcripts(folder: pathlib.Path, part: str) -> list[pathlib.Path]:
 
 
 def _logged(folder: pathlib.Path, part: str) -> list[str]:
-    """Ids that the log of a set names."""
+    """Returns the ids that the log of a set names."""
     name = f'log_{_set_name(part)}.txt'
     for path in (folder / name, folder / 'logfiles' / name):
         if path.is_file():
@@ -154,7 +154,7 @@ def _logged(folder: pathlib.Path, part: str) -> list[str]:
 
 
 def _text(path: pathlib.Path) -> str:
-    """What is said, on one line; '' where the file cannot be read: the clip is as good without."""
+    """Returns the spoken words on one line; '' if the file cannot be read, since the clip is usable without them."""
     try:
         return ' '.join(path.read_text(encoding='utf-8-sig').split())
     except (OSError, UnicodeDecodeError):
@@ -170,7 +170,7 @@ class BuildVoiceBank(BuildOptions):
     train_set: TrainSet = 'all'
     """The training speakers: 28spk, 56spk, or all that are there."""
     transcripts: bool = False
-    """Have what is said as a further caption, from trainset_28spk_txt and the like."""
+    """Add the spoken words, from trainset_28spk_txt and similar folders, as a caption."""
 
     def clips(self) -> ClipSource:
         return read_voicebank(self.source, self.split, train_set=self.train_set, transcripts=self.transcripts)

@@ -1,6 +1,6 @@
 """WavCaps (Mei et al. 2023): 400,000 sounds of four sources with a caption each, 7,500 hours of FLAC at 32 kHz.
 
-The folder as it comes from Hugging Face (cvssp/WavCaps), or from its GitHub repository with the sounds beside it:
+It expects the folder from Hugging Face (cvssp/WavCaps), or its GitHub repository with the sounds beside it:
 
     json_files/AudioSet_SL/as_final.json            {"num_captions_per_audio": 1, "data": [{"id": …, "caption": …,
     json_files/BBC_Sound_Effects/bbc_final.json     "duration": seconds, …}, …]}, or the bare list
@@ -11,14 +11,14 @@ The folder as it comes from Hugging Face (cvssp/WavCaps), or from its GitHub rep
                                                     `FreeSound_flac`, as the archives have it; named by id
 
 **Evaluation clips.** The sources hold clips of AudioCaps, Clotho, VGGSound, ESC-50 and UrbanSound8K. The authors list
-them in three blacklists; all three are applied, and without them nothing is built. FSD50K's are in none of them: give
+them in three blacklists; all three are applied, and nothing is built without them. None lists FSD50K's clips: give
 `--exclude FSD50K.ground_truth/eval.csv`.
 
 **Pieces.** Sounds of the BBC and Freesound are minutes long. One longer than `piece_seconds` by more than
 `SHORTEST_PIECE` is cut into pieces of `piece_seconds`; a rest of less than `SHORTEST_PIECE` stays with the piece before
-it. A piece carries the sound's captions and its id with the piece's number: `BBC_Sound_Effects/07055128#2`.
+it. A piece has the sound's captions and its id with the piece's number: `BBC_Sound_Effects/07055128#2`.
 
-A clip's id is SOURCE/ID: numbers of one source occur in another. There are no labels.
+A clip's id is SOURCE/ID, because different sources use the same numbers. There are no labels.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from data_prep.clips.base import ClipSource, Entry, LeftOut
+from audiosep_jax.errors import AudioSepError, ConfigError, DataError, LeftOut
+from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
     distinct,
@@ -64,7 +64,7 @@ BLACKLISTS = (
 SHORTEST_PIECE = 5.0  # seconds: a training segment
 _LONGEST = 24 * 3600.0  # seconds of a sound
 
-# Where in the folder JSON files may be.
+# Folders that may hold the JSON files.
 _PLACES = ('json_files', 'data/json_files')
 
 
@@ -76,7 +76,7 @@ class _Listed:
     name: str
     captions: list[str]
     seconds: float  # NaN: not known
-    audio: str  # file name without suffix, where the metadata tell it
+    audio: str  # file name without suffix, '' if the metadata do not give it
 
     @property
     def id(self) -> str:
@@ -84,12 +84,12 @@ class _Listed:
 
     @property
     def youtube_id(self) -> str:
-        """Or '' where it is none of YouTube's."""
+        """Returns the YouTube id, or '' if there is none."""
         return (youtube_id(self.name) or '') if self.source == 'AudioSet_SL' else ''
 
     @property
     def file_stems(self) -> tuple[str, ...]:
-        """Under which it may be there, the likeliest first."""
+        """The names that its file may have, the likeliest first."""
         forms = (f'Y{self.youtube_id}', self.youtube_id) if self.youtube_id else ()
         return (self.name, *forms, self.audio)
 
@@ -103,19 +103,19 @@ def read_wavcaps(
     allow_evaluation_clips: bool = False,
     excluded: frozenset[str] = frozenset(),
 ) -> Files:
-    """The clips, source by source in the order of the metadata.
+    """Returns the clips, source by source in the order of the metadata.
 
     Args:
         source: the folder with the JSON files and the sounds.
-        sources: of the four, those to read; by default all whose metadata are there, and what is not is in `left_out`.
-        piece_seconds: length into which long sounds are cut; 0 to leave them whole.
-        blacklists: the folder with the three blacklists, where it is not in `source`.
-        allow_evaluation_clips: apply no blacklists, and do not ask for them.
-        excluded: further ids to leave out, of WavCaps, its sources, or YouTube.
+        sources: which of the four to read; by default all that have metadata, and the others are in `left_out`.
+        piece_seconds: length in seconds of the pieces of long sounds; 0 to leave them whole.
+        blacklists: the folder with the three blacklists, if it is not in `source`.
+        allow_evaluation_clips: apply no blacklists, and do not require them.
+        excluded: further ids to leave out: those of WavCaps, of its sources or of YouTube.
 
     Raises:
-        ConfigError: an unknown source, a piece shorter than `SHORTEST_PIECE`.
-        DataError: no metadata, or damaged; a blacklist is missing; none of the files is there.
+        ConfigError: a source is unknown, or pieces would be shorter than `SHORTEST_PIECE`.
+        DataError: metadata or a blacklist are missing or damaged, or none of the files is there.
     """
     unknown = [name for name in sources if name not in METADATA]
     if unknown:
@@ -150,8 +150,10 @@ def read_wavcaps(
 
 
 def piece_bounds(seconds: float, piece_seconds: float) -> list[tuple[float, float]]:
-    """(start, length) of the pieces of a sound, all in seconds. The length of the last one is the most that it can
-    have: durations in the metadata are rounded, and its end is the file's."""
+    """Returns (start, length) of each piece of a sound, in seconds.
+
+    The last length is an upper bound, because the piece ends with the file and durations in the metadata are rounded.
+    """
     count = max(1, math.floor((seconds - SHORTEST_PIECE) / piece_seconds) + 1)
     lengths = [piece_seconds] * (count - 1) + [piece_seconds + SHORTEST_PIECE]
     return [(number * piece_seconds, length) for number, length in enumerate(lengths)]
@@ -161,7 +163,7 @@ def _pieces(clip_id: str, path: str, captions: tuple[str, ...], seconds: float, 
     if not piece_seconds:
         return [Entry(clip_id, path, captions)]
     bounds = piece_bounds(0.0 if math.isnan(seconds) else seconds, piece_seconds)
-    if len(bounds) == 1:  # where the metadata are wrong, it is still no longer than a piece may be
+    if len(bounds) == 1:  # the length still holds if the metadata are wrong
         return [Entry(clip_id, path, captions, seconds=bounds[0][1])]
     return [
         Entry(f'{clip_id}#{number}', path, captions, start=start, seconds=length)
@@ -178,7 +180,7 @@ def _why_not(clip: _Listed, evaluation: frozenset[tuple[str, str]], excluded: fr
 
 
 def _blacklisted(folder: pathlib.Path, blacklists: str | os.PathLike | None) -> frozenset[tuple[str, str]]:
-    """(source, id) of the three blacklists; of AudioSet YouTube's ids."""
+    """Returns (source, id) of all clips in the three blacklists; for AudioSet with YouTube ids."""
     places = [f'{place}/blacklist' for place in _PLACES]
     found = {name: find_file(blacklists or folder, name, f'blacklist/{name}', folders=places) for name in BLACKLISTS}
     absent = [name for name, path in found.items() if path is None]
@@ -188,9 +190,9 @@ def _blacklisted(folder: pathlib.Path, blacklists: str | os.PathLike | None) -> 
             'blacklists name; get them from its repository and give --blacklists, or --allow-evaluation-clips'
         )
     ids: set[tuple[str, str]] = set()
-    for path in found.values():
+    for path in filter(None, found.values()):
         groups = _load(path)
-        names = {'AudioSet': 'AudioSet_SL', **{name: name for name in METADATA}}
+        names: dict[str, str] = {'AudioSet': 'AudioSet_SL', **{name: name for name in METADATA}}
         if not isinstance(groups, dict) or not groups or not groups.keys() <= names.keys():
             raise DataError(f'{path}: expected {{"AudioSet": [ids], "FreeSound": [ids]}}')
         for group, listed in groups.items():
@@ -207,7 +209,7 @@ def _find(folder: pathlib.Path, source: Source, name: str) -> pathlib.Path | Non
 
 
 def _paths(folder: pathlib.Path, left_out: list[LeftOut]) -> dict[tuple[str, str], str]:
-    """(source, stem) to the file, which lies below a folder of the source's name; the innermost such name counts."""
+    """Maps (source, stem) to the file below a folder of the source's name; the innermost such folder counts."""
     names = {form.lower(): name for name in METADATA for form in (name, f'{name}_flac')}
     paths: dict[tuple[str, str], str] = {}
     for stem, path in list_media(folder, left_out=left_out):
@@ -243,7 +245,7 @@ def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> 
         name = one_line(stem_of(str(name).strip()))
         audio = stem_of(str(item.get('audio') or '').rsplit('/', 1)[-1])  # 'wav_path' as published
         clip = clips.setdefault(name, _Listed(source, name, [], _seconds(item.get('duration')), audio))
-        clip.captions += texts  # one file, listed twice, has the captions of both
+        clip.captions += texts  # a file that is listed twice has the captions of both entries
     refuse_wrong_table(bad, len(items) - len(bad))
     if not clips:
         raise DataError(f'{path}: lists no clips')
@@ -252,7 +254,7 @@ def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> 
 
 
 def _seconds(value: Any) -> float:
-    """A duration; NaN for what is none: metadata gathered by machine have `NaN`, null, texts and milliseconds."""
+    """Returns a duration, or NaN for anything else: machine-made metadata hold `NaN`, null, text and milliseconds."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -261,7 +263,7 @@ def _seconds(value: Any) -> float:
 
 
 def _header_seconds(path: pathlib.Path) -> float:
-    """Of a sound whose metadata do not tell its duration; NaN where the file does not either."""
+    """Returns the duration in a file's header, for a sound without one in the metadata; NaN if there is none either."""
     try:
         return sound_seconds(path)
     except AudioSepError:
@@ -279,11 +281,11 @@ class BuildWavCaps(ExcludingOptions):
     source: pathlib.Path
     """The folder with json_files (and its folder blacklist) and with the unpacked sounds."""
     sources: Annotated[tuple[tuple[Source, ...], ...], tyro.conf.UseAppendAction] = ()
-    """Which of the four (default: all whose metadata are there)."""
+    """Which of the four sources to read (default: all that have metadata)."""
     piece_seconds: float = 30.0
-    """Sounds longer than this (and 5 s) are cut into pieces of so many seconds; 0 leaves them whole."""
+    """Cut longer sounds (of at least 5 s) into pieces of this many seconds; 0 keeps them whole."""
     blacklists: pathlib.Path | None = None
-    """The folder with WavCaps's three blacklists, where it is not in the source."""
+    """The folder with WavCaps's three blacklists, if it is not in the source."""
     allow_evaluation_clips: bool = False
     """Keep clips of the evaluation sets. Models trained on them cannot be evaluated on AudioCaps, Clotho, ESC-50, …"""
 

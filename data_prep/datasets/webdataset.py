@@ -1,24 +1,23 @@
-"""Tar archives of samples, as WebDataset has them: what many labs hold AudioSet or LAION-Audio-630K in.
+"""Reads tar archives of samples in WebDataset's format, in which many labs keep AudioSet or LAION-Audio-630K.
 
     data-000000.tar     dogs/1.flac     a sound or video: all suffixes of `data_prep.datasets.folder`
                         dogs/1.json     {"text": "a dog barks" or [several], "tag": ["Dog", …], …}
                         dogs/1.txt      every line is a caption
                         dogs/1.cls      the number of a class, or its name
 
-Members whose names differ in nothing but the suffix are a sample, wherever they are in the archive: keys may have
-folders and, other than in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the
-key, for keys may begin anew in every archive. Where a name occurs twice in an archive, the last one counts, as when it
-is unpacked. A sample with labels and no caption gets captions as in `data_prep.datasets.audioset`: 'Dog, Wind' and 'the
-sounds of dog and wind'.
+Members whose names differ only in the suffix form a sample, wherever they are in the archive. Keys may contain folders
+and, unlike in the WebDataset library, dots. A clip's id is the archive's path without `.tar`, '/' and the key, because
+keys may be reused in every archive. If a name occurs twice in an archive, the last one counts, as when unpacking. A
+sample with labels but no caption gets captions as in `data_prep.datasets.audioset`: 'Dog, Wind' and 'the sounds of dog
+and wind'.
 
-Each archive is listed by going through it once, from header to header; sounds are read at their offsets later, for
-which an archive must not be compressed. Of one that was cut short, what is whole is used.
+Each archive is listed in one pass from header to header. Sounds are later read at their offsets, so archives must not
+be compressed. The complete members of a truncated archive are used.
 """
 
 import concurrent.futures
 import dataclasses
 import glob
-import itertools
 import json
 import os
 import pathlib
@@ -29,13 +28,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
+from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, printable
 from audiosep_jax.progress import progress_bar
-from data_prep.clips.base import ClipSource, Entry, LeftOut, LeftOutError, printable
-from data_prep.clips.listing import SOUND_SUFFIXES, VIDEO_SUFFIXES, distinct, files_or_refuse, read_text
+from data_prep.clips.base import ClipSource, Entry
+from data_prep.clips.listing import distinct, files_or_refuse, read_text
 from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of
-from data_prep.datasets.folder import SUFFIXES
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
 CAPTION_KEYS = ('text', 'caption', 'captions')
@@ -43,16 +42,16 @@ LABEL_KEYS = ('tag', 'tags', 'label', 'labels')
 _KEYS = tyro.conf.arg(metavar='[KEY ...]')
 
 _TEXT_SUFFIXES = ('.json', '.txt', '.cls')
-_LARGEST_TEXT = 2**24  # bytes; more is no text of a sample
+_LARGEST_TEXT = 2**24  # bytes; no text of a sample is larger
 _COMPRESSED = re.compile(r'\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$', re.IGNORECASE)
 _MAGICS = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd', b'PK\x03\x04': 'zip'}
-# Listing waits for the disk more than it computes.
+# Threads help because listing mostly waits for the disk.
 _THREADS = 8
 
 
 @dataclasses.dataclass
 class _Sample:
-    """The members of one key: names of sounds, contents of texts, by suffix."""
+    """The members of one key by suffix: the names of sounds and the contents of texts."""
 
     sounds: dict[str, str] = dataclasses.field(default_factory=dict)
     texts: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -60,12 +59,12 @@ class _Sample:
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-    """How a sample's texts are read."""
+    """The settings with which a sample is read."""
 
     caption_keys: tuple[str, ...]
     label_keys: tuple[str, ...]
     class_names: tuple[str, ...]
-    suffixes: tuple[str, ...]  # of sounds, in the order of preference
+    suffixes: tuple[str, ...]  # suffixes of sounds in order of preference
     excluded: frozenset[str]
 
 
@@ -79,28 +78,27 @@ def read_webdataset(
     excluded: frozenset[str] = frozenset(),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Files:
-    """The samples of some archives that have a sound and captions, in the archives' order.
+    """Returns the samples of some archives that have a sound and captions, in the order of the archives.
 
     Args:
         source: archives, folders of them, or patterns: `data-*.tar`, `data-{000000..000099}.tar`.
-        caption_keys: what holds captions in a JSON member, a text or a list of texts.
-        label_keys: the same for labels.
-        class_names: what the numbers in `.cls` members and labels mean, from 0 on.
-        frames: pictures to take of each sample, which must be a video.
-        excluded: keys, or YouTube ids in them, of clips that must not be trained on.
-        progress: called with (archives listed, archives in all).
+        caption_keys: keys of a JSON member that hold captions, as a text or a list of texts.
+        label_keys: keys that hold labels in the same way.
+        class_names: names of the class numbers in `.cls` members and labels, counted from 0.
+        frames: number of pictures to take from each sample, which must be a video.
+        excluded: keys, or YouTube ids in them, of clips that must not be used for training.
+        progress: called with (archives listed, archives in total).
 
     Raises:
-        DataError: no archive, a compressed one, or no sample of any use.
+        DataError: there is no archive, one is compressed, or there is no usable sample.
     """
     archives, folder = _archives(source)
-    preferred = (VIDEO_SUFFIXES, SOUND_SUFFIXES) if frames else (SOUND_SUFFIXES, VIDEO_SUFFIXES)
-    suffixes = dict.fromkeys(itertools.chain(*preferred, sorted(SUFFIXES)))
+    suffixes = dict.fromkeys((*dataset_suffixes(videos_first=bool(frames)), *sorted(FOLDER_SUFFIXES)))
     reading = _Reading(tuple(caption_keys), tuple(label_keys), tuple(class_names), tuple(suffixes), excluded)
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        listed = pool.map(lambda path: _listed(path, path.relative_to(folder).as_posix(), reading), archives)
+        listed = pool.map(lambda path: _list_archive(path, path.relative_to(folder).as_posix(), reading), archives)
         for number, (some_entries, some_left_out) in enumerate(listed, start=1):
             entries += some_entries
             left_out += some_left_out
@@ -109,16 +107,16 @@ def read_webdataset(
 
 
 def _archives(source: Sequence[str | os.PathLike]) -> tuple[list[pathlib.Path], pathlib.Path]:
-    """The archives, sorted, and the folder that holds them all."""
+    """Returns the sorted archives and the folder that holds them all."""
     found: set[pathlib.Path] = set()
     tops: list[str] = []
     for given in source:
-        for pattern in _expanded(os.fspath(given)):
+        for pattern in _expand_braces(os.fspath(given)):
             if pattern.startswith('pipe:') or '://' in pattern:
                 raise DataError(f'{pattern}: is not on a file system: fetch or mount the archives first')
             pattern = os.path.abspath(pattern)
             if os.path.isdir(pattern):
-                paths = [p for p in _below(pattern) if p.lower().endswith('.tar') or _COMPRESSED.search(p)]
+                paths = [p for p in _files_below(pattern) if p.lower().endswith('.tar') or _COMPRESSED.search(p)]
                 tops.append(pattern)
             else:
                 paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True) or [pattern]
@@ -134,26 +132,26 @@ def _archives(source: Sequence[str | os.PathLike]) -> tuple[list[pathlib.Path], 
     return sorted(found), pathlib.Path(os.path.commonpath(tops))
 
 
-def _below(folder: str) -> Iterator[str]:
-    """All files below a folder, other than hidden ones."""
+def _files_below(folder: str) -> Iterator[str]:
+    """Yields all files below a folder except hidden ones."""
     for top, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith('.')]
         yield from (os.path.join(top, name) for name in files if not name.startswith('.'))
 
 
-def _expanded(pattern: str) -> list[str]:
-    """`data-{000..002}.tar` as three names, `{a,b}.tar` as two; nothing else is changed."""
+def _expand_braces(pattern: str) -> list[str]:
+    """Expands `data-{000..002}.tar` to three names and `{a,b}.tar` to two; other patterns stay as they are."""
     match = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', pattern)
     if not match:
         return [pattern]
     first, last, several = match.groups()
     width = len(first or '')
     texts = several.split(',') if several else [f'{n:0{width}d}' for n in range(int(first), int(last) + 1)]
-    return [name for text in texts for name in _expanded(pattern[: match.start()] + text + pattern[match.end() :])]
+    return [name for text in texts for name in _expand_braces(pattern[: match.start()] + text + pattern[match.end() :])]
 
 
-def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entry], list[LeftOut]]:
-    """The samples of one archive, `name` among the others."""
+def _list_archive(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entry], list[LeftOut]]:
+    """Returns the clips of one archive, and what is left out of it; `name` is its path below the common folder."""
     samples: dict[str, _Sample] = {}
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
@@ -162,11 +160,13 @@ def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entr
         for member, content in _members(path):
             key, suffix = os.path.splitext(member.removeprefix('./'))
             sample, suffix = samples.setdefault(key, _Sample()), suffix.lower()
-            known = sample.texts if suffix in _TEXT_SUFFIXES else sample.sounds
-            if suffix in known:
+            if suffix in sample.texts or suffix in sample.sounds:
                 message = f'{member} occurs more than once: the last one counts'
                 left_out.append(LeftOut(f'{stem}/{key}', 'excluded', f'{name}: {message}'))
-            known[suffix] = content if suffix in _TEXT_SUFFIXES else member
+            if content is None:
+                sample.sounds[suffix] = member
+            else:
+                sample.texts[suffix] = content
     except LeftOutError as error:
         left_out.append(LeftOut(name, error.reason, f'{path}: {error}'))
     for key, sample in samples.items():
@@ -179,11 +179,11 @@ def _listed(path: pathlib.Path, name: str, reading: _Reading) -> tuple[list[Entr
 
 
 def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
-    """Names of the sounds in an archive and of the texts, these with their contents, one after the other.
+    """Yields the names of an archive's sounds, and of its texts with their contents, in order.
 
     Raises:
-        LeftOutError: after those that are whole, what is wrong with the archive.
-        DataError: it is compressed.
+        LeftOutError: the archive is damaged; raised after its complete members.
+        DataError: the archive is compressed.
     """
     try:
         with open(path, 'rb') as file:
@@ -192,24 +192,26 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode='r:') as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # it would keep them all
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all; the stubs lack it
                     suffix = os.path.splitext(member.name)[1].lower()
                     is_text = suffix in _TEXT_SUFFIXES
                     if not member.isreg() or os.path.basename(member.name).startswith('.'):
                         continue
                     if not 0 <= member.size <= size - member.offset_data:
-                        raise LeftOutError('unreadable', f'was cut short within {member.name}; get it anew')
-                    if is_text or suffix in SUFFIXES:
-                        yield member.name, tar.extractfile(member).read(_LARGEST_TEXT) if is_text else None
+                        raise LeftOutError('unreadable', f'was cut short within {member.name}; download it again')
+                    if is_text or suffix in FOLDER_SUFFIXES:
+                        content = tar.extractfile(member) if is_text else None
+                        yield member.name, content.read(_LARGEST_TEXT) if content else None
                 file.seek(tar.offset)
                 problem = _problem_after(file.read(2**16))
             if problem:
-                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; get it anew')
+                raise LeftOutError('unreadable', f'{problem} after {tar.offset} of {size} bytes; download it again')
     except FileNotFoundError as error:
         raise LeftOutError('missing', 'no such archive') from error
     except (OSError, ValueError, tarfile.TarError) as error:
         reason = ' '.join(str(error).split())
-        raise LeftOutError('unreadable', f'cut short, damaged or not a tar archive ({reason}); get it anew') from error
+        message = f'cut short, damaged or not a tar archive ({reason}); download it again'
+        raise LeftOutError('unreadable', message) from error
 
 
 def _refuse_compressed(path: pathlib.Path, head: bytes) -> None:
@@ -221,7 +223,7 @@ def _refuse_compressed(path: pathlib.Path, head: bytes) -> None:
 
 
 def _problem_after(rest: bytes) -> str:
-    """What is wrong where no member follows: tar ends an archive with zeros. '' where nothing is."""
+    """Returns what is wrong after the last member, or '' if nothing is: tar ends an archive with zeros."""
     if not rest:
         return 'ends without a mark of its end, as one that was cut short,'
     if rest[:512].strip(b'\0'):
@@ -230,7 +232,7 @@ def _problem_after(rest: bytes) -> str:
 
 
 def _entry(clip_id: str, archive: str, key: str, sample: _Sample, reading: _Reading) -> Entry:
-    """Raises LeftOutError where a sample has no sound or no caption, or must not be used."""
+    """Returns the clip of a sample. Raises LeftOutError if it has no sound or no caption, or must not be used."""
     if is_excluded(reading.excluded, key, os.path.basename(key), youtube_id(os.path.basename(key)) or ''):
         raise LeftOutError('excluded', 'is in a list of --exclude')
     if printable(clip_id) != clip_id:
@@ -243,7 +245,7 @@ def _entry(clip_id: str, archive: str, key: str, sample: _Sample, reading: _Read
 
 
 def _captions(texts: Mapping[str, bytes], reading: _Reading) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Captions and labels of a sample. Raises LeftOutError where there is neither."""
+    """Returns the captions and labels of a sample. Raises LeftOutError if there is neither."""
     captions: list[str] = []
     labels: list[str] = []
     problem = None
@@ -272,7 +274,7 @@ def _captions(texts: Mapping[str, bytes], reading: _Reading) -> tuple[tuple[str,
 
 
 def _texts(value: Any, class_names: Sequence[str] = ()) -> list[str]:
-    """The texts in a JSON value, one or a list; and of numbers the classes' names."""
+    """Returns the texts in a JSON value, which is one or a list; numbers are replaced by the names of their classes."""
     texts = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
@@ -289,13 +291,13 @@ class BuildWebDataset(ExcludingOptions):
     source: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TAR [TAR ...]')]
     """Archives, folders of them, or patterns in quotes: 'data-*.tar', 'data-{000000..000099}.tar'."""
     caption_keys: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _KEYS] = ()
-    """What holds the captions in a JSON file (default: text, caption, captions)."""
+    """Keys that hold the captions in a JSON file (default: text, caption, captions)."""
     label_keys: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, _KEYS] = ()
-    """What holds the labels in a JSON file (default: tag, tags, label, labels)."""
+    """Keys that hold the labels in a JSON file (default: tag, tags, label, labels)."""
     class_names: pathlib.Path | None = None
-    """Text file of the classes' names, one per line, where archives hold their numbers (from 0 on)."""
+    """Text file with the names of the classes, one per line, if archives hold their numbers (counted from 0)."""
     frames: int = 0
-    """Pictures to keep of each video, for image queries."""
+    """Number of pictures to keep of each video, for image queries."""
 
     def clips(self) -> ClipSource:
         source = [given for several in self.source for given in several]

@@ -1,12 +1,12 @@
-"""Procedural sounds with captions: a corpus from nothing but numpy, for the quickstart, tests and demonstrations.
+"""Procedural sounds with captions: a corpus made with NumPy alone, for the quickstart, tests and demonstrations.
 
     for clip in clips(320, seed=0, sample_rate=8000, seconds=1.5):
         clip.audio, clip.captions, clip.labels
 
 The classes overlap in frequency and differ in time structure (strokes, sweeps, steady hiss, held harmonics), so a
-separator has to follow a sound through time: a fixed equaliser per class does not get far.
+separator has to follow a sound through time: a fixed equalizer per class is not enough.
 
-Every clip draws its own parameters (pitch, tempo, timbre, pattern). Clip n is a function of (seed, n) alone, so any
+Every clip draws its own parameters (pitch, tempo, timbre, pattern). Clip n depends only on (seed, n), so any
 range of clips can be rendered by any worker.
 """
 
@@ -21,7 +21,7 @@ from data_prep.synthetic import animals, machines, music, nature, signalling
 from data_prep.synthetic.signals import seconds as sample_times
 
 MIN_SAMPLE_RATE = 8000
-MIN_SECONDS, MAX_SECONDS = 0.25, 3600.0  # an hour of 32 kHz is rendered in 5 GB
+MIN_SECONDS, MAX_SECONDS = 0.25, 3600.0  # rendering an hour at 32 kHz takes 5 GB of memory
 
 # Each class: its renderer and what people say when they hear it.
 _SOUNDS = {
@@ -73,12 +73,12 @@ class Clip:
 
 
 def render(class_name: str, rng: np.random.Generator, *, sample_rate: int, seconds: float) -> np.ndarray:
-    """One random sound of a class -> float32 [T], T = round(sample_rate * seconds).
+    """Renders one random sound of a class -> float32 [T], T = round(sample_rate * seconds).
 
-    The RMS is between 0.06 and 0.12, less where the peak would pass 0.9: an L1 loss then weighs classes about equally.
+    The RMS is 0.06 to 0.12, or less if the peak would exceed 0.9, so an L1 loss weights classes about equally.
 
     Raises:
-        ConfigError: an unknown class, a sample rate below 8000 Hz, a length not between 0.25 s and an hour.
+        ConfigError: the class is unknown, the rate is below 8000 Hz, or the length is not between 0.25 s and an hour.
     """
     _check((class_name,), sample_rate, seconds)
     t = sample_times(round(sample_rate * seconds), sample_rate)
@@ -88,16 +88,16 @@ def render(class_name: str, rng: np.random.Generator, *, sample_rate: int, secon
 
 
 def caption(class_name: str, rng: np.random.Generator) -> str:
-    """One random phrasing of what a listener would call the sound."""
+    """Returns a random phrase with which a listener would describe the sound."""
     _check((class_name,))
     return str(rng.choice(_PHRASINGS)).format(rng.choice(_SOUNDS[class_name][1]))
 
 
 def clip(n: int, seed: int, *, sample_rate: int, seconds: float, classes: Sequence[str] = CLASSES) -> Clip:
-    """Clip number `n` of the endless corpus `seed`; the classes take turns.
+    """Renders clip number `n` of the endless corpus `seed`; the classes take turns.
 
     Raises:
-        ConfigError: as `render`, and for a negative seed or number.
+        ConfigError: the seed or the number is negative, or `render` refuses the arguments.
     """
     if seed < 0 or n < 0:
         raise ConfigError(f'the seed and the number of a clip cannot be negative, got {seed} and {n}')
@@ -112,10 +112,10 @@ def clip(n: int, seed: int, *, sample_rate: int, seconds: float, classes: Sequen
 def clips(
     num_clips: int, seed: int, *, sample_rate: int, seconds: float, classes: Sequence[str] = CLASSES
 ) -> Iterator[Clip]:
-    """Clips 0..num_clips-1 of the corpus `seed`, rendered as they are asked for.
+    """Yields clips 0 to `num_clips` - 1 of the corpus `seed`, each rendered when it is requested.
 
     Raises:
-        ConfigError: as `clip`, at the first clip.
+        ConfigError: `clip` refuses the arguments; raised at the first clip.
     """
     for n in range(num_clips):
         yield clip(n, seed, sample_rate=sample_rate, seconds=seconds, classes=classes)

@@ -47,7 +47,7 @@ def train(rng: np.random.Generator, t: np.ndarray, rate: int) -> np.ndarray:
     period = rng.uniform(0.17, 0.32)
     signal = np.zeros(len(t))
     gain = band(rng.uniform(150, 350), rng.uniform(1800, 3500))
-    first = rng.integers(4)
+    first = int(rng.integers(4))
     for beat, start in enumerate(onsets(rng, t[-1], period, 0.02), first):
         puff = noise_burst(rng, rng.uniform(0.25, 0.35) * period, gain, rate, attack=0.015)
         place(signal, puff * (1 if beat % 4 == 0 else 0.65), start, rate)

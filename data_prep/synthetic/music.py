@@ -66,7 +66,7 @@ def drums(rng: np.random.Generator, t: np.ndarray, rate: int) -> np.ndarray:
     snare[: len(shell)] += shell[: len(snare)]
     hat = noise_burst(rng, rng.uniform(0.015, 0.03), band(2500, 9000), rate) * 0.35
     signal = np.zeros(len(t))
-    first = rng.integers(8)
+    first = int(rng.integers(8))
     for beat, start in enumerate(onsets(rng, t[-1], eighth), first):
         place(signal, hat * rng.uniform(0.6, 1), start, rate)
         if beat % 4 == 2:

@@ -3,7 +3,7 @@
 Signals are float64 or float32 [T]; `rate` is samples per second, frequencies are in Hz, times in seconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _HIGHEST = 0.48
 _TABLE_SIZE = 8192
 
 
-def harmonic_tone(frequency: np.ndarray, amplitudes: np.ndarray, rate: int) -> np.ndarray:
+def harmonic_tone(frequency: np.ndarray, amplitudes: Sequence[float] | np.ndarray, rate: int) -> np.ndarray:
     """A periodic tone that follows `frequency` [T] with the given `amplitudes` [K] of its harmonics 1..K -> [T].
 
     One cycle is tabulated and read along the phase: the cost does not depend on K. Harmonics that would pass half the

@@ -1,4 +1,4 @@
-"""Checkpoints of the original code to ours and back: files, folders, reports. (The numbers: test_torch_names.py.)"""
+"""Conversion of the original's checkpoints and back: files, folders, reports. test_torch_names.py tests the numbers."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from support import tiny_clap
 import audiosep_jax as asj
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.convert import ConvertedConfig, FrontEnd, from_torch, to_torch
+from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.checkpoints.run_folder import load_for_inference, save_for_inference
 from audiosep_jax.cli.main import main
 from audiosep_jax.encoders.words import WordsEncoder
@@ -29,8 +30,8 @@ FLAGS = ['--sample-rate', '8000', '--window-size', '128', '--hop-size', '32']
 CLAP = tiny_clap.laion_tensors()
 
 
-def randomised(variables, seed):
-    """Weights of which every one matters, and none saturates the mask."""
+def randomized(variables, seed):
+    """Random weights, scaled so that every one matters and none saturates the mask."""
     rng = np.random.default_rng(seed)
     variables = jax.device_get(variables)
     params = jax.tree.map(lambda a: rng.normal(0.1, 0.3, a.shape).astype(np.float32), variables['params'])
@@ -40,12 +41,12 @@ def randomised(variables, seed):
 
 @pytest.fixture(scope='module')
 def variables():
-    return randomised(init_variables(MODEL, jax.random.key(0)), 1)
+    return randomized(init_variables(MODEL, jax.random.key(0)), 1)
 
 
 @pytest.fixture(scope='module')
 def separator(variables):
-    """The separator's tensors as the original names them, those that the network does not use at random."""
+    """The separator's tensors under the original's names; those that the network does not use are random."""
     rng = np.random.default_rng(2)
     state = {}
     for name, value in tensors_from_variables(variables, MODEL, step=9).items():
@@ -57,7 +58,7 @@ def separator(variables):
 
 @pytest.fixture(scope='module')
 def lightning(separator):
-    """A training checkpoint with everything awkward in it."""
+    """A training checkpoint with mixed number types, NaN, optimizer state and a scheduler."""
     state = OrderedDict((f'ss_model.{k}', v) for k, v in separator.items())
     state |= {f'query_encoder.model.{k}': v for k, v in CLAP.items()}
     state['ss_model.base.pre_conv.weight'] = state['ss_model.base.pre_conv.weight'].astype(np.float16)
@@ -80,7 +81,7 @@ def lightning(separator):
 
 @pytest.fixture(scope='module')
 def converted(lightning, tmp_path_factory):
-    """The folder that a Lightning checkpoint became, with its tokenizer."""
+    """The folder made from the Lightning checkpoint, with a tokenizer."""
     folder = tmp_path_factory.mktemp('converted')
     write_torch(folder / 'x.ckpt', lightning)
     from_torch(folder / 'x.ckpt', folder / 'ours', front_end=FRONT_END)
@@ -89,7 +90,7 @@ def converted(lightning, tmp_path_factory):
 
 
 def assert_same(a, b, where=''):
-    """Equal trees: types of containers, order of keys, and every bit of every tensor."""
+    """Asserts equal types of containers, order of keys, and bits of every tensor."""
     assert type(a) is type(b) or isinstance(a, np.ndarray), where
     if isinstance(a, np.ndarray):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), where
@@ -109,7 +110,7 @@ def assert_same(a, b, where=''):
 
 
 def test_a_lightning_checkpoint_comes_back_bit_for_bit(converted, lightning, tmp_path):
-    to_torch(converted, tmp_path / 'back.ckpt')
+    to_torch(open_checkpoint(converted), tmp_path / 'back.ckpt')
     assert_same(read_torch(tmp_path / 'back.ckpt'), lightning)
 
 
@@ -134,30 +135,30 @@ def test_a_state_dict_comes_back_bit_for_bit(lightning, suffix, tmp_path):
     write = write_tensors if suffix == '.safetensors' else write_torch
     write(source, state)
     from_torch(source, tmp_path / 'ours', front_end=FRONT_END)
-    to_torch(tmp_path / 'ours', back)
+    to_torch(open_checkpoint(tmp_path / 'ours'), back)
     found = open_tensors(back)
     assert set(found) == set(state)
     for name in state:
         assert_same(np.asarray(state[name]), found[name], name)
 
 
-def test_the_suffix_tells_what_the_file_holds(converted, lightning, tmp_path):
-    to_torch(converted, tmp_path / 'x.pt')
+def test_the_suffix_decides_what_the_file_holds(converted, lightning, tmp_path):
+    to_torch(open_checkpoint(converted), tmp_path / 'x.pt')
     assert_same(read_torch(tmp_path / 'x.pt'), lightning['state_dict'])
     from_torch(tmp_path / 'x.pt', tmp_path / 'ours', front_end=FRONT_END)
-    to_torch(tmp_path / 'ours', tmp_path / 'y.ckpt')
+    to_torch(open_checkpoint(tmp_path / 'ours'), tmp_path / 'y.ckpt')
     again = read_torch(tmp_path / 'y.ckpt')
     assert_same(again['state_dict'], lightning['state_dict'])
     assert {'global_step', 'pytorch-lightning_version'} <= set(again)
 
 
-def test_weights_that_were_trained_on_come_out_as_they_are_now(converted, lightning, tmp_path):
-    """Used tensors are the new ones, in their old types; what the network does not use stays the file's."""
+def test_weights_trained_after_the_conversion_are_written(converted, lightning, tmp_path):
+    """Used tensors are the new ones, in their old types; those that the network does not use are the file's."""
     shutil.copytree(converted, tmp_path / 'ours')
     before = load_for_inference(tmp_path / 'ours')
-    newer = randomised(before.variables, 5)
+    newer = randomized(before.variables, 5)
     save_for_inference(tmp_path / 'ours' / 'checkpoints' / '200', variables=newer, record=before.record, step=200)
-    to_torch(tmp_path / 'ours', tmp_path / 'back.ckpt')
+    to_torch(open_checkpoint(tmp_path / 'ours'), tmp_path / 'back.ckpt')
     back, expected = read_torch(tmp_path / 'back.ckpt')['state_dict'], tensors_from_variables(newer, MODEL)
     assert back['ss_model.base.pre_conv.weight'].dtype == np.float16
     assert back['ss_model.base.after_conv.weight'].dtype == np.float64
@@ -167,8 +168,8 @@ def test_weights_that_were_trained_on_come_out_as_they_are_now(converted, lightn
         assert_same(back[name], lightning['state_dict'][name], name)
 
 
-def test_a_run_of_ours_goes_to_pytorch_and_comes_back(variables, tmp_path):
-    """With no file it came from: the names of the original's Lightning module."""
+def test_a_run_goes_to_pytorch_and_comes_back(variables, tmp_path):
+    """A run that was not converted gets the names of the original's Lightning module."""
     record = describe(ConvertedConfig(MODEL, ''), None)
     save_for_inference(tmp_path / 'run' / 'checkpoints' / '40', variables=variables, record=record, step=40)
     assert main(['convert', str(tmp_path / 'run'), str(tmp_path / 'run.ckpt')]) == 0
@@ -188,7 +189,7 @@ def test_a_run_with_the_encoder_words_comes_back_with_its_step(variables, tmp_pa
     save_for_inference(tmp_path / 'run' / 'checkpoints' / '40', variables=variables, record=record, step=40)
     back, again = str(tmp_path / 'back.safetensors'), str(tmp_path / 'again')
     assert main(['convert', str(tmp_path / 'run'), back]) == 0
-    assert 'converted back it needs --encoder words --sample-rate' in capsys.readouterr().err
+    assert 'to convert it back, give --encoder words --sample-rate' in capsys.readouterr().err
     assert main(['convert', back, again, '--encoder', 'words', *FLAGS]) == 0
     converted = load_for_inference(again)
     assert (converted.encoder, converted.step) == (encoder, 40)
@@ -196,9 +197,9 @@ def test_a_run_with_the_encoder_words_comes_back_with_its_step(variables, tmp_pa
     assert asj.load(again).embed('a dog').shape == (1, MODEL.condition_size)
 
 
-@pytest.mark.parametrize('said', ['', '-1', 'x', '9' * 5000, '²'])
-def test_a_step_that_is_none(separator, said, tmp_path):
-    write_tensors(tmp_path / 'x.safetensors', separator, {'audiosep_jax.step': said})
+@pytest.mark.parametrize('step', ['', '-1', 'x', '9' * 5000, '²'])
+def test_an_unusable_step_counts_as_0(separator, step, tmp_path):
+    write_tensors(tmp_path / 'x.safetensors', separator, {'audiosep_jax.step': step})
     assert from_torch(tmp_path / 'x.safetensors', tmp_path / 'ours', front_end=FRONT_END).step == 0
 
 
@@ -214,14 +215,14 @@ def test_the_full_size_separator_gives_the_original_s_output(reference, referenc
 
 
 def test_the_state_dict_is_the_one_with_the_tensors(lightning, tmp_path):
-    """A training checkpoint may keep a loss beside it."""
+    """A training checkpoint may have an array next to its state dict."""
     write_torch(tmp_path / 'x.ckpt', lightning | {'loss': np.float32(0.3) * np.ones(1)})
     from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
-    to_torch(tmp_path / 'ours', tmp_path / 'back.ckpt')
+    to_torch(open_checkpoint(tmp_path / 'ours'), tmp_path / 'back.ckpt')
     assert read_torch(tmp_path / 'back.ckpt')['loss'] == np.float32(0.3)
 
 
-def test_what_beside_tensors_cannot_come_back_is_named(separator, tmp_path):
+def test_what_cannot_come_back_is_listed(separator, tmp_path):
     extras = {'texts': np.array(['ab']), 'sets': {frozenset({1}): 2}, 'global_step': 2**70}
     with open(tmp_path / 'x.ckpt', 'wb') as file:
         torch = pytest.importorskip('torch')
@@ -229,21 +230,21 @@ def test_what_beside_tensors_cannot_come_back_is_named(separator, tmp_path):
     converted = from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
     assert converted.step == 0
     assert any('texts, sets/frozenset({1})' in note for note in converted.notes)
-    to_torch(tmp_path / 'ours', tmp_path / 'back.ckpt')
+    to_torch(open_checkpoint(tmp_path / 'ours'), tmp_path / 'back.ckpt')
     back = torch.load(tmp_path / 'back.ckpt', weights_only=True)
     assert back['global_step'] == 2**70
     assert back['sets'] == {}
     assert all(np.array_equal(back['state_dict'][name], separator[name]) for name in separator)
 
 
-def test_a_tensor_that_is_named_twice_is_stored_once(lightning, tmp_path):
+def test_a_tensor_that_occurs_twice_is_stored_once(lightning, tmp_path):
     moment = np.ones((500, 500), np.float32)
     write_torch(tmp_path / 'x.ckpt', lightning | {'moments': [moment] * 20})
     from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
     assert (tmp_path / 'ours' / 'original' / 'tensors.safetensors').stat().st_size < 3e6
 
 
-def test_a_file_that_unfolds_is_refused(separator, tmp_path):
+def test_a_file_whose_views_unfold_is_refused(separator, tmp_path):
     torch = pytest.importorskip('torch')
     state = {k: torch.from_numpy(np.array(v)) for k, v in separator.items()}
     bomb = [torch.zeros(1).expand(10_000_000 + i) for i in range(4)]
@@ -252,10 +253,10 @@ def test_a_file_that_unfolds_is_refused(separator, tmp_path):
         from_torch(tmp_path / 'x.ckpt', tmp_path / 'ours', front_end=FRONT_END)
 
 
-# ---- query encoders of a file without one ----------------------------------------------------------------------------
+# ---- query encoders for a file without one ---------------------------------------------------------------------------
 
 
-def test_a_separator_alone_understands_embeddings(separator, tmp_path, capsys):
+def test_a_separator_without_encoder_takes_embeddings(separator, tmp_path, capsys):
     write_torch(tmp_path / 'x.pt', separator)
     assert main(['convert', str(tmp_path / 'x.pt'), str(tmp_path / 'ours'), *FLAGS]) == 0
     assert 'no query encoder' in capsys.readouterr().err
@@ -265,11 +266,11 @@ def test_a_separator_alone_understands_embeddings(separator, tmp_path, capsys):
     with pytest.raises(QueryError, match='no encoder for text'):
         loaded.embed('dog')
     assert main(['inspect', str(tmp_path / 'ours')]) == 0
-    assert 'only embeddings can be asked' in capsys.readouterr().out
+    assert 'accepts embeddings only' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('naming', ['laion', 'hugging face', 'file'])
-def test_an_encoder_can_be_brought_along(separator, naming, tmp_path):
+def test_an_encoder_can_be_added(separator, naming, tmp_path):
     write_torch(tmp_path / 'x.pt', separator)
     weights = tmp_path / 'weights'
     weights.mkdir()
@@ -283,20 +284,20 @@ def test_an_encoder_can_be_brought_along(separator, naming, tmp_path):
         weights = weights / 'clap.pt'
         write_torch(weights, {'state_dict': {f'module.{k}': v for k, v in CLAP.items()}})
     from_torch(tmp_path / 'x.pt', tmp_path / 'ours', front_end=FRONT_END, encoder=str(weights))
-    shutil.rmtree(tmp_path / 'weights')  # all that is needed was copied
+    shutil.rmtree(tmp_path / 'weights')  # everything needed was copied
     loaded = asj.load(tmp_path / 'ours')
     assert loaded.embed('a dog').shape == (1, 16)
     assert loaded.encoder.identity()['weights'] == loaded.info['encoder']['weights']
 
 
-def test_weights_of_another_encoder_in_its_place_are_refused(converted, tmp_path):
+def test_weights_of_another_encoder_are_refused(converted, tmp_path):
     shutil.copytree(converted, tmp_path / 'ours')
     write_tensors(tmp_path / 'ours' / 'encoder' / 'model.safetensors', tiny_clap.laion_tensors(seed=3))
     with pytest.raises(asj.AudioSepError, match='are not those that were recorded'):
         asj.load(tmp_path / 'ours')
 
 
-def test_without_the_encoder_s_weights_embeddings_can_still_be_asked(converted, tmp_path, monkeypatch):
+def test_without_the_encoder_s_weights_embeddings_still_work(converted, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     shutil.copytree(converted, tmp_path / 'ours')
     shutil.rmtree(tmp_path / 'ours' / 'encoder')
@@ -314,7 +315,7 @@ def drop(state, name):
 
 
 @pytest.mark.parametrize(
-    ('change', 'says'),
+    ('change', 'message'),
     [
         (lambda s: drop(s, 'ss_model.base.pre_conv.bias'), '1 missing (base.pre_conv.bias)'),
         (lambda s: drop(s, 'ss_model.base.bn0.weight'), "'base.bn0.weight' is missing"),
@@ -331,17 +332,17 @@ def drop(state, name):
         (lambda s: s | {'\ud800': np.zeros(1)}, r"has the name '\ud800'"),
     ],
 )  # fmt: skip
-def test_a_readable_report_and_exit_code_1(lightning, change, says, tmp_path, capsys):
+def test_a_file_that_does_not_fit_gives_one_line_and_exit_code_1(lightning, change, message, tmp_path, capsys):
     write_torch(tmp_path / 'x.ckpt', {'state_dict': change(dict(lightning['state_dict'])), 'epoch': 0})
     assert main(['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'ours'), *FLAGS]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f'audiosep-jax: error: {tmp_path}')
-    assert says in lines[0]
+    assert message in lines[0]
     assert os.listdir(tmp_path) == ['x.ckpt']
 
 
-def test_the_front_end_is_not_guessed(lightning, tmp_path, capsys):
+def test_the_window_must_match_the_tensors(lightning, tmp_path, capsys):
     write_torch(tmp_path / 'x.ckpt', lightning)
     assert main(['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'ours')]) == 1
     assert 'bn0 has 65 entries, which is window 128 and not 2048' in capsys.readouterr().err
@@ -349,18 +350,18 @@ def test_the_front_end_is_not_guessed(lightning, tmp_path, capsys):
     assert not (tmp_path / 'ours').exists()
 
 
-def test_nothing_is_overwritten_unasked(converted, lightning, tmp_path, capsys):
+def test_nothing_is_overwritten_without_force(converted, lightning, tmp_path, capsys):
     write_torch(tmp_path / 'x.ckpt', lightning)
     arguments = ['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'ours'), *FLAGS]
     (tmp_path / 'ours').mkdir()
-    assert main(arguments) == 0  # an empty folder is as good as none
+    assert main(arguments) == 0  # an empty folder counts as free
     first = (tmp_path / 'ours' / 'original' / 'tree.json').stat().st_mtime_ns
     assert main(arguments) == 1
-    assert 'is there already' in capsys.readouterr().err
+    assert 'already exists: choose another name, or --force' in capsys.readouterr().err
     assert main([*arguments, '--force']) == 0
     assert (tmp_path / 'ours' / 'original' / 'tree.json').stat().st_mtime_ns != first
 
-    # Not even with --force: a folder that no conversion made, such as a training run.
+    # Even --force does not replace a folder that no conversion made, such as a training run.
     (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
     assert main(['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'run'), *FLAGS, '--force']) == 1
     assert os.listdir(tmp_path / 'run') == ['checkpoints']
@@ -373,18 +374,18 @@ def test_nothing_is_overwritten_unasked(converted, lightning, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ['ours', 'run', 'x.ckpt']
 
 
-def test_nobody_s_folder_is_replaced(lightning, tmp_path, capsys):
+def test_force_replaces_only_converted_checkpoints(lightning, tmp_path, capsys):
     write_torch(tmp_path / 'x.ckpt', lightning)
     for names in (['original', 'precious'], ['checkpoints', 'original', 'log.jsonl'], ['checkpoints']):
         for name in names:
             (tmp_path / 'mine' / name).mkdir(parents=True, exist_ok=True)
         assert main(['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'mine'), *FLAGS, '--force']) == 1
-        assert 'no converted checkpoint' in capsys.readouterr().err
+        assert 'is not a converted checkpoint' in capsys.readouterr().err
         assert set(os.listdir(tmp_path / 'mine')) == set(names)
         shutil.rmtree(tmp_path / 'mine')
 
 
-def test_a_conversion_that_fails_leaves_what_was_there(converted, lightning, tmp_path, monkeypatch):
+def test_a_failed_conversion_leaves_the_old_folder(converted, lightning, tmp_path, monkeypatch):
     shutil.copytree(converted, tmp_path / 'ours')
     write_torch(tmp_path / 'x.ckpt', lightning)
     before = sorted(str(p) for p in tmp_path.rglob('*'))
@@ -403,13 +404,13 @@ def test_a_conversion_that_fails_leaves_what_was_there(converted, lightning, tmp
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'code', 'says'),
+    ('arguments', 'code', 'message'),
     [
         (['nothing.ckpt', 'ours2'], 1, 'no such file: nothing.ckpt'),
         (['x.ckpt', 'y.pt'], 1, 'is for PyTorch'),
         (['ours', 'ours2'], 2, 'already'),
         (['ours', 'y.pt', '--encoder', 'e'], 2, '--encoder'),
-        (['x.ckpt', 'ours2', '--encoder', 'e', *FLAGS], 2, 'brings its own query encoder'),
+        (['x.ckpt', 'ours2', '--encoder', 'e', *FLAGS], 2, 'already contains a query encoder: omit --encoder e'),
         (['folder', 'ours2'], 1, 'without model.safetensors'),
         (['x.ckpt', 'x.ckpt/ours', *FLAGS], 1, 'does not exist; make it first'),
         (['x.ckpt', 'ours2', '--window-size', '100'], 2, 'model.window_size'),
@@ -420,14 +421,14 @@ def test_a_conversion_that_fails_leaves_what_was_there(converted, lightning, tmp
         (['folder', 'y.pt'], 1, 'not a checkpoint'),
     ],
 )
-def test_mistakes_are_one_line(arguments, code, says, converted, lightning, folder, capsys):
+def test_mistakes_are_one_line(arguments, code, message, converted, lightning, folder, capsys):
     shutil.copytree(converted, 'ours')
     write_torch('x.ckpt', lightning)
     os.mkdir('folder')
     assert main(['convert', *arguments]) == code
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert says in error
+    assert message in error
     assert sorted(os.listdir()) == ['folder', 'ours', 'x.ckpt']
 
 
@@ -435,7 +436,7 @@ def test_a_damaged_original_is_one_line(converted, tmp_path):
     shutil.copytree(converted, tmp_path / 'ours')
     (tmp_path / 'ours' / 'original' / 'tree.json').write_text('{}')
     with pytest.raises(CheckpointError, match='convert the original file again'):
-        to_torch(tmp_path / 'ours', tmp_path / 'x.ckpt')
+        to_torch(open_checkpoint(tmp_path / 'ours'), tmp_path / 'x.ckpt')
     assert not (tmp_path / 'x.ckpt').exists()
 
 

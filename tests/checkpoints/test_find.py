@@ -1,4 +1,4 @@
-"""Checkpoints by name, with a hub that is a folder."""
+"""Opening checkpoints by name, with a local folder in place of the hub."""
 
 import json
 import shutil
@@ -8,8 +8,7 @@ import pytest
 from support import tiny_clap
 
 import audiosep_jax as asj
-from audiosep_jax.checkpoints import convert
-from audiosep_jax.checkpoints import find as published
+from audiosep_jax.checkpoints import convert, find
 from audiosep_jax.cli.main import main
 from audiosep_jax.errors import CheckpointError, DownloadError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
@@ -17,7 +16,7 @@ from audiosep_jax.models.torch_names import tensors_from_variables
 from audiosep_jax.weights.tensor_files import write_tensors
 from audiosep_jax.weights.torch_files import write_torch
 
-MODEL = ModelConfig(widths=(1,) * 6, condition_size=16)  # the official front end, and a network of a few weights
+MODEL = ModelConfig(widths=(1,) * 6, condition_size=16)  # the official front end with a tiny network
 
 
 @pytest.fixture(scope='module')
@@ -40,11 +39,11 @@ def test_the_official_weights_are_fetched_and_converted_once(weights, offline, c
     assert separator.config == MODEL
     assert separator.encoder.name == 'clap'
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(convert, 'from_torch', None)  # not again
+    monkeypatch.setattr(convert, 'from_torch', None)  # must not be called again
     assert asj.load().info == separator.info
 
 
-def test_offline_the_line_that_is_said_works(weights, offline, cache, tmp_path, capsys):
+def test_the_offline_remedy_works(weights, offline, cache, tmp_path, capsys):
     with pytest.raises(DownloadError) as error:
         asj.load()
     message = str(error.value)
@@ -57,7 +56,7 @@ def test_offline_the_line_that_is_said_works(weights, offline, cache, tmp_path, 
 
 
 @pytest.mark.parametrize('reference', ['some/model', 'some/model:model.safetensors'])
-def test_a_repository_of_the_original_s_weights(weights, offline, cache, reference):
+def test_a_repository_with_the_original_s_weights(weights, offline, cache, reference):
     snapshot = offline('some/model', {'config.json': '{}'})
     write_tensors(snapshot / 'model.safetensors', weights)
     assert asj.load(reference).config == MODEL
@@ -65,7 +64,7 @@ def test_a_repository_of_the_original_s_weights(weights, offline, cache, referen
     assert asj.load(reference).config == MODEL  # from the user's cache
 
 
-def test_a_repository_of_a_checkpoint_of_ours(weights, offline, cache, tmp_path):
+def test_a_repository_with_a_run_folder(weights, offline, cache, tmp_path):
     write_tensors(tmp_path / 'x.safetensors', weights)
     convert.from_torch(tmp_path / 'x.safetensors', tmp_path / 'ours')
     snapshot = offline('some/ours', {'README.md': 'hello'})
@@ -86,11 +85,11 @@ def test_a_repository_with_several_checkpoints_is_not_guessed(offline, cache):
     assert not cache.exists() or list(cache.iterdir()) == []
 
 
-def test_references_have_folders_of_their_own():
+def test_each_reference_has_its_own_folder():
     references = ['a/b:m.ckpt', 'a/b:m.safetensors', 'a/b:x/y.pt', 'a/b:x--y.pt', 'a/b']
-    folders = [published._cached(reference) for reference in references]
+    folders = [find._conversion_folder(reference) for reference in references]
     assert len(set(folders)) == 5
-    assert not any(folder.suffix for folder in folders)  # a folder that ended in .ckpt would be one for PyTorch
+    assert not any(folder.suffix for folder in folders)  # .ckpt would be taken for a file for PyTorch
 
 
 def test_paths(tmp_path, cache):
@@ -98,11 +97,11 @@ def test_paths(tmp_path, cache):
     (tmp_path / 'notes.txt').write_text(json.dumps({}))
     for path, says in (
         (tmp_path / 'x.ckpt', f'convert it with `audiosep-jax convert {tmp_path}/x.ckpt DIR`'),
-        (tmp_path / 'notes.txt', 'one of ours is a folder'),
+        (tmp_path / 'notes.txt', 'it is a file, and a checkpoint is a folder'),
         (tmp_path / 'missing', 'no such checkpoint'),
         ('missing.ckpt', 'no such checkpoint'),
         ('missing/x.ckpt', 'no such checkpoint'),
     ):
         with pytest.raises(CheckpointError, match=says):
-            published.find_checkpoint(path)
-    assert published.find_checkpoint(tmp_path) == tmp_path
+            find.find_checkpoint(path)
+    assert find.find_checkpoint(tmp_path) == tmp_path

@@ -1,3 +1,5 @@
+"""Trees of Python values as JSON, and back. test_convert.py tests what is kept of whole files."""
+
 import json
 from collections import OrderedDict
 
@@ -30,7 +32,7 @@ def test_plain_trees_come_back_as_they_were(tree):
     assert dropped == []
 
 
-def test_arrays_go_by_name():
+def test_arrays_are_replaced_by_names():
     arrays = {}
 
     def name_of(path, array):
@@ -46,13 +48,13 @@ def test_arrays_go_by_name():
     assert again['c'] == 1 + 2j
 
 
-def test_other_objects_are_left_out_and_named():
+def test_other_objects_are_dropped_and_listed():
     encoded, dropped = to_json({'a': 1, 'b': object(), 'c': [object(), 2]}, None)
     assert from_json(encoded, None) == {'a': 1, 'c': [None, 2]}
     assert dropped == ['b', 'c/0']
 
 
 @pytest.mark.parametrize('bad', [[1], {'list': [], 'dict': []}, {'pickle': 'x'}])
-def test_what_it_did_not_write(bad):
+def test_other_json_is_refused(bad):
     with pytest.raises(ValueError, match='a '):
         from_json(bad, None)

@@ -1,4 +1,4 @@
-"""Checkpoints as repositories of the hub: to a folder, up to a hub that answers from this machine, and back."""
+"""Publishing: to a folder, and to a hub that this process serves."""
 
 import base64
 import http.server
@@ -10,28 +10,21 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from support import tiny_clap
-from support.small_separator import CONFIG, save_small
+from support.evaluation_results import RESULTS
+from support.small_separator import save_small
 
 import audiosep_jax as asj
-from audiosep_jax.checkpoints.convert import from_torch, to_torch
+from audiosep_jax.checkpoints.convert import from_torch
+from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.checkpoints.publish import make_repository
-from audiosep_jax.checkpoints.run_folder import load_for_inference
+from audiosep_jax.checkpoints.run_folder import save_for_inference
 from audiosep_jax.cli.main import main
-from audiosep_jax.errors import CheckpointError, ConfigError, DataError
+from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables
-from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
-
-SOUND = (0.1 * np.random.default_rng(0).standard_normal(1500)).astype(np.float32)
-ROW = {'n': 12, 'SDRi': 8.126, 'SDRi_interval': [7.0, 9.0], 'SI-SDR': 5.5, 'SI-SDR_interval': [4.0, 7.0]}
-RESULTS = {
-    'benchmark': 'music',
-    'rows': {'separated': ROW, 'no separation': {'n': 12, 'SDRi': 0.0, 'SI-SDR': None}},
-    'aggregation': 'mean over labels',
-    'checkpoint': {'path': '/home/me/runs/base', 'step': 7},
-}
+from audiosep_jax.weights.tensor_files import write_tensors
 
 
 @pytest.fixture(scope='module')
@@ -45,37 +38,7 @@ def results(tmp_path):
     return tmp_path / 'results.json'
 
 
-def assert_same(a, b):
-    """Weights, configuration, encoder, step, and so what they answer."""
-    jax.tree.map(np.testing.assert_array_equal, a.variables, b.variables)
-    assert (a.model, a.encoder, a.step) == (b.model, b.encoder, b.step)
-
-
-def test_a_folder_of_the_hub_is_the_checkpoint(checkpoint, tmp_path):
-    files = make_repository(checkpoint, tmp_path / 'repo', 'me/small')
-    assert [path.name for path in files] == ['README.md', 'config.json', 'model.safetensors']
-    assert_same(load_for_inference(tmp_path / 'repo'), load_for_inference(checkpoint))
-    before, after = asj.load(checkpoint), asj.load(tmp_path / 'repo')
-    for out in ('targets', 'residual'):
-        expected = getattr(before.separate(SOUND, 'rain', sample_rate=8000), out)
-        np.testing.assert_array_equal(getattr(after.separate(SOUND, 'rain', sample_rate=8000), out), expected)
-    assert after.info['step'] == 7
-    assert load_for_inference(tmp_path / 'repo', step=7).step == 7
-    with pytest.raises(CheckpointError, match='no step 8; it has 7'):
-        load_for_inference(tmp_path / 'repo', step=8)
-
-
-def test_pytorch_reads_the_tensors_by_their_original_names(checkpoint, tmp_path):
-    make_repository(checkpoint, tmp_path / 'repo', 'me/small')
-    to_torch(checkpoint, tmp_path / 'as_converted.safetensors')
-    expected = open_tensors(tmp_path / 'as_converted.safetensors')
-    found = open_tensors(tmp_path / 'repo' / 'model.safetensors')
-    assert set(found) == {name for name in expected if name.startswith('ss_model.')}
-    for name in found:
-        np.testing.assert_array_equal(found[name], expected[name])
-
-
-def test_nothing_of_the_machine_is_published(checkpoint, results, tmp_path):
+def test_no_path_of_this_machine_is_published(checkpoint, results, tmp_path):
     for path in make_repository(checkpoint, tmp_path / 'repo', 'me/small', results=[results]):
         for private in (str(tmp_path), str(checkpoint), '/home/me'):
             assert private.encode() not in path.read_bytes()
@@ -96,7 +59,7 @@ def with_clap(tmp_path_factory):
     return folder / 'ours'
 
 
-def test_the_encoder_goes_with_it(with_clap, tmp_path):
+def test_the_encoder_is_published_too(with_clap, tmp_path):
     files = make_repository(with_clap, tmp_path / 'repo', 'me/clap')
     assert tmp_path / 'repo' / 'encoder' / 'model.safetensors' in files
     assert tmp_path / 'repo' / 'examples' / 'a.txt' in files
@@ -110,8 +73,8 @@ def test_the_encoder_goes_with_it(with_clap, tmp_path):
     np.testing.assert_array_equal(after.encode_token_ids(ids, mask), before.encode_token_ids(ids, mask))
 
 
-def test_an_encoder_that_only_this_machine_knows(with_clap, tmp_path, offline):
-    """A run trained with --encoder PATH names the path; it is copied, and where it is gone that is said."""
+def test_an_encoder_that_only_this_machine_has(with_clap, tmp_path, offline):
+    """A run trained with --encoder PATH records the path: the encoder is copied, or reported as missing."""
     shutil.copytree(with_clap, tmp_path / 'run')
     shutil.move(tmp_path / 'run' / 'encoder', tmp_path / 'weights')
     change_encoder(tmp_path / 'run', source=str(tmp_path / 'weights'))
@@ -121,94 +84,24 @@ def test_an_encoder_that_only_this_machine_knows(with_clap, tmp_path, offline):
     shutil.rmtree(tmp_path / 'weights')
     with pytest.raises(CheckpointError, match=r'put it into .*run/encoder'):
         make_repository(tmp_path / 'run', tmp_path / 'again', 'me/clap')
-    change_encoder(tmp_path / 'run', source='laion/larger_clap_general')  # the hub has it: nothing to copy
+    change_encoder(tmp_path / 'run', source='laion/larger_clap_general')  # the hub has it, so it is not copied
     files = make_repository(tmp_path / 'run', tmp_path / 'again', 'me/clap')
     assert not any(path.parent.name == 'encoder' for path in files)
-    assert load_for_inference(tmp_path / 'again').encoder['source'] == 'laion/larger_clap_general'
+    assert open_checkpoint(tmp_path / 'again').encoder['source'] == 'laion/larger_clap_general'
 
 
 def change_encoder(run, **changes):
-    from audiosep_jax.checkpoints.run_folder import save_for_inference
-
-    was = load_for_inference(run)
+    was = open_checkpoint(run)
     shutil.rmtree(run / 'checkpoints')
     record = {**was.record, 'encoder': {**was.encoder, **changes}}
     save_for_inference(run / 'checkpoints' / '0', variables=was.variables, record=record, step=0)
 
 
-def test_the_model_card(checkpoint, results, tmp_path):
-    make_repository(checkpoint, tmp_path / 'repo', 'me/small', results=[results], license='mit')
-    card = ModelCard.load(tmp_path / 'repo' / 'README.md')
-    assert card.data.library_name == 'audiosep_jax'
-    assert card.data.license == 'mit'
-    assert card.data.pipeline_tag == 'audio-to-audio'
-    scores = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-    assert scores == {('music', 'sdri'): 8.13, ('music', 'si-sdr'): 5.5}
-    assert '| music | separated | 8.13 (7.00 … 9.00) | 5.50 (4.00 … 7.00) | 12 |' in card.text
-    assert '| music | no separation | 0.00 |  | 12 |' in card.text
-    assert 'Mean and 95 % interval; mean over labels.' in card.text
-    assert "asj.load('me/small')" in card.text
-    assert f'{CONFIG.sample_rate} Hz' in card.text
-
-
-def test_the_scores_of_all_benchmarks(checkpoint, tmp_path):
-    """What `evaluate --benchmark all --json` writes."""
-    tables = {name: {**RESULTS, 'benchmark': name} for name in ('music', 'esc50')}
-    (tmp_path / 'all.json').write_text(json.dumps({'benchmarks': tables}))
-    make_repository(checkpoint, tmp_path / 'repo', 'me/small', results=[tmp_path / 'all.json'])
-    card = ModelCard.load(tmp_path / 'repo' / 'README.md')
-    assert {r.dataset_name for r in card.data.eval_results} == {'music', 'esc50'}
-    for name in tables:
-        assert f'| {name} | separated | 8.13 (7.00 … 9.00) | 5.50 (4.00 … 7.00) | 12 |' in card.text
-
-
-@pytest.mark.parametrize(
-    ('content', 'says'),
-    [
-        ('{', 'not results'),
-        ('[]', 'not results'),
-        ('{"benchmarks": {}}', 'not results'),
-        ('{"benchmarks": [1]}', 'not results'),
-        (json.dumps({'benchmarks': {'a': RESULTS, 'b': {**RESULTS, 'checkpoint': {'step': 8}}}}), 'scores of step 8'),
-        ('{"benchmark": "x", "rows": {}}', 'not results'),
-        (json.dumps({**RESULTS, 'rows': {'separated': {'n': 3}}}), 'not results'),
-        (json.dumps({**RESULTS, 'checkpoint': {'step': 8}}), 'scores of step 8, but the checkpoint is of step 7'),
-    ],
-)
-def test_scores_that_are_not_of_this_checkpoint(checkpoint, tmp_path, content, says):
-    (tmp_path / 'x.json').write_text(content)
-    with pytest.raises(DataError, match=says):
-        make_repository(checkpoint, tmp_path / 'repo', 'me/small', results=[tmp_path / 'x.json'])
-    assert not (tmp_path / 'repo').exists()
-
-
-def test_damaged_folders_are_one_line(checkpoint, tmp_path):
-    make_repository(checkpoint, tmp_path / 'repo', 'me/small')
-    config, weights = tmp_path / 'repo' / 'config.json', tmp_path / 'repo' / 'model.safetensors'
-    good, data = json.loads(config.read_text()), weights.read_bytes()
-    for change, says in (
-        ({'format_version': 9}, 'has format 9'),
-        ({'step': 'x'}, 'its step'),
-        ({'encoder': 3}, 'its encoder'),
-        ({'model': {**good['model'], 'hop_sise': 3}}, 'hop_size'),
-        ({'model': {**good['model'], 'widths': [4] * 6}}, 'model.safetensors: '),
-        ({'model': 3}, 'dictionary'),
-    ):
-        config.write_text(json.dumps({**good, **change}))
-        with pytest.raises(CheckpointError, match=says) as error:
-            asj.load(tmp_path / 'repo')
-        assert '\n' not in str(error.value)
-    config.write_text(json.dumps(good))
-    weights.write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match='truncated'):
-        asj.load(tmp_path / 'repo')
-
-
-# ---- a hub on this machine -------------------------------------------------------------------------------------------
+# ---- a hub in this process -------------------------------------------------------------------------------------------
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's API as an upload needs: create, validate-yaml, preupload, commit."""
+    """The part of the hub's API that an upload needs: create, validate-yaml, preupload, commit."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers['Content-Length']))
@@ -279,7 +172,7 @@ def endpoint(address):
     return init
 
 
-def test_up(checkpoint, results, local_hub, tmp_path, capsys):
+def test_upload(checkpoint, results, local_hub, tmp_path, capsys):
     assert main(['push', str(checkpoint), 'me/small', '--private', '--results', str(results)]) == 0
     assert capsys.readouterr().out == f'{local_hub.address}/me/small\n'
     assert (local_hub.created[0]['organization'], local_hub.created[0]['name']) == ('me', 'small')
@@ -288,13 +181,15 @@ def test_up(checkpoint, results, local_hub, tmp_path, capsys):
     assert local_hub.files == {path.name: path.read_bytes() for path in (tmp_path / 'repo').iterdir()}
 
 
-def test_and_down(checkpoint, offline, tmp_path):
+def test_download(checkpoint, offline, tmp_path):
     make_repository(checkpoint, tmp_path / 'repo', 'me/small')
     shutil.copytree(tmp_path / 'repo', offline('me/small', {'.gitattributes': ''}), dirs_exist_ok=True)
     found = asj.load('me/small')
-    assert_same(load_for_inference(found.info['path']), load_for_inference(checkpoint))
-    for source in ('me/small', tmp_path / 'repo'):  # its rate and hop would not be the preset's
-        with pytest.raises(CheckpointError, match='is a checkpoint of this project already'):
+    downloaded, original = open_checkpoint(found.info['path']), open_checkpoint(checkpoint)
+    jax.tree.map(np.testing.assert_array_equal, downloaded.variables, original.variables)
+    assert (downloaded.model, downloaded.encoder, downloaded.step) == (original.model, original.encoder, original.step)
+    for source in ('me/small', tmp_path / 'repo'):  # converting would take the preset's rate and hop
+        with pytest.raises(CheckpointError, match='is already a checkpoint of this project'):
             from_torch(source, tmp_path / 'converted')
     assert not (tmp_path / 'converted').exists()
 
@@ -306,28 +201,28 @@ def test_what_the_hub_refuses_is_one_line(checkpoint, local_hub, monkeypatch, ca
     for token in ('hf_bad', None):
         monkeypatch.setenv('HF_TOKEN', token) if token else monkeypatch.delenv('HF_TOKEN')
         assert main(['push', str(checkpoint), 'me/small']) == 1
-        assert 'no valid token: `hf auth login`' in one_line(capsys)
+        assert 'no valid token: run `hf auth login`' in one_line(capsys)
 
 
-def test_offline_is_one_line_that_helps(checkpoint, offline, tmp_path, capsys):
+def test_offline_is_one_line_with_a_remedy(checkpoint, offline, tmp_path, capsys):
     assert main(['push', str(checkpoint), 'me/small']) == 1
     assert '--folder DIR makes the folder without uploading it' in one_line(capsys)
     assert main(['push', str(checkpoint), 'me/small', '--folder', str(tmp_path / 'repo')]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [str(path) for path in sorted((tmp_path / 'repo').iterdir())]
     assert main(['push', str(checkpoint), 'me/small', '--folder', str(tmp_path / 'repo')]) == 1
-    assert 'is there already' in one_line(capsys)
+    assert 'already exists: choose another name' in one_line(capsys)
     assert main(['push', str(checkpoint), 'me/small', '--folder', str(tmp_path / 'a' / 'b')]) == 1
     one_line(capsys)
 
 
 @pytest.mark.parametrize('name', ['small', 'a/b/c', '../x', 'me/', 'me/a b', 'spaces/me/x', 'me/x:y'])
-def test_names_that_are_none(checkpoint, name, tmp_path):
+def test_malformed_names_are_refused(checkpoint, name, tmp_path):
     with pytest.raises(ConfigError, match='organisation/name'):
         make_repository(checkpoint, tmp_path / 'repo', name)
 
 
-def test_no_checkpoint(tmp_path):
+def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match='not a checkpoint'):
         make_repository(tmp_path, tmp_path / 'repo', 'me/small')
     assert not (tmp_path / 'repo').exists()

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, what inference reads of them, and what is said of a damaged one."""
+"""Run folders: which steps are kept, what inference reads, and the messages about damage."""
 
 import dataclasses
 import shutil
@@ -35,7 +35,7 @@ def state():
 
 
 def at(state, step):
-    """A state of its own at that step: weights, averages and moments all tell which."""
+    """A state at another step, whose weights, averages and moments all differ by the step."""
 
     def mark(tree):
         return jax.tree.map(lambda a: a + step if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
@@ -65,7 +65,7 @@ def test_newest_and_best_are_kept(tmp_path, state):
     assert save(tmp_path, state, [1, 2, 3, 4, 5], scores=[0.0, 9.0, 1.0, 2.0, -1.0]) == [2, 4, 5]
 
 
-def test_everything_comes_back(saved, state):
+def test_everything_is_restored(saved, state):
     with Checkpointer(saved) as checkpointer:
         restored, data, record = checkpointer.restore(state)
     expected = at(state, 20)
@@ -94,13 +94,13 @@ def test_inference_takes_the_moving_average_or_the_raw_weights(saved, state):
 
 
 @pytest.mark.parametrize('which', ['', 'checkpoints', 'checkpoints/10'])
-def test_any_of_a_run_s_folders_will_do(saved, which):
+def test_any_of_a_run_s_folders_can_be_loaded(saved, which):
     separator = load(saved.parent / which)
     assert separator.info['step'] == (10 if which.endswith('10') else 20)
     assert separator.encoder.name == 'words'
 
 
-def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, saved):
+def test_other_paths_are_refused(tmp_path, saved):
     with pytest.raises(CheckpointError, match='no such checkpoint'):
         load(tmp_path / 'nowhere')
     with pytest.raises(CheckpointError, match='is not a checkpoint'):
@@ -114,12 +114,12 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, saved):
         load(saved / '10', step=20)
 
 
-def test_step_s_folder_under_another_name(tmp_path, saved):
+def test_a_step_s_folder_under_another_name(tmp_path, saved):
     shutil.copytree(saved / '10', tmp_path / 'best')
     assert load(tmp_path / 'best').info['step'] == 10
 
 
-def test_encoder_of_a_later_version_is_the_checkpoint_s_fault(tmp_path, state):
+def test_an_encoder_of_a_later_version_is_a_checkpoint_error(tmp_path, state):
     with Checkpointer(tmp_path) as checkpointer:
         record = describe(Run(), {**ENCODER, 'name': 'telepathy'})
         checkpointer.save(at(state, 1), data={}, record=record, score=0.0)
@@ -127,12 +127,12 @@ def test_encoder_of_a_later_version_is_the_checkpoint_s_fault(tmp_path, state):
         load(tmp_path)
 
 
-# Orbax abandons the futures of its other reads when one fails, and Python tells of them whenever it collects them.
+# When one read fails, Orbax abandons the futures of the others, and Python warns when it collects them.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_damaged_checkpoint_is_one_line(tmp_path, saved):
+def test_a_damaged_checkpoint_is_one_line(tmp_path, saved):
     run = tmp_path / 'run'
     shutil.copytree(saved, run)
-    # The arrays' data cut short, as by a disk that filled up behind Orbax's back.
+    # Truncate the arrays' data, as a full disk might without Orbax noticing.
     chunks = [p for p in (run / '20' / 'ema').rglob('*') if p.is_file() and '/d/' in str(p)]
     assert chunks
     for chunk in chunks:
@@ -143,7 +143,7 @@ def test_damaged_checkpoint_is_one_line(tmp_path, saved):
     assert load(run, step=10).info['step'] == 10
 
 
-def test_damaged_configuration_is_one_line(tmp_path, saved):
+def test_a_damaged_configuration_is_one_line(tmp_path, saved):
     run = tmp_path / 'run'
     shutil.copytree(saved, run)
     (config,) = [p for p in (run / '20' / 'config').iterdir() if p.is_file() and p.read_bytes().startswith(b'{"format')]
@@ -155,7 +155,7 @@ def test_damaged_configuration_is_one_line(tmp_path, saved):
         load(run)
 
 
-def test_half_written_checkpoint_is_none(tmp_path, state, saved):
+def test_a_half_written_checkpoint_is_ignored(tmp_path, state, saved):
     run = tmp_path / 'run'
     shutil.copytree(saved, run)
     (run / '20').rename(run / '30.orbax-checkpoint-tmp')
@@ -164,7 +164,7 @@ def test_half_written_checkpoint_is_none(tmp_path, state, saved):
         assert checkpointer.steps() == [10]
 
 
-def test_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(CheckpointError, match='cannot write checkpoints'):
         Checkpointer(tmp_path / 'file' / 'checkpoints')

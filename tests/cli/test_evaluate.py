@@ -11,7 +11,7 @@ from support.band_separator import BandSeparator, make_music, make_numbered, wri
 from support.quarter_separator import one_error
 
 from audiosep_jax.audio.writing import write_audio
-from audiosep_jax.cli import main as cli
+from audiosep_jax.cli import terminal
 from audiosep_jax.cli.main import main
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.evaluation import protocols
@@ -25,7 +25,7 @@ AUDIOCAPS = 'idx,caption,labels,src_wav,noise_wav'
 def band(monkeypatch):
     """What the command line then gets for a checkpoint of any name."""
     fake = BandSeparator()
-    monkeypatch.setattr(cli, '_load', lambda path, **options: fake)
+    monkeypatch.setattr(terminal, 'load', lambda path, **options: fake)
     return fake
 
 
@@ -45,7 +45,7 @@ def test_one_benchmark(folder, band, capsys):
         'evaluation/music/report.md',
     ):
         assert part in captured.out
-    assert 'note: music: 4 items here, the whole benchmark has 5004' in captured.err
+    assert 'note: music: 4 items here, the complete benchmark has 5004' in captured.err
     record = json.loads((folder / 'r.json').read_text())
     assert record['benchmark'] == 'music'
     assert record['SDRi'] > 15
@@ -74,8 +74,8 @@ def test_what_is_left_out_is_said_and_ends_with_1(folder, band, capsys):
     [error] = [line for line in captured.err.splitlines() if line.startswith('audiosep-jax: error: ')]
     assert captured.err.splitlines()[-1] == error
     assert 'left out in all: 1 (missing 1)' in captured.err
-    assert 'numbers are of the other 3' in captured.err
-    assert '1 target is silent and counts all the same, as in the original: 3' in captured.err
+    assert 'scores are those of the other 3' in captured.err
+    assert '1 target is silent but counts, as in the original: 3' in captured.err
     assert 'separated, without 1 silent target' in captured.out
     assert (folder / 'r.json').exists()
 
@@ -136,7 +136,7 @@ def test_speech(folder, band):
     assert 'shuffled query' not in record['rows']  # all of them are asked for by the same words
 
 
-def test_an_interrupted_evaluation_says_that_it_continues(folder, band, capsys, monkeypatch):
+def test_an_interrupted_evaluation_says_that_it_resumes(folder, band, capsys, monkeypatch):
     make_music(folder / 'bench')
 
     def interrupted(*arguments, **options):
@@ -144,7 +144,7 @@ def test_an_interrupted_evaluation_says_that_it_continues(folder, band, capsys, 
 
     monkeypatch.setattr(band, 'separate_batch', interrupted)
     assert evaluate() == 130
-    assert one_error(capsys) == 'audiosep-jax: error: interrupted; the same command continues'
+    assert one_error(capsys) == 'audiosep-jax: error: interrupted; the same command resumes'
 
 
 def test_speech_without_its_packages_is_refused_before_the_work(folder, band, capsys, monkeypatch):
@@ -168,20 +168,20 @@ def test_speech_without_its_packages_is_refused_before_the_work(folder, band, ca
         (['--batch-size', '0'], 2, 'at least 1'),
         (['--max-items', '0'], 2, 'at least 1'),
         (['--seed', '-1'], 2, 'not be negative'),
-        (['--data', 'nowhere'], 1, 'nowhere: no benchmark: no such folder'),
+        (['--data', 'nowhere'], 1, 'nowhere: not a benchmark: no such folder'),
         (['--data', 'nowhere', '--benchmark', 'music'], 1, 'nowhere/music_eval.csv: No such file'),
-        (['--data', 'nowhere', '--benchmark', 'all'], 1, 'nowhere: no benchmark: no such folder'),
-        (['--data', 'bench', '--benchmark', 'all'], 1, 'bench: none of the sub-folders'),
+        (['--data', 'nowhere', '--benchmark', 'all'], 1, 'nowhere: not a benchmark: no such folder'),
+        (['--data', 'bench', '--benchmark', 'all'], 1, 'bench: has none of the sub-folders'),
         (['--query-type', 'caption'], 2, 'music has label queries only'),
         (['--query-type', 'both'], 2, 'music has label queries only'),
         (['--query-type', 'label,caption'], 2, 'music has label queries only'),
         (['--metadata', 'nowhere'], 2, '--metadata nowhere: no such folder'),
         (['--query-type', 'words'], 2, 'give label, caption, or both'),
         (['--query', ' '], 2, '--query is empty'),
-        (['--query', 'x', '--query-type', 'label'], 2, 'one of the two'),
-        (['--captions', 'x.csv', '--benchmark', 'all'], 2, 'belongs to one benchmark'),
+        (['--query', 'x', '--query-type', 'label'], 2, 'only one of them'),
+        (['--captions', 'x.csv', '--benchmark', 'all'], 2, 'describes the items of one benchmark'),
         (['--captions', 'x.csv'], 1, 'x.csv: No such file or directory; --captions is a table idx,caption'),
-        (['--clap', 'own'], 2, "the encoder 'words' hears no audio"),
+        (['--clap', 'own'], 2, "the encoder 'words' does not encode audio"),
         (['--clap', 'nowhere.safetensors'], 2, 'unknown query encoder'),
         (['--several-hosts'], 2, 'finds no cluster here'),
     ],

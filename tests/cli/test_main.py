@@ -17,6 +17,7 @@ from audiosep_jax import __version__
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import OutputFiles, write_audio
 from audiosep_jax.cli import main as cli
+from audiosep_jax.cli import terminal
 from audiosep_jax.cli.main import main
 from audiosep_jax.errors import AudioSepError
 
@@ -46,7 +47,7 @@ def test_a_folder_that_looks_like_a_file_is_said(folder, quarter, capsys):
     captured = capsys.readouterr()
     assert captured.out == 'x.xyz/in__a_dog.wav\n'
     assert captured.err.splitlines() == [
-        'audiosep-jax: note: x.xyz is taken for a folder, its suffix being none of a sound format'
+        'audiosep-jax: note: x.xyz is treated as a folder, because its suffix is not that of a sound format'
     ]
 
 
@@ -129,7 +130,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         [
             sys.executable,
             '-m',
-            'audiosep_jax.cli.main',
+            'audiosep_jax.cli',
             'separate',
             '🐶\n.wav',
             '--query',
@@ -141,7 +142,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         ],
         capture_output=True,
         env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 1
     assert run.stderr.count(b'\n') == 1
@@ -163,7 +164,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         (['a.wav', '--query', 'dog', '--query', 'rain', '-o', 'x.flac'], 2, '-o is a folder'),
         (['a.wav', '--query', 'dog', '-o', 'x.m4a'], 2, 'use .wav, .flac, .ogg'),
         (['a.wav', '--query', 'dog', '-o', 'x.flac', '--subtype', 'float'], 2, 'not FLOAT; use .wav'),
-        (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'aac'], 2, '--format aac: not known; use wav, flac, ogg'),
+        (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'aac'], 2, '--format aac: unknown; use wav, flac, ogg'),
         (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 2, '.flac files in x: FLAC'),
         (['a.wav', 'a.wav', '--query', 'dog', '-o', 'x'], 2, 'given twice'),
         (['a.wav', 'sub/a.wav', 'sub-a.wav', '--query', 'dog', '-o', 'x'], 2, 'both be written to x/sub-a__dog.wav'),
@@ -306,13 +307,13 @@ import resource, sys, numpy, signal
 sys.dont_write_bytecode = True  # what is imported late would be cut off, too
 sys.path.insert(0, {str(TESTS)!r})
 from support.quarter_separator import QuarterSeparator
-from audiosep_jax.cli import main as cli
+from audiosep_jax.cli import main as cli, terminal
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-cli._load = lambda path: QuarterSeparator()
+terminal.load = lambda path: QuarterSeparator()
 sys.exit(cli.main(['separate', 'in.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'out']))
 """
     write('in.wav', samples=200_000)
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=600)
     assert run.returncode == 1
     assert run.stderr.splitlines() == [
         'audiosep-jax: error: in.wav: out/in__dog.wav: cannot be written: the disk is full or failing'
@@ -355,7 +356,7 @@ main(['separate', '--help'])
 loaded = {'jax', 'torch', 'tensorflow', 'matplotlib'} & set(sys.modules)
 assert not loaded, loaded
 """
-    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, timeout=600)
 
 
 def test_a_closed_pipe_ends_quietly(folder, quarter, capsys, monkeypatch):
@@ -363,7 +364,7 @@ def test_a_closed_pipe_ends_quietly(folder, quarter, capsys, monkeypatch):
         raise BrokenPipeError
 
     write('in.wav')
-    monkeypatch.setattr(cli, '_say', closed)
+    monkeypatch.setattr(terminal, 'say', closed)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(os.devnull, 'w'))
         monkeypatch.setattr(sys, 'stdout', out)

@@ -217,7 +217,7 @@ def test_half_a_frame_at_the_end_is_left_out_and_said(folder, quarter, pipe, cap
     out = pipe(sound(samples=100).T.astype('<f4').tobytes() + b'abc')
     assert separate('-', '--query', 'a dog', '-o', '-', *PIPE, '--format', 'f32le', '--remove') == 0
     np.testing.assert_allclose(np.frombuffer(out.getvalue(), '<f4').reshape(-1, 2).T, 0.75 * sound(samples=100))
-    assert 'the last 3 bytes of standard input are no whole frame of 8 bytes' in capsys.readouterr().err
+    assert 'the last 3 bytes of standard input do not make a whole frame of 8 bytes' in capsys.readouterr().err
 
 
 def test_clipping_in_a_pipe_is_said(folder, quarter, pipe, capsys):
@@ -230,7 +230,7 @@ def test_clipping_in_a_pipe_is_said(folder, quarter, pipe, capsys):
     out.truncate()
     assert separate('-', '--query', 'a dog', '-o', '-', *PIPE, '--format', 's16le') == 0
     assert set(np.frombuffer(out.getvalue(), '<i2')) == {32767}
-    assert '200 samples were beyond full scale and were clipped' in capsys.readouterr().err
+    assert 'clipped 200 samples beyond full scale' in capsys.readouterr().err
 
 
 def test_from_a_pipe_to_files(folder, quarter, pipe):
@@ -262,20 +262,20 @@ def test_a_pipe_without_sound(folder, quarter, pipe, capsys, data):
 @pytest.mark.parametrize(
     ('arguments', 'says'),
     [
-        (['-', '-o', '-'], 'say how the samples are written: --format u8'),
-        (['-', '-o', '-', '--format', 'wav', *PIPE], 'say how the samples are written'),
-        (['-', '-o', '-', '--format', 's16le'], 'give its --rate and --channels'),
+        (['-', '-o', '-'], '- needs the format of the raw samples: --format u8'),
+        (['-', '-o', '-', '--format', 'wav', *PIPE], '- needs the format of the raw samples'),
+        (['-', '-o', '-', '--format', 's16le'], '- as the input needs --rate and --channels'),
         (['-', '-o', '-', '--format', 's16le', '--rate', 0, '--channels', 1], '--rate 0: must be at least 1'),
-        (['a.wav', '-o', 'x', '--format', 's16le'], 'is of samples in a pipe'),
-        (['a.wav', '-o', 'x', '--rate', 8000], '--rate is of standard input'),
-        (['-', 'a.wav', '-o', '-', '--format', 's16le', *PIPE], 'carries one sound'),
-        (['a.wav', '-o', '-', '--format', 's16le', '--query', 'rain'], 'carries one sound'),
-        (['a.wav', '-o', '-', '--format', 's16le', '--residual'], 'carries one sound'),
-        (['a.wav', '-o', '-', '--format', 's16le', '--keep-loudness'], 'needs to know the whole'),
+        (['a.wav', '-o', 'x', '--format', 's16le'], 'is for raw samples in a pipe'),
+        (['a.wav', '-o', 'x', '--rate', 8000], '--rate is for standard input only'),
+        (['-', 'a.wav', '-o', '-', '--format', 's16le', *PIPE], 'carries a single sound'),
+        (['a.wav', '-o', '-', '--format', 's16le', '--query', 'rain'], 'carries a single sound'),
+        (['a.wav', '-o', '-', '--format', 's16le', '--residual'], 'carries a single sound'),
+        (['a.wav', '-o', '-', '--format', 's16le', '--keep-loudness'], 'has to measure the whole recording'),
         (['a.wav', '-o', '-', '--format', 's16le', '--json', 'x'], 'are for files'),
-        (['a.wav', '-o', 'x', '--remove', '--residual'], 'leave --residual away'),
-        (['a.wav', '-o', 'x.flac', '--format', 'mp3'], 'say two things'),
-        (['a.wav', '-o', 'x.ogg', '--subtype', 'PCM_24'], '.ogg has none'),
+        (['a.wav', '-o', 'x', '--remove', '--residual'], 'omit --residual'),
+        (['a.wav', '-o', 'x.flac', '--format', 'mp3'], 'conflict: give only one'),
+        (['a.wav', '-o', 'x.ogg', '--subtype', 'PCM_24'], '.ogg has no subtypes'),
         (['a.wav', '-o', 'x', '--subtype', 'PCM_8'], "unknown subtype 'PCM_8'"),
         (['a.wav', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 'not FLOAT'),
         (['a.wav', '-o', 'x', '--segments', '0:10'], 'is not a segment'),

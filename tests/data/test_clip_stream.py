@@ -21,7 +21,7 @@ def test_every_epoch_has_every_clip_once(size):
 
 def test_large_and_small_datasets_alike(monkeypatch):
     """Beyond a size Grain's own shuffle is asked."""
-    monkeypatch.setattr(module, '_KEPT_WHOLE', 50)
+    monkeypatch.setattr(module, '_MAX_PERMUTATION', 50)
     stream = clip_stream([60], [1.0], seed=5)
     epochs = [clips(stream, e * 60, (e + 1) * 60) for e in range(3)]
     assert all(sorted(epoch) == list(range(60)) for epoch in epochs)

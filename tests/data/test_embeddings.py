@@ -14,10 +14,10 @@ from audiosep_jax.data.embeddings import (
     cached_encoders,
     read_encoder_identity,
 )
-from audiosep_jax.data.layout import write_json
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage.json_files import write_json
 
 
 def test_rows_are_the_embeddings_of_the_captions(tmp_path):

@@ -1,8 +1,5 @@
 import dataclasses
-import functools
 import os
-import pickle
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
+from support.small_dataset import SAMPLE_RATE, build_small, small_clips, tone
 
+from audiosep_jax.audio.samples import to_int16
 from audiosep_jax.data import records
-from audiosep_jax.data.layout import read_split_info, split_info_path
 from audiosep_jax.data.records import (
     Record,
     decode_audio,
@@ -23,10 +20,10 @@ from audiosep_jax.data.records import (
     features,
     record_from_bytes,
     record_to_bytes,
-    to_int16,
 )
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage import memory
 from data_prep.build import build_shards
 
 
@@ -82,7 +79,7 @@ def test_clips_of_many_lengths_decode_in_many_threads(in_memory, monkeypatch):
     """Each thread has one file, which holds a long clip and then a short one."""
     if not in_memory:
         monkeypatch.delattr(os, 'memfd_create', raising=False)
-    monkeypatch.setattr(records, '_of_thread', threading.local())
+    monkeypatch.setattr(memory, '_thread', threading.local())
     lengths = (9000, 1500, 4000, 12000, 700)
     waves = [np.random.default_rng(n).uniform(-1, 1, n) for n in lengths]
     clips = [record_of(wave) for wave in waves]
@@ -92,15 +89,6 @@ def test_clips_of_many_lengths_decode_in_many_threads(in_memory, monkeypatch):
             np.testing.assert_array_equal(found, expected[n % 5])
 
 
-def test_forked_processes_do_not_share_the_file_that_is_decoded_from():
-    clip = record_of(tone(1))
-    decode_audio(clip)
-    mine = records._memory_file()
-    assert records._memory_file() is mine
-    mine.process += 1  # as the child of a fork finds it
-    assert records._memory_file() is not mine
-
-
 def test_decoding_without_memory_files_is_the_same(monkeypatch):
     def refuse(name):
         raise PermissionError('not allowed here')
@@ -108,25 +96,13 @@ def test_decoding_without_memory_files_is_the_same(monkeypatch):
     clip = record_of(tone(1))
     expected = decode_audio(clip, 5, 700)
     monkeypatch.setattr(os, 'memfd_create', refuse, raising=False)
-    monkeypatch.setattr(records, '_of_thread', threading.local())
+    monkeypatch.setattr(memory, '_thread', threading.local())
     np.testing.assert_array_equal(decode_audio(clip, 5, 700), expected)
 
 
 def test_part_beyond_the_end_is_a_bug_of_the_caller():
     with pytest.raises(ValueError, match='samples 1500 to 2001'):
         decode_audio(record_of(tone(0)), 1500, 501)
-
-
-def test_sixteen_bit_audio_passes_unchanged():
-    samples = np.arange(-32768, 32768, 7).astype(np.int16)
-    np.testing.assert_array_equal(to_int16(samples / np.float32(32768)), samples)
-
-
-def test_overshoot_attenuates_the_whole_clip():
-    waveform = np.sin(np.arange(1000) / 10) * 1.7
-    samples = to_int16(waveform)
-    np.testing.assert_allclose(samples / 32768, waveform / np.abs(waveform).max(), atol=1 / 32768)
-    assert to_int16(np.zeros(0)).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -150,43 +126,6 @@ def test_flac_cut_short_is_an_error():
     np.testing.assert_array_equal(decode_audio(cut, 0, 100), decode_audio(record, 0, 100))
     with pytest.raises(DataError, match="clip 'a'"):
         decode_audio(cut, 15000, 1000)
-
-
-def test_shards_read_in_any_order(tmp_path):
-    build_small(tmp_path, 10)
-    shards = Shards(tmp_path)
-    assert len(shards) == 10
-    assert shards.info.shard_lengths == (4, 4, 2)
-    for index in (9, 0, 4, 3, 8):
-        record = shards.read(index)
-        clip = small_clips(10)[index]
-        assert (record.id, record.captions, record.labels) == (clip.id, clip.captions, clip.labels)
-        np.testing.assert_array_equal(shards.waveform(index), clip.audio)
-    assert [shards.locate(i) for i in (0, 3, 4, 9)] == [(0, 0), (0, 3), (1, 0), (2, 1)]
-    for index in (-1, 10):
-        with pytest.raises(IndexError):
-            shards.read(index)
-
-
-def test_shards_travel_to_other_processes_and_threads(tmp_path, monkeypatch):
-    # Room for 2 of 5: readers are dropped while other threads read from them.
-    monkeypatch.setattr(
-        records, '_shared_reader', functools.lru_cache(2)(lambda path, owner: records._new_reader(path))
-    )
-    build_small(tmp_path, 10, clips_per_shard=2)
-    shards = pickle.loads(pickle.dumps(Shards(tmp_path)))
-    with futures.ThreadPoolExecutor(8) as pool:
-        ids = list(pool.map(lambda i: shards.read(i % 10).id, range(200)))
-    assert ids == [f'clip-{i % 10}' for i in range(200)]
-
-
-def test_shards_made_anew_are_read_anew(tmp_path):
-    build_small(tmp_path, 2)
-    before = Shards(tmp_path)
-    assert before.read(0).num_samples == 2000
-    shutil.rmtree(tmp_path)
-    build_small(tmp_path, 2, num_samples=1000)
-    assert Shards(tmp_path).read(0).num_samples == 1000
 
 
 def test_tfds_reads_the_dataset(tmp_path):
@@ -230,11 +169,6 @@ def test_tfds_reads_a_split_of_an_earlier_version_beside_a_new_one(tmp_path, mon
         assert [example['id'] for example in builder.as_data_source(split=split)] == [b'clip-0', b'clip-1', b'clip-2']
 
 
-def test_a_bucket_is_not_read_directly():
-    with pytest.raises(DataError, match='is in a bucket: bring it here with --stage-dir'):
-        Shards('gs://b/d')
-
-
 def test_reading_imports_no_tfds_nor_tensorflow(tmp_path):
     build_small(tmp_path, 3)
     code = (
@@ -246,48 +180,3 @@ def test_reading_imports_no_tfds_nor_tensorflow(tmp_path):
     )
     run = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, check=True)
     assert (run.stdout.strip(), run.stderr) == ('[]', '')
-
-
-@pytest.mark.parametrize('size', [0, 3, 70000])
-def test_shard_cut_short_is_found_at_opening(tmp_path, size):
-    build_small(tmp_path, 10)
-    path = shard_files(tmp_path)[1]
-    with open(path, 'r+b') as file:
-        file.truncate(size)
-    with pytest.raises(DataError, match=f'{path.name}.*damaged or cut short.*delete it'):
-        Shards(tmp_path)
-
-
-def test_missing_shard_is_found_at_opening(tmp_path):
-    build_small(tmp_path, 10)
-    shard_files(tmp_path)[2].unlink()
-    with pytest.raises(DataError, match='-00002-of-00003: shard is missing'):
-        Shards(tmp_path)
-
-
-def test_damaged_record_is_an_error_with_its_place(tmp_path):
-    build_small(tmp_path, 4, codec='pcm16')
-    path = shard_files(tmp_path)[0]
-    overwrite(path, path.read_bytes().index(small_clips(4)[2].id.encode()), b'!')
-    shards = Shards(tmp_path)
-    with pytest.raises(DataError, match=f'{path.name}: record 2 cannot be read'):
-        shards.read(2)
-    assert [shards.read(i).id for i in (1, 3)] == ['clip-1', 'clip-3']
-
-
-def test_what_is_no_dataset_is_told_apart(tmp_path):
-    with pytest.raises(DataError, match='no such dataset directory'):
-        Shards(tmp_path / 'nowhere')
-    with pytest.raises(DataError, match='was not made by'):
-        Shards(tmp_path)
-    build_small(tmp_path / 'd', 2)
-    with pytest.raises(DataError, match="no split 'test' here: it has the splits train"):
-        Shards(tmp_path / 'd', 'test')
-
-
-@pytest.mark.parametrize('text', ['', '[]', '{"format_version": 2}', '{"format_version": 1, "nmae": "x"}', '\0'])
-def test_damaged_split_description_is_an_error(tmp_path, text):
-    build_small(tmp_path, 2)
-    split_info_path(tmp_path, 'train').write_text(text)
-    with pytest.raises(DataError, match=r'splits/train\.json'):
-        read_split_info(tmp_path, 'train')

@@ -28,7 +28,7 @@ def contents(directory) -> dict[str, bytes]:
 
 def build(out, *flags) -> subprocess.CompletedProcess:
     command = [sys.executable, '-m', 'data_prep', 'build', *flags, '--name', 'toy', '--out', out]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_clips, tone
 
-from audiosep_jax.data.layout import read_split_info, summary_path, write_json
+from audiosep_jax.data.layout import read_split_info, summary_path
 from audiosep_jax.data.shards import Shards
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOut, LeftOutError
+from audiosep_jax.storage.json_files import write_json
 from data_prep import synthetic
 from data_prep.build import build_shards, skipped_path
-from data_prep.clips.base import Clip, LeftOut, LeftOutError
+from data_prep.clips.base import Clip
 from data_prep.clips.sources import ClipsInMemory
 from data_prep.datasets.synthetic import SyntheticClips
 

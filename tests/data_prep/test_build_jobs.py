@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
@@ -16,7 +15,7 @@ from support.small_dataset import SAMPLE_RATE, build_small, shard_files, small_c
 from audiosep_jax.data.layout import read_split_info
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.storage.locks import AtWork, locked
+from audiosep_jax.storage.locks import AtWork
 from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips
 from data_prep.options import parse_shard_range
@@ -104,7 +103,7 @@ def test_jobs_at_once_on_one_directory(tmp_path, undisturbed):
     """An array of jobs that overlap, and one that makes all: as they come, they disturb each other nowhere."""
     shards = ['0:6', '5:11', '10:99', '3:8', '']
     jobs = [start(tmp_path, tmp_path / 'out', 1, r, stderr=subprocess.PIPE, text=True) for r in shards]
-    errors = [job.communicate(timeout=60)[1] for job in jobs]
+    errors = [job.communicate(timeout=600)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0] * len(jobs), errors
     assert contents(tmp_path / 'out') == undisturbed
 
@@ -130,27 +129,6 @@ with AtWork({str(directory / 'splits' / '.train.lock')!r}) as at_work: print(at_
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'True\n'
 
 
-def test_a_lock_is_held_by_one_at_a_time(tmp_path):
-    inside, most = 0, 0
-
-    def work():
-        nonlocal inside, most
-        for _ in range(20):
-            with locked(tmp_path / 'lock'):
-                inside += 1
-                most = max(most, inside)
-                time.sleep(0.0005)
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
-    assert not (tmp_path / 'lock').exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('whom', ['parent', 'worker', 'everybody'])
 def test_builds_killed_at_random_moments_resume_to_the_same_bytes(tmp_path, undisturbed, whom):
@@ -171,7 +149,7 @@ def test_builds_killed_at_random_moments_resume_to_the_same_bytes(tmp_path, undi
         else:
             for worker in _children(process.pid)[-1:]:
                 os.kill(worker, signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=600)
         _wait_for_the_session_to_end(process.pid)
         for path in _shards(out):
             assert path.read_bytes() == undisturbed[path.name]
@@ -179,7 +157,7 @@ def test_builds_killed_at_random_moments_resume_to_the_same_bytes(tmp_path, undi
             with pytest.raises(DataError, match='not complete'):
                 Shards(out)
     assert interrupted
-    assert start(tmp_path, out).wait(timeout=60) == 0
+    assert start(tmp_path, out).wait(timeout=600) == 0
     assert contents(out) == undisturbed
     assert verify_dataset(out).problems == []
 
@@ -195,7 +173,7 @@ def _children(pid: int) -> list[int]:
 
 def _wait_for_the_session_to_end(pid: int) -> None:
     """Workers notice a moment later that their parent is gone."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if not any(_is_alive_in(pid, process) for process in psutil.process_iter()):
             return
@@ -217,7 +195,7 @@ def test_a_disk_that_is_full_is_one_error_to_resume_from(tmp_path, undisturbed, 
     """A limit on the size of files, which ends a write as a full disk does: at the plan, at a summary, at a shard."""
     out = tmp_path / 'out'
     process = start(tmp_path, out, jobs, limit=limit, stderr=subprocess.PIPE, text=True)
-    last = process.communicate(timeout=60)[1].strip().splitlines()[-1]
+    last = process.communicate(timeout=600)[1].strip().splitlines()[-1]
     assert process.returncode == 1
     assert re.match(r'audiosep_jax\.errors\.DataError: .*(cannot be written|could not be written completely)', last)
     for path in _shards(out):

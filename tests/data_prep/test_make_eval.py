@@ -11,12 +11,11 @@ from support.band_separator import BandSeparator
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import write_audio
-from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.errors import ConfigError, DataError, LeftOutError
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
 from data_prep import make_eval as module
 from data_prep.__main__ import main
-from data_prep.clips.base import LeftOutError
 from data_prep.make_eval import make_eval, mix
 
 RATE = 8000
@@ -177,7 +176,7 @@ def test_audioset_mixes_clips_that_share_no_class(tmp_path):
     assert first.num_made == 8 + 10 + 8
     assert len(names) == 2 * first.num_made
     benchmark = read_benchmark(tmp_path / 'out')
-    assert (benchmark.name, len(benchmark.items), benchmark.bad) == ('audioset', 26, ())
+    assert (benchmark.name, len(benchmark.items), benchmark.bad_rows) == ('audioset', 26, ())
     table = tmp_path / 'class_labels_indices.csv'
     for seed in (0, 1):
         recipes, find = module._audioset_recipes(tmp_path, table, seed, [])

@@ -7,10 +7,11 @@ import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files, small_clips, tone
 
 from audiosep_jax.data.embeddings import EmbeddingCache, cache_directory, cache_paths
-from audiosep_jax.data.layout import summary_path, write_json
+from audiosep_jax.data.layout import summary_path
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions
@@ -141,9 +142,9 @@ def test_embeddings_that_one_lacks_are_not(tmp_path, two):
 
 
 def test_a_part_of_a_merge_is_that_part(two):
-    from data_prep.merge import _merged
+    from data_prep.merge import _merge_shards
 
-    merged = _merged([Shards(d) for d in two], prefix_ids=True)
+    merged = _merge_shards([Shards(d) for d in two], prefix_ids=True)
     ids = [merged.clip_id(n) for n in range(15)]
     for start, stop in ((0, 15), (3, 12), (9, 11), (10, 15), (14, 15)):
         part = pickle.loads(pickle.dumps(merged.part(start, stop)))

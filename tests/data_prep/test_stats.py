@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from support.small_dataset import SAMPLE_RATE, build_small
 
-from audiosep_jax.data.layout import summary_path, write_json
-from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.data.layout import summary_path
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
-from data_prep.clips.base import Clip, LeftOut
+from data_prep.clips.base import Clip
 from data_prep.clips.sources import ClipsInMemory
 from data_prep.stats import dataset_stats, draw, table
 

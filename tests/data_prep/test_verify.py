@@ -7,9 +7,10 @@ import pytest
 from support.small_dataset import SAMPLE_RATE, build_small, overwrite, shard_files
 
 from audiosep_jax.data.embeddings import cache_directory, cache_paths
-from audiosep_jax.data.layout import summary_path, write_json
+from audiosep_jax.data.layout import summary_path
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.verify import verify_dataset
@@ -86,7 +87,7 @@ def test_summary_unlike_the_records_is_found(tmp_path, captions, problem):
 
 
 def test_equal_ids_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr('data_prep.clips.base.check_unique', lambda ids: None)
+    monkeypatch.setattr('data_prep.clips.sources.check_unique', lambda ids: None)
     clips = [Clip('same', np.ones(100, np.float32), ('x',)) for _ in range(2)]
     build_shards(clips, tmp_path, sample_rate=SAMPLE_RATE, name='small')
     assert 'the id occurs twice' in the_problem(tmp_path)

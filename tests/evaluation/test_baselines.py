@@ -52,7 +52,7 @@ def test_no_mixtures_give_no_separations():
 
 
 def test_what_cannot_be_fitted_or_asked_for_is_refused():
-    with pytest.raises(DataError, match='two classes'):
+    with pytest.raises(DataError, match='at least two classes'):
         SpectralMask.fit({'low': _tones(500)}, **STFT)
     with pytest.raises(DataError, match="'quiet' are silent"):
         SpectralMask.fit({'quiet': np.zeros((2, T)), 'low': _tones(500)}, **STFT)

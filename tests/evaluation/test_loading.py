@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiosep_jax.audio.writing import write_audio
+from audiosep_jax.errors import LeftOutError
 from audiosep_jax.evaluation.benchmark import Item
-from audiosep_jax.evaluation.loading import UnusableItemError, load_item, load_mono
+from audiosep_jax.evaluation.loading import load_item, load_mono
 
 NOISE = np.random.default_rng(0)
 
@@ -55,14 +56,14 @@ def test_mixing_as_the_dcase_evaluator(tmp_path):
         (lambda folder: (folder / 'n.wav').write_bytes(b'RIFF'), 'unreadable', 'n.wav: damaged'),
         (lambda folder: write(folder / 'n.wav', 100, level=1e30), 'unreadable', 'where full scale is 1'),
         (lambda folder: write(folder / 'n.wav', 10), 'length', 'the noise has 10 samples at 16000 Hz, but its target'),
-        (lambda folder: write(folder / 'n.wav', 100, level=0), 'silent noise', 'silent, it cannot be mixed at 5 dB'),
+        (lambda folder: write(folder / 'n.wav', 100, level=0), 'silent noise', 'silent, so it cannot be mixed at 5 dB'),
     ],
 )
 def test_what_is_wrong_with_an_item(tmp_path, spoil, reason, says):
     write(tmp_path / 's.wav', 100)
     write(tmp_path / 'n.wav', 100)
     spoil(tmp_path)
-    with pytest.raises(UnusableItemError, match=says) as caught:
+    with pytest.raises(LeftOutError, match=says) as caught:
         load_item(Item('x', {}, None, tmp_path / 's.wav', noise=tmp_path / 'n.wav', snr_db=5.0), 16000)
     assert caught.value.reason == reason
 

@@ -34,8 +34,8 @@ def test_audioset(tmp_path):
     assert len(benchmark.items) == 11
     assert benchmark.items[10].mixture == folder / 'a,b,mixture.wav'
     assert queries(benchmark, 'label') == ['Speech'] * 10 + ['hiss']
-    assert [left.reason for left in benchmark.bad] == ['missing']
-    assert 'class_id=1' in benchmark.bad[0].message
+    assert [left.reason for left in benchmark.bad_rows] == ['missing']
+    assert 'class_id=1' in benchmark.bad_rows[0].message
     assert benchmark.statistic == 'mean of class medians'
 
 
@@ -61,14 +61,14 @@ def test_vggsound_names_its_files(tmp_path):
     [item] = benchmark.items
     assert (item.mixture, item.target) == (tmp_path / 'data/mix_wav/a+++b.wav', tmp_path / 'data/s0_wav/a+++b.wav')
     assert item.queries == {'label': 'playing accordion'}
-    assert 'line 3: a field is empty' in benchmark.bad[0].message
+    assert 'line 3: a field is empty' in benchmark.bad_rows[0].message
 
 
 def test_clothos_header_names_a_column_twice(tmp_path):
     header = 'idx,caption,src_wav,noise_wav1,noise_wav1'
     make_numbered(tmp_path, 'clotho_eval.csv', header, lambda i, kind: [f'{kind}, outdoors'])
     benchmark = read_benchmark(tmp_path)
-    assert (benchmark.name, len(benchmark.items), benchmark.bad) == ('clotho', 4, ())
+    assert (benchmark.name, len(benchmark.items), benchmark.bad_rows) == ('clotho', 4, ())
     assert queries(benchmark, 'caption')[2] == 'whistle, outdoors'
 
 
@@ -99,7 +99,7 @@ def test_any_folder_with_a_table(tmp_path):
     assert benchmark.name == 'csv'
     assert [item.name for item in benchmark.items] == ['a.wav', 'sub/c.wav', 'a.wav (2)']
     assert benchmark.items[1].target is None
-    assert len(benchmark.bad) == 1
+    assert len(benchmark.bad_rows) == 1
     assert read_benchmark(tmp_path / 'own.csv').items == benchmark.items
     write_table(tmp_path / 'other.csv', 'mixture,target,query', rows)
     with pytest.raises(DataError, match=r'expected one CSV .* found other\.csv, own\.csv'):
@@ -112,7 +112,7 @@ def test_dcase_rows(tmp_path):
     benchmark = read_benchmark(tmp_path)
     [item] = benchmark.items
     assert (item.target, item.noise, item.snr_db) == (tmp_path / 'a.wav', tmp_path / 'b.wav', -5.0)
-    assert [left.reason for left in benchmark.bad] == ['bad row'] * 3
+    assert [left.reason for left in benchmark.bad_rows] == ['bad row'] * 3
     assert benchmark.sample_rate == 16000
 
 
@@ -133,7 +133,7 @@ def test_tables_lie_where_the_original_has_them(tmp_path):
     with pytest.raises(DataError, match='--metadata'):
         read_benchmark(folder)
     assert len(read_benchmark(folder, metadata=tmp_path / 'tables').items) == 4
-    with pytest.raises(DataError, match='none of the sub-folders audioset, audiocaps'):
+    with pytest.raises(DataError, match='has none of the sub-folders audioset, audiocaps'):
         find_benchmarks(tmp_path / 'tables')
 
 
@@ -167,14 +167,14 @@ def test_folders_that_are_no_benchmark(tmp_path, content, says):
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     (tmp_path / 'music_eval.csv').write_text('idx,caption\n0,a dog\n', 'utf-8-sig')
     benchmark = read_benchmark(tmp_path)
-    assert benchmark.bad == ()
+    assert benchmark.bad_rows == ()
     assert benchmark.items[0].mixture == tmp_path / 'mixture-0.wav'
 
 
 def test_names(tmp_path):
     with pytest.raises(ConfigError, match=r'unknown benchmark .x.: audioset, .* csv'):
         read_benchmark(tmp_path, 'x')
-    with pytest.raises(DataError, match=r'no benchmark: it holds none of audiocaps_eval\.csv'):
+    with pytest.raises(DataError, match=r'not a benchmark: it holds none of audiocaps_eval\.csv'):
         detect(tmp_path)
 
 
@@ -191,14 +191,14 @@ def test_a_table_that_is_there_counts_more_than_the_name_of_the_folder(tmp_path)
 
 def test_what_is_no_benchmark_is_told_apart(tmp_path):
     for find in (detect, find_benchmarks):
-        with pytest.raises(DataError, match=r'nowhere: no benchmark: no such folder$'):
+        with pytest.raises(DataError, match=r'nowhere: not a benchmark: no such folder$'):
             find(tmp_path / 'nowhere')
-    with pytest.raises(DataError, match=r'own\.csv: no benchmark: no such file$'):
+    with pytest.raises(DataError, match=r'own\.csv: not a benchmark: no such file$'):
         detect(tmp_path / 'own.csv')
     with pytest.raises(DataError, match=r'no folders class_id=K \(AudioSet\), and no table mixture,target,query$'):
         detect(tmp_path)
     build_small(tmp_path / 'music', 2)  # the folder's name does not make it one
-    with pytest.raises(DataError, match='is a dataset of data_prep, to train on; expected is a benchmark'):
+    with pytest.raises(DataError, match='is a dataset of data_prep for training; give a benchmark'):
         detect(tmp_path / 'music')
 
 
@@ -207,7 +207,7 @@ def test_part_of_a_benchmark(tmp_path):
     benchmark = read_benchmark(tmp_path, most_items=3)
     assert [item.name for item in benchmark.items] == ['0', '1', '2']
     assert any('3 of 4 items' in note for note in benchmark.notes)
-    assert any('the whole benchmark has 5004' in note for note in benchmark.notes)
+    assert any('the complete benchmark has 5004' in note for note in benchmark.notes)
     assert len(read_benchmark(tmp_path, most_items=9).items) == 4
 
 
@@ -215,7 +215,7 @@ def test_one_query_for_all_and_captions_of_ones_own(tmp_path):
     make_music(tmp_path)
     assert queries(read_benchmark(tmp_path, query='a tuba'), 'given') == ['a tuba'] * 4
     write_table(tmp_path / 'new.csv', 'idx,caption', [['7', 'x']])
-    with pytest.raises(DataError, match='none of its idx is one of the benchmark'):
+    with pytest.raises(DataError, match='none of its idx is in the benchmark'):
         read_benchmark(tmp_path, 'music', captions=tmp_path / 'new.csv')
     with pytest.raises(DataError, match=r'nowhere\.csv: No such file'):
         read_benchmark(tmp_path, 'music', captions=tmp_path / 'nowhere.csv')

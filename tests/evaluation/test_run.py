@@ -20,11 +20,11 @@ from support.band_separator import (
     write_pair,
     write_table,
 )
-from support.original_metrics import calculate_sdr, calculate_sisdr
+from support.original_metrics import calculate_sdr
 
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
-from audiosep_jax.errors import CheckpointError, ConfigError, DataError
+from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.evaluation.benchmark import Benchmark
 from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.protocols import read_benchmark
@@ -53,20 +53,6 @@ def test_rows_for_known_separators():
     assert half['shuffled query'].scores == half['separated'].scores
     without = evaluate_arrays(NoQuerySeparator(), mixtures, targets, KINDS, options=Options(shuffled=False))
     assert list(rows_of(without)) == ROWS[:3]
-
-
-def test_scores_are_the_originals():
-    rng = np.random.default_rng(0)
-    target, mixture = rng.normal(size=(2, 1000)).astype(np.float32)
-    results = evaluate_arrays(NoQuerySeparator(), [mixture], [target], ['hiss'])
-    estimate = mixture / 2
-    assert results.sdri == pytest.approx(calculate_sdr(target, estimate) - calculate_sdr(target, mixture), abs=1e-4)
-    assert results.si_sdr == pytest.approx(calculate_sisdr(target, estimate), abs=1e-4)
-    scores = results.items[0].scores
-    assert scores['separated']['SDR'] == pytest.approx(calculate_sdr(target, estimate), abs=1e-4)
-    improvement = calculate_sisdr(target, estimate) - calculate_sisdr(target, mixture)
-    assert scores['separated']['SI-SDRi'] == pytest.approx(improvement, abs=1e-4)
-    assert 'shuffled query' not in scores  # one label: no wrong query exists
 
 
 def test_a_network_in_uneven_batches_over_all_devices():
@@ -227,38 +213,7 @@ def test_dcase_at_its_own_rate_whatever_the_models(tmp_path):
     before = [item.scores['no separation']['SDR'] for item in results.items]
     assert before == pytest.approx([0, -5, 10], abs=1e-2)
     assert rows_of(results)['separated'].scores['SDR'].value > 15
-    assert any('separated at the rate of the model, 8000 Hz' in note for note in results.notes)
-
-
-class Ears(WordsEncoder):
-    """Hears the band of a sound, and knows the word for it."""
-
-    def encode_audio(self, waveforms, *, sample_rate):
-        heard = []
-        for waveform in waveforms:
-            spectrum = np.abs(np.fft.rfft(waveform))
-            frequency = np.fft.rfftfreq(len(waveform), 1 / sample_rate)[int(np.argmax(spectrum))]
-            heard.append(min(HERTZ, key=lambda kind: abs(HERTZ[kind] - frequency)))
-        return self.encode_text(heard)
-
-
-def test_similarity_of_query_and_output_needs_no_target(tmp_path):
-    make_music(tmp_path)
-    write_table(
-        tmp_path / 'own' / 'mine.csv', 'mixture,query', [['../mixture-0.wav', 'low hum'], ['../mixture-2.wav', 'hiss']]
-    )
-    benchmark = read_benchmark(tmp_path / 'own', 'csv')
-    with pytest.raises(ConfigError, match='name CLAP weights'):
-        evaluate(BandSeparator(), benchmark)
-    results = evaluate(BandSeparator(), benchmark, Options(clap=Ears(CONFIG.condition_size)))
-    assert list(rows_of(results)['separated'].scores) == ['CLAP']
-    assert rows_of(results)['separated'].scores['CLAP'].value == pytest.approx(1, abs=1e-3)
-    with_targets = evaluate(BandSeparator(), read_benchmark(tmp_path), Options(clap=Ears(CONFIG.condition_size)))
-    rows = rows_of(with_targets)
-    assert rows['target'].scores['CLAP'].value == pytest.approx(1, abs=1e-3)
-    assert rows['shuffled query'].scores['CLAP'].value == pytest.approx(1, abs=1e-3)  # of what was asked
-    assert rows['no separation'].scores['CLAP'].value < 0.9
-    assert list(rows['target'].scores) == ['CLAP']
+    assert any("separated at the model's rate of 8000 Hz" in note for note in results.notes)
 
 
 def test_validation_while_training(tmp_path):
@@ -285,16 +240,6 @@ def test_weights_have_a_fingerprint():
     changed = jax.tree.map(lambda leaf: leaf, variables)
     changed['batch_stats'] = jax.tree.map(lambda leaf: leaf + 1, changed['batch_stats'])
     assert separator.fingerprint() != Separator(CONFIG, changed).fingerprint()
-
-
-def test_a_diverged_model_is_named():
-    class Diverged(BandSeparator):
-        def separate_batch(self, mixtures, embeddings, *, batch_size):
-            return [np.full_like(m, np.nan) for m in mixtures]
-
-    mixtures, targets = mixtures_of(KINDS, OTHERS)
-    with pytest.raises(CheckpointError, match='NaN'):
-        evaluate_arrays(Diverged(), mixtures, targets, KINDS)
 
 
 def test_nothing_to_evaluate(tmp_path):
@@ -331,7 +276,7 @@ def test_an_item_without_the_text_that_is_asked(tmp_path):
     benchmark = read_benchmark(tmp_path)
     results = evaluate(BandSeparator(), benchmark, Options(batch_size=1, shuffled=False))
     assert results.counts == {'bad row': 1}
-    assert 'has no text of the type' in results.left_out[0].message
+    assert 'has no text of the query type' in results.left_out[0].message
     both = rows_of(evaluate(BandSeparator(), benchmark, Options(shuffled=False), query_types=['caption', 'label']))
     assert next(iter(both)) == 'separated, caption'
     assert (both['separated, caption'].n, both['separated, label'].n, both['no separation'].n) == (3, 4, 4)

@@ -1,11 +1,10 @@
-"""Aggregation against the original's expressions, intervals against theory."""
+"""Compares aggregates with the original's expressions, and intervals with theory."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosep_jax.evaluation.queries import wrong_queries
 from audiosep_jax.evaluation.statistics import aggregate, bootstrap_interval, intervals
 
 SCORES = st.lists(st.tuples(st.sampled_from('abcd'), st.floats(-50, 50)), min_size=1, max_size=30)
@@ -14,21 +13,23 @@ SCORES = st.lists(st.tuples(st.sampled_from('abcd'), st.floats(-50, 50)), min_si
 @settings(max_examples=50)
 @given(SCORES)
 def test_aggregates_are_the_originals(scores):
-    """`evaluate_audiocaps.py`; `evaluate_music.py`; `benchmark.py` for AudioSet: a class without items has no median,
-    and `get_mean_sdr_from_dict` passes over it."""
+    """As in `evaluate_audiocaps.py`, `evaluate_music.py`, and `benchmark.py` for AudioSet.
+
+    A class without items has no median, and `get_mean_sdr_from_dict` skips it.
+    """
     labels, values = zip(*scores, strict=True)
     by_class = {c: [v for label, v in scores if label == c] for c in 'abcde'}
-    medians = [np.median(own) if own else np.nan for own in by_class.values()]
+    medians = [np.median(chosen) if chosen else np.nan for chosen in by_class.values()]
     column = np.array(values)[:, None]
     assert aggregate(column, labels, 'mean') == pytest.approx(np.mean(values))
-    means = [np.mean(own) for own in by_class.values() if own]
+    means = [np.mean(chosen) for chosen in by_class.values() if chosen]
     assert aggregate(column, labels, 'mean of class means') == pytest.approx(np.mean(means))
     assert aggregate(column, labels, 'mean of class medians') == pytest.approx(np.nanmean(medians))
 
 
 @settings(max_examples=25)
 @given(SCORES, st.sampled_from(['mean', 'mean of class means', 'mean of class medians']))
-def test_intervals_lie_within_the_values_and_depend_on_the_seed_alone(scores, statistic):
+def test_intervals_are_within_the_values_and_depend_only_on_the_seed(scores, statistic):
     labels, values = zip(*scores, strict=True)
     column, groups = np.array(values)[:, None], [''] * len(values)
     ends = intervals(column, labels, groups, statistic, seed=0)
@@ -39,7 +40,7 @@ def test_intervals_lie_within_the_values_and_depend_on_the_seed_alone(scores, st
 def test_interval_of_a_mean():
     values = np.random.default_rng(0).normal(5, 2, 400)
     low, high = bootstrap_interval(values, None, seed=0)
-    # The normal approximation: the mean ± 1.96 standard errors.
+    # The normal approximation is the mean ± 1.96 standard errors.
     error = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - error, abs=0.03)
     assert high == pytest.approx(values.mean() + error, abs=0.03)
@@ -48,7 +49,7 @@ def test_interval_of_a_mean():
 
 
 def test_items_of_one_target_are_drawn_together():
-    """Five captions each of 80 clips, whose scores differ by clip alone: 80 observations, not 400."""
+    """80 clips with five captions each, whose scores differ only by clip, are 80 observations, not 400."""
     clips = np.random.default_rng(0).normal(0, 2, 80)
     values, groups = np.repeat(clips, 5)[:, None], [f'clip {i // 5}' for i in range(400)]
     low, high = intervals(values, groups, groups, 'mean', seed=0)[:, 0]
@@ -58,30 +59,10 @@ def test_items_of_one_target_are_drawn_together():
         assert high - low == pytest.approx(2 * 1.96 * clips.std() / np.sqrt(400), rel=0.1)
 
 
-def test_classes_are_given_and_not_drawn():
-    """Classes that differ, items within a class that do not: nothing is uncertain."""
+def test_classes_are_fixed_and_not_drawn():
+    """If only the classes differ, and not the items within a class, the statistic has no uncertainty."""
     values, labels = np.array([[0.0]] * 30 + [[10.0]] * 3), ['a'] * 30 + ['b'] * 3
     for statistic in ('mean of class means', 'mean of class medians'):
         assert intervals(values, labels, [''] * 33, statistic, seed=0).tolist() == [[5.0], [5.0]]
     low, high = intervals(values, labels, [''] * 33, 'mean', seed=0)[:, 0]
     assert low < 10 / 11 < high
-
-
-@settings(max_examples=100)
-@given(st.lists(st.sampled_from('abcd'), min_size=1, max_size=30), st.integers(0, 3))
-def test_wrong_queries_are_wrong_and_as_frequent_as_the_right_ones(labels, seed):
-    partner = wrong_queries(labels, seed)
-    if len(set(labels)) == 1:
-        assert partner is None
-        return
-    assert all(labels[p] != label for p, label in zip(partner, labels, strict=True))
-    assert partner == wrong_queries(labels, seed)
-    if 2 * max(map(labels.count, labels)) <= len(labels):
-        assert sorted(partner) == list(range(len(labels)))
-
-
-def test_wrong_queries_of_a_label_are_of_many_others():
-    labels = [label for label in 'abcdefgh' for _ in range(20)]
-    partner = wrong_queries(labels, 0)
-    for label in 'abcdefgh':
-        assert len({labels[p] for p, own in zip(partner, labels, strict=True) if own == label}) >= 5

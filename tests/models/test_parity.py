@@ -1,14 +1,17 @@
 """Equal to the original PyTorch separator, at its full size and with identical weights.
 
 The golden values are described in tests/reference/README.md. Their own reproducibility (threads, float64) sets the
-tolerances: 2e-7 in eval output, up to 2e-3 of the maximum in gradients, 1 % in the ten-step trajectory.
+tolerances: the original differs from itself by 2e-7 in eval output and by up to 2e-3 of the maximum in gradients.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.paths import REFERENCE
 
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
@@ -31,10 +34,10 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-def value_and_grad(variables, reference):
-    def loss_fn(params):
-        out, updated = AudioSep(CONFIG).apply(
-            {'params': params, 'batch_stats': variables['batch_stats']},
+def value_and_grad_of(config, reference):
+    def loss_fn(params, batch_stats):
+        out, updated = AudioSep(config).apply(
+            {'params': params, 'batch_stats': batch_stats},
             reference['train_wave'],
             reference['train_cond'],
             train=True,
@@ -42,12 +45,18 @@ def value_and_grad(variables, reference):
         )
         return l1_waveform(out, reference['train_target']), (out, updated['batch_stats'])
 
-    return jax.value_and_grad(loss_fn, has_aux=True)
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
 
 @pytest.fixture(scope='module')
-def train_step_outputs(variables, reference):
-    return jax.jit(value_and_grad(variables, reference))(variables['params'])
+def value_and_grad(reference):
+    """Loss, output, new running statistics and gradients on the reference batch; compiled once for all tests here."""
+    return value_and_grad_of(CONFIG, reference)
+
+
+@pytest.fixture(scope='module')
+def train_step_outputs(value_and_grad, variables):
+    return value_and_grad(variables['params'], variables['batch_stats'])
 
 
 @pytest.fixture(scope='module')
@@ -108,24 +117,71 @@ def test_every_gradient_norm(updated, reference):
     assert checked == 177
 
 
-@pytest.mark.slow
-def test_ten_step_trajectory(variables, reference):
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, schedule='constant'), total_steps=10)
+def gradient_errors(gradients):
+    """Of each tensor the norm of the difference over that of the reference, over its sampled entries."""
+    with np.load(REFERENCE / 'gradients_float64.npz') as archive:
+        errors = {}
+        for name, norm in zip(archive['names'], archive['norms'], strict=True):
+            if norm < 1e-7:  # zero but for rounding
+                continue
+            expected = archive[f'grad:{name}'].astype(np.float64)
+            found = np.asarray(gradients[str(name)], np.float64).ravel()[archive[f'index:{name}']]
+            errors[str(name)] = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert len(errors) == 177
+    return errors
 
-    @jax.jit
-    def step(params, batch_stats, opt_state):
-        current = {'params': params, 'batch_stats': batch_stats}
-        (loss, (_, batch_stats)), grads = value_and_grad(current, reference)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
+
+def test_gradients_are_those_of_float64_but_for_rounding(updated):
+    """The median over the tensors: where rounding flips the sign of one activation, single entries are far off."""
+    assert np.median([*gradient_errors(updated).values()]) < 5e-4
+
+
+@pytest.mark.slow
+def test_every_gradient_in_float64(variables, reference, monkeypatch):
+    """In double precision rounding flips no activation's sign, so every tensor is compared, on any version of JAX.
+
+    In float32 one such sign puts a tensor off by 7e-3. Here the worst is off by 1.5e-5, on every version alike.
+    """
+    config = ModelConfig()
+    object.__setattr__(config, 'dtype', 'float64')  # which is refused otherwise
+    with jax.enable_x64(True), monkeypatch.context() as patch:
+        patch.setattr(jnp, 'float32', jnp.float64)
+        double = jax.tree.map(lambda x: jnp.asarray(x, np.float64), variables)
+        wide = {name: reference[name].astype(np.float64) for name in ('train_wave', 'train_cond', 'train_target')}
+        _, gradients = value_and_grad_of(config, wide)(double['params'], double['batch_stats'])
+    assert all(x.dtype == np.float64 for x in jax.tree.leaves(gradients))
+    errors = gradient_errors(
+        tensors_from_variables({'params': gradients, 'batch_stats': variables['batch_stats']}, config)
+    )
+    worst = max(errors, key=errors.get)
+    assert errors[worst] < 5e-5, worst
+
+
+@pytest.mark.slow
+def test_twelve_step_trajectory(value_and_grad, variables):
+    """Step by step as long as rounding has not grown, then as a whole.
+
+    eps is large because at 1e-8 weights whose gradient is only rounding move by whole steps, and the losses then differ
+    by several percent between versions of JAX.
+    """
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, schedule='constant', eps=1e-2), total_steps=12)
+
+    @functools.partial(jax.jit, donate_argnames=('opt_state', 'gradients'))
+    def apply(params, opt_state, gradients):
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
 
     params, batch_stats = variables['params'], variables['batch_stats']
     opt_state = optimizer.init(params)
     losses = []
-    for _ in range(10):
-        params, batch_stats, opt_state, loss = step(params, batch_stats, opt_state)
+    for _ in range(12):
+        (loss, (_, batch_stats)), gradients = value_and_grad(params, batch_stats)
+        params, opt_state = apply(params, opt_state, gradients)
         losses.append(float(loss))
-    np.testing.assert_allclose(losses, reference['trajectory_losses'], rtol=0.02)
+    with np.load(REFERENCE / 'trajectory_float64.npz') as archive:
+        expected = archive['losses_eps1e_2']
+    np.testing.assert_allclose(losses[:6], expected[:6], rtol=1e-3)
+    assert np.linalg.norm(losses - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 def test_missing_tensor_is_named(reference_state):

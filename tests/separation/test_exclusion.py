@@ -45,7 +45,7 @@ def test_half_remains_where_both_are_equally_loud():
 
 
 def test_the_target_loses_what_the_unwanted_sound_has_louder():
-    """Each is loud in one half of the spectrum: the target loses its leak and keeps its own half."""
+    """Each is loud in one half of the spectrum. The target loses its leak into the other half, and keeps its own."""
     t = np.arange(4000) / 4000
     own, leak = np.sin(2 * np.pi * 500 * t), 0.1 * np.sin(2 * np.pi * 1500 * t)
     unwanted = 10 * leak + 0.1 * own

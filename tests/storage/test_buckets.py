@@ -15,7 +15,7 @@ def contents(directory) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob('*') if p.is_file()}
 
 
-def test_paths_and_addresses_are_told_apart(tmp_path):
+def test_addresses_are_distinguished_from_paths(tmp_path):
     assert isinstance(as_path(tmp_path), pathlib.Path)
     assert str(as_path('gs://b/a') / 'x.json') == 'gs://b/a/x.json'
     assert [is_bucket(p) for p in ('gs://b', 's3://b/c', as_path('gs://b/c'), tmp_path, 'gs:/b')] == [1, 1, 1, 0, 0]
@@ -32,7 +32,7 @@ def test_a_build_into_a_bucket_is_the_local_one(tmp_path, bucket):
     assert read_split_info('gs://b/data/small', 'train') == result.info
 
 
-def test_a_build_into_a_bucket_goes_on_where_it_stopped(tmp_path, bucket):
+def test_a_build_into_a_bucket_resumes_where_it_stopped(tmp_path, bucket):
     build_small(tmp_path / 'small', 10, embed=False)
     assert not build_small('gs://b/small', 10, embed=False, shard_range=(0, 2)).info.complete
     shard = next(path for path in bucket.store if '-00001-of-' in path and 'array_record' in path)

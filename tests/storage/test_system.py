@@ -3,8 +3,6 @@ import sys
 
 import pytest
 
-from audiosep_jax.storage.system import keep_freed_memory
-
 resource = pytest.importorskip('resource')
 
 
@@ -31,32 +29,3 @@ def test_open_files_are_raised_to_the_hard_limit(soft, hard, expected):
     found, again, limit = map(int, run.stdout.split())
     assert found == again == expected
     assert limit >= max(found, soft)
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason="glibc's malloc")
-def test_freed_memory_is_kept():
-    """Reading a record frees half a megabyte each time: its pages must not be new ones the next time."""
-    code = (
-        'import resource, sys\n'
-        'from audiosep_jax.storage.system import keep_freed_memory\n'
-        'kept = sys.argv[1] == "kept" and keep_freed_memory()\n'
-        'blocks = [bytes(600_000) for _ in range(3)]\n'
-        'del blocks\n'
-        'before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
-        'for _ in range(50):\n'
-        '    blocks = [bytes(600_000) for _ in range(3)]\n'
-        '    del blocks\n'
-        'print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n'
-    )
-
-    def faults(how):
-        run = subprocess.run([sys.executable, '-c', code, how], capture_output=True, text=True, check=True)
-        kept, count = run.stdout.split()
-        return kept == 'True', int(count)
-
-    kept, count = faults('kept')
-    if not kept:
-        pytest.skip('another C library')
-    assert count < 1000
-    assert count * 3 < faults('not')[1]
-    assert keep_freed_memory() is keep_freed_memory()

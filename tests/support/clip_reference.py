@@ -81,12 +81,12 @@ def clip_model(config: dict):
     return model, state
 
 
-def token_ids(seed: int = 0, most: int = 77) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [7, most] ids and mask: lengths at the edges of the buckets, padded with the end token as CLIP does."""
+def token_ids(seed: int = 0, longest: int = 77) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and mask, int64 [7, longest]: lengths next to the compiled ones, padded with the end token."""
     rng = np.random.default_rng(seed)
-    lengths = [min(length, most) for length in (2, 3, 16, 17, 32, 64, 77)]
-    ids = np.full((len(lengths), most), END)
-    mask = np.zeros((len(lengths), most), np.int64)
+    lengths = [min(length, longest) for length in (2, 3, 16, 17, 32, 64, 77)]
+    ids = np.full((len(lengths), longest), END)
+    mask = np.zeros((len(lengths), longest), np.int64)
     for row, length in enumerate(lengths):
         ids[row, :length] = [BEGIN, *rng.integers(0, BEGIN, length - 2), END]
         mask[row, :length] = 1

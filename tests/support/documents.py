@@ -24,13 +24,14 @@ from support.small_separator import save_small
 
 import data_prep.__main__ as data_prep
 from audiosep_jax.checkpoints.convert import from_torch
-from audiosep_jax.cli import main as cli
+from audiosep_jax.cli import terminal
+from audiosep_jax.cli.main import main
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.torch_names import tensors_from_variables
-from audiosep_jax.parallel import launch
+from audiosep_jax.training import experiment
 from audiosep_jax.weights.tensor_files import write_tensors
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 _BLOCK = re.compile(
     r'^(?:<!-- *(?P<mark>[^>]*?) *-->\n+)?```(?P<language>bash|python)\n(?P<code>.*?)^```$', re.M | re.S
 )
@@ -117,7 +118,7 @@ def dry_run(block: Block) -> None:
 
 def _program(command: list[str]):
     if command[0] == 'audiosep-jax':
-        return cli.main, command[1:]
+        return main, command[1:]
     if command[:3] == ['python', '-m', 'data_prep']:
         return data_prep.main, command[3:]
     return None, []
@@ -151,9 +152,9 @@ def _stopped_at(module, *names: str):
 
 
 def _parse_cli(arguments: list[str], where: str) -> None:
-    with _stopped_at(cli, '_terminable'):
+    with _stopped_at(terminal, 'terminable'):
         try:
-            code = cli.main(arguments)
+            code = main(arguments)
         except _Understood:
             return
     raise AssertionError(f'{where}: audiosep-jax {arguments} ended with {code}')
@@ -178,7 +179,7 @@ def _parse_script(script: Path, arguments: list[str], where: str) -> None:
         if inspect.signature(module.main).parameters:  # they are its flags
             tyro.cli(_stopped(module.main))
         else:
-            with _stopped_at(launch, 'enable_compilation_cache'):
+            with _stopped_at(experiment, 'enable_compilation_cache'):
                 module.main()
     except _Understood:
         return

@@ -23,7 +23,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def served(checkpoint, home, *flags, **environment):
     """Yields the address; at the end Ctrl-C, which must end it at once, cleanly and with exit code 0."""
-    command = [sys.executable, '-m', 'audiosep_jax.cli.main', 'serve', '--checkpoint', str(checkpoint)]
+    command = [sys.executable, '-m', 'audiosep_jax.cli', 'serve', '--checkpoint', str(checkpoint)]
     command += ['--port', str(free_port()), *flags]
     environment = {**os.environ, 'TMPDIR': str(home), **environment}
     with (home / 'stderr.txt').open('w') as errors:
@@ -53,7 +53,7 @@ def post(url, body, content_type='application/json') -> tuple[int, bytes, dict]:
 
 def _open(request):
     try:
-        with _DIRECT.open(request, timeout=60) as answer:
+        with _DIRECT.open(request, timeout=600) as answer:
             return answer.status, answer.read(), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:

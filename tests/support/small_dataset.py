@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from audiosep_jax.data.records import INT16_SCALE
+from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.encoders.registry import load_encoder
 from data_prep.build import BuildResult, build_shards
 from data_prep.clips.base import Clip

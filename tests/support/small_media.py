@@ -28,6 +28,12 @@ def noise(seconds: float, rate: int, seed: int | str = 0, channels: int = 1) -> 
     return np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32)
 
 
+def sine(seconds=0.5, rate=16000, channels=1, hz=440.0, level=0.5) -> np.ndarray:
+    """float32 [channels, T]: a sine of `hz` in the first channel, of its multiples in the next ones."""
+    time = np.arange(int(seconds * rate)) / rate
+    return np.stack([level * np.sin(2 * np.pi * hz * (c + 1) * time) for c in range(channels)]).astype(np.float32)
+
+
 def click(seconds: float, rate: int, at: float) -> np.ndarray:
     """float32 [T]: silence but for a decaying 1500 Hz burst that begins at `at` seconds."""
     sound = np.zeros(round(seconds * rate), np.float32)
@@ -60,6 +66,7 @@ def write_video(
     size=(64, 48),
     gop=12,
     sound_from=0.0,
+    title='',
     options: dict[str, str] | None = None,
 ) -> pathlib.Path:
     """A container by its suffix, stereo. Picture n is grey, 20 n mod 240, and 10 of them last a second.
@@ -69,6 +76,7 @@ def write_video(
         pictures: whether there is a video track.
         gop: pictures from one that can be decoded alone to the next.
         sound_from: when the sound track begins, seconds; the video begins at 0.
+        title: a tag of the file and of its sound track.
         options: of the container's writer.
     """
     import av
@@ -82,6 +90,10 @@ def write_video(
         # All tracks before the first packet, in which the header is written.
         video = container.add_stream(video_codec, rate=FRAME_RATE) if pictures and video_codec else None
         audio = None if sound is False else container.add_stream(audio_codec, rate=rate, layout='stereo')
+        if title:
+            container.metadata['title'] = title
+            if audio:
+                audio.metadata['title'] = title
         if video:
             if video_codec == 'libvpx':
                 video.options = {'deadline': 'realtime', 'cpu-used': '8'}

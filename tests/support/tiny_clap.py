@@ -1,4 +1,4 @@
-"""A CLAP of a few thousand weights, in both namings, and a tokenizer for it."""
+"""A CLAP of a few thousand weights in both namings, its tokenizer, and what tests encode with it."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from audiosep_jax.encoders.clap import htsat, roberta
-from audiosep_jax.encoders.clap.htsat import HtsatConfig
+from audiosep_jax.encoders.clap.encoder import ClapEncoder
+from audiosep_jax.encoders.clap.htsat import SAMPLE_RATE, HtsatConfig
 from audiosep_jax.encoders.clap.roberta import RobertaConfig
+from audiosep_jax.weights.tensor_files import write_tensors
 
 WORDS = ('dog', 'cat', 'rain', 'bell')
 TEXT = RobertaConfig(vocabulary=300, positions=514, width=64, hidden=48, layers=2, heads=1, embedding_size=16)
@@ -114,3 +116,40 @@ def write_tokenizer(folder: Path) -> None:
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
     (folder / 'vocab.json').write_text(json.dumps(ids), 'utf-8')
     (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]), 'utf-8')
+
+
+def write_laion(folder: Path, prefix: str = '', **changes: np.ndarray | None) -> Path:
+    """Writes a folder in LAION's naming; a tensor that is changed to None is left out."""
+    tensors = laion_tensors() | changes
+    write_tensors(folder / 'model.safetensors', {prefix + n: v for n, v in tensors.items() if v is not None})
+    write_tokenizer(folder)
+    return folder
+
+
+def write_hugging_face(
+    folder: Path, config: dict | None = CONFIG, features: dict | None = None, **changes: np.ndarray | None
+) -> Path:
+    """Writes a folder in Hugging Face's naming; a tensor that is changed to None is left out."""
+    tensors = hugging_face_tensors() | changes
+    write_tensors(folder / 'model.safetensors', {n: v for n, v in tensors.items() if v is not None})
+    for name, settings in (('config.json', config), ('preprocessor_config.json', features)):
+        if settings is not None:
+            (folder / name).write_text(json.dumps(settings))
+    write_tokenizer(folder)
+    return folder
+
+
+def noise(seconds: float, seed: int = 0, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Returns white noise, float32 [T]."""
+    return 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate)).astype(np.float32)
+
+
+def text_and_audio(encoder: ClapEncoder) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an encoder's embeddings of two sentences and of a sound."""
+    return encoder.encode_text(['dog', 'rain cat']), encoder.encode_audio(noise(1), sample_rate=SAMPLE_RATE)
+
+
+def assert_same(encoder: ClapEncoder, expected: tuple[np.ndarray, np.ndarray], atol: float = 1e-6) -> None:
+    """Asserts that an encoder gives the embeddings of `text_and_audio`."""
+    for found, wanted in zip(text_and_audio(encoder), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=atol)

@@ -1,16 +1,13 @@
-"""The PyTorch files under tests/reference: how they were made, and what is in them.
+"""Makes the PyTorch files under tests/reference, and so says what is in them. Takes torch.
 
-    python tests/torch_samples.py          # with torch; writes tests/reference/torch_*
-
-Also the pieces of pickles and zips that the tests put together by hand, which need no torch.
+PYTHONPATH=tests python tests/support/torch_samples.py          # writes tests/reference/torch_*
+PYTHONPATH=tests python tests/support/torch_samples.py FOLDER   # writes them elsewhere
 """
 
 import argparse
 import collections
-import io
 import pathlib
-import pickle
-import pickletools
+import sys
 import zipfile
 from functools import partial
 
@@ -21,7 +18,7 @@ SAMPLES = ('zip.pt', 'legacy.pt', 'protocol5.pt', 'zip16.pt', 'lightning.ckpt', 
 
 
 class Settings:
-    """Someone's own class, in a checkpoint."""
+    """A user's own class, as checkpoints contain them."""
 
     def __init__(self):
         self.rate = 1e-3
@@ -32,7 +29,7 @@ class Attributes(dict):
 
 
 def tensors(torch, dtypes) -> dict:
-    """Every type, and the kinds of views."""
+    """Tensors of every type, and every kind of view."""
     base = torch.arange(24, dtype=torch.float32)
     tied = torch.nn.Parameter(base[:4].reshape(2, 2))
     return {
@@ -52,7 +49,7 @@ def tensors(torch, dtypes) -> dict:
 
 
 def lightning(torch) -> dict:
-    """The shape of a Lightning checkpoint, with the extras that people store."""
+    """A tree like a Lightning checkpoint, with the further objects that people store."""
     layer = torch.nn.Linear(2, 2)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 2], [3, 4]]))
@@ -91,68 +88,30 @@ def lightning(torch) -> dict:
     }
 
 
-def make() -> None:
+def make(folder: pathlib.Path = REFERENCE) -> None:
+    """Writes all sample files into a folder."""
     import torch
 
     from audiosep_jax.weights.torch_files.dtypes import DTYPES
 
-    # As files name the classes, whatever file this runs as.
+    # The files name the classes by this module, as whatever it is imported or run.
     Settings.__module__ = Attributes.__module__ = 'torch_samples'
-    import sys
-
     sys.modules.setdefault('torch_samples', sys.modules[__name__])
     plain = tensors(torch, DTYPES)
-    torch.save(plain, REFERENCE / 'torch_zip.pt')
-    torch.save(plain, REFERENCE / 'torch_legacy.pt', _use_new_zipfile_serialization=False)
-    torch.save(plain, REFERENCE / 'torch_protocol5.pt', pickle_protocol=5)
+    torch.save(plain, folder / 'torch_zip.pt')
+    torch.save(plain, folder / 'torch_legacy.pt', _use_new_zipfile_serialization=False)
+    torch.save(plain, folder / 'torch_protocol5.pt', pickle_protocol=5)
     extras = lightning(torch)
-    torch.save(extras, REFERENCE / 'torch_lightning.ckpt')
-    torch.save(extras, REFERENCE / 'torch_lightning_legacy.ckpt', _use_new_zipfile_serialization=False)
-    torch.jit.save(torch.jit.script(torch.nn.ReLU()), REFERENCE / 'torch_script.pt')
-    # What torch 1.6 wrote: without the byte order, and the entries about the format.
-    with zipfile.ZipFile(REFERENCE / 'torch_zip.pt') as new, zipfile.ZipFile(REFERENCE / 'torch_zip16.pt', 'w') as old:
+    torch.save(extras, folder / 'torch_lightning.ckpt')
+    torch.save(extras, folder / 'torch_lightning_legacy.ckpt', _use_new_zipfile_serialization=False)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), folder / 'torch_script.pt')
+    # What torch 1.6 wrote: without the byte order, and without the entries about the format.
+    with zipfile.ZipFile(folder / 'torch_zip.pt') as new, zipfile.ZipFile(folder / 'torch_zip16.pt', 'w') as old:
         for entry in new.infolist():
             name = entry.filename.replace('torch_zip/', 'epoch=1-step=2/')
             if name.split('/')[1] in ('data.pkl', 'data', 'version'):
                 old.writestr(zipfile.ZipInfo(name), new.read(entry))
 
 
-# Pieces of pickles, all of protocol 2.
-
-
-def value(tree) -> bytes:
-    """The instructions that push plain values."""
-    return pickletools.optimize(pickle.dumps(tree, 2))[2:-1]
-
-
-def named(module: str, name: str) -> bytes:
-    return f'c{module}\n{name}\n'.encode()
-
-
-def call(module: str, name: str, *args: bytes) -> bytes:
-    return named(module, name) + b'(' + b''.join(args) + b'tR'
-
-
-def storage(key='0', kind='FloatStorage', elements=4) -> bytes:
-    return b'(' + value('storage') + named('torch', kind) + b''.join(map(value, (key, 'cpu', elements))) + b'tQ'
-
-
-def tensor(store=None, offset=0, size=(4,), stride=(1,), *metadata) -> bytes:
-    rest = (value(False), call('collections', 'OrderedDict'), *map(value, metadata))
-    store = storage() if store is None else store
-    return call('torch._utils', '_rebuild_tensor_v2', store, *map(value, (offset, size, stride)), *rest)
-
-
-def zipped(pickled: bytes, storages: dict[str, bytes] | None = None, *, root='archive', method=0, **others) -> bytes:
-    """A file around the instructions of a pickle."""
-    storages = {'0': np.arange(4, dtype='<f4').tobytes()} if storages is None else storages
-    entries = {'data.pkl': b'\x80\x02' + pickled + b'.'} | {f'data/{key}': data for key, data in storages.items()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w', method) as archive:
-        for name, data in (entries | others).items():
-            archive.writestr(zipfile.ZipInfo(f'{root}/{name}'), data, method)
-    return buffer.getvalue()
-
-
 if __name__ == '__main__':
-    make()
+    make(*map(pathlib.Path, sys.argv[1:]))

@@ -14,10 +14,10 @@ from audiosep_jax.data.batches import DataConfig, encoder_identity
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.parallel.launch import Detected
-from audiosep_jax.parallel.mesh import MeshConfig, make_mesh
+from audiosep_jax.parallel.mesh import MeshConfig
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.dry_run import dry_run
-from audiosep_jax.training.train_step import Program, make_program
+from audiosep_jax.training.train_step import Program
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_full_size_on_eight_devices(uncompiled, capsys):
         'none given: --data DIR',
         '8.6 GB of activations (12 clips at a time)',  # 0.72 GB a clip
         '700 GFLOP a clip, 1,000,000 steps, 96.0 M clips',
-        '200 checkpoints, every 5,000 steps; kept: 2, and the best',
+        '200 checkpoints, every 5,000 steps; kept: the newest 2, and the best',
     ):
         assert line in said
 
@@ -99,14 +99,3 @@ def test_the_weights_to_start_from_are_checked(uncompiled, capsys, tmp_path):
     # A run that is there is continued from its own checkpoint.
     save_for_inference(tmp_path / 'run' / 'checkpoints' / '3', variables=variables, record=record, step=3)
     dry_run(dataclasses.replace(config, init_from='nowhere'))
-
-
-def test_state_and_batch_have_the_shapes_of_the_run():
-    config = TrainConfig(mixing=dataclasses.replace(TrainConfig().mixing, avoid_same_label=True))
-    program = make_program(config, make_mesh())
-    assert {name: array.shape for name, array in program.batch.items()} == {
-        'waveforms': (96, 160000),
-        'embeddings': (96, 512),
-        'labels': (96, 16),
-    }
-    assert program.state.ema is None

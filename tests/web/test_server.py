@@ -178,7 +178,7 @@ def test_without_gradio_one_line_says_how_to_get_it(tmp_path):
     command = [
         sys.executable,
         '-m',
-        'audiosep_jax.cli.main',
+        'audiosep_jax.cli',
         'serve',
         '--checkpoint',
         'nowhere',
@@ -187,7 +187,7 @@ def test_without_gradio_one_line_says_how_to_get_it(tmp_path):
     ]
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, 'PYTHONPATH': path}
+        command, capture_output=True, text=True, check=False, timeout=600, env={**os.environ, 'PYTHONPATH': path}
     )
     assert done.returncode == 2
     assert "pip install 'audiosep_jax[demo]'" in done.stderr

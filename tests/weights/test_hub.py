@@ -1,4 +1,4 @@
-"""The hub without a network: its cache is a folder that the tests fill as `huggingface_hub` does."""
+"""The hub without a network: the tests fill its cache as `huggingface_hub` would."""
 
 import socket
 
@@ -10,7 +10,7 @@ from audiosep_jax.errors import DownloadError
 from audiosep_jax.weights import hub
 
 
-def test_what_is_in_the_cache_needs_no_network(offline):
+def test_cached_files_need_no_network(offline):
     offline('some/thing', {'a.json': 'A', 'sub/b.json': 'B'})
     assert hub.fetch('some/thing', 'a.json', place='nowhere').read_text() == 'A'
     assert sorted(hub.list_files('some/thing', place='nowhere', suffixes=['.json'])) == ['a.json', 'sub/b.json']
@@ -28,7 +28,7 @@ def test_what_is_in_the_cache_needs_no_network(offline):
         lambda: hub.snapshot('some/thing', ['tokenizer.json'], place='DST/encoder/tokenizer.json'),
     ],
 )
-def test_offline_with_a_cold_cache_says_which_file_to_put_where(offline, call):
+def test_offline_without_cache_the_message_names_the_file_and_its_place(offline, call):
     with pytest.raises(DownloadError) as error:
         call()
     message = str(error.value)
@@ -38,26 +38,26 @@ def test_offline_with_a_cold_cache_says_which_file_to_put_where(offline, call):
     assert message.endswith('put it at DST/encoder/tokenizer.json')
 
 
-def test_the_remains_of_something_else_are_no_listing(offline):
+def test_cached_settings_alone_are_not_a_listing(offline):
     offline('some/thing', {'config.json': '{}'})
     with pytest.raises(DownloadError, match='put it at there'):
         hub.list_files('some/thing', place='there', suffixes=['.safetensors'])
 
 
-def test_offline_by_setting(offline, monkeypatch):
+def test_offline_by_environment(offline, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     with pytest.raises(DownloadError, match='HF_HUB_OFFLINE is set'):
         hub.fetch('some/thing', 'a', place='there')
 
 
-def test_what_the_library_raises_is_one_line(offline, monkeypatch):
+def test_errors_of_the_library_become_one_line(offline, monkeypatch):
     monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: [])
     import httpx2
 
     response = httpx2.Response(404, request=httpx2.Request('GET', 'https://x'))
-    for error, says in (
+    for error, message in (
         (errors.RepositoryNotFoundError('many\nlines', response=response), 'no such repository'),
-        (errors.GatedRepoError('many\nlines', response=response), 'licence'),
+        (errors.GatedRepoError('many\nlines', response=response), 'accept its license'),
         (errors.RemoteEntryNotFoundError('many\nlines', response=response), 'no such file'),
         (OSError(28, 'No space left on device'), 'No space left'),
         (RuntimeError('first\nsecond'), '(first)'),
@@ -69,7 +69,7 @@ def test_what_the_library_raises_is_one_line(offline, monkeypatch):
         monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fail)
         with pytest.raises(DownloadError) as caught:
             hub.fetch('some/thing', 'a', place='there')
-        assert says in str(caught.value)
+        assert message in str(caught.value)
         assert '\n' not in str(caught.value)
 
 
@@ -80,4 +80,4 @@ def test_references(folder):
     for path in ('a', 'a/b/c', '../a', 'a/..', '/a/b', '', 'a b/c', './a', 'a/b.ckpt', 'a/b.safetensors'):
         assert hub.parse_reference(path) is None
     (folder / 'runs').mkdir()
-    assert hub.parse_reference('runs/bse') is None  # a mistyped path
+    assert hub.parse_reference('runs/bse') is None  # probably a mistyped path

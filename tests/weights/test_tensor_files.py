@@ -1,3 +1,5 @@
+"""Files of named tensors: every type comes back, nothing is copied, and damage is one line."""
+
 import json
 import os
 
@@ -74,20 +76,20 @@ def test_damaged_files_are_one_line(tmp_path):
         open_tensors(tmp_path / 'folder')
 
 
-def test_types_that_the_file_lies_about(tmp_path):
-    """The names of types are text in a file that anybody may have written."""
+def test_false_types_in_the_metadata(tmp_path):
+    """The type names are metadata, which any program may have written."""
     from safetensors.numpy import save_file
 
-    for lie in (['object', [1]], ['float64', [1000]], ['nonsense', [8]], ['float8_e4m3fn', 'x']):
+    for claim in (['object', [1]], ['float64', [1000]], ['nonsense', [8]], ['float8_e4m3fn', 'x']):
         save_file(
-            {'x': np.zeros(8, np.uint8)}, tmp_path / 'x.safetensors', {'audiosep_jax.dtypes': json.dumps({'x': lie})}
+            {'x': np.zeros(8, np.uint8)}, tmp_path / 'x.safetensors', {'audiosep_jax.dtypes': json.dumps({'x': claim})}
         )
         with pytest.raises(CheckpointError, match="tensor 'x' cannot be read"):
             SafeTensors(tmp_path / 'x.safetensors')['x']
 
 
 @pytest.mark.parametrize('table', ['[1]', '{"x": 3}', '{"x": []}', '[' * 100_000, 'null'])
-def test_a_table_of_types_that_is_none(tmp_path, table):
+def test_a_malformed_table_of_types(tmp_path, table):
     from safetensors.numpy import save_file
 
     save_file({'x': np.zeros(8, np.uint8)}, tmp_path / 'x.safetensors', {'audiosep_jax.dtypes': table})
@@ -95,7 +97,7 @@ def test_a_table_of_types_that_is_none(tmp_path, table):
         _ = SafeTensors(tmp_path / 'x.safetensors')['x']
 
 
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(CheckpointError, match='cannot be written'):
         write_tensors(tmp_path / 'missing' / 'x.safetensors', TENSORS)
     with pytest.raises(CheckpointError, match='cannot be written'):

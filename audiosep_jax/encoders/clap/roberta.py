@@ -1,6 +1,6 @@
-"""CLAP's text tower: RoBERTa (arXiv 1907.11692) with its pooler, a projection, scaled to length 1.
+"""CLAP's text tower: RoBERTa (arXiv 1907.11692) with its pooler, a projection, and scaling to length 1.
 
-Names and layouts of the parameters are those of LAION's files (`text_branch.*`, `text_projection.*`), which has them
+Names and layouts of the parameters are those of LAION's files (`text_branch.*`, `text_projection.*`), which took them
 from transformers' `RobertaModel`. Letters: B batch, L tokens, C width, E embedding size.
 """
 
@@ -30,7 +30,7 @@ _WORDS = 'text_branch.embeddings.word_embeddings.weight'
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig:
-    """Sizes. `positions` counts those that padding takes up: texts have at most `max_length` tokens."""
+    """Sizes of the tower. `positions` includes the two that padding uses, so texts have at most `max_length` tokens."""
 
     vocabulary: int = 50265
     positions: int = 514
@@ -39,16 +39,16 @@ class RobertaConfig:
     layers: int = 12
     heads: int = 12
     embedding_size: int = 512
-    epsilon: float = 1e-5  # roberta-base's; Hugging Face's CLAP configurations say 1e-12
+    epsilon: float = 1e-5  # the value of roberta-base; Hugging Face's CLAP configurations have 1e-12
 
     @property
     def max_length(self) -> int:
-        """Tokens, the special ones included."""
+        """The largest number of tokens, including the special ones."""
         return self.positions - PADDING_ID - 1
 
 
 class Embeddings(nn.Module):
-    """What a word, its position and its type say together: words [B, L, C] and positions int [B, L] -> [B, L, C]."""
+    """Adds position and type to word embeddings: words [B, L, C] and positions int [B, L] -> [B, L, C]."""
 
     config: RobertaConfig
 
@@ -56,12 +56,12 @@ class Embeddings(nn.Module):
     def __call__(self, words: jax.Array, positions: jax.Array) -> jax.Array:
         config = self.config
         position = Table(config.positions, config.width, name='position_embeddings')()[positions.astype(jnp.int32)]
-        kind = Table(1, config.width, name='token_type_embeddings')()[0]  # BERT has two, RoBERTa one
-        return LayerNorm(config.epsilon, name='LayerNorm')(words + kind + position)
+        token_type = Table(1, config.width, name='token_type_embeddings')()[0]  # RoBERTa has one type, BERT two
+        return LayerNorm(config.epsilon, name='LayerNorm')(words + token_type + position)
 
 
 class SelfAttention(nn.Module):
-    """[B, L, C] and a bias [B, 1, 1, L] -> [B, L, C]."""
+    """Multi-head self-attention: [B, L, C] and a bias [B, 1, 1, L] -> [B, L, C]."""
 
     config: RobertaConfig
 
@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """The end of either half of a layer: norm(x + linear(y))."""
+    """The end of both halves of a layer: norm(x + linear(y)), [B, L, C]."""
 
     config: RobertaConfig
 
@@ -82,11 +82,11 @@ class Sublayer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each normalised after its sum: [B, L, C] and a mask [B, L] of 0 and 1 -> [B, L, C]."""
+    """Attention and an MLP, with a norm after each sum: [B, L, C] and a mask [B, L] of 0 and 1 -> [B, L, C]."""
 
     config: RobertaConfig
 
-    def setup(self):
+    def setup(self) -> None:
         self.attention = _Attention(self.config)
         self.intermediate = _Intermediate(self.config)
         self.output = Sublayer(self.config)
@@ -98,6 +98,8 @@ class Layer(nn.Module):
 
 
 class _Attention(nn.Module):
+    """The first half of a layer: norm(x + linear(attention(x)))."""
+
     config: RobertaConfig
 
     @nn.compact
@@ -107,6 +109,8 @@ class _Attention(nn.Module):
 
 
 class _Intermediate(nn.Module):
+    """The hidden layer of the MLP."""
+
     config: RobertaConfig
 
     @nn.compact
@@ -115,7 +119,7 @@ class _Intermediate(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(linear) of the first token, `<s>`: [B, L, C] -> [B, C]."""
+    """Returns tanh(linear(x)) of the first token, `<s>`: [B, L, C] -> [B, C]."""
 
     config: RobertaConfig
 
@@ -125,7 +129,7 @@ class Pooler(nn.Module):
 
 
 def _parts(config: RobertaConfig) -> list[tuple[str, nn.Module, tuple[tuple[int, ...], ...]]]:
-    """(prefix of the names, module, shapes of its inputs), in the order of the computation."""
+    """Returns (prefix of the names, module, shapes of its inputs) in the order of the computation."""
     tokens = (1, 4, config.width)
     layers = [(f'text_branch.encoder.layer.{i}.', Layer(config), (tokens, (1, 4))) for i in range(config.layers)]
     return [
@@ -137,23 +141,30 @@ def _parts(config: RobertaConfig) -> list[tuple[str, nn.Module, tuple[tuple[int,
 
 
 def tensor_shapes(config: RobertaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the tower uses, as LAION's files name them."""
-    shapes = {_WORDS: (config.vocabulary, config.width)}
+    """Returns the shape of every tensor that the tower uses, by its name in LAION's files."""
+    shapes: dict[str, tuple[int, ...]] = {_WORDS: (config.vocabulary, config.width)}
     for prefix, module, inputs in _parts(config):
         shapes |= {f'{prefix}{name}': shape for name, shape in parameter_shapes(module, *inputs).items()}
     return shapes
 
 
 def position_ids(ids: np.ndarray) -> np.ndarray:
-    """int32 [B, L]: words count from `PADDING_ID` + 1 on, padding (by its id, whatever the mask) is not counted."""
+    """Returns the positions of token ids [B, L], int32 [B, L].
+
+    Tokens are counted from `PADDING_ID` + 1. Padding is recognized by its id, not by the mask, and is not counted.
+    """
     is_word = ids != PADDING_ID
     return (np.cumsum(is_word, axis=1) * is_word + PADDING_ID).astype(np.int32)
 
 
 class TextTower:
-    """Token ids to embeddings of length 1.
+    """Embeds token ids; embeddings have length 1.
 
-    The table of words stays where it is, usually a memory-mapped file: of its 154 MB a query needs a few rows.
+    The word embeddings stay in their file, which is usually memory-mapped: a query needs only a few rows of its 154 MB.
+
+    Args:
+        config: the sizes.
+        tensors: the weights, by the names of `tensor_shapes`.
     """
 
     def __init__(self, config: RobertaConfig, tensors: Mapping[str, np.ndarray]):
@@ -164,7 +175,12 @@ class TextTower:
         ]
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """ids int [B, L] and a mask [B, L] with a 1 in every row -> float32 [B, E]. Compiled for each B and L."""
+        """Returns the embeddings, float32 [B, E]. Compiled for each B and L.
+
+        Args:
+            ids: token ids, int [B, L].
+            mask: attention mask [B, L] with a 1 in every row.
+        """
         (embeddings, embedding_weights), *layers, pooler, projection = self._parts
         words, positions, mask = jax.device_put((np.asarray(self._words[ids], np.float32), position_ids(ids), mask))
         x = apply(embeddings, embedding_weights, words, positions)

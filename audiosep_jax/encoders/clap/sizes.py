@@ -1,6 +1,5 @@
-"""The sizes of a CLAP: from `config.json` in Hugging Face's folders, from the tensors' shapes in LAION's files."""
+"""Finds the sizes of a CLAP, from `config.json` in Hugging Face's folders or from the shapes in LAION's files."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,13 +9,14 @@ from audiosep_jax.encoders.clap import htsat
 from audiosep_jax.encoders.clap.htsat import HtsatConfig
 from audiosep_jax.encoders.clap.roberta import RobertaConfig
 from audiosep_jax.encoders.clap.weights import ClapTensors
+from audiosep_jax.encoders.towers import read_settings
 from audiosep_jax.errors import CheckpointError
 
-# roberta-base, where LAION's text towers began, has 1e-5 in its layer norms. transformers computes with what
-# `config.json` says, 1e-12 in the published ones, and with 1e-12 where it says nothing.
+# LAION's text towers started from roberta-base, whose layer norms have 1e-5. transformers takes the value of
+# `config.json`, which is 1e-12 in the published ones, and defaults to 1e-12.
 _HF_TEXT_EPSILON = 1e-12
-# What the towers take for granted, and transformers too where `config.json` leaves it out.
-_FIXED = {
+# The settings that the towers are written for. They are also transformers' defaults.
+_FIXED: dict[str, dict[str, Any]] = {
     '': {'model_type': 'clap', 'projection_hidden_act': 'relu'},
     'text_config': {'hidden_act': 'gelu', 'pad_token_id': 1, 'type_vocab_size': 1},
     'audio_config': {
@@ -38,38 +38,26 @@ _FEATURES = {
     'fft_window_size': htsat.WINDOW_SIZE,
     'hop_length': htsat.HOP_SIZE,
 }
-_FUSION = 'with feature fusion, which is not known here: use one without, such as laion/larger_clap_general'
+_FUSION = 'with feature fusion, which is not supported: use one without, such as laion/larger_clap_general'
 
 
-def read_settings(folder: Path, name: str) -> dict[str, Any] | None:
-    """A JSON object beside the weights; None where there is no such file.
+def sizes_from_tensors(tensors: ClapTensors, where: str) -> tuple[RobertaConfig, HtsatConfig]:
+    """Returns the sizes of the towers from the shapes of the tensors.
 
-    Raises:
-        CheckpointError: it is there and is not one.
-    """
-    path = folder / name
-    try:
-        settings = json.loads(path.read_text('utf-8'))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f'{path}: cannot be read: {error}') from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f'{path}: not the settings of a model')
-    return settings
+    A missing tensor counts as one of the usual size, so that a later check can name it.
 
-
-def sizes_of_tensors(tensors: ClapTensors, where: str) -> tuple[RobertaConfig, HtsatConfig]:
-    """What the shapes say. Where a tensor is missing its part is the usual size, so that a check can name it.
+    Args:
+        tensors: the weights.
+        where: the path of the weights, for messages.
 
     Raises:
-        CheckpointError: a CLAP of another kind: with feature fusion, on PANN.
+        CheckpointError: it is a CLAP with feature fusion or on PANN, or the sizes do not fit together.
     """
     shapes = tensors.shapes
     if any('.mel_conv' in name or '.fusion_model.' in name for name in shapes):
         raise CheckpointError(f'{where}: a CLAP {_FUSION}')
     if any(name.startswith('audio_branch.conv_block') for name in shapes):
-        raise CheckpointError(f'{where}: a CLAP on PANN, which is not known here: use one on HTSAT')
+        raise CheckpointError(f'{where}: a CLAP on PANN, which is not supported: use one on HTSAT')
 
     def shape(name: str, *usual: int) -> tuple[int, ...]:
         found = shapes.get(name, usual)
@@ -84,7 +72,7 @@ def sizes_of_tensors(tensors: ClapTensors, where: str) -> tuple[RobertaConfig, H
         positions=shape('text_branch.embeddings.position_embeddings.weight', usual.positions, width)[0],
         hidden=shape(f'{layers}.0.intermediate.dense.weight', 4 * width, width)[0],
         layers=_count(shapes, f'{layers}.') or usual.layers,
-        heads=max(1, width // 64),  # in RoBERTa of any size
+        heads=max(1, width // 64),  # RoBERTa of any size has heads of 64 channels
         embedding_size=shape('text_projection.2.weight', usual.embedding_size, usual.embedding_size)[0],
         epsilon=usual.epsilon if tensors.laion else _HF_TEXT_EPSILON,
     )
@@ -98,21 +86,25 @@ def sizes_of_tensors(tensors: ClapTensors, where: str) -> tuple[RobertaConfig, H
         hidden_ratio=shape(f'{stages[0]}0.mlp.fc1.weight', 4 * width, width)[0] / width,
         embedding_size=text.embedding_size,
     )
-    _check_division(text, audio, where)
+    _check_heads(text, audio, where)
     return text, audio
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
-    """How many parts are numbered after a prefix."""
+    """Returns the number of numbered parts whose names follow a prefix."""
     found = map(re.compile(re.escape(prefix) + r'(\d{1,3})\.').match, names)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def sizes_of_settings(config: Mapping[str, Any], where: str) -> tuple[RobertaConfig, HtsatConfig]:
-    """What `config.json` says, with transformers' defaults (HTSAT-tiny) for what it leaves out.
+def sizes_from_settings(config: Mapping[str, Any], where: str) -> tuple[RobertaConfig, HtsatConfig]:
+    """Returns the sizes of the towers in `config.json`, with transformers' defaults (HTSAT-tiny) for missing values.
+
+    Args:
+        config: the parsed file.
+        where: its path, for messages.
 
     Raises:
-        CheckpointError: settings of another model, or of a CLAP that is not known here.
+        CheckpointError: the settings are those of another model, or of a CLAP that is not supported.
     """
     blocks = {name: config.get(name) or {} if name else config for name in _FIXED}
     for name, fixed in _FIXED.items():
@@ -124,12 +116,12 @@ def sizes_of_settings(config: Mapping[str, Any], where: str) -> tuple[RobertaCon
                 raise CheckpointError(f'{where}: a CLAP {_FUSION}')
             if found not in (value, [value, value]):
                 field = f'{name}.{key}' if name else key
-                raise CheckpointError(f'{where}: {field} is {found!r}, and only {value!r} is known here')
+                raise CheckpointError(f'{where}: {field} is {found!r}, but only {value!r} is supported')
 
     def take(block: str, key: str, default: Any, valid: Callable[[Any], bool]) -> Any:
         value = blocks[block].get(key, default)
         if not valid(value):
-            raise CheckpointError(f'{where}: {block} {key} {value!r} is not a size')
+            raise CheckpointError(f'{where}: {block} {key} {value!r} is not a valid size')
         return value
 
     embedding_size = take('', 'projection_dim', 512, _is_size)
@@ -151,46 +143,55 @@ def sizes_of_settings(config: Mapping[str, Any], where: str) -> tuple[RobertaCon
         epsilon=take('audio_config', 'layer_norm_eps', 1e-5, _is_positive),
         embedding_size=embedding_size,
     )
-    _check_division(text, audio, where)
+    _check_heads(text, audio, where)
     return text, audio
 
 
 def read_features(folder: Path) -> dict[str, Any]:
-    """Hugging Face's settings of the spectrogram, from either of the files that they may be in; {}: there are none."""
-    features = read_settings(folder, 'preprocessor_config.json')
+    """Returns Hugging Face's settings of the spectrogram, from either of the two files that may hold them, or {}.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    features = read_settings(folder / 'preprocessor_config.json')
     if features is None:
-        features = (read_settings(folder, 'processor_config.json') or {}).get('feature_extractor')
+        features = (read_settings(folder / 'processor_config.json') or {}).get('feature_extractor')
     return features if isinstance(features, dict) else {}
 
 
 def mel_range(features: Mapping[str, Any], where: str) -> tuple[float, float]:
-    """Lowest and highest frequency of the mel bands, in Hz, in `preprocessor_config.json`.
+    """Returns the lowest and the highest frequency of the mel bands in Hz, from `preprocessor_config.json`.
 
-    The published ones say 50 and 14000, as LAION's code does, and so do we where there is nothing: the default of
-    transformers' feature extractor, 0 Hz, is nothing that weights were trained with.
+    The defaults are 50 and 14000, as in LAION's code and the published files. The default of transformers' feature
+    extractor, 0 Hz, was not used in training.
+
+    Args:
+        features: the parsed file.
+        where: its path, for messages.
 
     Raises:
-        CheckpointError: the file is of features that are not known here.
+        CheckpointError: the settings are those of other features.
     """
     for key, value in _FEATURES.items():
         if features.get(key, value) != value:
-            raise CheckpointError(f'{where}: {key} {features[key]!r}, only {value} is known here')
+            raise CheckpointError(f'{where}: {key} {features[key]!r}, but only {value} is supported')
     usual = HtsatConfig()
     lowest, highest = (
         features.get(key, value) for key, value in (('frequency_min', usual.lowest), ('frequency_max', usual.highest))
     )
     if not (lowest == 0 or _is_positive(lowest)) or not _is_positive(highest) or not lowest < highest <= 24000:
-        raise CheckpointError(f'{where}: frequency_min {lowest!r} and frequency_max {highest!r} are no range in Hz')
+        raise CheckpointError(f'{where}: frequency_min {lowest!r} and frequency_max {highest!r} are not a range in Hz')
     return float(lowest), float(highest)
 
 
-def _check_division(text: RobertaConfig, audio: HtsatConfig, where: str) -> None:
+def _check_heads(text: RobertaConfig, audio: HtsatConfig, where: str) -> None:
+    """Checks that every width can be divided into its heads."""
     if len(audio.depths) != len(audio.heads) or len(audio.depths) > 4:
         raise CheckpointError(f'{where}: {len(audio.depths)} stages with {len(audio.heads)} numbers of heads')
     widths = [audio.width << i for i in range(len(audio.depths))]
     for width, heads in ((text.width, text.heads), *zip(widths, audio.heads, strict=True)):
         if width % heads:
-            raise CheckpointError(f'{where}: a width of {width} does not divide into {heads} heads')
+            raise CheckpointError(f'{where}: a width of {width} is not a multiple of {heads} heads')
 
 
 def _is_size(value: Any) -> bool:
@@ -198,7 +199,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_depth(value: Any) -> bool:
-    return _is_size(value) and value <= 256  # each layer is listed
+    return _is_size(value) and value <= 256  # a limit, because every layer is created
 
 
 def _are_depths(value: Any) -> bool:

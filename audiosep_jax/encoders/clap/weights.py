@@ -1,4 +1,4 @@
-"""CLAP's weights in the two namings that they are published in, LAION's and Hugging Face's, as one."""
+"""Reads CLAP's weights in either of their published namings, LAION's and Hugging Face's."""
 
 import re
 from collections import Counter
@@ -9,9 +9,12 @@ import numpy as np
 from audiosep_jax.errors import CheckpointError, listed
 
 _TOWERS = re.compile(r'(?P<prefix>(?:.*\.)?)(?:text_branch|audio_branch|text_model|audio_model)\.')
-# Hugging Face's fragments of names and LAION's, in the order in which they turn the one into the other.
-_BOTH_TOWERS = (('text_model.', 'text_branch.'), ('_projection.linear1.', '_projection.0.'))
-_BOTH_TOWERS += (('_projection.linear2.', '_projection.2.'),)
+# Fragments of Hugging Face's names and of LAION's, in the order in which they have to be replaced.
+_BOTH_TOWERS = (
+    ('text_model.', 'text_branch.'),
+    ('_projection.linear1.', '_projection.0.'),
+    ('_projection.linear2.', '_projection.2.'),
+)
 _AUDIO_TOWER = (
     ('.batch_norm.', '.bn0.'),
     ('audio_model.audio_encoder.', 'audio_branch.'),
@@ -22,35 +25,40 @@ _AUDIO_TOWER = (
     ('.intermediate.dense.', '.mlp.fc1.'),
     ('.output.dense.', '.mlp.fc2.'),
 )
-_QKV = ('query', 'key', 'value')  # apart in Hugging Face's files, one on top of the other in LAION's
+_QKV = ('query', 'key', 'value')  # separate tensors in Hugging Face's files, one stacked tensor in LAION's
 _ONE_OF_QKV = re.compile(r'(^audio_branch\..*\.attn\.)(?:query|key|value)\.')
 _FLOATS = {'float16', 'bfloat16', 'float32', 'float64'}
-_NAMED = 3  # tensors that a message names; the rest it counts
+_MAX_NAMED = 3  # tensors that a message names; it counts the others
 
 
-class ClapTensors(Mapping):
-    """The tensors of a file under LAION's names, with query, key and value of the audio tower apart.
+class ClapTensors(Mapping[str, np.ndarray]):
+    """The tensors of a file under LAION's names, with query, key and value of the audio tower separated.
 
-    LAION's (`text_branch.*`, `audio_branch.*`) are also those inside AudioSep's checkpoints, behind a prefix; Hugging
-    Face's are `text_model.*` and `audio_model.*`. Either may be behind a prefix, which is found.
+    LAION's names begin with `text_branch.` or `audio_branch.`; AudioSep's checkpoints have them, too, with a prefix.
+    Hugging Face's begin with `text_model.` or `audio_model.`. A prefix of either is detected.
+
+    Args:
+        tensors: the tensors of a file.
+        where: its path, for messages.
 
     Attributes:
-        laion: whether the file itself has LAION's names.
-        shapes: of all tensors.
+        laion: whether the file has LAION's names.
+        shapes: the shapes of all tensors, by LAION's name.
 
     Raises:
-        CheckpointError: neither naming is in the file.
+        CheckpointError: the file has neither naming.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray], where: str):
         self._tensors, self._where = tensors, where
         prefixes = Counter(match['prefix'] for match in map(_TOWERS.match, tensors) if match)
         if not prefixes:
-            raise CheckpointError(f'{where}: no CLAP weights in it: no tensor of a text_branch or text_model')
+            raise CheckpointError(f'{where}: no CLAP weights: it has no tensor of a text_branch or text_model')
         prefix = prefixes.most_common(1)[0][0]
         names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
         self.laion = any(name.startswith(('text_branch.', 'audio_branch.')) for name in names)
-        self._place: dict[str, tuple[str, int | None]] = {}  # name -> name in the file, which third of that tensor
+        # LAION's name -> name in the file, and which third of that tensor (None: all of it).
+        self._place: dict[str, tuple[str, int | None]] = {}
         for name in names:
             if self.laion and name.startswith('audio_branch.') and '.attn.qkv.' in name:
                 parts = {name.replace('.qkv.', f'.{part}.'): (prefix + name, i) for i, part in enumerate(_QKV)}
@@ -64,7 +72,7 @@ class ClapTensors(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         stored, third = self._place[name]
         tensor = self._tensors[stored]
-        if third is None or not tensor.ndim or len(tensor) % 3:  # what does not divide is for `check` to refuse
+        if third is None or not tensor.ndim or len(tensor) % 3:  # `check` refuses tensors that cannot be divided
             return tensor
         rows = len(tensor) // 3
         return tensor[rows * third : rows * (third + 1)]
@@ -76,13 +84,19 @@ class ClapTensors(Mapping):
         return len(self._place)
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises CheckpointError, in one line, where expected tensors are missing, misshapen or not of floats."""
-        missing = [self._stored_name(name) for name in expected if name not in self._place]
+        """Checks the tensors' shapes and types.
+
+        Args:
+            expected: the shapes by LAION's name.
+
+        Raises:
+            CheckpointError: tensors are missing, have another shape, or are not floats.
+        """
+        missing = list(dict.fromkeys(self._stored_name(name) for name in expected if name not in self._place))
         if missing:
-            missing = list(dict.fromkeys(missing))
             tensors = f'{len(missing)} tensor{"s" * (len(missing) > 1)}'
             raise CheckpointError(
-                f'{self._where}: {tensors} of CLAP missing: {listed(missing, _NAMED)}; get the file anew'
+                f'{self._where}: {tensors} of CLAP missing: {listed(missing, _MAX_NAMED)}; download the file again'
             )
         wrong = [
             f'{self._place[name][0]} {list(self.shapes[name])} where {list(shape)} is expected'
@@ -93,22 +107,24 @@ class ClapTensors(Mapping):
             f'{self._place[name][0]} of {self._dtypes[name]}' for name in expected if self._dtypes[name] not in _FLOATS
         ]
         if wrong:
-            raise CheckpointError(f'{self._where}: tensors that do not fit a CLAP: {listed(wrong, _NAMED)}')
+            raise CheckpointError(f'{self._where}: tensors do not fit a CLAP: {listed(wrong, _MAX_NAMED)}')
 
     def _stored_name(self, name: str) -> str:
-        """What the file would call a tensor, the prefix aside."""
+        """Returns the name that a tensor would have in the file, without the prefix."""
         return _ONE_OF_QKV.sub(r'\1qkv.', name) if self.laion else _hugging_face_name(name)
 
 
 def _laion_name(name: str) -> str:
+    """Converts Hugging Face's name of a tensor."""
     fragments = _BOTH_TOWERS + (_AUDIO_TOWER if name.startswith('audio_model.') else ())
-    for theirs, ours in fragments:
-        name = name.replace(theirs, ours)
+    for hugging_face, laion in fragments:
+        name = name.replace(hugging_face, laion)
     return name
 
 
 def _hugging_face_name(name: str) -> str:
+    """Converts LAION's name of a tensor."""
     fragments = _BOTH_TOWERS + (_AUDIO_TOWER if name.startswith('audio_branch.') else ())
-    for theirs, ours in reversed(fragments):
-        name = name.replace(ours, theirs)
+    for hugging_face, laion in reversed(fragments):
+        name = name.replace(laion, hugging_face)
     return name

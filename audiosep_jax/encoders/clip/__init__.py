@@ -1,1 +1,6 @@
-"""OpenAI CLIP in Flax: its text tower and its vision tower."""
+"""The encoder `clip`: CLIP in Flax.
+
+encoder.py  the encoder
+model.py    its text and vision towers, their sizes and their weights
+images.py   prepares the pixels of images
+"""

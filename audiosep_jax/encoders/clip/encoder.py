@@ -1,11 +1,11 @@
-"""`clip`: text and images to one space (OpenAI's and LAION's CLIP), in Flax, from Hugging Face's files. No torch.
+"""`clip` embeds texts and images in the same space (OpenAI's and LAION's CLIP), without PyTorch.
 
-A folder holds `config.json`, `model.safetensors` (or `pytorch_model.bin`), `tokenizer.json` and perhaps
-`preprocessor_config.json`; ViT-B/32, B/16, L/14 and L/14@336 differ in their config alone.
+It reads Hugging Face's folders: `config.json`, `model.safetensors` (or `pytorch_model.bin`), `tokenizer.json` and
+optionally `preprocessor_config.json`. ViT-B/32, B/16, L/14 and L/14@336 differ only in their `config.json`.
 
-Embeddings have length 1. CLIP is trained on the angle between text and image vectors alone, their lengths differ from
-tower to tower and from input to input; AudioSep's hybrid training puts the one in the place of the other, so they have
-to be alike. `normalize=False` gives the raw ones, and says so in the identity.
+Embeddings have length 1. CLIP is trained only on the angles between vectors of texts and images, so their lengths
+differ between towers and between inputs. AudioSep's hybrid training uses both as the same condition, so they must have
+the same length. `normalize=False` gives the raw embeddings, and the identity records it.
 """
 
 import dataclasses
@@ -28,7 +28,16 @@ from audiosep_jax.encoders.clip.model import (
     tensor_shapes,
 )
 from audiosep_jax.encoders.tokenizer import Tokenizer
-from audiosep_jax.encoders.towers import MAX_BATCH, bucket, fingerprint, in_batches, tokenizer_in
+from audiosep_jax.encoders.towers import (
+    MAX_BATCH,
+    check_finite,
+    check_token_ids,
+    fingerprint,
+    in_batches,
+    padded_length,
+    read_settings,
+    tokenizer_in,
+)
 from audiosep_jax.errors import CheckpointError, QueryError
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import open_tensors
@@ -36,20 +45,20 @@ from audiosep_jax.weights.tensor_files import open_tensors
 if TYPE_CHECKING:
     from audiosep_jax.encoders.clip.images import Image
 
-_LENGTHS = (16, 32, 64)  # of token ids, below the longest that a model takes
-_TOKENIZER_SOURCE = 'openai/clip-vit-base-patch32'  # one vocabulary for all of OpenAI's and LAION's models
+_LENGTHS = (16, 32, 64)  # compiled numbers of tokens, besides the largest that the model takes
+_TOKENIZER_SOURCE = 'openai/clip-vit-base-patch32'  # all of OpenAI's and LAION's models have the same vocabulary
 
 
 class ClipEncoder:
-    """CLIP's text and vision towers, each loaded to the device when it is first asked. Use `ClipEncoder.open`.
+    """CLIP's towers, each loaded to the device on first use. Use `ClipEncoder.open` to create an encoder.
 
     Args:
-        tensors: both towers' weights in Hugging Face's names.
-        config: their sizes.
-        images: how pixels are prepared.
-        folder: where the tokenizer is, or is put when it had to be fetched.
-        source: what the identity says of the origin, such as a repository's name.
-        normalize: scale embeddings to length 1.
+        tensors: the weights of both towers, by Hugging Face's names.
+        config: the sizes of both towers.
+        images: how to prepare pixels.
+        folder: the folder of the tokenizer, into which it is fetched if it is missing.
+        source: the origin of the weights, such as a repository's name, for the identity.
+        normalize: whether to scale embeddings to length 1.
     """
 
     name = 'clip'
@@ -75,24 +84,24 @@ class ClipEncoder:
 
     @classmethod
     def open(cls, path: str | Path, *, source: str = '', normalize: bool = True) -> 'ClipEncoder':
-        """The encoder of a folder, or of a file of weights with `config.json` beside it. Reads shapes, no weights.
+        """Opens the encoder of a folder, or of a file of weights next to its `config.json`. Reads only shapes.
+
+        Args:
+            path: the folder or file.
+            source: see the class.
+            normalize: see the class.
 
         Raises:
-            CheckpointError: nothing there, damaged, another model (CLAP, SigLIP …), or tensors that do not fit.
+            CheckpointError: the path is missing or damaged, or the model is another one (CLAP, SigLIP …).
         """
         path = Path(path)
         if not path.exists():
             raise CheckpointError(f'no such file or folder: {path}')
         folder = path if path.is_dir() else path.parent
         settings = folder / 'config.json'
-        if not settings.is_file():
-            raise CheckpointError(f'{path}: no config.json, as a CLIP in Hugging Face naming has beside its weights')
-        try:
-            parsed = json.loads(settings.read_text('utf-8'))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f'{settings}: cannot be read: {error}') from error
-        if not isinstance(parsed, dict):
-            raise CheckpointError(f'{settings}: not the configuration of a model')
+        parsed = read_settings(settings)
+        if parsed is None:
+            raise CheckpointError(f'{path}: no config.json next to the weights, which gives their sizes: add it')
         config = read_config(parsed, str(settings))
         images = read_image_config(folder, config.vision.image_size)
         tensors = open_tensors(path)
@@ -100,9 +109,10 @@ class ClipEncoder:
         return cls(tensors, config, images, folder, source=source, normalize=normalize)
 
     def identity(self) -> dict[str, Any]:
-        """What caches and checkpoints record; `weights` is a fingerprint of both towers and of what they compute.
+        """Returns the settings that caches and checkpoints record.
 
-        The latter because the same weights with the other activation, say, are another encoder.
+        `weights` is a fingerprint of both towers and of their configuration: the same weights with another activation,
+        for example, are another encoder.
         """
         return {
             'name': self.name,
@@ -119,11 +129,12 @@ class ClipEncoder:
         return fingerprint(self._tensors, tensor_shapes(self.config), json.dumps(settings, sort_keys=True))
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
-        """float32 [Q, E] of Q sentences; beyond 77 tokens a sentence loses its end.
+        """Returns the embeddings of sentences, float32 [Q, E]. Sentences are cut after 77 tokens.
 
         Raises:
-            QueryError: an empty sentence.
-            DownloadError: there is no tokenizer beside the weights, and none can be fetched.
+            QueryError: a sentence is empty.
+            CheckpointError: the tokenizer or the weights are damaged, or do not belong together.
+            DownloadError: there is no tokenizer next to the weights, and it cannot be fetched.
         """
         check_texts(texts)
         if not len(texts):
@@ -131,29 +142,26 @@ class ClipEncoder:
         return self.encode_token_ids(*self.tokenizer.encode(list(texts), self.config.text.tokens))
 
     def encode_token_ids(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
-        """float32 [Q, E] of token ids [Q, L], begin and end included.
+        """Returns the embeddings of token ids, float32 [Q, E].
 
-        A text is answered at its end-of-text token and attention looks back only, so padding on the right changes
-        nothing, whatever its id and with or without a mask.
+        The embedding is read at the end-of-text token, and attention only looks back. Padding on the right therefore
+        changes nothing, with any id, with or without a mask.
 
         Args:
-            ids: integers [Q, L], L at most the config's `max_position_embeddings` (77).
-            attention_mask: [Q, L], 0 where a token must not be seen; None: all are.
+            ids: integers [Q, L] including the begin and end tokens, L at most `max_position_embeddings` (77).
+            attention_mask: [Q, L], 0 for tokens that must not be seen; None: all are seen.
 
         Raises:
-            QueryError: other shapes, more tokens, or ids outside the vocabulary.
+            QueryError: the shape is wrong, there are too many tokens, or ids are outside the vocabulary.
+            CheckpointError: the weights are damaged.
         """
         config = self.config.text
         try:
             ids = np.asarray(ids)
             mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
-        except ValueError as error:  # rows of several lengths
+        except ValueError as error:  # rows of different lengths
             raise QueryError(f'token ids and attention mask: expected integers [Q, L]: {error}') from error
-        if ids.ndim != 2 or mask.shape != ids.shape or not np.issubdtype(ids.dtype, np.integer):
-            raise QueryError(
-                f'token ids and attention mask: expected integers [Q, L], got {ids.dtype} {list(ids.shape)} and '
-                f'{list(mask.shape)}'
-            )
+        check_token_ids(ids, mask)
         count, length = ids.shape
         if not 1 <= length <= config.tokens:
             raise QueryError(f'{length} tokens: CLIP takes 1 to {config.tokens}')
@@ -161,23 +169,27 @@ class ClipEncoder:
             return np.zeros((0, self.embedding_size), np.float32)
         if ids.min() < 0 or ids.max() >= config.vocabulary:
             raise QueryError(f'token ids outside the vocabulary of {config.vocabulary}')
-        # transformers: configs from before 2023 say 2, which is wrong, and mean the largest id; else the first of them.
+        # As in transformers: the first end token, or the largest id if the config wrongly says 2 (before 2023).
         end = np.argmax(ids if config.eos_token_id == 2 else ids == config.eos_token_id, axis=1)
         sizes = [size for size in _LENGTHS if size < config.tokens] + [config.tokens]
-        size_of = np.array([bucket(position + 1, sizes) for position in end])
+        size_of = np.array([padded_length(position + 1, sizes) for position in end])
         embeddings = np.empty((count, self.embedding_size), np.float32)
         for size in np.unique(size_of):
             rows = size_of == size
             fill = ((0, 0), (0, max(0, size - length)))
             fitted = (np.pad(array[rows, :size].astype(np.int32), fill) for array in (ids, mask))
             embeddings[rows] = in_batches(self._text_tower, *fitted, end[rows].astype(np.int32))
-        return self._checked(embeddings)
+        return check_finite(embeddings, self._folder)
 
     def encode_image(self, images: 'list[Image]') -> np.ndarray:
-        """float32 [Q, E] of Q images: Pillow images, uint8 [H, W, 3], or paths of files, which EXIF turns upright.
+        """Returns the embeddings of images, float32 [Q, E].
+
+        Args:
+            images: Pillow images, arrays uint8 [H, W, 3], or paths of files, which are turned upright by EXIF.
 
         Raises:
-            QueryError: a file that is missing, damaged or not an image; more pixels than Pillow's `MAX_IMAGE_PIXELS`.
+            QueryError: a file is missing, damaged or not an image, or has more pixels than Pillow's `MAX_IMAGE_PIXELS`.
+            CheckpointError: the weights are damaged.
         """
         if not isinstance(images, list | tuple):
             raise QueryError(f'expected a list of images, got {type(images).__name__}: put it into a list')
@@ -186,30 +198,29 @@ class ClipEncoder:
             batch = images[start : start + self._image_batch]
             pixels = [self._prepare(image, start + i, len(images)) for i, image in enumerate(batch)]
             embeddings.append(in_batches(self._vision_tower, np.stack(pixels), largest=self._image_batch))
-        return self._checked(np.concatenate(embeddings))
+        return check_finite(np.concatenate(embeddings), self._folder)
 
     @property
     def _image_batch(self) -> int:
-        # The attention weights of 64 images are 0.3 GB in a layer of L/14, and 1.4 GB at 336 pixels.
+        # The attention weights of 64 images take 0.3 GB in a layer of L/14, and 1.4 GB at 336 pixels.
         return MAX_BATCH if self.config.vision.image_size // self.config.vision.patch_size <= 16 else MAX_BATCH // 4
 
     def _prepare(self, image: 'Image', index: int, count: int) -> np.ndarray:
         where = f'image {index + 1} of {count}' if count > 1 else 'image'
         pixels = prepare(image, self.images, where)
         size = self.config.vision.image_size
-        if pixels.shape != (size, size, 3):  # only where the settings do not crop
+        if pixels.shape != (size, size, 3):  # possible only if the settings do not crop
             raise QueryError(f'{where}: {pixels.shape[1]}×{pixels.shape[0]} pixels, this model takes {size}×{size}')
         return pixels
 
-    def _checked(self, embeddings: np.ndarray) -> np.ndarray:
-        if not np.isfinite(embeddings).all():
-            raise CheckpointError(
-                f'{self._folder}: these weights give embeddings that are not finite: they are damaged'
-            )
-        return embeddings
-
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer from the folder of the weights, into which it is fetched if it is missing.
+
+        Raises:
+            CheckpointError: the tokenizer is damaged, or does not belong to the weights.
+            DownloadError: the tokenizer is missing, and it cannot be fetched.
+        """
         reference = hub.parse_reference(self.source)
         repository = _TOKENIZER_SOURCE if reference is None else reference.repository
         tokenizer = tokenizer_in(self._folder, 'clip', repository)

@@ -1,10 +1,10 @@
-"""Images as CLIP was trained on: RGB, shortest edge resized, centre cropped, normalised. Pillow alone.
+"""Prepares images as in CLIP's training: RGB, shortest edge resized, center cropped, normalized. Needs only Pillow.
 
-The same numbers as transformers' `CLIPImageProcessorPil` (`tests/test_clip_images.py`), in its order: transparency is
-laid on white, the shortest edge is resized (bicubic, with Pillow's own anti-aliasing), the middle is cut out, bytes
-become numbers of mean 0 and deviation 1. As there, a *file* is turned upright by its EXIF orientation, and an image
-that the caller has opened is taken as it is. Transparent files are laid on white as well: where transformers opens the
-file itself, it shows whatever colour is hidden under the transparency.
+The pixels are equal to those of transformers' `CLIPImageProcessorPil` (`tests/encoders/clip/test_images.py`).
+Transparent images are put on white, the shortest edge is resized (bicubic, with Pillow's anti-aliasing), the center is
+cropped, and the bytes are scaled to mean 0 and deviation 1. As in transformers, a *file* is turned upright by its EXIF
+orientation, while an image that the caller has opened is used unchanged. Unlike here, transformers does not put a
+transparent *file* on white, but shows the color that the transparency hides.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Image = PIL.Image.Image | np.ndarray | str | os.PathLike
 
-# What people have. Not all that Pillow knows: EPS runs Ghostscript, and rare decoders are where its bugs are.
+# The common formats only: Pillow runs Ghostscript for EPS, and its rarely used decoders have most of its bugs.
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _BICUBIC = 3
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,14 +33,15 @@ _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How pixels are prepared.
+    """How to prepare pixels.
 
     Attributes:
-        resize: the shortest edge in pixels, or (height, width), or None: not resized.
-        crop: (height, width), or None: not cropped.
-        resample: Pillow's number of the filter.
-        scale: what bytes are multiplied by.
-        mean, deviation: of the three colours, after scaling.
+        resize: the shortest edge in pixels, or (height, width); None: images are not resized.
+        crop: (height, width) in pixels; None: images are not cropped.
+        resample: Pillow's number of the resampling filter.
+        scale: factor by which bytes are multiplied.
+        mean: mean of the three colors after scaling.
+        deviation: standard deviation of the three colors after scaling.
     """
 
     resize: int | tuple[int, int] | None = 224
@@ -52,14 +53,14 @@ class ImageConfig:
 
 
 def read_image_config(folder: Path, image_size: int) -> ImageConfig:
-    """The settings in a folder's `preprocessor_config.json` or `processor_config.json`; CLIP's own where it has none.
+    """Returns the settings in `preprocessor_config.json` or `processor_config.json`, or else CLIP's defaults.
 
     Args:
-        folder: of the weights.
-        image_size: what the vision tower takes, in pixels.
+        folder: the folder of the weights.
+        image_size: the size of images that the vision tower takes, in pixels.
 
     Raises:
-        CheckpointError: damaged, or it makes images that the tower does not take.
+        CheckpointError: the file is damaged, or the tower does not take images of its size.
     """
     path = folder / 'preprocessor_config.json'
     try:
@@ -69,16 +70,16 @@ def read_image_config(folder: Path, image_size: int) -> ImageConfig:
             settings = json.loads(path.read_text('utf-8'))['image_processor']
         else:
             return ImageConfig(resize=image_size, crop=(image_size, image_size))
-        config = _parse(settings)
+        config = _parse_settings(settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f'{path}: damaged, or not the settings of CLIP images: {error!r}') from error
-    made = config.crop or (config.resize if isinstance(config.resize, tuple) else None)
-    if made is not None and made != (image_size, image_size):
-        raise CheckpointError(f'{path}: makes images of {made[0]}×{made[1]}, the model takes {image_size}×{image_size}')
+    size = config.crop or (config.resize if isinstance(config.resize, tuple) else None)
+    if size is not None and size != (image_size, image_size):
+        raise CheckpointError(f'{path}: makes images of {size[0]}×{size[1]}, the model takes {image_size}×{image_size}')
     return config
 
 
-def _parse(settings: Mapping[str, Any]) -> ImageConfig:
+def _parse_settings(settings: Mapping[str, Any]) -> ImageConfig:
     resize = settings.get('size', 224)
     if isinstance(resize, Mapping):
         resize = resize['shortest_edge'] if 'shortest_edge' in resize else (resize['height'], resize['width'])
@@ -90,9 +91,9 @@ def _parse(settings: Mapping[str, Any]) -> ImageConfig:
     resample = settings.get('resample', _BICUBIC)
     if resample not in range(6):
         raise ValueError(f'resample {resample!r}')
-    normalises = settings.get('do_normalize', True)
-    mean = tuple(map(float, settings.get('image_mean', _MEAN))) if normalises else (0.0, 0.0, 0.0)
-    deviation = tuple(map(float, settings.get('image_std', _DEVIATION))) if normalises else (1.0, 1.0, 1.0)
+    normalize = settings.get('do_normalize', True)
+    mean = tuple(map(float, settings.get('image_mean', _MEAN))) if normalize else (0.0, 0.0, 0.0)
+    deviation = tuple(map(float, settings.get('image_std', _DEVIATION))) if normalize else (1.0, 1.0, 1.0)
     if len(mean) != 3 or len(deviation) != 3 or not all(deviation):
         raise ValueError('image_mean and image_std are not three numbers each')
     return ImageConfig(
@@ -106,39 +107,43 @@ def _parse(settings: Mapping[str, Any]) -> ImageConfig:
 
 
 def prepare(image: 'Image', config: ImageConfig, where: str = 'image') -> np.ndarray:
-    """float32 [H, W, 3] of one image: a Pillow image, uint8 [H, W, 3], or the path of a file.
+    """Returns the pixels of one image, float32 [H, W, 3].
+
+    Args:
+        image: a Pillow image, an array uint8 [H, W, 3], or the path of a file.
+        config: how to prepare the pixels.
+        where: how to name the image in messages.
 
     Raises:
-        QueryError: no such file, not an image, damaged, too large, or an array of another kind.
+        QueryError: the file is missing, damaged, too large or not an image, or the array has another shape or type.
     """
     if isinstance(image, str | os.PathLike):
         where = os.fspath(image)
     try:
-        rgb = _rgb(image, where)
-        rgb = _cropped(_resized(rgb, config, where), config)
+        rgb = _crop(_resize(_load_rgb(image, where), config, where), config)
     except QueryError:
         raise
-    except Exception as error:  # Pillow's decoders let through whatever a damaged file makes them stumble over
+    except Exception as error:  # for a damaged file Pillow's decoders may raise anything
         raise QueryError(f'{where}: cannot be read as an image: {first_line(error)}') from error
     pixels = (np.asarray(rgb).astype(np.float64) * config.scale).astype(np.float32)
-    return (pixels - np.float32(config.mean)) / np.float32(config.deviation)
+    return (pixels - np.array(config.mean, np.float32)) / np.array(config.deviation, np.float32)
 
 
-def _rgb(image: 'Image', where: str) -> 'PIL.Image.Image':
+def _load_rgb(image: 'Image', where: str) -> 'PIL.Image.Image':
     import PIL.Image
 
     if isinstance(image, str | os.PathLike):
-        return _open(where)
+        return _open_file(where)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise QueryError(f'{where}: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
         return PIL.Image.fromarray(np.ascontiguousarray(image))
     if not isinstance(image, PIL.Image.Image):
         raise QueryError(f'{where}: expected a Pillow image, uint8 [H, W, 3] or a path, got {type(image).__name__}')
-    return _opaque(image)
+    return _put_on_white(image)
 
 
-def _open(path: str) -> 'PIL.Image.Image':
+def _open_file(path: str) -> 'PIL.Image.Image':
     import PIL.Image
     import PIL.ImageOps
 
@@ -146,18 +151,19 @@ def _open(path: str) -> 'PIL.Image.Image':
         raise QueryError(f'{path}: {"is a folder, not an image" if os.path.isdir(path) else "no such image file"}')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of odd metadata
+            warnings.simplefilter('ignore')  # odd metadata causes warnings
             warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(path, formats=_FORMATS) as file:
-                return _opaque(PIL.ImageOps.exif_transpose(file))
+                return _put_on_white(PIL.ImageOps.exif_transpose(file))
     except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         raise QueryError(f'{path}: an image of more than {limit:,} pixels: make it smaller first') from error
     except PIL.UnidentifiedImageError as error:
-        raise QueryError(f'{path}: not an image of a known format ({", ".join(_FORMATS)})') from error
+        raise QueryError(f'{path}: not an image of a supported format ({", ".join(_FORMATS)})') from error
 
 
-def _opaque(image: 'PIL.Image.Image') -> 'PIL.Image.Image':
+def _put_on_white(image: 'PIL.Image.Image') -> 'PIL.Image.Image':
+    """Converts an image to RGB, and puts transparent ones on white."""
     import PIL.Image
 
     if 'A' in image.getbands() or image.info.get('transparency') is not None:
@@ -166,7 +172,7 @@ def _opaque(image: 'PIL.Image.Image') -> 'PIL.Image.Image':
     return image.convert('RGB')
 
 
-def _resized(image: 'PIL.Image.Image', config: ImageConfig, where: str) -> 'PIL.Image.Image':
+def _resize(image: 'PIL.Image.Image', config: ImageConfig, where: str) -> 'PIL.Image.Image':
     import PIL.Image
 
     if config.resize is None:
@@ -174,7 +180,7 @@ def _resized(image: 'PIL.Image.Image', config: ImageConfig, where: str) -> 'PIL.
     if isinstance(config.resize, tuple):
         height, width = config.resize
     else:
-        # The longer edge is cut off, not rounded.
+        # The longer edge is rounded down, as in transformers.
         short, long = config.resize, int(config.resize * max(image.size) / min(image.size))
         width, height = (short, long) if image.width <= image.height else (long, short)
     if width * height > (PIL.Image.MAX_IMAGE_PIXELS or 1 << 27):
@@ -182,9 +188,9 @@ def _resized(image: 'PIL.Image.Image', config: ImageConfig, where: str) -> 'PIL.
     return image.resize((width, height), PIL.Image.Resampling(config.resample))
 
 
-def _cropped(image: 'PIL.Image.Image', config: ImageConfig) -> 'PIL.Image.Image':
+def _crop(image: 'PIL.Image.Image', config: ImageConfig) -> 'PIL.Image.Image':
     if config.crop is None:
         return image
     height, width = config.crop
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))  # black where the image does not reach
+    return image.crop((left, top, left + width, top + height))  # black outside the image

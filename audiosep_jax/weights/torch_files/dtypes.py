@@ -1,9 +1,9 @@
-"""torch's types of numbers, and numpy's."""
+"""The number types of torch and their numpy equivalents."""
 
 import ml_dtypes
 import numpy as np
 
-# torch's name of a type -> numpy's, little-endian.
+# torch's name of a type -> numpy's type, little-endian.
 DTYPES = {
     'float64': np.dtype('<f8'),
     'float32': np.dtype('<f4'),
@@ -26,7 +26,7 @@ DTYPES = {
     'complex64': np.dtype('<c8'),
     'complex128': np.dtype('<c16'),
 }
-# The types that have a storage class; of the others torch keeps the bytes, and the type beside them.
+# The types that have a storage class. For the others, torch stores bytes and the type next to them.
 STORAGES = {
     'DoubleStorage': 'float64',
     'FloatStorage': 'float32',
@@ -42,8 +42,8 @@ STORAGES = {
     'ComplexDoubleStorage': 'complex128',
     'UntypedStorage': 'uint8',
 }
-# Integers with a scale; what they stand for is in the arguments of `_rebuild_qtensor`.
-QUANTISED = {
+# Integers with a scale, which is in the arguments of `_rebuild_qtensor`.
+QUANTIZED_STORAGES = {
     'QInt8Storage': 'int8',
     'QUInt8Storage': 'uint8',
     'QInt32Storage': 'int32',

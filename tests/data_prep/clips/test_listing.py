@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
-from audiosep_jax.errors import ConfigError, DataError
-from data_prep.clips.base import Entry, LeftOut
+from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from data_prep.clips.base import Entry
 from data_prep.clips.listing import (
     distinct,
     files_or_refuse,
@@ -69,7 +69,7 @@ def test_tables_that_are_refused(tmp_path, text, message):
     assert '\n' not in str(caught.value)
 
 
-def test_loose_tables_need_their_columns_alone(tmp_path):
+def test_loose_tables_need_only_their_columns(tmp_path):
     path = table(tmp_path / 't.csv', 'id,tags,note\na,x;y,free, text\nb,z\n')
     assert [(row['id'], row['tags']) for _, row in read_table(path, ['id', 'tags'], loose=True)] == [
         ('a', 'x;y'),
@@ -111,7 +111,7 @@ def test_links_are_followed_once(tmp_path):
         list_media(tmp_path / 'nowhere', left_out=[])
 
 
-def test_metadata_are_found_one_level_deeper(tmp_path):
+def test_metadata_is_found_one_level_deeper(tmp_path):
     touch(tmp_path / 'second/t.csv', tmp_path / 'first/t.csv', tmp_path / 'deep/er/u.csv')
     assert find_file(tmp_path, 't.csv') == tmp_path / 'first/t.csv'
     assert find_file(tmp_path, 't.csv', folders=('second',)) == tmp_path / 'second/t.csv'
@@ -121,7 +121,7 @@ def test_metadata_are_found_one_level_deeper(tmp_path):
         find_file(tmp_path / 'nowhere', 't.csv')
 
 
-def test_links_to_themselves_are_no_folders(tmp_path):
+def test_links_to_themselves_are_not_folders(tmp_path):
     touch(tmp_path / 'a.wav', tmp_path / 'meta/t.csv')
     for name in ('x.wav', 'folder'):
         (tmp_path / name).symlink_to(tmp_path / name)
@@ -152,7 +152,7 @@ def test_bad_rows_are_left_out_unless_most_are_bad(tmp_path):
         refuse_wrong_table(bad, 1)
 
 
-def test_pyav_is_missed_before_anything_is_built(tmp_path, monkeypatch):
+def test_a_missing_pyav_is_reported_before_anything_is_built(tmp_path, monkeypatch):
     video, sound = Entry('v', 'v.MP4', ('x',)), Entry('s', 's.wav', ('x',))
     monkeypatch.setitem(sys.modules, 'av', None)
     files_or_refuse([sound], tmp_path, [], 'kind').check(32000)
@@ -162,7 +162,7 @@ def test_pyav_is_missed_before_anything_is_built(tmp_path, monkeypatch):
             files.check(32000)
 
 
-def test_fewer_than_no_pictures(tmp_path):
+def test_a_negative_number_of_pictures_is_refused(tmp_path):
     with pytest.raises(ConfigError, match='--frames -1'):
         files_or_refuse([Entry('s', 's.wav', ('x',))], tmp_path, [], 'kind', -1)
 

@@ -9,9 +9,8 @@ import soundfile
 from support.small_media import click, cut_short, noise, place_of_click, write_sound, write_tar
 
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.errors import AudioFileError
+from audiosep_jax.errors import AudioFileError, LeftOutError
 from data_prep.clips import media
-from data_prep.clips.base import LeftOutError
 from data_prep.clips.media import read_frames, read_sound, sound_seconds, tar_members
 
 RATE = 32000
@@ -156,7 +155,7 @@ def test_unreadable_files_are_one_line_with_their_path(tmp_path, name, make, par
         assert name in ('folder.wav', 'none.wav')
 
 
-def test_archives_that_are_none(tmp_path):
+def test_files_that_are_not_archives(tmp_path):
     (tmp_path / 'text.tar').write_text('no archive' * 100)
     with tarfile.open(tmp_path / 'packed.tar', 'w:gz') as packed:
         packed.add(write_sound(tmp_path / 'a.wav'), 'a.wav')
@@ -190,7 +189,7 @@ def test_lengths_that_a_file_cannot_have_are_refused(tmp_path):
             read(path)
 
 
-def test_sounds_of_many_hours_are_read_in_parts_alone(tmp_path, monkeypatch):
+def test_sounds_of_many_hours_are_only_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(media, 'LONGEST', 2.0)
     path = write_sound(tmp_path / 'a.wav', 3.0)
     archive = write_tar(tmp_path / 'x.tar', {'a.wav': path})
@@ -200,14 +199,14 @@ def test_sounds_of_many_hours_are_read_in_parts_alone(tmp_path, monkeypatch):
     assert len(read_sound(path, sample_rate=RATE, start=1.5, seconds=1.0)) == RATE
 
 
-def test_what_the_memory_does_not_hold_is_unreadable(tmp_path, monkeypatch):
+def test_sounds_too_large_for_memory_are_unreadable(tmp_path, monkeypatch):
     def no_memory(*args):
         raise MemoryError
 
     path = write_sound(tmp_path / 'a.wav', 1.0)
     monkeypatch.setattr(media, 'resample', no_memory)
     for part in ({}, dict(seconds=0.5)):
-        with pytest.raises(AudioFileError, match=r'a\.wav: damaged, or too long for the memory'):
+        with pytest.raises(AudioFileError, match=r'a\.wav: damaged, or too long to fit into memory'):
             read_sound(path, sample_rate=RATE, **part)
 
 

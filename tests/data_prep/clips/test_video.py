@@ -1,4 +1,4 @@
-"""Sound tracks and pictures of containers that PyAV itself wrote."""
+"""Sound tracks and pictures of containers, which PyAV itself writes here."""
 
 import contextlib
 import io
@@ -10,15 +10,14 @@ from PIL import Image
 from support.small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
 
 from audiosep_jax.audio import containers
-from audiosep_jax.errors import AudioFileError, ConfigError
-from data_prep.clips.base import LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
 from data_prep.clips.media import read_frames, read_sound, sound_seconds
 
 av = pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
 
 RATE = 32000
-# What the encoders put before the sound, which these containers have no place to tell of.
-UNTOLD = {'.avi': 0.026, '.ts': 0.024, '.flv': 0.024}
+# Seconds that the encoders put before the sound; these containers cannot store that.
+ENCODER_DELAY = {'.avi': 0.026, '.ts': 0.024, '.flv': 0.024}
 
 
 def rate_of(suffix):
@@ -26,7 +25,7 @@ def rate_of(suffix):
 
 
 def tones(seconds, rate):
-    """Not noise: AAC codes that as 'some noise', each time another."""
+    """Tones instead of noise, because AAC codes noise as 'some noise', which decodes differently each time."""
     time = np.arange(seconds * rate) / rate
     return 0.3 * np.sin(2 * np.pi * 440 * time) + 0.2 * np.sin(2 * np.pi * (500 + 100 * time) * time)
 
@@ -40,14 +39,14 @@ def test_a_click_is_where_it_was(tmp_path, suffix):
     path = write_video(tmp_path / f'a{suffix}', 9, rate_of(suffix), sound=click(9, rate_of(suffix), 7.0))
     everything = read_sound(path, sample_rate=RATE)
     assert abs(len(everything) / RATE - 9) < 0.06
-    assert abs(place_of_click(everything, RATE) - 7 - UNTOLD.get(suffix, 0)) < 0.002
+    assert abs(place_of_click(everything, RATE) - 7 - ENCODER_DELAY.get(suffix, 0)) < 0.002
     assert abs(sound_seconds(path) - 9) < 0.3
     for start in (0.0, 4.0, 6.51):
         part = read_sound(path, sample_rate=RATE, start=start, seconds=2.4 if start else 8.0)
         assert len(part) == (76800 if start else 256000)
         assert part.dtype == np.float32
         if start + len(part) / RATE > 7:
-            assert abs(place_of_click(part, RATE) + start - 7 - UNTOLD.get(suffix, 0)) < 0.002
+            assert abs(place_of_click(part, RATE) + start - 7 - ENCODER_DELAY.get(suffix, 0)) < 0.002
         else:
             assert np.abs(part).max() < 0.01
 
@@ -65,11 +64,9 @@ def test_a_part_sounds_like_the_whole(tmp_path, suffix):
 
 
 def test_little_is_decoded_for_a_part(tmp_path, monkeypatch):
-    from data_prep.clips import video
-
     decoded = []
-    real = video._mono
-    monkeypatch.setattr(video, '_mono', lambda frame: decoded.append(frame.samples) or real(frame))
+    real = containers.frame_samples
+    monkeypatch.setattr(containers, 'frame_samples', lambda frame: decoded.append(frame.samples) or real(frame))
     for suffix in ('.m4a', '.mp4', '.mkv'):
         path = write_video(tmp_path / f'a{suffix}', 20, rate_of(suffix), sound=click(20, rate_of(suffix), 1))
         decoded.clear()
@@ -108,6 +105,21 @@ def test_what_a_container_is_called_does_not_matter(tmp_path):
     assert len(read_sound(tmp_path / 'c.mp4', sample_rate=RATE)) == RATE // 2
     for name in ('-d.mp4', 'x:y.mp4', 'http:z.mp4', 'ü %03d.mp4'):
         assert len(read_sound(write_video(tmp_path / name, 0.3), sample_rate=RATE)) >= 0.3 * RATE
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.m4a', '.webm', '.mkv', '.avi'])
+def test_tags_that_are_not_utf8_do_not_matter(tmp_path, suffix):
+    path = write_video(tmp_path / f'a{suffix}', 0.5, title='Cafe ????')
+    expected = read_sound(path, sample_rate=RATE), sound_seconds(path)
+    encoded = path.read_bytes()
+    assert b'Cafe ????' in encoded
+    path.write_bytes(encoded.replace(b'????', b'\xe9\xff\xfe\xe8'))
+    np.testing.assert_array_equal(read_sound(path, sample_rate=RATE), expected[0])
+    assert sound_seconds(path) == expected[1]
+    with contextlib.closing(containers.ContainerSound(path)) as opened:
+        assert sum(block.shape[-1] for block in opened.blocks()) >= 0.5 * opened.rate
+    if suffix != '.m4a':
+        assert len(read_frames(path, 2)) == 2
 
 
 def test_members_of_archives(tmp_path):
@@ -211,9 +223,9 @@ def test_no_more_sound_is_made_of_a_file_than_it_can_hold(tmp_path, monkeypatch)
     monkeypatch.setattr(containers, 'LONGEST_SILENCE', 1.0)
     assert len(read_sound(path, sample_rate=RATE)) >= 5 * RATE
     assert 5 <= sound_seconds(path) < 5.1
-    monkeypatch.setattr(containers, '_FEWEST_BYTES', path.stat().st_size / 3)
+    monkeypatch.setattr(containers, '_MIN_BYTES_PER_SECOND', path.stat().st_size / 3)
     for part in ({}, dict(start=4.5, seconds=0.5)):
-        with pytest.raises(AudioFileError, match=r'a\.m4a: damaged, it is too small for so much sound'):
+        with pytest.raises(AudioFileError, match=r'a\.m4a: damaged, the file is too small for that much sound'):
             read_sound(path, sample_rate=RATE, **part)
     with pytest.raises(AudioFileError, match='too small for 5 s of sound'):
         sound_seconds(path)
@@ -259,7 +271,7 @@ def test_pictures_are_at_most_256_pixels_on_the_shorter_side(tmp_path):
         assert (image.format, image.size) == ('JPEG', expected)
 
 
-def test_pictures_of_a_sound_track_alone(tmp_path):
+def test_a_file_with_only_sound_has_no_pictures(tmp_path):
     with pytest.raises(AudioFileError, match='has no pictures'):
         read_frames(write_video(tmp_path / 'a.m4a', 0.3), 1)
 
@@ -303,7 +315,7 @@ def test_damage_of_any_kind_is_an_error_of_the_file_or_none(tmp_path, suffix):
     assert 0 < opened < 40
 
 
-def test_pictures_are_turned_as_they_are_to_be_seen(tmp_path):
+def test_pictures_are_rotated_for_display(tmp_path):
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:12] = 255  # above
     with av.open(str(tmp_path / 'a.mp4'), 'w') as container:

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiosep_jax.errors import AudioFileError, ConfigError, DataError
-from data_prep.clips.base import LeftOutError
+from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOutError
 from data_prep.datasets.manifest import read_manifest
 
 

@@ -167,7 +167,7 @@ def test_github_layout_and_lfs_notes(tmp_path):
     assert ids(read_wavcaps(tmp_path)) == IDS
     path = tmp_path / 'data/json_files/FreeSound/fsd_final.json'
     path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:4499\nsize 147300685\n')
-    with pytest.raises(DataError, match=r'fsd_final\.json: is a note of Git LFS'):
+    with pytest.raises(DataError, match=r'fsd_final\.json: is a Git LFS pointer'):
         read_wavcaps(tmp_path)
 
 

@@ -1,6 +1,5 @@
-"""The CLAP encoder: LAION's own outputs, both namings of its files, and what may be asked of it."""
+"""Compares the CLAP encoder with LAION's outputs, and tests its texts, token ids and sounds."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,38 +8,19 @@ import numpy as np
 import pytest
 from support.paths import REFERENCE
 from support.reference_weights import clap_tensor
-from support.tiny_clap import AUDIO, CONFIG, TEXT, hugging_face_tensors, laion_tensors, write_tokenizer
+from support.tiny_clap import hugging_face_tensors, laion_tensors, noise, text_and_audio, write_laion, write_tokenizer
 
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.encoders.clap import encoder as clap
-from audiosep_jax.encoders.clap import htsat, roberta
-from audiosep_jax.encoders.clap import weights as clap_files
+from audiosep_jax.encoders.clap import htsat
 from audiosep_jax.encoders.clap.encoder import ClapEncoder, windows_of
 from audiosep_jax.encoders.clap.htsat import SAMPLE_RATE, WINDOW_SAMPLES, HtsatConfig
 from audiosep_jax.encoders.clap.roberta import RobertaConfig
-from audiosep_jax.encoders.clap.sizes import sizes_of_tensors
+from audiosep_jax.encoders.clap.sizes import sizes_from_tensors
 from audiosep_jax.encoders.clap.weights import ClapTensors
 from audiosep_jax.errors import AudioFileError, AudioSepError, CheckpointError, DownloadError, QueryError
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import write_tensors
-
-
-def write_laion(folder: Path, prefix: str = '', **changes) -> Path:
-    """A folder in LAION's naming; a change to None takes a tensor out."""
-    tensors = laion_tensors() | changes
-    write_tensors(folder / 'model.safetensors', {prefix + n: v for n, v in tensors.items() if v is not None})
-    write_tokenizer(folder)
-    return folder
-
-
-def write_hugging_face(folder: Path, config: dict | None = CONFIG, features: dict | None = None, **changes) -> Path:
-    tensors = hugging_face_tensors() | changes
-    write_tensors(folder / 'model.safetensors', {n: v for n, v in tensors.items() if v is not None})
-    for name, settings in (('config.json', config), ('preprocessor_config.json', features)):
-        if settings is not None:
-            (folder / name).write_text(json.dumps(settings))
-    write_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope='session')
@@ -53,29 +33,20 @@ def encoder(laion_folder):
     return ClapEncoder.open(laion_folder, source='laion/tiny')
 
 
-def noise(seconds: float, seed: int = 0, rate: int = SAMPLE_RATE) -> np.ndarray:
-    return 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate)).astype(np.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The numbers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def reference():
-    """What LAION's code gave (tests/reference/README.md)."""
+    """The outputs of LAION's code (tests/reference/README.md)."""
     with np.load(REFERENCE / 'clap_reference.npz') as archive:
         return dict(archive)
 
 
 @pytest.fixture(scope='module')
 def reference_encoder(reference):
-    """At full size, of the weights behind it."""
+    """The encoder at full size with the weights of the reference."""
     entries = zip(reference['state_names'], reference['state_shapes'], reference['not_random'], strict=True)
     state = {str(n): clap_tensor(str(n), tuple(json.loads(str(s)))) for n, s, buffer in entries if not buffer}
     tensors = ClapTensors(state, 'reference')
-    sizes = sizes_of_tensors(tensors, 'reference')
+    sizes = sizes_from_tensors(tensors, 'reference')
     assert sizes == (RobertaConfig(), HtsatConfig())
     return ClapEncoder(tensors, *sizes, Path('reference'))
 
@@ -99,56 +70,9 @@ def test_laions_audio_embedding(reference, reference_encoder):
     np.testing.assert_allclose(embedding, reference['audio_embedding'], atol=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def expected(encoder):
-    return encoder.encode_text(['dog', 'rain cat']), encoder.encode_audio(noise(1), sample_rate=SAMPLE_RATE)
-
-
-def assert_same(encoder, expected, atol=1e-6):
-    text, audio = expected
-    np.testing.assert_allclose(encoder.encode_text(['dog', 'rain cat']), text, atol=atol)
-    np.testing.assert_allclose(encoder.encode_audio(noise(1), sample_rate=SAMPLE_RATE), audio, atol=atol)
-
-
-@pytest.mark.parametrize('prefix', ['module.', 'query_encoder.model.'])
-def test_names_behind_a_prefix(tmp_path, encoder, expected, prefix):
-    """Beside the tensors of something else, as in AudioSep's checkpoints."""
-    other = {'ss_model.base.bn0.weight': np.ones(3, np.float32)}
-    tensors = {prefix + name: value for name, value in laion_tensors().items()}
-    write_tensors(tmp_path / 'all.safetensors', tensors | other)
-    write_tokenizer(tmp_path)
-    again = ClapEncoder.open(tmp_path / 'all.safetensors')
-    assert_same(again, expected)
-    assert again.identity()['weights'] == encoder.identity()['weights']
-
-
-def test_a_pytorch_file(tmp_path, expected):
-    from audiosep_jax.weights.torch_files import write_torch
-
-    state = {f'query_encoder.model.{name}': value for name, value in laion_tensors().items()}
-    write_torch(tmp_path / 'audiosep.ckpt', {'epoch': 3, 'state_dict': state})
-    write_tokenizer(tmp_path)
-    assert_same(ClapEncoder.open(tmp_path / 'audiosep.ckpt'), expected)
-
-
-def test_both_namings_are_the_same_weights(tmp_path, encoder, expected):
-    """Up to the epsilon of RoBERTa's layer norms, which Hugging Face's configurations have smaller."""
-    same = {**CONFIG, 'text_config': {**CONFIG['text_config'], 'layer_norm_eps': 1e-5}}
-    again = ClapEncoder.open(write_hugging_face(tmp_path, same))
-    assert (again.text, again.audio) == (encoder.text, encoder.audio)
-    assert_same(again, expected)
-    assert again.identity()['weights'] == encoder.identity()['weights']
-
-
-def test_hugging_face_weights_without_settings(tmp_path, encoder):
-    again = ClapEncoder.open(write_hugging_face(tmp_path, None))
-    assert again.text == dataclasses.replace(encoder.text, epsilon=1e-12)
-    assert again.audio == encoder.audio
+    return text_and_audio(encoder)
 
 
 def test_identity(encoder, tmp_path):
@@ -167,162 +91,7 @@ def test_identity(encoder, tmp_path):
     assert ClapEncoder.open(other).identity()['weights'] != identity['weights']
 
 
-def test_layer_norm_epsilon_is_what_the_file_means(tmp_path):
-    """LAION's weights are roberta-base's, 1e-5; a Hugging Face folder says it, and transformers' default is 1e-12."""
-    (tmp_path / 'laion').mkdir()
-    assert ClapEncoder.open(write_laion(tmp_path / 'laion')).text.epsilon == 1e-5
-    outputs = []
-    for i, settings in enumerate([{}, {'layer_norm_eps': 1e-12}, {'layer_norm_eps': 0.3}]):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        config = {**CONFIG, 'text_config': {**CONFIG['text_config'], **settings}}
-        encoder = ClapEncoder.open(write_hugging_face(folder, config))
-        assert encoder.text.epsilon == settings.get('layer_norm_eps', 1e-12)
-        assert encoder.audio.epsilon == 1e-5
-        outputs.append(encoder.encode_text(['dog']))
-    np.testing.assert_array_equal(outputs[0], outputs[1])
-    assert np.abs(outputs[2] - outputs[1]).max() > 1e-2
-
-
-@pytest.mark.parametrize(
-    ('features', 'lowest'),
-    [(None, 50), ({}, 50), ({'frequency_min': 50, 'frequency_max': 14000}, 50), ({'frequency_min': 0}, 0)],
-)
-def test_mel_bands_begin_at_50_hertz_unless_the_folder_says_otherwise(tmp_path, features, lowest):
-    encoder = ClapEncoder.open(write_hugging_face(tmp_path, features=features))
-    assert (encoder.audio.lowest, encoder.audio.highest) == (lowest, 14000)
-
-
-def test_the_range_of_the_mel_bands_matters(tmp_path, expected):
-    low = ClapEncoder.open(write_hugging_face(tmp_path, features={'frequency_min': 0}))
-    difference = low.encode_audio(noise(1), sample_rate=SAMPLE_RATE) - expected[1]
-    assert np.abs(difference).max() > 1e-4
-
-
-def test_the_range_of_the_mel_bands_is_in_the_identity(tmp_path, encoder):
-    for name, lowest, same in (('a', 50, True), ('b', 0, False)):
-        (tmp_path / name).mkdir()
-        again = ClapEncoder.open(write_hugging_face(tmp_path / name, features={'frequency_min': lowest}))
-        assert (again.identity()['weights'] == encoder.identity()['weights']) == same
-
-
-def test_half_precision_weights(tmp_path, expected):
-    write_tensors(tmp_path / 'model.safetensors', {n: v.astype(np.float16) for n, v in laion_tensors().items()})
-    write_tokenizer(tmp_path)
-    assert_same(ClapEncoder.open(tmp_path), expected, atol=0.02)
-
-
-WIDE = np.zeros((300, 32), np.float32)
-BLOCK = 'audio_branch.layers.0.blocks.0'
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'text_branch.pooler.dense.bias': None}, r'1 tensor of CLAP missing: text_branch\.pooler\.dense\.bias; get'),
-        ({f'{BLOCK}.attn.qkv.weight': None}, r'1 tensor .*blocks\.0\.attn\.qkv\.weight;'),
-        ({'audio_branch.bn0.running_var': np.ones(63, np.float32)}, r'bn0\.running_var \[63\] where \[64\]'),
-        ({f'{BLOCK}.attn.qkv.bias': np.ones(25, np.float32)}, r'qkv\.bias \[25\] where \[8\]'),
-        ({f'{BLOCK}.attn.qkv.bias': np.float32(1)}, r'qkv\.bias \[\] where \[8\]'),
-        ({'text_branch.embeddings.word_embeddings.weight': WIDE}, r' \[\d+(, \d+)?\] where .* and \d+ more$'),
-        ({'text_branch.embeddings.token_type_embeddings.weight': np.ones((2, 64), np.float32)}, r'\[2, 64\] where'),
-        ({'audio_branch.norm.bias': np.ones(16, int)}, 'audio_branch.norm.bias of int64'),
-        ({'audio_branch.patch_embed.mel_conv2d.weight': np.ones(1, np.float32)}, 'with feature fusion'),
-        ({'audio_branch.conv_block1.conv1.weight': np.ones(1, np.float32)}, 'on PANN'),
-        (
-            {f'{BLOCK}.attn.relative_position_bias_table': np.ones((225, 3), np.float32)},
-            '3 heads',
-        ),
-        ({'audio_branch.layers.7.blocks.0.norm1.bias': np.ones(3, np.float32)}, '8 stages'),
-    ],
-)
-def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path, changes, message):
-    folder = write_laion(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        ClapEncoder.open(folder)
-    assert str(folder) in str(caught.value)
-    assert '\n' not in str(caught.value)
-    assert len(str(caught.value)) < 400 + len(str(folder))
-
-
-def test_many_missing_tensors_are_counted(tmp_path):
-    tensors = {name: value for name, value in laion_tensors().items() if not name.startswith('text_')}
-    write_tensors(tmp_path / 'model.safetensors', tensors)
-    missing = r': 203 tensors of CLAP missing: (text_branch\.[\w.]+, ){2}text_branch\.[\w.]+ and 200 more; get the file'
-    with pytest.raises(CheckpointError, match=missing):
-        ClapEncoder.open(tmp_path)
-
-
-def test_missing_tensors_have_the_names_of_the_file(tmp_path):
-    name = 'audio_model.audio_encoder.layers.0.blocks.0.attention.self.key.weight'
-    other = 'text_projection.linear2.bias'
-    folder = write_hugging_face(tmp_path, **{name: None, other: None})
-    with pytest.raises(CheckpointError, match=f'2 tensors of CLAP missing: {other}, {name};'):
-        ClapEncoder.open(folder)
-
-
-def test_names_go_over_into_each_other_and_back():
-    expected = roberta.tensor_shapes(TEXT) | htsat.tensor_shapes(AUDIO)
-    theirs = {clap_files._hugging_face_name(name) for name in expected}
-    assert theirs <= set(hugging_face_tensors())
-    assert {clap_files._laion_name(name) for name in theirs} == set(expected)
-
-
-@pytest.mark.parametrize(
-    ('config', 'message'),
-    [
-        ({'model_type': 'clip'}, "model_type is 'clip'"),
-        ({'projection_hidden_act': 'gelu'}, 'projection_hidden_act'),
-        ({'projection_dim': -1}, 'projection_dim -1 is not a size'),
-        ({'text_config': {'hidden_act': 'relu'}}, r"text_config\.hidden_act is 'relu'"),
-        ({'text_config': {'hidden_size': 'wide'}}, "hidden_size 'wide' is not a size"),
-        ({'text_config': {'num_attention_heads': 5}}, '768 does not divide into 5 heads'),
-        ({'text_config': [1]}, 'text_config is not an object'),
-        ({'audio_config': {'enable_fusion': True}}, 'with feature fusion'),
-        ({'audio_config': {'spec_size': 512}}, 'spec_size is 512'),
-        ({'audio_config': {'depths': [2, 2]}}, '2 stages with 4'),
-        ({'text_config': {'num_hidden_layers': 10**5}}, 'num_hidden_layers 100000 is not a size'),
-        ({'audio_config': {'depths': []}}, r'depths \[\] is not a size'),
-        ({**CONFIG, 'projection_dim': 24}, r'linear1\.weight \[16, 64\] where \[24, 64\]'),
-    ],
-)
-def test_settings_of_something_else(tmp_path, config, message):
-    folder = write_hugging_face(tmp_path, config)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        ClapEncoder.open(folder)
-    assert '\n' not in str(caught.value)
-
-
-def test_settings_may_repeat_what_is_taken_for_granted(tmp_path):
-    audio = {**CONFIG['audio_config'], 'patch_stride': [4, 4], 'patch_size': 4, 'window_size': 8, 'qkv_bias': True}
-    text = {**CONFIG['text_config'], 'hidden_act': 'gelu', 'pad_token_id': 1}
-    ClapEncoder.open(write_hugging_face(tmp_path, {**CONFIG, 'audio_config': audio, 'text_config': text}))
-
-
-def test_mel_bands_in_the_settings_of_a_whole_processor(tmp_path):
-    """As transformers 5 stores them."""
-    folder = write_hugging_face(tmp_path)
-    settings = {'feature_extractor': {'frequency_min': 70, 'sampling_rate': 48000}, 'processor_class': 'ClapProcessor'}
-    (folder / 'processor_config.json').write_text(json.dumps(settings))
-    assert ClapEncoder.open(folder).audio.lowest == 70
-
-
-@pytest.mark.parametrize(
-    ('features', 'message'),
-    [
-        ({'sampling_rate': 16000}, 'sampling_rate 16000'),
-        ({'frequency_min': 'low'}, 'no range in Hz'),
-        ({'frequency_min': 15000}, 'no range in Hz'),
-        ([], 'not the settings of a model'),
-    ],
-)
-def test_features_of_something_else(tmp_path, features, message):
-    folder = write_hugging_face(tmp_path, features=features)
-    with pytest.raises(CheckpointError, match=message):
-        ClapEncoder.open(folder)
-
-
-def test_what_is_no_clap(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match='nowhere'):
         ClapEncoder.open(tmp_path / 'nowhere')
     write_tensors(tmp_path / 'model.safetensors', {'weight': np.ones(3, np.float32)})
@@ -334,15 +103,15 @@ def test_what_is_no_clap(tmp_path):
         ClapEncoder.open(tmp_path)
 
 
-def test_weights_that_overflow_are_told(tmp_path):
+def test_weights_that_overflow_are_refused(tmp_path):
     folder = write_laion(tmp_path, **{'text_projection.0.weight': np.full((16, 64), np.inf, np.float32)})
     with pytest.raises(CheckpointError, match='not finite'):
         ClapEncoder.open(folder).encode_text(['dog'])
 
 
-def test_each_tower_is_loaded_when_it_is_asked(laion_folder, monkeypatch):
+def test_each_tower_is_loaded_on_first_use(laion_folder, monkeypatch):
     def no_tower(*_):
-        raise AssertionError('this tower was not asked')
+        raise AssertionError('this tower is not needed')
 
     with monkeypatch.context() as patch:
         patch.setattr(clap, 'TextTower', no_tower)
@@ -354,12 +123,7 @@ def test_each_tower_is_loaded_when_it_is_asked(laion_folder, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(clap, 'TextTower', no_tower)
     encoder.encode_audio(noise(0.1), sample_rate=SAMPLE_RATE)
-    encoder.encode_text(['cat'])  # it stays
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Texts
-# ---------------------------------------------------------------------------------------------------------------------
+    encoder.encode_text(['cat'])  # the text tower stays loaded
 
 
 def token_ids(*lengths: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -385,7 +149,7 @@ def test_padding_changes_nothing(encoder):
 
 
 def test_shapes_that_are_compiled(encoder, monkeypatch):
-    """Few lengths, batches of powers of two, and one long text does not make all of them long."""
+    """There are few lengths, batches are powers of two, and a long text does not make the others long."""
     shapes = []
 
     def tower(ids, mask):
@@ -420,7 +184,7 @@ def test_a_long_text_loses_its_end(encoder):
 
 
 @pytest.mark.parametrize('texts', [[''], ['dog', ' \n'], 'dog'])
-def test_queries_that_say_nothing(encoder, texts):
+def test_empty_queries_are_refused(encoder, texts):
     with pytest.raises(QueryError):
         encoder.encode_text(texts)
 
@@ -430,15 +194,15 @@ def test_queries_that_say_nothing(encoder, texts):
     [
         ([[0, 300, 2]], [[1, 1, 1]], 'outside the vocabulary of 300'),
         ([[0, -1, 2]], [[1, 1, 1]], 'outside the vocabulary'),
-        ([[0, 5, 2], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]], 'says nothing'),
+        ([[0, 5, 2], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]], 'has no token'),
         ([0, 5, 2], [1, 1, 1], r'expected integers \[Q, L\]'),
         ([[0.0, 5.0, 2.0]], [[1, 1, 1]], 'expected integers'),
         ([[0, 5, 2]], [[1, 1]], 'expected integers'),
         (np.full((1, 513), 5), np.ones((1, 513)), '513 tokens: CLAP takes at most 512'),
-        (np.zeros((1, 0), int), np.zeros((1, 0), int), 'says nothing'),
+        (np.zeros((1, 0), int), np.zeros((1, 0), int), 'has no token'),
     ],
 )
-def test_token_ids_that_mean_nothing(encoder, ids, mask, message):
+def test_wrong_token_ids_are_refused(encoder, ids, mask, message):
     with pytest.raises(QueryError, match=message):
         encoder.encode_token_ids(np.asarray(ids), np.asarray(mask))
 
@@ -448,13 +212,13 @@ def test_rows_of_different_lengths(encoder):
         encoder.encode_token_ids([[0, 5, 2], [0, 2]])
 
 
-def test_nothing_crosses_to_the_device_unasked(encoder):
+def test_all_transfers_to_the_device_are_explicit(encoder):
     with jax.transfer_guard('disallow'):
         encoder.encode_token_ids(np.array([[0, 5, 2]]))
         encoder.encode_audio(noise(0.1), sample_rate=SAMPLE_RATE)
 
 
-def test_tensors_of_nobody_are_told(encoder, tmp_path):
+def test_unknown_tensors_are_named(encoder, tmp_path):
     assert encoder.unknown_tensors() == []
     folder = write_laion(tmp_path, **{'text_branch.extra': np.zeros(1), 'decoder.weight': np.zeros(1)})
     assert sorted(ClapEncoder.open(folder).unknown_tensors()) == ['decoder.weight', 'text_branch.extra']
@@ -504,11 +268,6 @@ def test_the_tokenizer_of_another_vocabulary(tmp_path):
         ClapEncoder.open(folder).encode_text(['dog'])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sounds
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def test_forms_of_sounds(encoder):
     sound = noise(0.5)
     one = encoder.encode_audio(sound, sample_rate=SAMPLE_RATE)
@@ -546,7 +305,7 @@ def test_a_short_sound_is_repeated_whole_times_and_then_silence():
         (5 * WINDOW_SAMPLES // 2, [(1, 0), (1, WINDOW_SAMPLES), (0.5, 3 * WINDOW_SAMPLES // 2)]),
     ],
 )
-def test_a_long_sound_is_heard_in_windows_the_last_ending_with_it(samples, windows):
+def test_a_long_sound_has_windows_of_which_the_last_ends_with_it(samples, windows):
     sound = np.arange(samples, dtype=np.float32)
     assert [(weight, window[0]) for weight, window in windows_of(sound)] == windows
     assert all(len(window) == WINDOW_SAMPLES for _, window in windows_of(sound))
@@ -600,8 +359,8 @@ def test_odd_sounds_have_an_embedding(encoder, sound):
 @pytest.mark.parametrize(
     ('sounds', 'rate', 'error', 'message'),
     [
-        (np.zeros(0, np.float32), 48000, AudioFileError, 'audio example: it holds no samples'),
-        ([noise(0.1), np.zeros(0)], 48000, AudioFileError, '2 of 2: it holds no samples'),
+        (np.zeros(0, np.float32), 48000, AudioFileError, 'audio example: has no samples'),
+        ([noise(0.1), np.zeros(0)], 48000, AudioFileError, '2 of 2: has no samples'),
         (np.ones(1), 192000, AudioFileError, 'audio example: too short'),
         (np.array([0.1, np.nan, np.inf]), 48000, AudioFileError, '2 samples are NaN'),
         (np.array([0.1, -1e30]), 48000, AudioFileError, 'samples up to 1e\\+30, where full scale is 1'),
@@ -613,7 +372,7 @@ def test_odd_sounds_have_an_embedding(encoder, sound):
         (noise(0.1), '48k', QueryError, 'sample rate'),
     ],
 )
-def test_sounds_that_are_none(encoder, sounds, rate, error, message):
+def test_wrong_sounds_are_refused(encoder, sounds, rate, error, message):
     with pytest.raises(error, match=message) as caught:
         encoder.encode_audio(sounds, sample_rate=rate)
     assert isinstance(caught.value, AudioSepError)

@@ -143,15 +143,15 @@ def test_no_file_and_a_folder(tmp_path):
 
 def test_files_of_another_kind(tmp_path):
     (tmp_path / 'text.png').write_text('not an image')
-    refused(tmp_path / 'text.png', 'not an image of a known format')
+    refused(tmp_path / 'text.png', 'not an image of a supported format')
     (tmp_path / 'empty.jpg').touch()
-    refused(tmp_path / 'empty.jpg', 'not an image of a known format')
+    refused(tmp_path / 'empty.jpg', 'not an image of a supported format')
 
 
 def test_postscript_is_not_run(tmp_path):
     """Pillow would hand it to Ghostscript."""
     colours(20, 20).save(tmp_path / 'print.eps')
-    refused(tmp_path / 'print.eps', 'not an image of a known format')
+    refused(tmp_path / 'print.eps', 'not an image of a supported format')
 
 
 @pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'bmp', 'tiff', 'webp'])

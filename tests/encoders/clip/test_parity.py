@@ -1,4 +1,4 @@
-"""CLIP beside transformers' CLIPModel, where torch is installed (`pip install -e .[parity]`)."""
+"""Compares CLIP with transformers' CLIPModel, if torch is installed (`pip install -e .[parity]`)."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_small_models(kind, tmp_path):
     config = clip_config(kind)
     model, state = clip_model(config)
     encoder = encoder_of(config, state, tmp_path)
-    ids, mask = token_ids(seed=9, most=30)
+    ids, mask = token_ids(seed=9, longest=30)
     rng = np.random.default_rng(2)
     resized = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((45, 61), (90, 33), (20, 25))]
     images = [*clip_reference.images(), *resized]
@@ -57,7 +57,7 @@ def test_small_models(kind, tmp_path):
 
 @pytest.mark.parametrize('end', [2, 300, END])
 def test_any_ids_and_masks(end, tmp_path):
-    """Nothing that a tokenizer would make: several ends or none, holes in the mask, padding on the left."""
+    """These ids never come from a tokenizer: several ends or none, holes in the mask, padding on the left."""
     config = clip_config('laion')
     config['text_config']['eos_token_id'] = end
     model, state = clip_model(config)
@@ -68,7 +68,7 @@ def test_any_ids_and_masks(end, tmp_path):
     mask[:, 0] = 1
     mask[4, :3] = 0
     text, _ = of_transformers(model, ids, mask)
-    # A text that ends inside its padding asks a token that sees nothing: that has no answer.
+    # The output of a text that ends inside its padding is undefined, because its end token sees nothing.
     place = np.argmax(ids if end == 2 else ids == end, axis=1)
     sees = [mask[row, : last + 1].any() for row, last in enumerate(place)]
     ours = encoder_of(config, state, tmp_path).encode_token_ids(ids, mask)
@@ -85,7 +85,7 @@ def test_a_folder_saved_by_transformers(tmp_path):
 
 
 def test_a_folder_of_ours_is_read_by_transformers(tmp_path):
-    """The names and shapes are theirs: nothing is missing, nothing is over."""
+    """Names and shapes are those of transformers: nothing is missing or unexpected."""
     import json
 
     from transformers import CLIPModel

@@ -1,4 +1,4 @@
-"""Damaged PyTorch files by the thousand: the script's mutations, fewer of them."""
+"""Thousands of damaged PyTorch files: a short run of benchmarks/fuzz_torch_checkpoint.py."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ def fuzzing():
 
 
 def test_thousands_of_damaged_files(fuzzing, tmp_path):
-    """Each is read or refused; the interpreter reports no import, no program, no other file; memory stays."""
+    """Each is read or refused, without an import, a program or another file, and the memory does not grow."""
     found = fuzzing.fuzz(3_000, 7, tmp_path / 'failures')
     assert len(found['counts']) == 6
     for kind, counts in found['counts'].items():
@@ -29,8 +29,8 @@ def test_thousands_of_damaged_files(fuzzing, tmp_path):
     assert found['grown'] < 200  # MB
 
 
-def test_the_watch_sees_what_runs(fuzzing, tmp_path, monkeypatch):
-    """Or the test above would prove nothing."""
+def test_the_watch_detects_what_runs(fuzzing, tmp_path, monkeypatch):
+    """Otherwise the test above would prove nothing."""
     watch = fuzzing.Watch(tmp_path / 'file.pt')
     for run in (lambda p: os.system('true'), lambda p: open(os.devnull).close(), lambda p: eval('1'), pickle_find):
         monkeypatch.setattr(fuzzing, 'read_torch', run)

@@ -11,22 +11,37 @@ from support.processes import Processes, command_of
 from support.training_runs import config_of, losses_in
 
 from audiosep_jax.parallel.mesh import MeshConfig
+from audiosep_jax.training.optim import OptimizerConfig
 from audiosep_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
+# At Adam's usual 1e-8, weights whose gradient is only rounding move by whole steps, and runs drift apart by percents.
+EPS = 1e-2
+
+
+def run_of(dataset, workdir, **settings):
+    return config_of(dataset, workdir, optimizer=OptimizerConfig(schedule='constant', eps=EPS), **settings)
+
+
+def command_with(dataset, workdir, changes):
+    return command_of(dataset, workdir, {'--optimizer.eps': [EPS], **changes})
+
 
 @pytest.fixture(scope='module')
 def alone(dataset, tmp_path_factory):
-    """The losses of ten steps on the eight devices of one process."""
+    """The losses of eight steps on the eight devices of one process.
+
+    Later, rounding that flips the sign of an activation has grown too large for the tolerance.
+    """
     workdir = tmp_path_factory.mktemp('alone')
-    train(config_of(dataset, workdir, steps=10))
+    train(run_of(dataset, workdir, steps=8))
     return losses_in(workdir)
 
 
 def assert_same_losses(workdir, alone):
-    found = losses_in(workdir)
-    np.testing.assert_allclose([*found.values()], [alone[step] for step in found], rtol=1e-3)
+    found = {step: loss for step, loss in losses_in(workdir).items() if step in alone}
+    np.testing.assert_allclose([*found.values()], [alone[step] for step in found], rtol=2e-4)
 
 
 def saved_steps(workdir: Path) -> set[int]:
@@ -36,14 +51,14 @@ def saved_steps(workdir: Path) -> set[int]:
 
 def test_one_is_killed_another_stopped_and_other_numbers_continue(dataset, tmp_path, alone):
     """Two processes, then two again, then one with its weights split over two devices: one run, one stream of data."""
-    command = command_of(dataset, tmp_path, {'--steps': [10_000]})
+    command = command_with(dataset, tmp_path, {'--steps': [10_000]})
     with Processes([command] * 2, heartbeat=10) as two:
         two.wait_for(lambda: 2 in saved_steps(tmp_path))
         two.all[1].kill()
         killed = time.monotonic()
-        codes, said = two.ends(timeout=120)
+        codes, said = two.ends()
         assert codes[0] not in (0, 130)
-        assert time.monotonic() - killed < 100, 'the survivor does not wait for ever'
+        assert time.monotonic() - killed < 300, 'the survivor does not wait for ever'
         assert 'another process' in said[0] or 'another task died' in said[0]
     last = max(saved_steps(tmp_path))
 
@@ -57,25 +72,23 @@ def test_one_is_killed_another_stopped_and_other_numbers_continue(dataset, tmp_p
     assert f'stopped; the same command continues: step {stopped}' in said[0]
     assert 'stopped;' not in said[1], 'one process speaks'
 
-    found = losses_in(tmp_path)
-    assert [*found] == [*range(1, stopped + 1)]
-    first = {step: loss for step, loss in found.items() if step <= 10}
-    np.testing.assert_allclose([*first.values()], [alone[step] for step in first], rtol=1e-3)
+    assert [*losses_in(tmp_path)] == [*range(1, stopped + 1)]
+    assert_same_losses(tmp_path, alone)
 
-    train(config_of(dataset, tmp_path, steps=stopped + 2, mesh=MeshConfig(fsdp=2)))
+    train(run_of(dataset, tmp_path, steps=stopped + 2, mesh=MeshConfig(fsdp=2)))
     assert [*losses_in(tmp_path)] == [*range(1, stopped + 3)]
     positions = json.loads(next((tmp_path / 'checkpoints' / str(stopped + 2) / 'data').iterdir()).read_text())
     assert positions['position'] == 16 * (stopped + 2)
 
 
 def test_four_processes_have_the_losses_of_one(dataset, tmp_path, alone):
-    with Processes([command_of(dataset, tmp_path, {'--steps': [3], '--mesh.fsdp': [2]})] * 4) as four:
+    with Processes([command_with(dataset, tmp_path, {'--steps': [3], '--mesh.fsdp': [2]})] * 4) as four:
         codes, said = four.ends()
     assert codes == [0] * 4, said
     assert_same_losses(tmp_path, alone)
     assert len(losses_in(tmp_path)) == 3
     # And one process goes on from what four wrote.
-    train(config_of(dataset, tmp_path, steps=5))
+    train(run_of(dataset, tmp_path, steps=5))
     assert_same_losses(tmp_path, alone)
 
 

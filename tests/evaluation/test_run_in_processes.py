@@ -70,7 +70,7 @@ def test_two_processes_share_the_items_and_agree(tmp_path):
         for process in range(2)
     ]
     for process in running:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     found = [json.loads((tmp_path / f'{process}.json').read_text()) for process in range(2)]
     alone = evaluate(BandSeparator(), read_benchmark(tmp_path / 'music'), Options(batch_size=1)).to_dict()

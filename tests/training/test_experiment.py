@@ -10,7 +10,7 @@ from support.paths import ROOT
 from support.small_dataset import build_small, shard_files
 
 from audiosep_jax.encoders.words import WordsEncoder
-from audiosep_jax.parallel import launch
+from audiosep_jax.training import experiment
 from data_prep.embed import embed_captions
 
 SCRIPT = ROOT / 'experiments' / 'audiosep_clap.py'
@@ -22,7 +22,7 @@ def run(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location('audiosep_clap', SCRIPT)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    monkeypatch.setattr(launch, 'enable_compilation_cache', lambda: None)
+    monkeypatch.setattr(experiment, 'enable_compilation_cache', lambda: None)
 
     def run(*flags) -> int:
         flags = ['--workdir', tmp_path / 'run', '--batch-size', 32, *flags]

@@ -1,0 +1,7 @@
+"""`python -m audiosep_jax.cli` is `audiosep-jax`."""
+
+import sys
+
+from audiosep_jax.cli.main import main
+
+sys.exit(main())

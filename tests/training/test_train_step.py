@@ -1,0 +1,189 @@
+"""One training step: what it changes, and that splitting it over devices or parts changes nothing else."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.training_runs import MIXER, MODEL, OPTIMIZER
+
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig
+from audiosep_jax.parallel.mesh import (
+    MeshConfig,
+    make_mesh,
+    on_this_process,
+    put_batch,
+    replicated,
+    state_shardings,
+)
+from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.losses import l1_waveform
+from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
+from audiosep_jax.training.optim import make_optimizer
+from audiosep_jax.training.train_step import init_state, make_program, make_train_step
+
+
+@pytest.fixture(scope='module')
+def single_step():
+    """A compiled step on one device, and a state to give it."""
+    optimizer = make_optimizer(OPTIMIZER, 10)
+    state = init_state(MODEL, optimizer, jax.random.key(0), ema=True)
+    return jax.jit(make_train_step(MODEL, optimizer, MIXER, seed=0, ema_decay=0.9)), state
+
+
+def make_batch(embedding=0.05):
+    waveforms = np.random.default_rng(0).integers(-9000, 9000, (2, 400)).astype(np.int16)
+    return {'waveforms': waveforms, 'embeddings': np.full((2, MODEL.condition_size), embedding, np.float32)}
+
+
+def test_non_finite_step_changes_nothing_but_the_counts(single_step):
+    step, state = single_step
+    after, metrics = step(state, make_batch(np.nan))
+    assert not np.isfinite(metrics['loss'])
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_row)) == (1, 1, 1)
+    for part in ('params', 'batch_stats', 'opt_state', 'ema'):
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), getattr(after, part), getattr(state, part))
+        assert jax.tree.all(same), part
+    again, _ = step(after, make_batch(np.nan))
+    assert (int(again.skipped), int(again.skipped_in_row)) == (2, 2)
+    healthy, metrics = step(again, make_batch())
+    assert np.isfinite(metrics['loss'])
+    assert (int(healthy.step), int(healthy.skipped), int(healthy.skipped_in_row)) == (3, 2, 0)
+    assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), healthy.params, state.params))
+
+
+def test_silence_is_finite(single_step):
+    step, state = single_step
+    batch = make_batch()
+    batch['waveforms'][:] = 0
+    _, metrics = step(state, batch)
+    assert float(metrics['loss']) == 0
+    assert int(metrics['skipped']) == 0
+
+
+def test_moving_average_lies_between_old_and_new_weights(single_step):
+    step, state = single_step
+    after, _ = step(state, make_batch())
+    old, new = state.params['resunet']['after_conv']['bias'], after.params['resunet']['after_conv']['bias']
+    average = after.ema['params']['resunet']['after_conv']['bias']
+    np.testing.assert_allclose(average, 0.1 * old + 0.9 * new, rtol=1e-5)  # young: (1 + 0) / (10 + 0) of the old
+
+
+def test_a_mixer_that_avoids_labels_needs_them():
+    optimizer = make_optimizer(OPTIMIZER, 1)
+    state = jax.eval_shape(lambda: init_state(MODEL, optimizer, jax.random.key(0), ema=False))
+    shapes = {'waveforms': ((4, 400), np.int16), 'embeddings': ((4, 512), np.float32), 'labels': ((4, 16), np.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    avoiding = SegmentMixer(mix_group=2, avoid_same_label=True)
+    step = make_train_step(MODEL, optimizer, avoiding, seed=0, absent=AbsentQueries())
+    assert jax.eval_shape(step, state, batch)[1]['loss'].shape == ()
+    del batch['labels']
+    with pytest.raises(ValueError, match='avoid_same_label needs labels'):
+        jax.eval_shape(step, state, batch)
+
+
+def test_state_and_batch_have_the_shapes_of_the_run():
+    config = TrainConfig(mixing=dataclasses.replace(TrainConfig().mixing, avoid_same_label=True))
+    program = make_program(config, make_mesh())
+    assert {name: array.shape for name, array in program.batch.items()} == {
+        'waveforms': (96, 160000),
+        'embeddings': (96, 512),
+        'labels': (96, 16),
+    }
+    assert program.state.ema is None
+
+
+# ---- On several devices ----
+
+# Wider than that of the runs, so that its weights divide over four devices.
+SPLIT_MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4, 4, 4, 4, 4), condition_size=16)
+BATCH_SIZE = 16
+
+
+@pytest.fixture(scope='module')
+def batches():
+    rng = np.random.default_rng(0)
+    return [
+        {
+            'waveforms': rng.integers(-9000, 9000, (BATCH_SIZE, 400)).astype(np.int16),
+            'embeddings': rng.standard_normal((BATCH_SIZE, SPLIT_MODEL.condition_size)).astype(np.float32) / 5,
+        }
+        for _ in range(3)
+    ]
+
+
+@pytest.fixture(scope='module')
+def trained(batches):
+    """Three steps on so many devices -> (losses, weights, the compiled step)."""
+
+    def run(devices=1, fsdp=1, accumulate=1, dtype='float32'):
+        mesh = make_mesh(MeshConfig(fsdp), jax.devices()[:devices])
+        model = ModelConfig(**{**SPLIT_MODEL.__dict__, 'dtype': dtype})
+        optimizer = make_optimizer(OPTIMIZER, 3)
+        shardings = state_shardings(
+            jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), ema=False)), mesh
+        )
+        init = jax.jit(lambda key: init_state(model, optimizer, key, ema=False), out_shardings=shardings)
+        step = make_train_step(model, optimizer, SegmentMixer(mix_group=2), seed=0, accumulate=accumulate, mesh=mesh)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        state, losses = init(jax.random.key(0)), []
+        compiled = jitted.lower(state, put_batch(batches[0], mesh)).compile()
+        for batch in batches:
+            state, metrics = compiled(state, put_batch(batch, mesh))
+            losses.append(float(metrics['loss']))
+        return losses, on_this_process(state.params, mesh), compiled
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def one_device(trained):
+    return trained()
+
+
+def bytes_gathered(hlo: str) -> int:
+    """Of all arrays that the program gathers from other devices, exchanges with them or hands on."""
+    sizes = {'f32': 4, 's16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
+    found = re.findall(r'= (\w+)\[([\d,]*)\][^=]* (?:all-gather|all-to-all|collective-permute)\(', hlo)
+    return sum(sizes.get(kind, 4) * int(np.prod([int(n) for n in shape.split(',') if n])) for kind, shape in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fsdp', [2, 4])
+def test_split_weights_give_the_losses_of_one_device(trained, one_device, fsdp):
+    losses, weights, compiled = trained(devices=8, fsdp=fsdp)
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-4)
+    # Weights are gathered, the activations of other devices' clips never are.
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    assert 0 < bytes_gathered(compiled.as_text()) <= 1.05 * total
+
+
+@pytest.mark.slow
+def test_accumulated_parts_are_every_nth_clip_with_statistics_of_their_own(trained, batches):
+    losses, _, compiled = trained(devices=2, accumulate=2)
+    assert bytes_gathered(compiled.as_text()) == 0, 'no clip moves to another device'
+
+    optimizer = make_optimizer(OPTIMIZER, 3)
+    state = init_state(SPLIT_MODEL, optimizer, jax.random.key(0), ema=False)
+    mix_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    mixtures, targets = SegmentMixer(mix_group=2)(mix_key, jnp.asarray(batches[0]['waveforms'] / 32768, jnp.float32))
+
+    @jax.jit
+    def loss_of(mixtures, targets, embeddings):
+        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        out, _ = AudioSep(SPLIT_MODEL).apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
+        return l1_waveform(out, targets)
+
+    parts = [loss_of(mixtures[i::2], targets[i::2], batches[0]['embeddings'][i::2]) for i in range(2)]
+    np.testing.assert_allclose(losses[0], np.mean(parts), rtol=1e-5)
+    assert parts[0] != parts[1]
+
+
+@pytest.mark.slow
+def test_bfloat16_follows_float32(trained, one_device):
+    losses, weights, _ = trained(dtype='bfloat16')
+    assert losses != one_device[0]
+    np.testing.assert_allclose(losses, one_device[0], rtol=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype('float32')}
