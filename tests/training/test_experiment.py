@@ -18,7 +18,7 @@ SCRIPT = ROOT / 'experiments' / 'audiosep_clap.py'
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Returns a function that runs the program with some flags and returns its exit code; it must not start to train."""
+    """Returns a function that runs the program with some flags and returns its exit code, without training."""
     spec = importlib.util.spec_from_file_location('audiosep_clap', SCRIPT)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
