@@ -1,10 +1,11 @@
-"""What a user's first query waits for: opening, loading, compiling and running the towers of CLAP and CLIP, full size.
+"""Measures how long the first query takes: opening, loading, compiling and running CLAP's and CLIP's full-size towers.
 
-python benchmarks/encoders.py
+    python benchmarks/encoders.py
 
-Random weights in a temporary folder (up to 0.8 GB), one process for each row, files in the page cache. `first` is the
-first query with nothing compiled, `first again` the same in a second process with JAX's compilation cache, `steady` the
-median after that. A second table compares ways to compile RoBERTa's layers, the best of three processes each.
+The weights are random, in a temporary folder of up to 0.8 GB, and in the page cache. Each row is measured in a new
+process. `first` is the first query with nothing compiled, `first again` is the same in a second process with JAX's
+compilation cache, and `steady` is the median of the queries after the first. A second table compares ways to compile
+RoBERTa's layers, with the best of three processes for each.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +56,7 @@ REPEATS = 7
 
 
 def write_weights(name: str, folder: Path) -> None:
-    """Random weights of an encoder, as a folder that it opens."""
+    """Writes random weights of an encoder into a folder from which it can be opened."""
     if name in CLAP:
         shapes = roberta.tensor_shapes(RobertaConfig()) | htsat.tensor_shapes(CLAP[name])
         shapes = {n.replace('.query.', '.qkv.') if 'audio_branch' in n else n: s for n, s in shapes.items()}
@@ -68,6 +70,7 @@ def write_weights(name: str, folder: Path) -> None:
 
 
 def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns random values for a tensor, close to 1 for the scales of norms."""
     values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
     return (
         values + 1 if name.endswith('running_var') or ('norm' in name.lower() and name.endswith('weight')) else values
@@ -75,7 +78,7 @@ def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndar
 
 
 def query(encoder: ClapEncoder | ClipEncoder, tower: str) -> None:
-    """One sentence of ten words, ten seconds of sound, or one picture."""
+    """Encodes one sentence of ten words, ten seconds of sound, or one picture."""
     rng = np.random.default_rng(1)
     if tower == 'text':
         ids = rng.integers(5, 40000, (1, 12))
@@ -87,15 +90,16 @@ def query(encoder: ClapEncoder | ClipEncoder, tower: str) -> None:
         encoder.encode_image([rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)])
 
 
-def seconds(function, *arguments) -> float:
+def seconds(function: Callable, *arguments: object) -> float:
+    """Returns how long a call takes."""
     started = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - started
 
 
 def measure_tower(name: str, tower: str, folder: Path) -> dict[str, float]:
-    """In a process of its own: seconds to open, to load that tower, of the first query and of later ones."""
-    jnp.zeros(1).block_until_ready()  # starting JAX is not the encoder's
+    """Returns the seconds for opening, for loading that tower, for the first query and for later ones."""
+    jnp.zeros(1).block_until_ready()  # the time to start JAX does not count
     started = time.perf_counter()
     encoder = (ClapEncoder if name in CLAP else ClipEncoder).open(folder)
     opened = time.perf_counter()
@@ -108,13 +112,13 @@ def measure_tower(name: str, tower: str, folder: Path) -> dict[str, float]:
 
 
 def measure_way(way: str) -> dict[str, float]:
-    """In a process of its own: RoBERTa-base on one text of 16 tokens, its layers compiled in one of `WAYS`."""
+    """Returns the seconds of RoBERTa-base for one text of 16 tokens, with its layers compiled in one of `WAYS`."""
     rng = np.random.default_rng(0)
     tensors = {n: draw(rng, n, s) for n, s in roberta.tensor_shapes(RobertaConfig()).items()}
     tower = roberta.TextTower(RobertaConfig(), tensors)
     ids, mask = np.full((1, 16), 7), np.ones((1, 16), np.int32)
     if way == 'layer by layer':
-        return _two_times(lambda: tower(ids, mask))
+        return first_and_steady(lambda: tower(ids, mask))
     (embeddings, *middle, pooler, projection), weights = zip(*tower._parts, strict=True)
     words, positions = tensors['text_branch.embeddings.word_embeddings.weight'][ids], roberta.position_ids(ids)
     ends = (weights[0], *weights[-2:])
@@ -134,11 +138,12 @@ def measure_way(way: str) -> dict[str, float]:
                 x = module.apply({'params': layer}, x, mask)
         return projection.apply({'params': ends[2]}, pooler.apply({'params': ends[1]}, x))
 
-    times = _two_times(lambda: program(ends, inner, words, positions, mask))
+    times = first_and_steady(lambda: program(ends, inner, words, positions, mask))
     return times | ({'first': times['first'] + stacked} if way == 'scan' else {})
 
 
-def _two_times(function) -> dict[str, float]:
+def first_and_steady(function: Callable) -> dict[str, float]:
+    """Returns the seconds of the first call, and the median of later ones."""
     jnp.zeros(1).block_until_ready()
     first = seconds(lambda: jax.block_until_ready(function()))
     return {
@@ -147,8 +152,8 @@ def _two_times(function) -> dict[str, float]:
     }
 
 
-def elsewhere(*arguments: str, cache: Path | None = None) -> dict[str, float]:
-    """What another process of this program measures; with JAX's compilation cache in a folder."""
+def in_new_process(*arguments: str, cache: Path | None = None) -> dict[str, float]:
+    """Returns what a new process of this program measures, optionally with JAX's compilation cache in a folder."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith('JAX_')}
     if cache is not None:
         environment |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.05'}
@@ -161,12 +166,12 @@ def main(
     encoders: tuple[Literal[NAMES], ...] = NAMES,
     worker: tuple[str, ...] = (),
 ) -> None:
-    """Prints the tables.
+    """Measures, and prints the tables.
 
     Args:
-        json_file: where to write the figures as well.
-        encoders: which to measure.
-        worker: measure one row in this process; for the program itself.
+        json_file: also write the numbers to this file.
+        encoders: the encoders to measure.
+        worker: measure one row in this process (used by the program itself).
     """
     if worker:
         kind, *arguments = worker
@@ -178,13 +183,13 @@ def main(
             write_weights(name, Path(folder))
             for tower in ('text', 'audio' if name in CLAP else 'image'):
                 cache = Path(caches.enter_context(tempfile.TemporaryDirectory()))
-                cold = elsewhere('--worker', 'tower', name, tower, folder)
-                elsewhere('--worker', 'tower', name, tower, folder, cache=cache)
-                again = elsewhere('--worker', 'tower', name, tower, folder, cache=cache)
+                cold = in_new_process('--worker', 'tower', name, tower, folder)
+                in_new_process('--worker', 'tower', name, tower, folder, cache=cache)
+                again = in_new_process('--worker', 'tower', name, tower, folder, cache=cache)
                 rows.append({'encoder': name, 'tower': tower, **cold, 'first again': again['first']})
     ways = []
     for way in track(WAYS, 'ways to compile', transient=True):
-        runs = [elsewhere('--worker', 'way', way) for _ in range(3)]
+        runs = [in_new_process('--worker', 'way', way) for _ in range(3)]
         ways.append({'RoBERTa compiled': way, **{key: min(run[key] for run in runs) for key in runs[0]}})
     console = Console()
     console.print(jax.devices()[0].device_kind, f'{os.cpu_count()} CPUs, seconds')

@@ -1,14 +1,14 @@
-"""This project's evaluation beside the original's evaluators: the same folders, the same (random) weights.
+"""Compares this project's evaluation with the original's evaluators, on the same folders and random weights.
 
     git clone https://github.com/Audio-AGI/AudioSep
     git clone https://github.com/Audio-AGI/dcase2024_task9_baseline
     pip install -e '.[parity]' librosa torchlibrosa pandas pyyaml tqdm
     python benchmarks/original_evaluators.py --audiosep AudioSep --dcase dcase2024_task9_baseline
 
-Makes a small folder in each benchmark's layout, out of noise and tones: mono and stereo, at 32, 44.1 and 48 kHz, of odd
-lengths, with a silent target, rows that are there twice, and classes of different sizes. Runs the evaluators of the two
-clones on them with PyTorch, and ours on the converted weights; queries are hashed words in both, as CLAP's weights are
-not needed to compare what follows them. Prints the aggregates and their differences in dB.
+The script makes a small folder in each benchmark's layout from noise and tones: mono and stereo, at 32, 44.1 and 48
+kHz, of odd lengths, with a silent target, repeated rows, and classes of different sizes. It runs the evaluators of the
+two clones with PyTorch, and this project's on the converted weights. Queries are hashed words in both, because the
+comparison does not need CLAP. It prints the aggregates and their differences in dB.
 """
 
 import contextlib
@@ -44,20 +44,20 @@ MUSIC = (
 
 
 class Maker:
-    """Writes pairs of a target and a mixture, no two alike."""
+    """Writes pairs of a target and a mixture, all of which differ."""
 
     def __init__(self, seconds: float):
-        self._rng, self._made, self._seconds = np.random.default_rng(0), 0, seconds
+        self._rng, self._count, self._seconds = np.random.default_rng(0), 0, seconds
 
     def pair(self, target: Path, mixture: Path, *, silent: bool = False) -> None:
-        """Two files of one format and length, of the next kind in turn."""
-        rate, channels = FORMATS[self._made % len(FORMATS)]
-        samples = int(self._seconds * rate) + 37 * self._made
+        """Writes two files of the same length in the next of `FORMATS`."""
+        rate, channels = FORMATS[self._count % len(FORMATS)]
+        samples = int(self._seconds * rate) + 37 * self._count
         wanted = np.zeros((channels, samples)) if silent else self._sound(rate, channels, samples)
         for path, sound in ((target, wanted), (mixture, wanted + self._sound(rate, channels, samples))):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_audio(path, sound.astype(np.float32), rate)
-        self._made += 1
+        self._count += 1
 
     def _sound(self, rate: int, channels: int, samples: int) -> np.ndarray:
         time = np.arange(samples) / rate
@@ -69,7 +69,7 @@ class Maker:
 
 
 def make_folders(root: Path, labels: list[str], seconds: float) -> None:
-    """`root/evaluation/{data,metadata}` as the original has it, and `root/lass_validation` beside its table."""
+    """Makes `root/evaluation/{data,metadata}` as in the original, and `root/lass_validation` next to its table."""
     maker, data, metadata = Maker(seconds), root / 'evaluation' / 'data', root / 'evaluation' / 'metadata'
     metadata.mkdir(parents=True)
 
@@ -99,7 +99,7 @@ def make_folders(root: Path, labels: list[str], seconds: float) -> None:
     rows = [[n[:-4], f'data/mix_wav/{n}', f'data/s0_wav/{n}', f'playing {n[:2]}', 'z', 'w'] for n in names]
     table('vggsound_eval.csv', 'file_id,mix_wav,s0_wav,s0_text,s1_wav,s1_text', rows)
     table('class_labels_indices.csv', 'index,mid,display_name', [[i, f'/m/{i}', x] for i, x in enumerate(labels)])
-    for class_id in range(len(labels)):  # a class without sounds, and one with more than count
+    for class_id in range(len(labels)):  # one class without sounds, and one with more than are scored
         folder = data / 'audioset' / f'class_id={class_id}'
         folder.mkdir(parents=True)
         for i in range((0, 1, 12, 2)[class_id]):
@@ -118,7 +118,7 @@ def make_folders(root: Path, labels: list[str], seconds: float) -> None:
 
 
 class TorchModel:
-    """What the evaluators ask of a Lightning module: `ss_model`, `query_encoder`, `device`, `eval`."""
+    """Has what the evaluators need from a Lightning module: `ss_model`, `query_encoder`, `device`, `eval`."""
 
     device = 'cpu'
 
@@ -129,15 +129,15 @@ class TorchModel:
         self._embed = lambda text: torch.from_numpy(encoder.encode_text(text))
 
     def eval(self) -> None:
-        """The network is in that mode already."""
+        """Does nothing, because the network is already in evaluation mode."""
 
     def get_query_embed(self, modality: str, text: list[str], device: str):
-        """float32 [1, E]."""
+        """Returns the embedding of a text, float32 [1, E]."""
         return self._embed(text)
 
 
 def import_original(audiosep: Path, dcase: Path):
-    """The modules of the two clones. What they import and the comparison has no use for is replaced by nothing."""
+    """Imports the modules of the two clones, with stubs for imports that the comparison does not need."""
     sys.path[:0] = [str(audiosep), str(dcase)]
     for name in ('lightning', 'lightning.pytorch', 'models.audiosep', 'models.clap_encoder'):
         sys.modules[name] = types.ModuleType(name)
@@ -149,12 +149,12 @@ def import_original(audiosep: Path, dcase: Path):
 
 
 def random_network(resunet, window: int, hop: int, sample_rate: int):
-    """A network with statistics and gains that let it do something, and its state."""
+    """Returns a network whose statistics and gains let it change its input, its configuration and our variables."""
     import torch
 
     torch.manual_seed(0)
     network = resunet.ResUNet30(input_channels=1, output_channels=1, condition_size=512)
-    if (window, hop) != (2048, 320):  # as in the baseline of DCASE: other STFT modules
+    if (window, hop) != (2048, 320):  # as in DCASE's baseline, which replaces the STFT modules
         stft = sys.modules['models.resunet']
         settings = {'n_fft': window, 'hop_length': hop, 'win_length': window, 'window': 'hann', 'center': True}
         network.base.stft = stft.STFT(**settings, pad_mode='reflect', freeze_parameters=True)
@@ -173,7 +173,7 @@ def random_network(resunet, window: int, hop: int, sample_rate: int):
 
 
 def original_scores(model: TorchModel, dcase_model: TorchModel) -> dict[str, dict[str, float]]:
-    """By benchmark and metric, from the current folder's `evaluation` and `lass_validation`."""
+    """Returns scores by benchmark and metric for `evaluation` and `lass_validation` in the current folder."""
     scores = {}
     for name, title in (
         ('audiocaps', 'AudioCaps'),
@@ -190,7 +190,7 @@ def original_scores(model: TorchModel, dcase_model: TorchModel) -> dict[str, dic
             scores['audiocaps, label'] = {'SDRi': sdri, 'SI-SDR': si_sdr}
     module = importlib.import_module('evaluation.evaluate_audioset')
     statistics = module.AudioSetEvaluator(classes_num=module.CLASSES_NUM)(model)
-    mean = module.get_mean_sdr_from_dict  # and the medians as in benchmark.py
+    mean = module.get_mean_sdr_from_dict  # benchmark.py passes it the medians
     scores['audioset'] = {
         metric: mean({k: np.nanmedian(values) for k, values in statistics[key].items()})
         for metric, key in (('SDRi', 'sdris_dict'), ('SI-SDR', 'sisdrs_dict'))
@@ -201,7 +201,7 @@ def original_scores(model: TorchModel, dcase_model: TorchModel) -> dict[str, dic
 
 
 def our_scores(separator: Separator, dcase_separator: Separator, root: Path) -> dict[str, dict[str, float]]:
-    """The same by this project."""
+    """Returns the same scores by this project."""
     scores = {}
     for name in ('audiocaps', 'clotho', 'esc50', 'music', 'vggsound', 'audioset', 'dcase2024'):
         dcase = name == 'dcase2024'
@@ -219,12 +219,12 @@ def our_scores(separator: Separator, dcase_separator: Separator, root: Path) -> 
 
 
 def main(audiosep: Path, dcase: Path, seconds: float = 1.0) -> None:
-    """Makes the folders, runs both, prints.
+    """Makes the folders, runs both evaluations, and prints the comparison.
 
     Args:
-        audiosep: clone of AudioSep.
-        dcase: clone of the DCASE 2024 Task 9 baseline.
-        seconds: about the length of the sounds.
+        audiosep: a clone of AudioSep.
+        dcase: a clone of the DCASE 2024 Task 9 baseline.
+        seconds: approximate length of the sounds.
     """
     resunet = import_original(audiosep.absolute(), dcase.absolute())
     encoder = WordsEncoder(512)

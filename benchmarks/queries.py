@@ -1,18 +1,18 @@
-"""What keeps an unwanted sound out: the candidates side by side, on mixtures whose parts are known.
+"""Compares ways to keep an unwanted sound out of the target, on mixtures whose parts are known.
 
     python benchmarks/queries.py --checkpoint RUN --data DIR
 
-DIR has the MUSIC benchmark's layout (music_eval.csv, mixture-IDX, segment-IDX); the unwanted sound of a mixture is what
-remains without its segment, its name the table's `noise_wav` less its number ('acoustic guitar-0'). Four cases:
+DIR has the layout of the MUSIC benchmark (music_eval.csv, mixture-IDX, segment-IDX). The unwanted sound is the mixture
+minus its segment. Its name is the table's `noise_wav` without the number ('acoustic guitar-0'). There are four cases:
 
-    named      asked for the caption, without the other sound
-    both       asked for 'CAPTION and OTHER', without the other sound
-    absent     asked for the caption, without a sound that is not there: what --not costs when it was not needed
-    alike      asked for the caption, without 'CAPTION outdoors': what it costs when it names nearly the target
+    named      query for the caption, exclude the other sound
+    both       query for 'CAPTION and OTHER', exclude the other sound
+    absent     query for the caption, exclude a sound that is not in the mixture: the cost of an unnecessary --not
+    alike      query for the caption, exclude 'CAPTION outdoors': the cost of excluding nearly the target
 
-Per method: SDRi; its difference from the plain query, with the 95 % bootstrap interval over mixtures; how much of the
-unwanted sound and of the target is left, in dB of what the mixture has (least squares per frequency on the two, as
-BSS-eval does with its filters). Prints tables and writes them as JSON.
+For each method, the tables show the SDRi, its difference from the plain query with the 95 % bootstrap interval over
+mixtures, and how much of the unwanted sound and of the target is left, in dB relative to the mixture (by least squares
+per frequency on the two, as BSS-eval does with its filters). The tables are also written as JSON.
 """
 
 import csv
@@ -45,13 +45,13 @@ DECIBELS = 10 / np.log(10)
 def main(
     checkpoint: Path, data: Path, json_file: Annotated[Path | None, tyro.conf.arg(name='json')] = None, seed: int = 0
 ) -> None:
-    """Measures and prints.
+    """Measures, and prints the tables.
 
     Args:
-        checkpoint: a training run's folder.
-        data: the benchmark's folder.
-        json_file: where to write the figures as well.
-        seed: of the absent sounds and of the bootstrap.
+        checkpoint: folder of a training run.
+        data: folder of the benchmark.
+        json_file: also write the numbers to this file.
+        seed: seed of the absent sounds and of the bootstrap.
     """
     enable_compilation_cache()
     separator = load(checkpoint)
@@ -75,7 +75,7 @@ def main(
 
 
 def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str], list[str]]:
-    """Mixtures and targets float32 [T_i], captions, and the names of the other sounds."""
+    """Returns mixtures and targets, float32 [T_i], the captions, and the names of the other sounds."""
     benchmark = read_benchmark(data, 'music')
     pairs, bad_rows = benchmark.items, benchmark.bad_rows
     with (data / 'music_eval.csv').open(newline='', encoding='utf-8-sig') as file:
@@ -92,7 +92,7 @@ def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], lis
 def methods(
     separator: Separator, mixtures: list[np.ndarray], asked: list[str], unwanted: list[str]
 ) -> dict[str, list[np.ndarray]]:
-    """Every candidate's estimates float32 [T_i], the plain query first."""
+    """Returns the estimates of every method, float32 [T_i], the plain query first."""
     size, window, hop = separator.config.condition_size, separator.config.window_size, separator.config.hop_size
 
     def run(embeddings, sounds=mixtures):
@@ -135,7 +135,7 @@ def methods(
 
 @jax.jit(static_argnums=(2, 4, 5))
 def wiener(target, other, exponent, strength, window, hop):
-    """P·|P|ᵃ / (|P|ᵃ + |s·N|ᵃ), all [T]."""
+    """Returns P·|P|ᵃ / (|P|ᵃ + |s·N|ᵃ) for the spectra P of `target` and N of `other`, as [T]."""
     spectrum, unwanted = stft(target, window, hop), strength * stft(other, window, hop)
     ratio = (jnp.abs(unwanted) / jnp.maximum(jnp.abs(spectrum), 1e-15)) ** exponent
     return istft(spectrum / (1 + ratio), window, hop, length=target.shape[-1])
@@ -143,7 +143,7 @@ def wiener(target, other, exponent, strength, window, hop):
 
 @jax.jit(static_argnums=(3, 4))
 def excess(target, other, mixture, window, hop):
-    """P, its magnitude at most |X| − |N|."""
+    """Returns P with its magnitude limited to |X| − |N|, for the spectra X of `mixture` and N of `other`, as [T]."""
     spectrum, unwanted, whole = (stft(x, window, hop) for x in (target, other, mixture))
     magnitude = jnp.abs(spectrum)
     room = jnp.maximum(jnp.abs(whole) - jnp.abs(unwanted), 0)
@@ -152,13 +152,13 @@ def excess(target, other, mixture, window, hop):
 
 
 def rows(estimates: dict, targets: list, mixtures: list) -> dict[str, tuple]:
-    """For each method what `score` needs: its estimates, the plain query's, targets, mixtures."""
+    """Returns what `score` needs for each method: its estimates, the plain query's, targets, mixtures."""
     plain = next(iter(estimates.values()))
     return {name: (own, plain, targets, mixtures) for name, own in estimates.items()}
 
 
 def score(separator: Separator, own: list, plain: list, targets: list, mixtures: list, seed: int) -> dict:
-    """One row: means over mixtures, dB."""
+    """Returns one row of the table: means over mixtures in dB."""
     window, hop = separator.config.window_size, separator.config.hop_size
     scores = np.array(
         [
@@ -182,15 +182,15 @@ _sdri = jax.jit(sdri)
 
 @jax.jit(static_argnums=(3, 4))
 def _left(target, mixture, estimate, window, hop):
-    """How much of the target and of the rest of the mixture an estimate holds, dB: a complex gain per frequency each.
+    """Returns how much of the target and of the rest of the mixture an estimate has, in dB, by a gain per frequency.
 
-    Both are fitted together, so that what the two have in common by chance is not counted twice.
+    Both complex gains are fitted together, so that what the two sounds have in common by chance is not counted twice.
     """
     parts = jnp.stack([stft(target, window, hop), stft(mixture - target, window, hop)], -1)  # [N, F, 2]
     gram = jnp.einsum('nfi,nfj->fij', parts.conj(), parts)
     against = jnp.einsum('nfi,nf->fi', parts.conj(), stft(estimate, window, hop))
     energies = jnp.einsum('fii->fi', gram).real  # [F, 2]
-    # Where a part is silent at a frequency its gain is undetermined, and of no weight.
+    # The gain of a part that is silent at a frequency is undetermined, but it has no weight.
     gram += (1e-6 * energies.sum(-1) + 1e-12)[:, None, None] * jnp.eye(2)
     gains = jnp.linalg.solve(gram, against[..., None])[..., 0]
     left = jnp.sum(jnp.abs(gains) ** 2 * energies, axis=0)
@@ -198,7 +198,7 @@ def _left(target, mixture, estimate, window, hop):
 
 
 def table(case: str, count: int, figures: dict) -> Table:
-    """The rows of one case for a terminal."""
+    """Returns the rows of one case as a table for a terminal."""
     result = Table(title=f'{case}: {count} mixtures, dB')
     result.add_column('', no_wrap=True)
     for column in ('SDRi', 'change', '95 %', 'unwanted left', 'target left'):

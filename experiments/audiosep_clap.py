@@ -6,13 +6,13 @@ Commands:
     python experiments/audiosep_clap.py --workdir runs/base --data shards --model.dtype bfloat16
 
 Recipe:
-    Five-second segments at 32 kHz, batch 96, two sources a mixture at ±10 dB, AdamW with amsgrad at
-    1e-3 after a staircase warm-up, 1,000,000 steps. Every setting is a flag (`--help`); `--dry-run`
-    shows what they come to. An interrupted run continues with the same command. On several hosts:
-    docs/train.md.
+    Five-second segments at 32 kHz, batch 96, two sources per mixture at ±10 dB, AdamW with amsgrad
+    at 1e-3 after a staircase warm-up, 1,000,000 steps. Every setting is a flag (`--help`);
+    `--dry-run` shows the resulting shapes, memory and plan. The same command resumes an interrupted
+    run. docs/train.md describes training on several hosts.
 
 Cost:
-    96 M clips, 700 GFLOP each: 67 EFLOP; `--dry-run` says what that is on the devices at hand.
+    96 M clips of 700 GFLOP are 67 EFLOP; `--dry-run` shows how long that takes on your devices.
 
 Aim:
     The published scores of the released checkpoint (4 M steps on 14,000 hours), SDRi / SI-SDR in dB:
@@ -25,7 +25,7 @@ from audiosep_jax.training.experiment import run_experiment
 
 
 def get_config() -> TrainConfig:
-    """The article's recipe is what TrainConfig defaults to."""
+    """Returns the article's recipe, which is the default of TrainConfig."""
     return TrainConfig()
 
 

@@ -1,4 +1,4 @@
-"""AudioSep with CLIP instead of CLAP: queries that are words or pictures, learned from videos.
+"""AudioSep with CLIP instead of CLAP: queries are texts or images, and training is on videos.
 
 Commands:
     python -m data_prep build vggsound --source VGGSOUND --out shards --frames 3        # extra `video`
@@ -7,13 +7,13 @@ Commands:
     python experiments/audiosep_clip.py --workdir runs/clip --data shards --model.dtype bfloat16
 
 Recipe:
-    Half of the queries are a caption, half a frame of the clip's own video: CLIP puts both into one
-    space, so what is learned from pictures answers words too. The rest is the recipe of
-    audiosep_clap.py, and so is the cost.
+    Half of the queries are captions, half are frames of the clip's own video. CLIP embeds both in
+    one space, so what the network learns from images also serves texts. Everything else, including
+    the cost, is as in audiosep_clap.py.
 
 Aim:
-    No score of a network of this size on CLIP is published. The article's, on CLAP: SDRi 9.144 dB on
-    VGGSound.
+    No score of a network of this size with CLIP is published. With CLAP, the article reports an
+    SDRi of 9.144 dB on VGGSound.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from audiosep_jax.training.experiment import run_experiment
 
 
 def get_config() -> TrainConfig:
-    """The article's recipe, half of the queries pictures."""
+    """Returns the article's recipe with images as half of the queries."""
     return dataclasses.replace(TrainConfig(), input=DataConfig(encoder='clip', use_text_ratio=0.5, other='image'))
 
 

@@ -1,4 +1,4 @@
-"""AudioSep with text and audio supervision: some queries are the embedding of a sound instead of a sentence.
+"""AudioSep with text and audio supervision: some queries are embeddings of audio instead of captions.
 
 Commands:
     python -m data_prep build audioset --source AUDIOSET --out shards
@@ -7,13 +7,13 @@ Commands:
     python experiments/audiosep_hybrid.py --workdir runs/hybrid --data shards --model.dtype bfloat16
 
 Recipe:
-    CLAP puts captions and sounds into one space. A tenth of the queries, drawn per example, are the
-    CLAP embedding of the clip's own sound (the article's `use_text_ratio`, here 0.9): what is learned
-    so answers `--like EXAMPLE.wav`, and clips with poor captions teach all the same. The rest is the
-    recipe of audiosep_clap.py, and so is the cost.
+    CLAP embeds captions and audio in one space. A tenth of the queries, drawn for each example, are
+    CLAP embeddings of the clip's own audio (the article's `use_text_ratio`, here 0.9). So the
+    network learns to answer `--like EXAMPLE.wav`, and clips with poor captions are useful, too.
+    Everything else, including the cost, is as in audiosep_clap.py.
 
 Aim:
-    The article's scores of text supervision: SDRi on AudioSet 7.739 dB, AudioCaps 8.220.
+    The article's scores with text supervision: SDRi 7.739 dB on AudioSet, 8.220 dB on AudioCaps.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from audiosep_jax.training.experiment import run_experiment
 
 
 def get_config() -> TrainConfig:
-    """The article's recipe, a tenth of the queries sounds."""
+    """Returns the article's recipe with audio as a tenth of the queries."""
     return dataclasses.replace(TrainConfig(), input=DataConfig(encoder='clap', use_text_ratio=0.9, other='audio'))
 
 

@@ -7,16 +7,17 @@ Commands:
     python experiments/dcase2024_16k.py --workdir runs/dcase --data clotho fsd50k --model.dtype bfloat16
 
 Recipe:
-    The network of the article on a front end of half the rate (window 1024, hop 160), two sources a
-    mixture at ±10 dB, AdamW with amsgrad at 1e-3 after the staircase warm-up of the original.
+    The network of the article with a front end for half the sample rate (window 1024, hop 160), two
+    sources per mixture at ±10 dB, AdamW with amsgrad at 1e-3 after the original's staircase
+    warm-up.
 
 Cost:
-    3.2 M clips of 10 s, 700 GFLOP each: 2.2 EFLOP; `--dry-run` says what that is on the devices at
-    hand.
+    3.2 M clips of 10 s and 700 GFLOP are 2.2 EFLOP; `--dry-run` shows how long that takes on your
+    devices.
 
 Aim:
-    The baseline's published scores on the task's validation set: SDR 5.708, SDRi 5.673, SI-SDR
-    3.862 dB.
+    The baseline's published scores on the task's validation set: SDR 5.708 dB, SDRi 5.673 dB,
+    SI-SDR 3.862 dB.
 """
 
 from audiosep_jax.data.batches import DataConfig
@@ -27,7 +28,7 @@ from audiosep_jax.training.mixing import SegmentMixer
 
 
 def get_config() -> TrainConfig:
-    """The baseline's recipe."""
+    """Returns the baseline's recipe."""
     return TrainConfig(
         input=DataConfig(segment_seconds=10.0),
         steps=200_000,

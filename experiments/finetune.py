@@ -1,4 +1,4 @@
-"""Fine-tuning: the official weights, or any others, on sounds of your own.
+"""Fine-tuning: the official weights, or any others, on your own recordings.
 
 Commands:
     audiosep-jax convert audiosep_base_4M_steps.ckpt audiosep
@@ -7,17 +7,17 @@ Commands:
     python experiments/finetune.py --workdir runs/mine --data shards --init-from audiosep --model.dtype bfloat16
 
 Recipe:
-    A tenth of the rate that it was trained at, falling along a cosine; an average of the weights;
-    gradients clipped. The network must be the checkpoint's: another front end needs its flags
-    (--model.sample-rate, --model.window-size, --model.hop-size). Some mixtures are asked for sounds
-    that are not in them: --absent.share 0.1.
+    A tenth of the original learning rate, with a cosine schedule, a moving average of the weights,
+    and clipped gradients. The network must be the checkpoint's, so another front end needs its
+    flags (--model.sample-rate, --model.window-size, --model.hop-size). With --absent.share 0.1,
+    some queries are for sounds that are not in the mixture.
 
 Cost:
-    20,000 steps of 16 clips, 700 GFLOP a clip: 0.22 EFLOP. On two CPU cores fine-tune a smaller
+    20,000 steps of 16 clips of 700 GFLOP are 0.22 EFLOP. On two CPU cores, fine-tune a smaller
     network.
 
 Aim:
-    Depends on the data; validate on some of yours with --validation DIR (any benchmark,
+    The score depends on the data. Validate on some of yours with --validation DIR (any benchmark,
     docs/evaluate.md).
 """
 
@@ -28,7 +28,7 @@ from audiosep_jax.training.optim import OptimizerConfig
 
 
 def get_config() -> TrainConfig:
-    """A gentle recipe for the released network."""
+    """Returns a recipe with small steps for the released network."""
     return TrainConfig(
         init_from='audiosep',
         steps=20_000,

@@ -1,12 +1,12 @@
-"""First light: a small separator from nothing, in minutes, with no download and no accelerator.
+"""Trains a small separator from scratch in minutes, without any download or accelerator.
 
     python experiments/quickstart.py --workdir quickstart
 
-Renders a captioned corpus of eight procedural sounds at 8 kHz, builds its shards and embeddings, trains, checkpoints,
-scores mixtures of two unseen clips each, and separates one of them to WAV files and a picture.
+The script synthesizes a captioned corpus of eight sounds at 8 kHz, builds its shards and embeddings, trains, writes
+checkpoints, scores mixtures of two unseen clips each, and separates one of them to WAV files and a picture.
 
-Cost: 3.5 minutes on two CPU cores. Expected: SDRi 9 dB, where a fixed equaliser per class reaches 4.5 and asking for a
-wrong sound gives less than 0. Started again with the same workdir it continues where it was.
+It takes 3.5 minutes on two CPU cores. Expect an SDRi of 9 dB; a fixed equalizer per class reaches 4.5 dB, and queries
+for a wrong sound give less than 0 dB. The same command resumes an interrupted run.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from data_prep.build import build_shards
 from data_prep.datasets.synthetic import SyntheticClips
 from data_prep.embed import embed_captions
 
-# They overlap in frequency and differ in time structure: what an equaliser cannot tell apart.
+# These overlap in frequency and differ in their structure over time, so an equalizer cannot separate them.
 CLASSES = ('siren', 'dog', 'guitar', 'rain', 'clock', 'telephone', 'knocking', 'cat')
 CLIP_SECONDS = 1.5
 TRAINING_CLIPS = 640
@@ -46,7 +46,7 @@ EXAMPLES = 4
 
 
 def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
-    """The article's network and recipe, made small: 1.3 M parameters, most of them for the query."""
+    """Returns a small version of the article's network and recipe: 1.3 M parameters, most of them for the query."""
     return TrainConfig(
         workdir=str(workdir),
         input=DataConfig(data=(str(workdir / 'dataset'),), segment_seconds=CLIP_SECONDS),
@@ -64,12 +64,12 @@ def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
 
 
 def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -> None:
-    """Builds a corpus, trains on it, evaluates, separates.
+    """Builds a corpus, trains on it, evaluates, and separates a mixture.
 
     Args:
-        workdir: folder for everything that is made; a run found there is continued.
-        seed: of the sounds, the weights and the mixtures.
-        steps: optimizer steps.
+        workdir: folder for all results; if it holds a run, that run is resumed.
+        seed: seed of the sounds, the weights and the mixtures.
+        steps: number of optimizer steps.
     """
     enable_compilation_cache()
     config = get_config(workdir, seed, steps)
@@ -83,12 +83,12 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     print(f'2/4  training: {steps} steps of {config.batch_size} clips', flush=True)
     result = train(config)
     if result.stopped:
-        print(f'stopped after step {result.step}: the same command continues')
+        print(f'stopped after step {result.step}: the same command resumes')
         return
 
     print(f'3/4  evaluation: {TEST_CLIPS} mixtures of two unseen clips, equally loud', flush=True)
     separator = load(workdir)
-    # The clips that come after the training set's are of the same kinds, but were never heard.
+    # The clips after those of the training set have the same classes, but are new to the network.
     test = SyntheticClips(TEST_CLIPS, seed, CLIP_SECONDS, CLASSES, first=TRAINING_CLIPS)
     unseen = [test.read(i, rate) for i in range(TEST_CLIPS)]
     mixtures, targets = mix_pairs(unseen, seed)
@@ -96,7 +96,7 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     write_json(workdir / 'results.json', results.to_dict())
 
     print('4/4  separation of one mixture', flush=True)
-    query = unseen[0].captions[0]  # the classes take turns: a siren, the one that is easiest to see in a picture
+    query = unseen[0].captions[0]  # the classes alternate; this is a siren, the easiest to see in a picture
     separated = separator.separate(mixtures[0], query, sample_rate=rate).targets[0, 0]
     panels = {'mixture': mixtures[0], 'target': targets[0], 'separated': separated}
     spectrogram_panels(workdir / 'separation.png', panels, rate, title=f'query: {query}')
@@ -114,7 +114,11 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
 
 
 def mix_pairs(clips: list[synthetic.Clip], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each clip with a random one of another class at the same energy -> mixtures, targets, both float32 [n, T]."""
+    """Mixes each clip with a random one of another class at the same energy.
+
+    Returns:
+        (mixtures, targets), both float32 [n, T].
+    """
     rng = np.random.default_rng(seed)
     mixtures, targets = [], []
     for clip in clips:
@@ -128,7 +132,7 @@ def mix_pairs(clips: list[synthetic.Clip], seed: int) -> tuple[np.ndarray, np.nd
 
 
 def write_examples(folder: Path, clips: list[synthetic.Clip], mixtures: np.ndarray, rate: int) -> None:
-    """Mixtures to try on the web page (`audiosep-jax serve`), each with a text beside it: what to ask."""
+    """Writes mixtures to try on the web page (`audiosep-jax serve`), each with a text file that holds the query."""
     folder.mkdir(exist_ok=True)
     for clip, mixture in zip(clips, mixtures, strict=False):
         write_together({folder / f'{clip.labels[0]}.wav': mixture[None]}, rate)
@@ -142,7 +146,7 @@ def evaluate(
     mixtures: np.ndarray,
     targets: np.ndarray,
 ) -> Results:
-    """The usual rows, and that of a fixed spectral mask per class fitted on the training clips."""
+    """Returns the usual rows and one of a fixed spectral mask per class, which is fitted on the training clips."""
     labels = [clip.labels[0] for clip in unseen]
     captions = [clip.captions[0] for clip in unseen]
     results = evaluate_arrays(separator, mixtures, targets, captions, labels=labels, options=Options(batch_size=8))

@@ -77,7 +77,7 @@ def test_the_seed_alone_decides(dataset):
 
 
 def test_neighbouring_seeds_do_not_share_epochs(dataset):
-    """Grain seeds epoch e of seed s with s + e: seed 4 would begin with the second epoch of seed 3."""
+    """Grain seeds epoch e of seed s with s + e, so seed 4 would start with the second epoch of seed 3."""
     orders = [
         [tuple(clips_in(b)) for b in take(batches_of(config_of(dataset), batch_size=10, seed=s), 4)] for s in (3, 4)
     ]
@@ -112,7 +112,9 @@ def test_state_is_of_what_was_yielded_not_of_what_was_read_ahead(dataset):
     assert batches.get_state()['position'] == 0
     take(batches, 3)
     assert batches.get_state()['position'] == 12
-    assert_same(take(batches, 1), take(batches_of(config_of(dataset)), 4)[3:])  # closed, it begins again where it was
+    assert_same(
+        take(batches, 1), take(batches_of(config_of(dataset)), 4)[3:]
+    )  # after `close`, it resumes at its position
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_worker_processes_end_with_the_run(dataset, tmp_path, end):
     command = [sys.executable, '-W', 'error', script, dataset, end]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == (-signal.SIGKILL if end == 'killed' else 0)
-    assert end == 'killed' or run.stderr == ''  # and without a word, though nothing was closed
+    assert end == 'killed' or run.stderr == ''  # and silently, though nothing was closed
     workers = [int(pid) for pid in run.stdout.split()]
     assert len(workers) >= 2
     deadline = time.monotonic() + 60
@@ -363,7 +365,7 @@ def test_staged_datasets_are_read_from_the_copy(tmp_path):
     assert near.stage_dir == ''
     take(batches_of(near), 1)
     for path in shard_files(tmp_path / 'far'):
-        overwrite(path, 0, bytes(path.stat().st_size))  # nobody reads it any more
+        overwrite(path, 0, bytes(path.stat().st_size))  # must not be read any more
     for a, b in zip(take(batches_of(near), 3), whole, strict=True):
         np.testing.assert_array_equal(a['waveforms'], b['waveforms'])
         np.testing.assert_array_equal(a['embeddings'], b['embeddings'])

@@ -19,8 +19,8 @@ def test_every_epoch_has_every_clip_once(size):
     assert size < 7 or len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_large_and_small_datasets_alike(monkeypatch):
-    """Beyond a size Grain's own shuffle is asked."""
+def test_large_datasets_have_every_clip_once_as_well(monkeypatch):
+    """Grain's own shuffle serves larger datasets."""
     monkeypatch.setattr(module, '_MAX_PERMUTATION', 50)
     stream = clip_stream([60], [1.0], seed=5)
     epochs = [clips(stream, e * 60, (e + 1) * 60) for e in range(3)]
@@ -37,7 +37,7 @@ def test_proportions_hold_over_every_window_in_random_order():
         assert len(pairs) == 9
 
 
-def test_a_position_is_the_same_wherever_one_begins():
+def test_a_position_is_the_same_wherever_reading_starts():
     stream = clip_stream([100, 70_000], [1, 3], seed=3)
     whole = [stream[p] for p in range(990, 1010)]
     assert [position for position, _, _ in whole] == list(range(990, 1010))
@@ -46,7 +46,7 @@ def test_a_position_is_the_same_wherever_one_begins():
 
 
 def test_what_a_position_means_does_not_change():
-    """Else `_STREAM_VERSION` must: runs are continued from a position."""
+    """If it did, `_STREAM_VERSION` would have to change, because runs resume from a position."""
     assert clips(clip_stream([10], [1.0], seed=1), 0, 10) == [8, 7, 2, 1, 4, 6, 9, 3, 0, 5]
     stream = clip_stream([5, 100_000], [1, 1], seed=1)
     assert [stream[p][1:] for p in range(10**6, 10**6 + 4)] == [(0, 1), (0, 3), (1, 68460), (0, 2)]

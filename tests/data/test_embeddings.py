@@ -123,7 +123,7 @@ def test_what_was_only_begun_does_not_count(tmp_path):
     write_json(cache_directory(tmp_path, 'clap') / 'train.json', {'content': 'x', 'complete': False})
     assert cached_encoders(tmp_path) == ['words']
     (cache_directory(tmp_path, 'words') / 'train.json').write_text('damaged')
-    assert cached_encoders(tmp_path) == ['clap', 'words']  # to be told apart by whoever wants one
+    assert cached_encoders(tmp_path) == ['clap', 'words']  # none is complete, so both are listed
 
 
 def test_the_command_names_the_weights_not_the_kind(tmp_path):

@@ -19,7 +19,7 @@ from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.embed import embed_captions, embed_dataset
 
-SOUND, PICTURE = -1.0, -2.0  # the embeddings of sounds and pictures below; those of words are above -1
+SOUND, PICTURE = -1.0, -2.0  # the embeddings of audio and frames below; those of captions are above -1
 
 
 class Marking(WordsEncoder):
@@ -147,7 +147,7 @@ def test_other_embeddings_that_are_missing_name_the_command(tmp_path):
         batches_of(config_of(tmp_path, use_text_ratio=0.5))
     embed_dataset(tmp_path, Hearing(), what='audio')
     (cache_directory(tmp_path, 'clap') / 'train.json').unlink()
-    take(batches_of(config_of(tmp_path, use_text_ratio=0)), 1)  # captions are not asked for
+    take(batches_of(config_of(tmp_path, use_text_ratio=0)), 1)  # captions are not needed
     with pytest.raises(DataError, match='no complete embeddings'):
         batches_of(config_of(tmp_path, use_text_ratio=0.5))
 

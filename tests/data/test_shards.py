@@ -42,7 +42,7 @@ def test_shards_travel_to_other_processes_and_threads(tmp_path, monkeypatch):
     assert ids == [f'clip-{i % 10}' for i in range(200)]
 
 
-def test_shards_made_anew_are_read_anew(tmp_path):
+def test_shards_that_were_built_again_are_read_again(tmp_path):
     build_small(tmp_path, 2)
     before = Shards(tmp_path)
     assert before.read(0).num_samples == 2000

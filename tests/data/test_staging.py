@@ -75,7 +75,7 @@ def test_a_copy_that_was_interrupted_is_no_dataset_and_goes_on(tmp_path, dataset
     assert {path: path.stat().st_mtime_ns for path in copied} == before
 
 
-def test_an_origin_built_anew_is_copied_anew(tmp_path, dataset):
+def test_a_dataset_that_was_built_again_is_copied_again(tmp_path, dataset):
     copy = stage(dataset, tmp_path / 'stage')
     before = times(copy)
     sizes = [path.stat().st_size for path in shard_files(dataset)]
@@ -103,7 +103,7 @@ def test_one_split_and_one_encoder(tmp_path, dataset):
     assert {path: times(copy)[path] for path in before} == before  # what was there is not copied again
 
 
-def test_rows_of_another_encoder_of_the_same_name_are_copied_anew(tmp_path, dataset):
+def test_rows_of_another_encoder_with_the_same_name_are_copied_again(tmp_path, dataset):
     copy = stage(dataset, tmp_path / 'stage')
     folder = dataset / 'embeddings' / 'words'
     for path in folder.glob('*-of-*[0-9].npy'):

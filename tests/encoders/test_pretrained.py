@@ -1,4 +1,4 @@
-"""CLAP and CLIP by path, by repository and by recorded identity."""
+"""Tests that CLAP and CLIP are found by path, by repository and by recorded identity."""
 
 import json
 import os
@@ -58,9 +58,9 @@ def test_a_relative_path_is_recorded_in_full(published, tmp_path, monkeypatch):
 def test_both_namings_are_one_encoder(published, tmp_path):
     write_tensors(tmp_path / 'laion.safetensors', tiny_clap.laion_tensors())
     tiny_clap.write_tokenizer(tmp_path)
-    laion, theirs = load_encoder(tmp_path / 'laion.safetensors'), load_encoder(published)
-    assert same_encoder(laion.identity(), theirs.identity())
-    assert laion.identity() != theirs.identity()  # they know where they came from
+    laion, hugging_face = load_encoder(tmp_path / 'laion.safetensors'), load_encoder(published)
+    assert same_encoder(laion.identity(), hugging_face.identity())
+    assert laion.identity() != hugging_face.identity()  # their sources differ
 
 
 def test_other_weights_or_versions_are_refused(published, tmp_path):
@@ -97,7 +97,7 @@ def test_without_a_tokenizer(published, offline, tmp_path):
     assert encoder.encode_token_ids(np.array([[0, 5, 2]])).shape == (1, 16)
     with pytest.raises(DownloadError, match=r'FacebookAI/roberta-base.*put it at .*bare/tokenizer\.json'):
         encoder.encode_text(['dog'])
-    with pytest.raises(QueryError):  # what is wrong with the query is said first
+    with pytest.raises(QueryError):  # the empty query is reported first
         encoder.encode_text([' '])
 
 
@@ -110,14 +110,14 @@ def test_without_a_tokenizer(published, offline, tmp_path):
         ({'config.json': '[]'}, 'config.json: cannot be read'),
     ],
 )
-def test_folders_of_other_things(files, says, tmp_path):
+def test_folders_without_weights_or_with_damaged_settings(files, says, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=says):
         load_encoder(tmp_path)
 
 
-def test_weights_of_other_things(tmp_path):
+def test_weights_of_other_models(tmp_path):
     for tensors, says in (
         ({'x': np.zeros(1)}, 'no CLAP or CLIP weights'),
         ({'vision_model.x': np.zeros(1)}, 'without their config.json'),
@@ -128,7 +128,7 @@ def test_weights_of_other_things(tmp_path):
 
 
 def test_settings_of_another_model_beside_the_weights(tmp_path):
-    """A repository of AudioSep's whole module has a config.json of its own, and a downloads folder anybody's."""
+    """A repository of AudioSep's whole module has its own config.json, and a downloads folder may have any."""
     tiny_clap.write_tokenizer(tmp_path)
     (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
     tensors = {f'query_encoder.model.{k}': v for k, v in tiny_clap.laion_tensors().items()}
@@ -141,14 +141,14 @@ def test_settings_of_another_model_beside_the_weights(tmp_path):
         load_encoder(tmp_path)
 
 
-def test_names_that_are_nothing():
+def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match="did you mean 'clap'"):
         load_encoder('clapp')
     with pytest.raises(ConfigError, match=r'no query encoder at \./weights'):
         load_encoder('./weights')
 
 
-def test_a_checkpoint_s_encoder(published, tmp_path):
+def test_the_encoder_in_a_checkpoint(published, tmp_path):
     store(published, tmp_path / 'run' / 'encoder')
     assert locate(str(tmp_path / 'run')) == tmp_path / 'run' / 'encoder'
     assert sorted(os.listdir(tmp_path / 'run' / 'encoder')) == sorted(os.listdir(published))

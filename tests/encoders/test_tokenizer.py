@@ -1,4 +1,4 @@
-"""Token ids, by hand and against transformers' tokenizers."""
+"""Compares token ids with ids by hand and with transformers' tokenizers."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ TEXTS = [
 
 @pytest.fixture(scope='module', params=['roberta', 'clip'])
 def trained(request, tmp_path_factory):
-    """(kind, folder): vocab.json and merges.txt of a small BPE that was trained on these texts."""
+    """The kind and folder of a small tokenizer that was trained on these texts, as vocab.json and merges.txt."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     kind = request.param
@@ -65,8 +65,8 @@ def trained(request, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def theirs(trained):
-    """transformers' tokenizer of the same folder."""
+def reference_tokenizer(trained):
+    """The tokenizer of transformers for the same folder."""
     transformers = pytest.importorskip('transformers')
     kind, folder = trained
     name = {'roberta': 'RobertaTokenizerFast', 'clip': 'CLIPTokenizerFast'}[kind]
@@ -74,18 +74,18 @@ def theirs(trained):
 
 
 @pytest.mark.parametrize('max_length', [512, 77, 9, 2])
-def test_same_ids_as_transformers(trained, theirs, max_length):
+def test_same_ids_as_transformers(trained, reference_tokenizer, max_length):
     kind, folder = trained
     ids, mask = open_tokenizer(folder, kind).encode(TEXTS, max_length)
-    expected = theirs(TEXTS, padding=True, truncation=True, max_length=max_length)
+    expected = reference_tokenizer(TEXTS, padding=True, truncation=True, max_length=max_length)
     np.testing.assert_array_equal(ids, expected['input_ids'])
     np.testing.assert_array_equal(mask, expected['attention_mask'])
 
 
-def test_same_ids_from_one_file(trained, theirs, tmp_path):
-    """What transformers stores as tokenizer.json says the same; a fixed length in it is not kept."""
+def test_same_ids_from_one_file(trained, reference_tokenizer, tmp_path):
+    """The tokenizer.json that transformers writes gives the same ids, and a fixed length in it is ignored."""
     kind, folder = trained
-    theirs.save_pretrained(str(tmp_path))
+    reference_tokenizer.save_pretrained(str(tmp_path))
     settings = json.loads((tmp_path / 'tokenizer.json').read_text('utf-8'))
     settings['truncation'] = {'direction': 'Right', 'max_length': 5, 'strategy': 'LongestFirst', 'stride': 0}
     (tmp_path / 'tokenizer.json').write_text(json.dumps(settings), 'utf-8')
@@ -129,7 +129,7 @@ def test_no_texts(by_hand):
     assert ids.shape == mask.shape == (0, 0)
 
 
-def test_half_a_surrogate_pair_is_a_character_like_others(by_hand):
+def test_half_a_surrogate_pair_counts_as_a_question_mark(by_hand):
     tokenizer = open_tokenizer(by_hand, 'roberta')
     np.testing.assert_array_equal(tokenizer.encode(['dog \ud83d'], 512)[0], tokenizer.encode(['dog ?'], 512)[0])
 
@@ -162,14 +162,14 @@ def test_a_folder_without_a_tokenizer(by_hand):
         ('merges.txt', 'never seen\n'),
     ],
 )
-def test_a_damaged_file_is_told_in_one_line(by_hand, name, content):
+def test_a_damaged_file_is_refused_in_one_line(by_hand, name, content):
     (by_hand / name).write_text(content)
     with pytest.raises(CheckpointError, match=name) as caught:
         open_tokenizer(by_hand, 'roberta')
     assert '\n' not in str(caught.value)
 
 
-def test_bytes_that_are_no_text(by_hand):
+def test_bytes_that_are_not_text(by_hand):
     (by_hand / 'merges.txt').write_bytes(b'\xff\xfe\x00')
     with pytest.raises(CheckpointError, match='damaged'):
         open_tokenizer(by_hand, 'roberta')

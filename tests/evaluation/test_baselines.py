@@ -1,3 +1,5 @@
+"""Tests the equalizer per class and the oracle mask."""
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ T = 2000
 
 
 def _tones(hertz, count=3, seed=0):
-    """Tones of random phase and loudness at 8 kHz, [count, T]."""
+    """Returns tones of random phase and loudness at 8 kHz, [count, T]."""
     rng = np.random.default_rng(seed)
     phase, gain = rng.uniform(0, 6, (2, count, 1))
     return (0.1 + gain) * np.sin(2 * np.pi * hertz * np.arange(T) / 8000 + phase)
@@ -39,7 +41,7 @@ def test_classes_with_the_same_spectrum_are_halved():
     np.testing.assert_allclose(np.mean(improvement), 10 * np.log10(2), atol=0.3)
 
 
-def test_loudness_of_the_training_clips_does_not_matter_and_silent_ones_are_left_out():
+def test_loudness_does_not_matter_and_silent_clips_are_ignored():
     quiet = SpectralMask.fit({'low': 1e-3 * _tones(500), 'high': _tones(2500)}, **STFT)
     with_silence = {'low': np.concatenate([_tones(500), np.zeros((2, T))]), 'high': _tones(2500)}
     for name, gains in SpectralMask.fit(with_silence, **STFT).masks.items():
@@ -51,7 +53,7 @@ def test_no_mixtures_give_no_separations():
     assert mask.separate(np.zeros((0, T)), []).shape == (0, T)
 
 
-def test_what_cannot_be_fitted_or_asked_for_is_refused():
+def test_wrong_classes_are_refused():
     with pytest.raises(DataError, match='at least two classes'):
         SpectralMask.fit({'low': _tones(500)}, **STFT)
     with pytest.raises(DataError, match="'quiet' are silent"):
@@ -73,7 +75,7 @@ def test_a_ratio_mask_knows_the_target():
     # Nothing but the target: the mask is 1. Nothing of the target: it is 0.
     np.testing.assert_allclose(oracle_ratio_mask(targets, targets, 256, 64), targets, atol=1e-5)
     np.testing.assert_allclose(oracle_ratio_mask(mixtures, 0 * targets, 256, 64), 0, atol=1e-6)
-    # Zeros at the end, which fill a batch up, change nothing before them.
+    # Zeros at the end, with which batches are padded, change nothing before them.
     noisy = mixtures + 0.1 * rng.standard_normal(mixtures.shape).astype(np.float32)
     padded = [np.pad(x, ((0, 0), (0, 1000))) for x in (noisy, targets)]
     alone = oracle_ratio_mask(noisy, targets, 256, 64)

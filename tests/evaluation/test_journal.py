@@ -1,4 +1,4 @@
-"""Scores on disk survive whatever ends the process."""
+"""Tests that scores on disk survive a killed process."""
 
 import json
 
@@ -12,7 +12,7 @@ from audiosep_jax.evaluation.journal import Journal, key_of
 RECORD = {'silent': False, 'scores': {'separated': {'SDR': 1.2345678901234567}}, 'name': 'ein Häuschen'}
 
 
-def test_records_are_there_again(tmp_path):
+def test_records_are_read_back(tmp_path):
     with Journal(tmp_path / 'out') as journal:
         assert journal.get('k') is None
         journal.append({'k': RECORD})
@@ -25,7 +25,7 @@ def test_records_are_there_again(tmp_path):
 
 @settings(max_examples=40)
 @given(st.integers(0, 400))
-def test_a_line_cut_short_loses_itself_alone(tmp_path_factory, length):
+def test_a_line_that_is_cut_short_is_the_only_one_lost(tmp_path_factory, length):
     folder = tmp_path_factory.mktemp('cut')
     with Journal(folder) as journal:
         journal.append({f'key {i}': {'n': i} for i in range(10)})
@@ -41,7 +41,7 @@ def test_a_line_cut_short_loses_itself_alone(tmp_path_factory, length):
         assert journal.get('key 0') == ({'n': 0} if whole else None)
 
 
-def test_each_process_writes_its_own_and_reads_all(tmp_path):
+def test_each_process_writes_its_own_file_and_reads_all(tmp_path):
     for process in range(3):
         with Journal(tmp_path, process) as journal:
             journal.append({f'of {process}': {}})
@@ -50,13 +50,13 @@ def test_each_process_writes_its_own_and_reads_all(tmp_path):
 
 
 @pytest.mark.parametrize('line', [b'\xff\xfe\n', b'[1, 2]\n', b'3\n', b'{"no": "key"}\n', b'\n', b'{"key": [1]}\n'])
-def test_lines_that_are_not_ours_are_passed_over(tmp_path, line):
+def test_foreign_lines_are_skipped(tmp_path, line):
     (tmp_path / 'scores-00000.jsonl').write_bytes(line + json.dumps({'key': 'k', 'n': 1}).encode())
     with Journal(tmp_path) as journal:
         assert journal.get('k') == {'n': 1}
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(DataError, match='scores cannot be kept there'):
         Journal(tmp_path / 'file')

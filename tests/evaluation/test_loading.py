@@ -1,4 +1,4 @@
-"""Waveforms as librosa and the DCASE evaluator give them."""
+"""Compares waveforms with those of librosa and of the DCASE evaluator."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_channels_are_averaged_and_the_rate_is_kept(tmp_path):
 
 @settings(max_examples=20)
 @given(st.integers(2, 3000), st.sampled_from([8000, 22050, 44100, 48000]))
-def test_resampled_lengths_are_rounded_up_as_librosas(tmp_path_factory, samples, rate):
+def test_resampled_lengths_are_rounded_up_as_in_librosa(tmp_path_factory, samples, rate):
     """`librosa.resample` with `fix=True`: ceil(n * float(target) / origin)."""
     path = tmp_path_factory.getbasetemp() / 'length.wav'
     write(path, samples, rate)
@@ -38,7 +38,7 @@ def test_mixing_as_the_dcase_evaluator(tmp_path):
         source, noise = (write(tmp_path / f'{name}.wav', 4000, level=level)[0] for name in ('s', 'n'))
         item = Item('x', {}, None, tmp_path / 's.wav', noise=tmp_path / 'n.wav', snr_db=snr)
         sound = load_item(item, 16000)
-        # dcase_evaluator.py, written out again
+        # The formulas of dcase_evaluator.py.
         factor = np.sqrt(np.mean(source**2) / 10 ** (snr / 10) / np.mean(noise**2))
         mixture = source + factor * noise
         peak = np.abs(mixture).max()
@@ -59,7 +59,7 @@ def test_mixing_as_the_dcase_evaluator(tmp_path):
         (lambda folder: write(folder / 'n.wav', 100, level=0), 'silent noise', 'silent, so it cannot be mixed at 5 dB'),
     ],
 )
-def test_what_is_wrong_with_an_item(tmp_path, spoil, reason, says):
+def test_items_that_cannot_be_loaded_have_a_reason(tmp_path, spoil, reason, says):
     write(tmp_path / 's.wav', 100)
     write(tmp_path / 'n.wav', 100)
     spoil(tmp_path)

@@ -1,4 +1,4 @@
-"""Every layout, read as the original's evaluators read it."""
+"""Tests that every layout is read as the original's evaluators read it."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def queries(benchmark, kind):
 
 
 def test_audioset(tmp_path):
-    """Of each class the first ten names, sorted; classes without a folder are reported."""
+    """The first ten sorted names of each class are read, and classes without a folder are reported."""
     write_table(tmp_path / 'class_labels_indices.csv', 'index,mid,display_name', CLASSES)
     for i in [11, *range(11)]:
         folder, stem = tmp_path / 'class_id=0', f'class_id=0,index={i:03}'
@@ -64,7 +64,7 @@ def test_vggsound_names_its_files(tmp_path):
     assert 'line 3: a field is empty' in benchmark.bad_rows[0].message
 
 
-def test_clothos_header_names_a_column_twice(tmp_path):
+def test_clotho_may_name_a_column_twice(tmp_path):
     header = 'idx,caption,src_wav,noise_wav1,noise_wav1'
     make_numbered(tmp_path, 'clotho_eval.csv', header, lambda i, kind: [f'{kind}, outdoors'])
     benchmark = read_benchmark(tmp_path)
@@ -88,7 +88,7 @@ def test_voicebank_pairs_by_name(tmp_path):
     benchmark = read_benchmark(tmp_path)
     assert [item.name for item in benchmark.items] == ['p232_001', 'p257_001']
     assert queries(benchmark, 'label') == ['speech', 'speech']
-    assert benchmark.items[1].mixture == noisy / 'p257_001.wav'  # whose absence is reported when it is read
+    assert benchmark.items[1].mixture == noisy / 'p257_001.wav'  # its absence is reported when the audio is read
     assert benchmark.speech
 
 
@@ -116,7 +116,7 @@ def test_dcase_rows(tmp_path):
     assert benchmark.sample_rate == 16000
 
 
-def test_tables_lie_where_the_original_has_them(tmp_path):
+def test_tables_are_found_where_the_original_has_them(tmp_path):
     make_music(tmp_path / 'evaluation' / 'data' / 'music')
     metadata = tmp_path / 'evaluation' / 'metadata'
     metadata.mkdir()
@@ -156,7 +156,7 @@ def test_other_formats_than_wav(tmp_path, suffix):
         (b'idx,caption\n0,a dog\x00\n', 'no such file|NUL'),
     ],
 )
-def test_folders_that_are_no_benchmark(tmp_path, content, says):
+def test_damaged_tables_are_refused_in_one_line(tmp_path, content, says):
     if content is not None:
         (tmp_path / 'music_eval.csv').write_bytes(content)
     with pytest.raises(DataError, match=says) as caught:
@@ -164,7 +164,7 @@ def test_folders_that_are_no_benchmark(tmp_path, content, says):
     assert '\n' not in str(caught.value)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / 'music_eval.csv').write_text('idx,caption\n0,a dog\n', 'utf-8-sig')
     benchmark = read_benchmark(tmp_path)
     assert benchmark.bad_rows == ()
@@ -178,7 +178,7 @@ def test_names(tmp_path):
         detect(tmp_path)
 
 
-def test_a_table_that_is_there_counts_more_than_the_name_of_the_folder(tmp_path):
+def test_a_table_takes_precedence_over_the_name_of_the_folder(tmp_path):
     write_table(tmp_path / 'music' / 'table.csv', 'mixture,target,query', [['a.wav', 'b.wav', 'a dog']])
     assert read_benchmark(tmp_path / 'music').name == 'csv'
     write_table(tmp_path / 'music' / 'music_eval.csv', 'idx,caption', [[0, 'tuba']])
@@ -189,7 +189,7 @@ def test_a_table_that_is_there_counts_more_than_the_name_of_the_folder(tmp_path)
     assert read_benchmark(tmp_path / 'esc50').name == 'esc50'
 
 
-def test_what_is_no_benchmark_is_told_apart(tmp_path):
+def test_folders_that_are_not_benchmarks_are_refused(tmp_path):
     for find in (detect, find_benchmarks):
         with pytest.raises(DataError, match=r'nowhere: not a benchmark: no such folder$'):
             find(tmp_path / 'nowhere')
@@ -211,7 +211,7 @@ def test_part_of_a_benchmark(tmp_path):
     assert len(read_benchmark(tmp_path, most_items=9).items) == 4
 
 
-def test_one_query_for_all_and_captions_of_ones_own(tmp_path):
+def test_one_query_for_all_items_and_own_captions(tmp_path):
     make_music(tmp_path)
     assert queries(read_benchmark(tmp_path, query='a tuba'), 'given') == ['a tuba'] * 4
     write_table(tmp_path / 'new.csv', 'idx,caption', [['7', 'x']])

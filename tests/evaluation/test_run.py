@@ -1,4 +1,4 @@
-"""Evaluation against small separators whose scores are known."""
+"""Evaluates small separators whose scores are known."""
 
 import dataclasses
 
@@ -44,10 +44,10 @@ def test_rows_for_known_separators():
     assert (good['no separation'].sdri, good['no separation'].scores['SDRi'].interval) == (0.0, (0.0, 0.0))
     assert good['no separation'].si_sdr == pytest.approx(0, abs=0.1)
     assert good['oracle ratio mask'].sdri > 15
-    assert good['shuffled query'].sdri < 0.1  # another band: silence, or the interfering sound
+    assert good['shuffled query'].sdri < 0.1  # silence, or the interfering sound, in another band
     assert all(row.n == 4 for row in good.values())
 
-    # At 0 dB, half of the mixture has an error of half the target's energy: 3.01 dB, with any query at all.
+    # At 0 dB, the error of half the mixture has half the target's energy, which is 3.01 dB for any query.
     half = rows_of(evaluate_arrays(NoQuerySeparator(), mixtures, targets, KINDS))
     assert half['separated'].sdri == pytest.approx(3.01, abs=0.05)
     assert half['shuffled query'].scores == half['separated'].scores
@@ -56,7 +56,7 @@ def test_rows_for_known_separators():
 
 
 def test_a_network_in_uneven_batches_over_all_devices():
-    """Items of three lengths, batches that one device and that all eight share: each scores as it does alone."""
+    """Items of three lengths have the same scores in batches on one device and on all eight."""
     separator = Separator(CONFIG, init_variables(CONFIG, jax.random.key(0)), WordsEncoder(CONFIG.condition_size))
     lengths = [900, 400, 900, *[420] * 8]
     kinds = [list(HERTZ)[i % 3] for i in range(len(lengths))]
@@ -72,7 +72,7 @@ def test_a_network_in_uneven_batches_over_all_devices():
     assert together.items[0].scores['separated']['SDR'] == pytest.approx(calculate_sdr(targets[0], estimate), abs=1e-3)
 
 
-def test_captions_are_phrasings_and_wrong_ones_come_from_another_label():
+def test_wrong_captions_come_from_another_label():
     mixtures, targets = mixtures_of(KINDS, OTHERS)
     captions = ['a low hum', 'low humming', 'someone whistles', 'the hiss of steam']
     results = evaluate_arrays(BandSeparator(), mixtures, targets, captions, labels=KINDS)
@@ -113,7 +113,7 @@ def test_items_that_cannot_be_scored_are_named_and_counted_by_reason(tmp_path):
     with (tmp_path / 'music_eval.csv').open('a') as file:
         file.write('9,,x,y\n1,hiss,x,y\n10\n\n11,a,b,c,d\n')
     results = evaluate(BandSeparator(), read_benchmark(tmp_path))
-    # Row 1 is there twice, with two captions: the original scores both.
+    # Row 1 occurs twice, with two captions: the original scores both.
     assert [item.item.name for item in results.items] == ['0', '1', '2', '3', '7', '1 (line 12)']
     assert results.counts == {'bad row': 3, 'length': 1, 'missing': 1, 'unreadable': 2}
     expected = ['line 13', 'line 15', 'line 11', 'mixture-4.wav: no such', 'segment-5', 'segment-6', 'segment-8']
@@ -123,20 +123,20 @@ def test_items_that_cannot_be_scored_are_named_and_counted_by_reason(tmp_path):
     assert 'the mixture has 4000 samples at 8000 Hz, but its target segment-6.wav has 3' in results.left_out[5].message
 
 
-def test_silent_targets_are_counted_in_one_row_and_not_in_the_other(tmp_path):
+def test_rows_exist_with_and_without_silent_targets(tmp_path):
     make_music(tmp_path)
     write_audio(tmp_path / 'segment-0.wav', np.zeros((1, 8000)), 16000)
     results = evaluate(BandSeparator(), read_benchmark(tmp_path))
     assert results.silent_targets == ('0',)
     own = [item.scores['separated']['SDRi'] for item in results.items]
-    # The original: per class, 'low hum' of the items 0 and 1; then over the three classes.
+    # The original averages within classes ('low hum' has items 0 and 1), and then over the three classes.
     assert results.sdri == pytest.approx(np.mean([np.mean(own[:2]), own[2], own[3]]), abs=1e-6)
     [row, *_] = results.rows_without_silent
     assert row.n == 3
     assert row.sdri == pytest.approx(np.mean(own[1:]), abs=1e-6)
     names = [name for name, _ in results.lines()]
     assert 'separated, without 1 silent target' in names
-    # The floor of the original: the target's power counts as 1e-10.
+    # The original's floor: the power of the target counts as 1e-10.
     loaded = load_item(results.items[0].item, CONFIG.sample_rate)
     sdr = results.items[0].scores['no separation']['SDR']
     assert sdr == pytest.approx(calculate_sdr(loaded.target, loaded.mixture), abs=1e-3)
@@ -201,8 +201,8 @@ def test_stored_scores_are_of_these_weights_texts_and_files(tmp_path):
     assert computed(BandSeparator(), benchmark) == 0
 
 
-def test_dcase_at_its_own_rate_whatever_the_models(tmp_path):
-    """The model is at 8 kHz; mixtures are made and scored at 16 kHz, at the ratio of the table."""
+def test_dcase_is_scored_at_its_own_rate(tmp_path):
+    """The model works at 8 kHz, but mixtures are made and scored at 16 kHz, at the SNR in the table."""
     sounds = tmp_path / 'lass_validation'
     for kind in HERTZ:
         write_pair(sounds / f'{kind}.wav', tmp_path / 'unused.wav', kind, kind, rate=16000, channels=1)
@@ -257,7 +257,7 @@ def test_nothing_to_evaluate(tmp_path):
             Options(**wrong)
 
 
-def test_what_is_longer_than_the_windows_is_scored_too(tmp_path):
+def test_long_items_are_scored_too(tmp_path):
     make_music(tmp_path)
 
     class Short(BandSeparator):
@@ -270,7 +270,7 @@ def test_what_is_longer_than_the_windows_is_scored_too(tmp_path):
     )
 
 
-def test_an_item_without_the_text_that_is_asked(tmp_path):
+def test_an_item_without_a_text_of_the_query_type_is_left_out(tmp_path):
     header = 'idx,caption,labels,src_wav,noise_wav'
     make_numbered(tmp_path, 'audiocaps_eval.csv', header, lambda i, kind: ['' if i == 0 else kind, kind])
     benchmark = read_benchmark(tmp_path)

@@ -1,4 +1,4 @@
-"""Two processes share an evaluation, and a training run's validation."""
+"""Tests that two processes share an evaluation, and the validation of a training run."""
 
 import json
 import os
@@ -81,6 +81,6 @@ def test_two_processes_share_the_items_and_agree(tmp_path):
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['scores-00000.jsonl', 'scores-00001.jsonl']
 
 
-def test_one_process_has_nobody_to_ask():
+def test_a_single_process_gathers_its_own_value():
     value = {'a': float('nan')}
     assert gathered(value) == [value]

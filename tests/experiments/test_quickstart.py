@@ -1,4 +1,4 @@
-"""The quickstart from end to end, with a network and a corpus so small that only the plumbing is tested."""
+"""The quickstart from end to end, with a tiny network and corpus, which test that its parts fit together."""
 
 import dataclasses
 import importlib.util
@@ -38,7 +38,7 @@ def quickstart(monkeypatch):
 
 @pytest.mark.slow
 def test_it_leaves_what_it_says_and_ends_with_the_score(quickstart, tmp_path, capsys):
-    workdir = tmp_path / 'first light'
+    workdir = tmp_path / 'quick start'
     quickstart.main(workdir, seed=1, steps=3)
     printed = capsys.readouterr().out
     score = re.fullmatch(r'SDRi (-?\d+\.\d\d) dB .*', printed.splitlines()[-1])

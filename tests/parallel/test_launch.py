@@ -48,7 +48,7 @@ def test_flags_and_jax_s_variables():
     assert detect(LaunchConfig('a:1', 4, 3), {}) == Detected('flags', expected)
     variables = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
     assert detect(LaunchConfig(), variables) == Detected('flags', expected)
-    # An address of one's own, and the launcher counts: what Open MPI 5 needs.
+    # With an address, the launcher may count the processes, which Open MPI 5 needs.
     ranks = {'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_RANK': '3'}
     assert detect(LaunchConfig('a:1'), ranks) == Detected('flags', expected)
     assert detect(LaunchConfig('a:1', 4, 3), SLURM).arguments['process_id'] == 3

@@ -1,4 +1,4 @@
-"""Where arrays lie, and that it changes nothing but who computes what."""
+"""Where arrays are stored: the mesh, the split of the state, and the rows of a process."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""A dry run: what it tells, and that it refuses what the run would."""
+"""A dry run: what it prints, and that it refuses what the run would refuse."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from audiosep_jax.training.train_step import Program
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Everything but the compilation, which is the same as training's."""
+    """Skips the compilation, which is the same as in training."""
 
     class Compiled:
         def memory_analysis(self):
@@ -96,6 +96,6 @@ def test_the_weights_to_start_from_are_checked(uncompiled, capsys, tmp_path):
     with pytest.raises(CheckpointError, match=r'encoder\.name was clap, is words'):
         dry_run(other)
     dry_run(dataclasses.replace(other, input=DataConfig()))  # without data there is no encoder to compare
-    # A run that is there is continued from its own checkpoint.
+    # An existing run is resumed from its own checkpoint.
     save_for_inference(tmp_path / 'run' / 'checkpoints' / '3', variables=variables, record=record, step=3)
     dry_run(dataclasses.replace(config, init_from='nowhere'))

@@ -1,4 +1,4 @@
-"""The training program's exit codes: a mistake in its flags or its data is one line, and nothing is begun."""
+"""The program of the experiments: a mistake in flags or data is one line and an exit code, and nothing is started."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ SCRIPT = ROOT / 'experiments' / 'audiosep_clap.py'
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the program with some flags -> its exit code. A run that would begin to train is an error of the test."""
+    """Returns a function that runs the program with some flags and returns its exit code, without training."""
     spec = importlib.util.spec_from_file_location('audiosep_clap', SCRIPT)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
@@ -50,7 +50,7 @@ def one_error(capsys) -> str:
 
 @pytest.mark.parametrize('script', ['audiosep_clap', 'audiosep_clip', 'audiosep_hybrid', 'dcase2024_16k', 'finetune'])
 def test_help_has_the_lines_of_the_docstring(script, capsys, monkeypatch):
-    """The parser of flags joins lines that begin with a letter, and adds blank lines before those that do not."""
+    """The parser of flags joins lines that start with a letter, and adds blank lines before those that do not."""
     program = runpy.run_path(str(SCRIPT.with_name(f'{script}.py')))
     monkeypatch.setattr('sys.argv', [script, '--help'])
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""The log of a run: what it holds after a restart, in a bucket, in TensorBoard, at Weights & Biases."""
+"""The log of a run: its contents after a restart, in a bucket, in TensorBoard, at Weights & Biases."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ RECORD = {'format_version': 2, 'config': {'steps': 3}, 'encoder': None}
 
 
 def events_in(folder) -> list:
-    """Of all of TensorBoard's files: records of a length, its checksum, the message and its checksum."""
+    """Reads all TensorBoard files, whose records are a length, its checksum, the message and its checksum."""
     found = []
     for path in sorted(folder.glob('events.*')):
         data = path.read_bytes()
@@ -37,7 +37,7 @@ def lines_in(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / 'log.jsonl').read_text().splitlines()]
 
 
-def test_a_continued_run_drops_what_it_will_write_again(tmp_path):
+def test_a_resumed_run_drops_the_lines_that_it_will_write_again(tmp_path):
     with TrainingLog(tmp_path, RECORD, after_step=0) as log:
         for step in (1, 2, 3):
             log.write({'step': step, 'loss': step / 8, 'grad_norm': None})
@@ -71,7 +71,7 @@ def test_validation_is_heard_and_seen(tmp_path):
     assert image.encoded_image_string.startswith(b'\x89PNG')
 
 
-def test_a_workdir_in_a_bucket_has_it_all(bucket):
+def test_a_workdir_in_a_bucket_gets_all_files(bucket):
     workdir = as_path('gs://runs/base')
     for first in (0, 2):
         with TrainingLog(workdir, RECORD, after_step=first) as log:

@@ -48,7 +48,7 @@ def test_with_given_draws_it_is_the_original(max_mix_num, jit):
 
 @few
 @given(seed=st.integers(0, 2**31), max_mix_num=st.integers(2, 4), integer_gains=st.booleans())
-def test_the_noise_lies_at_its_gain_and_nothing_clips(seed, max_mix_num, integer_gains):
+def test_the_noise_has_its_gain_and_nothing_clips(seed, max_mix_num, integer_gains):
     mixer = SegmentMixer(max_mix_num, integer_gains=integer_gains)
     key, waveforms = jax.random.key(seed), clips(seed, peak=1.0)
     mixtures, targets = mixer(key, waveforms)
@@ -269,7 +269,7 @@ def test_where_all_share_a_label_the_usual_order_holds():
     same, none = labelled(*[(4, 8)] * 8), labelled(*[()] * 8)
     key, waveforms = jax.random.key(2), clips(5)
     usual = SegmentMixer(max_mix_num=3, mix_group=4)(key, waveforms)
-    for labels in (same, none):  # clips without labels share none: an empty place is no label
+    for labels in (same, none):  # clips without labels share none, because -1 is not a label
         for ours, theirs in zip(mixer(key, waveforms, labels), usual, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -330,7 +330,7 @@ def test_absent_queries_know_the_partners_that_labels_choose():
     np.testing.assert_array_equal(silenced[:, 0], [0, 0, 0, 1])
 
 
-# ---- Queries for what is not there ----
+# ---- Queries for absent sounds ----
 
 
 def test_absent_queries_are_another_clip_s_and_their_targets_silent():
@@ -356,7 +356,7 @@ def test_share_of_absent_queries():
 
 @pytest.mark.parametrize('resembles', [0, 1])
 def test_query_that_resembles_a_clip_in_the_mixture_is_not_absent(resembles):
-    """Clip 2 sounds like clip 0 (the target) or clip 1 (its partner): the mixture of 0 and 1 is not asked for it."""
+    """Clip 2 resembles clip 0 (the target) or clip 1 (its partner), so it is no absent query for their mixture."""
     mixer = SegmentMixer(max_mix_num=2, mix_group=4)
     embeddings = jnp.eye(4).at[2].set(0.6 * jnp.eye(4)[resembles] + 0.8 * jnp.eye(4)[2])
     asked, silenced = AbsentQueries(share=1.0)(jax.random.key(0), 0, mixer, embeddings, jnp.ones((4, 3)))
@@ -372,7 +372,7 @@ def test_absent_queries_need_an_absent_clip():
         AbsentQueries(share=1.5)
 
 
-def test_absent_queries_begin_at_their_step():
+def test_absent_queries_start_at_their_step():
     mixer = SegmentMixer(mix_group=4)
     late = jax.jit(
         lambda step: AbsentQueries(share=1.0, start=3)(jax.random.key(0), step, mixer, jnp.eye(4), jnp.eye(4))

@@ -235,7 +235,7 @@ def test_new_run_starts_from_the_averaged_weights_of_another(dataset, run, tmp_p
     found = train_module.open_checkpoint(tmp_path / 'new').variables['params']
     same = jax.tree.map(np.array_equal, found, jax.device_get(variables_of(source)['params']))
     assert jax.tree.all(same)
-    # A run that has begun goes on from its own checkpoint, wherever it began.
+    # A run resumes from its own checkpoint, whatever weights it started from.
     train(config_of(dataset, tmp_path / 'new', steps=2, init_from='nowhere', optimizer=still, ema_decay=0.0))
     assert [*losses_in(tmp_path / 'new')] == [1, 2]
 

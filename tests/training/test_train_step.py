@@ -63,7 +63,7 @@ def test_silence_is_finite(single_step):
     assert int(metrics['skipped']) == 0
 
 
-def test_moving_average_lies_between_old_and_new_weights(single_step):
+def test_moving_average_is_between_old_and_new_weights(single_step):
     step, state = single_step
     after, _ = step(state, make_batch())
     old, new = state.params['resunet']['after_conv']['bias'], after.params['resunet']['after_conv']['bias']
@@ -116,7 +116,7 @@ def batches():
 
 @pytest.fixture(scope='module')
 def trained(batches):
-    """Three steps on so many devices -> (losses, weights, the compiled step)."""
+    """Returns a function that takes three steps and returns (losses, weights, the compiled step)."""
 
     def run(devices=1, fsdp=1, accumulate=1, dtype='float32'):
         mesh = make_mesh(MeshConfig(fsdp), jax.devices()[:devices])
@@ -144,7 +144,7 @@ def one_device(trained):
 
 
 def bytes_gathered(hlo: str) -> int:
-    """Of all arrays that the program gathers from other devices, exchanges with them or hands on."""
+    """Returns the size of all arrays that the program gathers from other devices, exchanges with them or passes on."""
     sizes = {'f32': 4, 's16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
     found = re.findall(r'= (\w+)\[([\d,]*)\][^=]* (?:all-gather|all-to-all|collective-permute)\(', hlo)
     return sum(sizes.get(kind, 4) * int(np.prod([int(n) for n in shape.split(',') if n])) for kind, shape in found)

@@ -1,4 +1,4 @@
-"""The audio tower, from the mel filters to the pieces of the Swin transformer."""
+"""Tests CLAP's audio tower, from the mel filters to the parts of the Swin transformer."""
 
 import json
 
@@ -14,7 +14,7 @@ from audiosep_jax.encoders.layers import parameter_shapes
 
 
 def test_mel_filters_are_librosas():
-    """Golden: librosa 0.11, `filters.mel(sr=48000, n_fft=1024, n_mels=64, fmin=50, fmax=14000).T`."""
+    """The numbers are from librosa 0.11, `filters.mel(sr=48000, n_fft=1024, n_mels=64, fmin=50, fmax=14000).T`."""
     filters = htsat.mel_filters(50, 14000)
     assert (filters.shape, filters.dtype) == ((513, 64), np.float32)
     np.testing.assert_allclose(filters[[2, 3, 10], [0, 1, 6]], [0.015011813, 0.012572207, 0.0045050373], rtol=1e-6)
@@ -67,7 +67,7 @@ def test_a_folded_spectrogram_has_four_stretches_of_time_on_top_of_each_other():
         np.testing.assert_allclose(image[row, column], expected, rtol=1e-6)
 
 
-def test_relative_positions_name_the_same_offset_by_the_same_number():
+def test_equal_offsets_have_the_same_relative_position():
     index = htsat._relative_positions()
     by_offset = {}
     for i in range(64):
@@ -80,7 +80,7 @@ def test_relative_positions_name_the_same_offset_by_the_same_number():
 
 
 def test_shifted_windows_see_only_true_neighbours():
-    """Two patches of a window see each other if they were as close before the cyclic shift."""
+    """Two patches of a window see each other only if they were neighbors before the cyclic shift."""
     size, shift = 16, 4
     original = (np.arange(size) + shift) % size
     mask = htsat._shift_mask(size, size)
@@ -93,7 +93,7 @@ def test_shifted_windows_see_only_true_neighbours():
 
 
 def test_merging_puts_four_patches_side_by_side():
-    """In the order of the original: up before left-right."""
+    """The order is that of the original: rows change first."""
     x = np.zeros((1, 2, 2, 1), np.float32)
     x[0, :, :, 0] = [[1, 2], [3, 4]]
     merge = htsat.Merge()
@@ -122,7 +122,7 @@ def test_tensors_are_those_of_laions_state_dict():
     assert [n for n in unused if not any(part in n for part in buffers + classifier)] == []
 
 
-def test_blocks_of_a_stage_are_shifted_by_turns_and_the_smallest_stage_is_not():
+def test_every_second_block_is_shifted_but_in_the_last_stage():
     blocks = [part for part in htsat._parts(HtsatConfig()) if isinstance(part.module, htsat.Block)]
     assert len(blocks) == 18
     for part in blocks:
@@ -130,7 +130,7 @@ def test_blocks_of_a_stage_are_shifted_by_turns_and_the_smallest_stage_is_not():
         assert part.inputs == (bool(block % 2 and stage < 3),)
 
 
-def test_every_clip_of_a_batch_is_for_itself():
+def test_clips_of_a_batch_are_independent():
     rng = np.random.default_rng(0)
     shapes = htsat.tensor_shapes(AUDIO)
     tensors = {n: np.abs(rng.standard_normal(s)).astype(np.float32) * 0.3 for n, s in shapes.items()}
@@ -143,7 +143,7 @@ def test_every_clip_of_a_batch_is_for_itself():
 
 
 def test_equal_layers_share_a_compilation():
-    """Modules of one size are one key of `jit`'s cache; that keeps the first query short."""
+    """Modules of the same size are the same key in `jit`'s cache, which shortens the first query."""
     modules = {part.module for part in htsat._parts(HtsatConfig()) if isinstance(part.module, htsat.Block)}
     assert len(modules) == 4
     assert hash(htsat.Merge()) == hash(htsat.Merge())

@@ -1,4 +1,4 @@
-"""CLAP against transformers' `ClapModel` of random weights, in folders as it stores them, where torch is installed."""
+"""Compares CLAP with transformers' `ClapModel` of random weights, in folders that it stores, if torch is installed."""
 
 import dataclasses
 import json
@@ -11,15 +11,15 @@ from audiosep_jax.encoders.clap.encoder import ClapEncoder
 
 RATE = 48000
 SIZES = {
-    # Everything small, and stages and heads as nobody has them.
+    # A small model with unusual numbers of stages and heads.
     'tiny': (
         {'hidden_size': 32, 'num_attention_heads': 4, 'num_hidden_layers': 2, 'intermediate_size': 40},
         {'patch_embeds_hidden_size': 16, 'depths': [2, 3, 1], 'num_attention_heads': [2, 4, 4], 'hidden_size': 64},
         24,
     ),
-    # laion/clap-htsat-unfused, but for the number of words.
+    # laion/clap-htsat-unfused with a smaller vocabulary.
     'htsat-tiny': ({}, {}, 512),
-    # laion/larger_clap_general at a quarter of the width, all its layers.
+    # laion/larger_clap_general with all layers at a quarter of the width.
     'htsat-base': (
         {'hidden_size': 192, 'num_attention_heads': 12, 'intermediate_size': 768},
         {
@@ -92,11 +92,11 @@ def test_text(parity, pair, length):
     expected = text_embeddings(torch, model, ids, mask)
     np.testing.assert_allclose(encoder.encode_token_ids(ids, mask), expected, atol=1e-6)
     spread = np.abs(expected - expected[0]).max()
-    assert spread > 1e-2  # else it would agree whatever was asked
+    assert spread > 1e-2  # otherwise any query would agree
 
 
 def test_audio(parity, pair):
-    """With its own feature extractor, whose default of 0 Hz is not what any of the published folders holds."""
+    """Uses transformers' feature extractor, at the published 50 Hz and at its default of 0 Hz."""
     _, transformers = parity
     model, encoder = pair
     rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def test_the_feature_extractor_that_is_stored_beside_the_weights(parity, pair, t
 
 
 def test_layer_norm_epsilon_is_the_configurations(parity, tmp_path):
-    """Where it makes a difference: transformers, too, computes with what config.json says."""
+    """transformers uses the value of config.json as well, here one that makes a difference."""
     torch, transformers = parity
     model = model_of(torch, transformers, 'tiny', layer_norm_eps=0.1)
     model.save_pretrained(tmp_path)
@@ -142,11 +142,11 @@ def test_layer_norm_epsilon_is_the_configurations(parity, tmp_path):
 
 
 def test_ids_of_an_encoder_are_transformers_own(parity, pair):
-    """From a sentence to its embedding, by the tokenizer in the folder."""
+    """Sentences are embedded with the tokenizer in the folder."""
     torch, transformers = parity
     model, encoder = pair
-    theirs = transformers.RobertaTokenizerFast.from_pretrained(str(encoder._folder))
+    tokenizer = transformers.RobertaTokenizerFast.from_pretrained(str(encoder._folder))
     texts = ['a dog barks', 'rain', 'the bell of a cat 🐈']
-    batch = theirs(texts, padding='max_length', max_length=64, truncation=True)
+    batch = tokenizer(texts, padding='max_length', max_length=64, truncation=True)
     expected = text_embeddings(torch, model, batch['input_ids'], batch['attention_mask'])
     np.testing.assert_allclose(encoder.encode_text(texts), expected, atol=1e-6)

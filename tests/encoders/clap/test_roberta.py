@@ -1,4 +1,4 @@
-"""The text tower alone."""
+"""Tests CLAP's text tower."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_padding_changes_nothing(tower):
     np.testing.assert_allclose(long, short, atol=1e-6)
 
 
-def test_what_is_masked_is_not_read(tower):
+def test_masked_tokens_are_not_seen(tower):
     mask = np.array([[1, 1, 0, 1]])
     one, other = (np.asarray(tower(np.array([[0, 17, word, 2]]), mask)) for word in (42, 43))
     np.testing.assert_allclose(one, other, atol=1e-6)

@@ -1,3 +1,5 @@
+"""Compares the pixels of images with those of transformers, and tests damaged files."""
+
 import json
 import warnings
 from pathlib import Path
@@ -13,7 +15,7 @@ SMALL = ImageConfig(resize=32, crop=(32, 32))
 
 
 def colours(width: int, height: int, mode: str = 'RGB') -> PIL.Image.Image:
-    """Smooth waves and noise, so that a filter or an offset that is wrong shows."""
+    """Returns smooth waves and noise, which make a wrong filter or offset visible."""
     rng = np.random.default_rng(width * 1000 + height)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / (3 + c)) + np.cos(y / (5 + c)) for c in range(4)]
@@ -72,7 +74,7 @@ SETTINGS = [
     {'size': {'shortest_edge': 51}, 'crop_size': {'height': 64, 'width': 64}},  # black at the edges
     {'size': {'height': 64, 'width': 64}, 'do_center_crop': False, 'resample': 2},
     {'size': {'shortest_edge': 64}, 'crop_size': 64, 'do_rescale': False, 'do_normalize': False},
-    {'size': 64, 'crop_size': 64, 'image_mean': [0.5] * 3, 'image_std': [0.25] * 3},  # as files of 2021 say it
+    {'size': 64, 'crop_size': 64, 'image_mean': [0.5] * 3, 'image_std': [0.25] * 3},  # the form of files from 2021
     {'do_resize': False, 'crop_size': {'height': 64, 'width': 64}, 'rescale_factor': 1 / 128},
 ]
 
@@ -86,7 +88,7 @@ def test_settings_mean_what_they_mean_to_transformers(processor, settings, tmp_p
 
 
 def test_known_pixels():
-    """A grey image has the same number everywhere: (v / 255 - mean) / deviation."""
+    """A gray image has the value (v / 255 - mean) / deviation everywhere."""
     pixels = prepare(np.full((50, 60, 3), 128, np.uint8), SMALL)
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.float32
@@ -94,7 +96,7 @@ def test_known_pixels():
     np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), rtol=1e-5)
 
 
-def test_what_is_transparent_is_white():
+def test_transparent_pixels_are_white():
     pixels = prepare(PIL.Image.new('RGBA', (40, 40), (10, 20, 30, 0)), SMALL)
     np.testing.assert_array_equal(pixels, prepare(PIL.Image.new('RGB', (40, 40), 'white'), SMALL))
 
@@ -149,14 +151,14 @@ def test_files_of_another_kind(tmp_path):
 
 
 def test_postscript_is_not_run(tmp_path):
-    """Pillow would hand it to Ghostscript."""
+    """Pillow would run Ghostscript for it."""
     colours(20, 20).save(tmp_path / 'print.eps')
     refused(tmp_path / 'print.eps', 'not an image of a supported format')
 
 
 @pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'bmp', 'tiff', 'webp'])
 def test_damaged_files_are_one_line_or_an_image(tmp_path, suffix):
-    """Cut anywhere or with bytes flipped: an answer or a QueryError, nothing else, no warning."""
+    """A file that is cut or has changed bytes gives an image or a QueryError, without warnings."""
     whole = tmp_path / f'whole.{suffix}'
     colours(40, 30).save(whole)
     data = whole.read_bytes()
