@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,3 +112,9 @@ def test_impossible_sizes_are_refused(window_size, hop_size):
 def test_wrong_number_of_bins_is_refused():
     with pytest.raises(ValueError, match='bins do not belong'):
         istft(jnp.zeros((3, 64), jnp.complex64), 64, 16, length=10)
+
+
+def test_annotated_shapes_are_checked_while_the_tests_run():
+    spectrum = np.zeros((2, 5, 33), np.complex64)
+    with pytest.raises(jaxtyping.TypeCheckError, match='frame_count'):
+        istft(spectrum, 64, 32, length=100, frame_count=np.array([1, 2, 3]))
