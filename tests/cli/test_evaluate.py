@@ -54,6 +54,13 @@ def test_one_benchmark(folder, band, capsys):
     assert {**record, 'data': None} == {**own, 'data': None}
 
 
+@pytest.mark.parametrize('variable', ['SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'])
+def test_a_job_of_one_task_is_a_cluster_of_one(folder, band, monkeypatch, variable):
+    make_music(folder / 'bench')
+    monkeypatch.setenv(variable, '1')
+    assert evaluate('--several-hosts') == 0
+
+
 def test_the_same_command_again_computes_nothing(folder, band, capsys):
     make_music(folder / 'bench')
     assert evaluate() == 0
