@@ -38,7 +38,7 @@ hypothesis.settings.register_profile('suite', deadline=None)
 hypothesis.settings.load_profile('suite')
 
 
-_GROWTH_BYTES = 700 << 20
+_GROWTH_BYTES = 400 << 20
 _after_freeing = psutil.Process().memory_info().rss
 
 
