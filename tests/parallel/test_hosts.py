@@ -37,6 +37,7 @@ def error_of(check, *arguments):
 check_same({'seed': 1})
 found['other settings'] = error_of(check_same, {'seed': process})
 check_shared(folder / 'shared')
+wait_for_all('removed')  # process 0 removes the marker, and no process has to wait for that
 found['left behind'] = os.listdir(folder / 'shared')
 found['other folders'] = error_of(check_shared, folder / f'folder-{process}')
 (folder / f'{process}.json').write_text(json.dumps(found))
