@@ -16,7 +16,7 @@ from audiosep_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
-# At Adam's usual 1e-8, weights whose gradient is only rounding move by whole steps, and runs drift apart by percents.
+# At Adam's usual 1e-8 runs drift apart by percents: what is only rounding in a gradient moves a weight like the rest.
 EPS = 1e-2
 
 
