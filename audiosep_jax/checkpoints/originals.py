@@ -11,19 +11,32 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_dtypes
 import numpy as np
 
 from audiosep_jax.checkpoints.torch_source import TorchSource
 from audiosep_jax.errors import CheckpointError
+from audiosep_jax.storage.json_files import MAX_LIST_BYTES, read_json
 from audiosep_jax.weights.tensor_files import SafeTensors, write_tensors
 
 _VERSION = 1
 # Overlapping views can make a small file unfold to petabytes. In real files two or three views share a storage.
 _MAX_UNFOLDING = 4
 _SLACK = 1 << 26  # bytes
+
+
+class _Description(TypedDict):
+    """What `tree.json` holds."""
+
+    version: int
+    suffix: str
+    separator_prefix: str
+    encoder_prefix: str
+    tensors: list[list[str]]
+    tree: Any
+    metadata: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +149,9 @@ def restore(
         CheckpointError: the folder is damaged, or a later version of this library wrote it.
     """
     try:
-        description = json.loads((folder / 'tree.json').read_text())
+        path = folder / 'tree.json'
+        # Not strict: the file was converted with whatever numbers and texts it holds.
+        description = read_json(path, _Description, error=CheckpointError, strict=False, max_bytes=MAX_LIST_BYTES)
         if description['version'] != _VERSION:
             raise CheckpointError(f'{folder} has version {description["version"]}; this version reads {_VERSION}')
         kept = SafeTensors(folder / 'tensors.safetensors')

@@ -1,11 +1,21 @@
 """Defines what every query encoder does, and when two encoders are the same."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from audiosep_jax.errors import AudioSepError, QueryError
+
+
+class Identity(TypedDict):
+    """The identity of an encoder in a JSON file. Encoders have further settings of their own."""
+
+    name: str
+    embedding_size: int
+    version: NotRequired[int]
+    weights: NotRequired[str]
+    source: NotRequired[str | None]
 
 
 @runtime_checkable
