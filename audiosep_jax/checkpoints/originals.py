@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -83,6 +83,7 @@ def keep(
     *,
     separator_prefix: str,
     encoder_prefix: str,
+    ignored: Collection[str] = (),
 ) -> tuple[int, list[str]]:
     """Writes the folder `original`.
 
@@ -93,6 +94,7 @@ def keep(
             those, only the ones that differ from the file's are kept.
         separator_prefix: what precedes the separator's names in the file.
         encoder_prefix: what precedes the encoder's names in the file; its tensors are stored in the folder `encoder`.
+        ignored: the names of the tensors of the state dict that belong to neither; they are kept as they are.
 
     Returns:
         (the number of tensors kept, the places of the objects of Python classes, which are not kept).
@@ -105,7 +107,7 @@ def keep(
     for name, value in source.tensors.items():
         short = name.removeprefix(separator_prefix)
         is_separator = name.startswith(separator_prefix) and short in restored
-        if is_separator and _bits(restored[short].astype(value.dtype)) != _bits(value):
+        if name in ignored or (is_separator and _bits(restored[short].astype(value.dtype)) != _bits(value)):
             kept[f'state/{name}'] = value
     root = () if source.state_key is None else (source.state_key,)
     others: dict[tuple, str] = {}
@@ -151,16 +153,25 @@ def restore(
     try:
         path = folder / 'tree.json'
         # Not strict: the file was converted with whatever numbers and texts it holds.
-        description = read_json(path, _Description, error=CheckpointError, strict=False, max_bytes=MAX_LIST_BYTES)
+        description = read_json(
+            path,
+            _Description,
+            error=CheckpointError,
+            remedy='convert the original file again',
+            strict=False,
+            max_bytes=MAX_LIST_BYTES,
+        )
         if description['version'] != _VERSION:
             raise CheckpointError(f'{folder} has version {description["version"]}; this version reads {_VERSION}')
         kept = SafeTensors(folder / 'tensors.safetensors')
         prefix, state = description['separator_prefix'], {}
         for name, dtype in description['tensors']:
-            short = name.removeprefix(prefix)
+            short, key = name.removeprefix(prefix), f'state/{name}'
             if name.startswith(prefix) and short in separator:
                 present = separator[short].astype(getattr(ml_dtypes, dtype, None) or np.dtype(dtype))
-                state[name] = _choose(present, kept.get(f'state/{name}'), is_used=short in used)
+                state[name] = _choose(present, kept.get(key), is_used=short in used)
+            elif key in kept:
+                state[name] = kept[key]
             else:
                 state[name] = encoder[name.removeprefix(description['encoder_prefix'])]
         tree = from_json(

@@ -336,10 +336,12 @@ def _read_rows(
     places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
     path = next((place / name for place in places if (place / name).exists()), places[0] / name)
     bad = []
+    advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
+    if not path.exists():
+        raise DataError(f'{path}: No such file or directory; {advice}')
     try:
         lines = list(rows_of(path, read_text(path), strict=False))
     except DataError as error:
-        advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
         raise DataError(f'{error}; {advice}') from error
     header = [column.strip() for column in lines[0][1]] if lines else []
     missing = [column for column in columns if column not in header]

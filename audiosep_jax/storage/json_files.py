@@ -78,8 +78,8 @@ def parse_json(
         shape: see the module.
         error: the class of the errors.
         remedy: what the user can do about a damaged file; the end of the message.
-        strict: refuse what JSON files of this project never hold: NaN and infinity, integers beyond 64 bits, repeated
-            keys, and halves of surrogate pairs, which cannot be written as UTF-8. Files of others may hold them.
+        strict: refuse what JSON files of this project never hold: NaN and infinity, integers beyond 64 bits, and halves
+            of surrogate pairs, which cannot be written as UTF-8. Files of others may hold them.
 
     Raises:
         DataError, or `error`: it is not JSON, nested too deeply, or of another shape.
@@ -87,11 +87,9 @@ def parse_json(
     try:
         text = _decoded(data) if isinstance(data, bytes) else data.removeprefix('\ufeff')
         if not text.strip():
-            raise ValueError('is empty')
-        if strict:
-            value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct, parse_int=_integer)
-        else:
-            value = json.loads(text, parse_int=_integer)
+            raise ValueError('not valid JSON: it is empty')
+        constants = {'parse_constant': _refuse_constant} if strict else {}
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer, **constants)
         _check(value, shape, '', strict, 0)
     except json.JSONDecodeError as problem:
         raise error(f'{where}: not valid JSON: {problem}{_and(remedy)}') from problem

@@ -33,7 +33,7 @@ def read_text(path: str | os.PathLike, encodings: Sequence[str] = ('utf-8-sig',)
     if data.startswith(b'version https://git-lfs'):
         raise DataError(f'{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it')
     if b'\0' in data or data.startswith((b'\xff\xfe', b'\xfe\xff')):
-        raise DataError(f'{path}: not UTF-8 text but UTF-16 or binary: save it as UTF-8')
+        raise DataError(f'{path}: not UTF-8 text but UTF-16 or binary (NUL in it): save it as UTF-8')
     for encoding in encodings:
         try:
             return data.decode(encoding)

@@ -113,7 +113,7 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
 
 
 def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
-    values = parse_json(text, path, remedy='a CSV manifest must be named .csv')
+    values = parse_json(text, path, remedy='a CSV manifest must be named .csv', strict=False)
     if isinstance(values, dict) and 'data' in values:
         values = values['data']
     if not isinstance(values, list):
@@ -175,8 +175,11 @@ def _texts(where: str, row: dict, key: str) -> list[str]:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value is a string that can be in a record or be the name of a file, which cannot hold NUL."""
-    return isinstance(value, str) and '\0' not in value
+    """Whether a value is a string that a record and a file name can hold: no NUL, and no half of a surrogate pair.
+
+    JSON can escape both.
+    """
+    return isinstance(value, str) and not any(c == '\0' or '\ud800' <= c <= '\udfff' for c in value)
 
 
 def _union(*texts: Sequence[str]) -> tuple[str, ...]:
