@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 _MAX_MESSAGE = 2000  # characters
-# Whatever ends a line or moves the cursor: the control characters, and Unicode's separators of lines and paragraphs.
-_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029]')
+# Whatever ends a line, moves the cursor, reverses the text or cannot be encoded.
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
 
 class AudioSepError(Exception):

@@ -422,7 +422,7 @@ class _Evaluation:
     def _damage_notes(self) -> list[str]:
         if not self._num_damaged:
             return []
-        return [f'{self._num_damaged} kept scores did not match their checksums, and were computed again']
+        return [f'kept scores that do not match their checksums were computed again: {self._num_damaged}']
 
 
 def _kept(record: Record | None) -> Record | None:

@@ -63,7 +63,7 @@ def rows_of(
     last = 0
     try:
         for row in reader:
-            if row == [_END]:
+            if row == [_END] and reader.line_num == last + 1:
                 return
             if row and row[-1].endswith(_END):
                 break

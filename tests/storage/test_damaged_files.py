@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -53,7 +54,8 @@ SCORES = {'name': 'x', 'silent': False, 'scores': {'separated': {'SDR': 1.25}}}
 def read_dataset(folder):
     """Reads all that a dataset consists of. `verify` reports what is wrong, and the others raise it."""
     found = verify_dataset(folder)
-    assert all(problem.isprintable() for problem in found.problems)
+    for problem in found.problems:
+        assert_one_line(problem)
     dataset_stats(folder, measure=0)
     EmbeddingCache(Shards(folder), 'words').rows(0)
     return found.num_clips
@@ -218,13 +220,18 @@ def _write_lists(root):
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 
+def assert_one_line(message):
+    assert message.splitlines() == [message]
+    assert not {unicodedata.category(character) for character in message} & {'Cc', 'Cs', 'Zl', 'Zp'}, message
+
+
 def outcome(read, path):
     """Returns what reading gives, or the message of one of the project's errors."""
     try:
         return read(path)
     except AudioSepError as error:
         message = str(error)
-        assert message.isprintable(), message
+        assert_one_line(message)
         assert len(message) < 2100
         return message
 
