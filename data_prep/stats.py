@@ -179,7 +179,10 @@ def _left_out(shards: Shards) -> dict[str, int]:
     path = skipped_path(shards.directory, shards.info.split)
     if not path.is_file():
         return {}
-    rows = [row for _, row in read_table(path, ('id', 'reason'))]
+    try:
+        rows = [row for _, row in read_table(path, ('id', 'reason'))]
+    except DataError as error:
+        raise DataError(f'{error}: delete this list of the clips that were left out') from error
     # Older versions had no named reasons and stored the message under `reason`.
     reasons = [row['reason'] if 'message' in row else 'unreadable' for row in rows]
     return dict(collections.Counter(reasons).most_common())

@@ -51,6 +51,16 @@ def is_hub_folder(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and _is_our_config(folder / _CONFIG)
 
 
+def check_config(folder: Path) -> None:
+    """Checks that the `config.json` of a folder with weights can be read, so that damage is not taken for another kind.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if (folder / WEIGHTS).is_file() and (folder / _CONFIG).is_file():
+        read_json(folder / _CONFIG, dict, error=CheckpointError, remedy=_AGAIN, strict=False)
+
+
 def is_hub_repository(reference: hub.Reference, names: Iterable[str], *, place: str) -> bool:
     """Whether a repository of the hub has this format. Fetches its `config.json` to find out.
 

@@ -157,7 +157,7 @@ class EmbeddingCache:
                     'use clap (audio) or clip (image) for all of its embeddings'
                 )
             raise DataError(f'{self._folder}: no complete embeddings of split {info.split!r}: run {self._embed}')
-        if read_json(done) != {'content': info.content, 'complete': True}:
+        if read_json(done, remedy=f'run {self._embed}') != {'content': info.content, 'complete': True}:
             raise DataError(
                 f'{self._folder}: unfinished, or embeddings of another build of split {info.split!r}: run {self._embed}'
             )

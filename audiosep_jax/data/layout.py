@@ -112,10 +112,9 @@ def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> S
     if summary['fingerprint'] != info.fingerprint:
         raise DataError(f'{path}: {remedy}')
     length = info.shard_lengths[shard] if info.complete else len(summary['captions'])
-    for name in ('captions', 'ids'):
-        found = len(summary.get(name, summary['captions']))
-        if found != length:
-            raise DataError(f'{path}: {length} clips, but {name} of {found}: {remedy}')
+    for name, found in (('captions', summary['captions']), ('ids', summary.get('ids', summary['captions']))):
+        if len(found) != length:
+            raise DataError(f'{path}: {length} clips, but {name} of {len(found)}: {remedy}')
     return summary
 
 

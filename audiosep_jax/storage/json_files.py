@@ -85,11 +85,11 @@ def parse_json(
         DataError, or `error`: it is not JSON, nested too deeply, or of another shape.
     """
     try:
-        text = _decoded(data) if isinstance(data, bytes) else data.removeprefix('\ufeff')
+        text = _decoded(data, remedy) if isinstance(data, bytes) else data.removeprefix('\ufeff')
         if not text.strip():
             raise ValueError('not valid JSON: it is empty')
-        constants = {'parse_constant': _refuse_constant} if strict else {}
-        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer, **constants)
+        refuse = _refuse_constant if strict else None
+        value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer, parse_constant=refuse)
         _check(value, shape, '', strict, 0)
     except json.JSONDecodeError as problem:
         raise error(f'{where}: not valid JSON: {problem}{_and(remedy)}') from problem
@@ -127,15 +127,16 @@ def _and(remedy: str) -> str:
     return remedy and f': {remedy}'
 
 
-def _decoded(data: bytes) -> str:
+def _decoded(data: bytes, remedy: str) -> str:
+    advice = '' if remedy else ': save it as UTF-8'
     if data.startswith((b'\xff\xfe', b'\xfe\xff')) or b'\0' in data[:4]:
-        raise ValueError('not UTF-8 text but UTF-16 or binary: save it as UTF-8')
+        raise ValueError(f'not UTF-8 text but UTF-16 or binary{advice}')
     if data.startswith(b'version https://git-lfs'):
         raise ValueError('is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it')
     try:
         return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'not UTF-8 text (at byte {error.start}): save it as UTF-8') from error
+        raise ValueError(f'not UTF-8 text (at byte {error.start}){advice}') from error
 
 
 def _integer(digits: str) -> int:

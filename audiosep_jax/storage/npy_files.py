@@ -102,5 +102,5 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         data = file.read(header.num_bytes)
     if len(data) != header.num_bytes:
         raise ValueError('shorter than its header says')
-    order = 'F' if header.fortran_order else 'C'
-    return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
+    array = np.frombuffer(data, header.dtype)
+    return array.reshape(header.shape[::-1]).T if header.fortran_order else array.reshape(header.shape)

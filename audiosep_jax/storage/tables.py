@@ -38,8 +38,8 @@ def read_text(path: str | os.PathLike, encodings: Sequence[str] = ('utf-8-sig',)
         try:
             return data.decode(encoding)
         except UnicodeDecodeError as error:
-            problem = error
-    raise DataError(f'{path}: cannot be read as {encodings[-1]} text: {problem}')
+            start = error.start
+    raise DataError(f'{path}: cannot be read as utf-8 text (at byte {start}): save it as UTF-8')
 
 
 def rows_of(

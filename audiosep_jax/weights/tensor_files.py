@@ -183,7 +183,9 @@ def _open_index(path: Path) -> Mapping[str, np.ndarray]:
     for name in file_of.values():
         # Without its suffix it could be the folder itself or this index, and be opened again and again.
         if '/' in name or '\\' in name or not name.endswith(SAFETENSORS) or not name.isprintable():
-            raise CheckpointError(f'{path}: names files outside its folder, or of another kind, such as {name!r:.80}')
+            raise CheckpointError(
+                f'{path}: names files outside its folder or of another kind, such as {name!r:.80}: download it again'
+            )
     if not file_of:
         raise CheckpointError(f'{path}: names no tensors: {remedy}')
     return _ShardedTensors(path.parent, file_of)

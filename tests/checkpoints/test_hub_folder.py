@@ -47,6 +47,9 @@ def test_other_folders_are_not_hub_folders(checkpoint, tmp_path):
     for text in ('{"model_type": "clap"}', '[]', '{', '[' * 100_000):
         settings.write_text(text)
         assert not is_hub_folder(tmp_path / 'repo')
+    settings.write_text('[]')
+    with pytest.raises(CheckpointError, match=r'config\.json: expected an object, got a list: download it again'):
+        open_checkpoint(tmp_path / 'repo')
 
 
 def test_the_tensors_have_their_original_names(checkpoint, tmp_path):

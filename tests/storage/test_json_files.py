@@ -74,9 +74,9 @@ def test_another_shape_is_one_line(change, message):
         (b'[-Infinity]', 'holds -Infinity, which is no number'),
         (b'[1e999]', '[0]: a number out of range'),
         (b'[' + b'9' * 5000 + b']', 'holds a number of 5000 digits'),
-        ('["ä"]'.encode('latin-1'), 'not UTF-8 text (at byte 2): save it as UTF-8'),
-        ('["ä"]'.encode('utf-16'), 'not UTF-8 text but UTF-16 or binary: save it as UTF-8'),
-        ('["ä"]'.encode('utf-16-le'), 'not UTF-8 text but UTF-16 or binary: save it as UTF-8'),
+        ('["ä"]'.encode('latin-1'), 'not UTF-8 text (at byte 2): delete it'),
+        ('["ä"]'.encode('utf-16'), 'not UTF-8 text but UTF-16 or binary: delete it'),
+        ('["ä"]'.encode('utf-16-le'), 'not UTF-8 text but UTF-16 or binary: delete it'),
         (b'version https://git-lfs.github.com/spec/v1\n', 'is a Git LFS pointer'),
     ],
 )
@@ -95,6 +95,12 @@ def test_files_of_others_may_hold_what_python_writes():
     for text in ('[' * 300 + ']' * 300, '{"a": 1, "a": 1}', '9' * 5000):
         with pytest.raises(DataError):
             parse_json(text, 'x', strict=False)
+
+
+def test_a_list_in_another_encoding_has_a_remedy():
+    for data in ('["ä"]'.encode('latin-1'), '["ä"]'.encode('utf-16')):
+        with pytest.raises(DataError, match=r': save it as UTF-8$'):
+            parse_json(data, 'x')
 
 
 def test_a_file_that_is_missing_or_too_large(tmp_path):

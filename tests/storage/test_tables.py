@@ -41,7 +41,7 @@ def test_a_field_that_is_too_long():
     [
         (b'a,b\nc,\0\n', 'not UTF-8 text but UTF-16 or binary'),
         ('a,b'.encode('utf-16'), 'not UTF-8 text but UTF-16 or binary'),
-        ('ä'.encode('latin-1'), 'cannot be read as utf-8-sig text'),
+        ('ä'.encode('latin-1'), r'cannot be read as utf-8 text \(at byte 0\): save it as UTF-8$'),
         (b'version https://git-lfs.github.com/spec/v1\n', 'is a Git LFS pointer'),
     ],
 )
