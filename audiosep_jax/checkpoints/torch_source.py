@@ -149,10 +149,10 @@ def group_tensors(source: TorchSource, *, ignore_unknown: bool = False) -> Tenso
     """
     separator_prefix = _find_prefix(source.tensors, _SEPARATOR_ANCHORS)
     if separator_prefix is None:
-        encoder = encoder_in(source.tensors)
-        if encoder is not None:
+        other = encoder_in(source.tensors)
+        if other is not None:
             raise CheckpointError(
-                f'{source.path}: not a separator of the original code but {encoder}, a query encoder: convert the '
+                f'{source.path}: not a separator of the original code but {other}, a query encoder: convert the '
                 f'separator, and give this with --encoder {source.path}'
             )
         anchors = ', '.join(_SEPARATOR_ANCHORS)
