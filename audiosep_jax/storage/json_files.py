@@ -8,6 +8,8 @@ The standard library's parser is used, and not one that decodes into types: list
 strict decoders refuse, and none of them notices a repeated key.
 """
 
+import functools
+import itertools
 import json
 import math
 import pathlib
@@ -26,6 +28,7 @@ _MAX_DEPTH = 200
 _MAX_DIGITS = 1000
 _MAX_INTEGER = 1 << 63  # what an array of NumPy can hold
 _HALF_PAIR = re.compile('[\ud800-\udfff]')
+_ESCAPED_HALF = re.compile(r'\\u[dD][89a-fA-F]')
 _NAMES = {str: 'a text', int: 'a whole number', float: 'a number', bool: 'true or false', type(None): 'null'}
 
 
@@ -86,11 +89,13 @@ def parse_json(
     """
     try:
         text = _decoded(data, remedy) if isinstance(data, bytes) else data.removeprefix('\ufeff')
-        if not text.strip():
+        if not text or text.isspace():
             raise ValueError('not valid JSON: it is empty')
         refuse = _refuse_constant if strict else None
         value = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer, parse_constant=refuse)
         _check(value, shape, '', strict, 0)
+        if strict and _ESCAPED_HALF.search(text):  # UTF-8 itself cannot express one
+            _check_texts(value, '')
     except json.JSONDecodeError as problem:
         raise error(f'{where}: not valid JSON: {problem}{_and(remedy)}') from problem
     except ValueError as problem:
@@ -108,6 +113,7 @@ def check_shape(value: Any, shape: Any, where: object, *, error: type[AudioSepEr
     """
     try:
         _check(value, shape, '', True, 0)
+        _check_texts(value, '')
     except ValueError as problem:
         raise error(f'{where}: {first_line(problem)}{_and(remedy)}') from problem
 
@@ -182,7 +188,6 @@ def _check(value: Any, shape: Any, place: str, strict: bool, depth: int) -> None
 def _check_any(value: Any, place: str, strict: bool, depth: int) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_text(key, place, strict)
             _check(item, Any, _inside(place, key), strict, depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -197,16 +202,22 @@ def _check_scalar(value: Any, shape: type, place: str, strict: bool) -> None:
         raise _mismatch(place, _NAMES[shape], value)
     if not strict:
         return
-    if isinstance(value, str):
-        _check_text(value, place, strict)
-    elif isinstance(value, int) and abs(value) >= _MAX_INTEGER:
+    if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
         raise ValueError(f'{_at(place)}a number of {len(str(abs(value)))} digits')
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{_at(place)}a number out of range')
 
 
-def _check_text(value: str, place: str, strict: bool) -> None:
-    if strict and not value.isascii() and _HALF_PAIR.search(value):
+def _check_texts(value: Any, place: str) -> None:
+    """Raises ValueError if a key or a text holds half of a surrogate pair."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_texts(key, place)
+            _check_texts(item, _inside(place, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_texts(item, f'{place}[{index}]')
+    elif isinstance(value, str) and _HALF_PAIR.search(value):
         raise ValueError(f'{_at(place)}a text that UTF-8 cannot express: {value!r:.80}')
 
 
@@ -216,10 +227,14 @@ def _check_fields(value: Any, shape: Any, place: str, strict: bool, depth: int) 
     missing = sorted(shape.__required_keys__ - value.keys())
     if missing:
         raise ValueError(f'{_at(place)}no key {missing[0]!r}')
-    fields = typing.get_type_hints(shape)
+    fields = _fields(shape)
     for key, item in value.items():
-        _check_text(key, place, strict)
         _check(item, fields.get(key, Any), _inside(place, key), strict, depth + 1)
+
+
+@functools.cache
+def _fields(shape: Any) -> dict[str, Any]:
+    return typing.get_type_hints(shape)
 
 
 def _check_generic(value: Any, shape: Any, place: str, strict: bool, depth: int) -> None:
@@ -236,8 +251,8 @@ def _check_generic(value: Any, shape: Any, place: str, strict: bool, depth: int)
     elif origin is list:
         if not isinstance(value, list):
             raise _mismatch(place, 'a list', value)
-        if args[0] is str and all(type(item) is str and item.isascii() for item in value):
-            return  # most of the texts of two million captions
+        if _are_texts(value, args[0]):
+            return
         for index, item in enumerate(value):
             _check(item, args[0], f'{place}[{index}]', strict, depth + 1)
     else:
@@ -245,8 +260,16 @@ def _check_generic(value: Any, shape: Any, place: str, strict: bool, depth: int)
         if not isinstance(value, dict):
             raise _mismatch(place, 'an object', value)
         for key, item in value.items():
-            _check_text(key, place, strict)
             _check(item, args[1], _inside(place, key), strict, depth + 1)
+
+
+def _are_texts(values: list[Any], shape: Any) -> bool:
+    """Returns whether all values are texts or lists of them, whichever the shape is: a fast way for captions."""
+    if shape is str:
+        return set(map(type, values)) <= {str}
+    if shape == list[str]:
+        return set(map(type, values)) <= {list} and set(map(type, itertools.chain.from_iterable(values))) <= {str}
+    return False
 
 
 def _base(shape: Any) -> type:
