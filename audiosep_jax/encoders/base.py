@@ -9,12 +9,10 @@ from audiosep_jax.errors import AudioSepError, QueryError
 
 
 class Identity(TypedDict):
-    """The identity of an encoder in a JSON file. Encoders have further settings of their own."""
+    """The identity of an encoder in a JSON file. `version`, `weights` and further settings are only compared."""
 
     name: str
     embedding_size: int
-    version: NotRequired[int]
-    weights: NotRequired[str]
     source: NotRequired[str | None]
 
 
