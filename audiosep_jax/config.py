@@ -69,14 +69,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return _typed(next(a for a in args if a is not type(None)), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f'{where}: expected a list, got {value!r}')
+            raise ConfigError(f'{where}: expected a list, got {value!r:.80}')
         return tuple(_typed(args[0], v, f'{where}[{i}]') for i, v in enumerate(value))
     if origin is typing.Literal:
         if value not in args:
-            raise ConfigError(f'{where}: {value!r} is not one of {", ".join(map(repr, args))}')
+            raise ConfigError(f'{where}: {value!r:.80} is not one of {", ".join(map(repr, args))}')
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ConfigError(f'{where}: expected {hint.__name__}, got {value!r}')
+        raise ConfigError(f'{where}: expected {hint.__name__}, got {value!r:.80}')
     return value

@@ -6,15 +6,26 @@ configurations and queries, 1 for files and data.
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+_MAX_MESSAGE = 2000  # characters
+# Whatever ends a line, moves the cursor, reverses the text or cannot be encoded.
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+
 
 class AudioSepError(Exception):
-    """The base of all errors that this library raises on purpose. `exit_code` is what the command line returns."""
+    """The base of all errors that this library raises on purpose. `exit_code` is what the command line returns.
+
+    As a string it is one line, whatever a message quotes: a file name, a cell of a table, another library's error.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return single_line(super().__str__())
 
 
 class ConfigError(AudioSepError):
@@ -67,6 +78,7 @@ class LeftOut:
         for name in ('id', 'message'):
             if not getattr(self, name).isascii():
                 object.__setattr__(self, name, printable(getattr(self, name)))
+        object.__setattr__(self, 'message', single_line(self.message))
 
 
 class EncoderMismatchError(DataError):
@@ -96,6 +108,15 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 def printable(text: str) -> str:
     """Returns the text with the bytes of a file name that are not valid UTF-8 written as escapes."""
     return text if text.isascii() else text.encode('utf-8', 'backslashreplace').decode('utf-8')
+
+
+def single_line(text: str) -> str:
+    """Returns a message with control characters as escapes, and with its middle left out if it is very long."""
+    if not text.isprintable():
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    if len(text) > _MAX_MESSAGE:
+        text = f'{text[: _MAX_MESSAGE // 2]} … {text[-_MAX_MESSAGE // 2 :]}'
+    return text
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from audiosep_jax.audio.formats import MAX_FLAC_RATE
 from audiosep_jax.data.layout import (
     FORMAT_VERSION,
+    Skipped,
     SplitInfo,
     read_split_info,
     read_summary,
@@ -238,7 +239,9 @@ def _claim(out: pathlib.Path, plan: SplitInfo) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f'{out}: is a file: give a directory')
     splits = split_names(out)
-    if not splits and out.is_dir() and any(entry.name != 'splits' for entry in out.iterdir()):
+    # A damaged description of a split may be deleted: the summaries show that the shards are from this build.
+    is_dataset = bool(splits) or any((out / 'splits').glob('*-of-*.json'))
+    if not is_dataset and out.is_dir() and any(entry.name != 'splits' for entry in out.iterdir()):
         raise DataError(f'{out}: is not empty and not a dataset: give another directory')
     for split in splits:
         found = read_split_info(out, split)
@@ -398,9 +401,10 @@ def _finish(
     return BuildResult(info, known_left_out + skipped, num_made)
 
 
-def _left_out(entry: dict[str, Any]) -> LeftOut:
-    # Older versions had no named reasons and stored the message under `reason`.
-    return LeftOut(**entry) if 'message' in entry else LeftOut(entry['id'], 'unreadable', entry['reason'])
+def _left_out(entry: Skipped) -> LeftOut:
+    if 'message' not in entry:
+        return LeftOut(entry['id'], 'unreadable', entry['reason'])
+    return LeftOut(entry['id'], cast(Reason, entry['reason']), entry['message'])
 
 
 def _sweep(out: pathlib.Path, plan: SplitInfo) -> None:

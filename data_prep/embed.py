@@ -21,6 +21,7 @@ import numpy as np
 from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.embeddings import (
     Modality,
+    are_offsets,
     cache_directory,
     cache_paths,
     check_same_encoder,
@@ -35,6 +36,7 @@ from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.locks import AtWork, locked
+from audiosep_jax.storage.npy_files import read_npy, read_npy_header
 
 # Batch sizes of the encoder: large enough to fill an accelerator, small enough for any memory.
 _TEXTS_PER_CALL = 256
@@ -119,7 +121,7 @@ def embed_dataset(
                 for shard in shards:
                     saved = _load(directory, encoder, info, shard, what)
                     if saved is not None and source.is_done(info, shard, saved):
-                        has_rows |= len(saved[0]) > 0
+                        has_rows |= saved[0] > 0
                         tick(info.shard_lengths[shard])
                         continue
                     _write_status(folder, info, complete=False)
@@ -206,26 +208,30 @@ def _write_status(folder: pathlib.Path, info: SplitInfo, *, complete: bool) -> N
 def _content(folder: pathlib.Path, info: SplitInfo) -> str | None:
     """Returns which build of the split the existing rows belong to; None if unknown, and they are made again."""
     try:
-        return read_json(folder / f'{info.split}.json')['content']
-    except (DataError, KeyError, TypeError):
+        return read_json(folder / f'{info.split}.json', dict).get('content')
+    except DataError:
         return None
 
 
-_Saved = tuple[np.ndarray, np.ndarray] | None  # rows and offsets; None if missing or damaged
+_Saved = tuple[int, np.ndarray] | None  # number of rows, and offsets; None if missing or damaged
 
 
 def _load(directory, encoder: QueryEncoder, info: SplitInfo, shard: int, what: Modality) -> _Saved:
     rows_path, offsets_path = cache_paths(directory, encoder.name, info, shard, what)
     try:
-        rows, offsets = np.load(rows_path, mmap_mode='r'), np.load(offsets_path)
-    except (OSError, ValueError, EOFError):
+        with open(rows_path, 'rb') as file:
+            rows = read_npy_header(file)
+            is_whole = os.fstat(file.fileno()).st_size == rows.start + rows.num_bytes
+        offsets = read_npy(offsets_path)
+    except (OSError, ValueError):
         return None
-    return (rows, offsets) if rows.ndim == 2 and rows.shape[1] == encoder.embedding_size else None
+    fits = rows.shape[1:] == (encoder.embedding_size,) and rows.dtype == np.float16 and not rows.fortran_order
+    return (rows.shape[0], offsets) if fits and is_whole else None
 
 
 def _fits(info: SplitInfo, shard: int, saved: _Saved) -> bool:
     """Whether the rows of a shard are complete, as far as can be seen without its summary."""
-    return saved is not None and len(saved[1]) == info.shard_lengths[shard] + 1 and saved[1][-1] == len(saved[0])
+    return saved is not None and are_offsets(saved[1], info.shard_lengths[shard], saved[0])
 
 
 def _save_shard(paths: tuple[pathlib.Path, pathlib.Path], rows: np.ndarray, counts: Sequence[int]) -> None:
@@ -355,7 +361,7 @@ class _Sounds(_Recordings):
     per_call = _SOUNDS_PER_CALL
 
     def is_done(self, info: SplitInfo, shard: int, saved: _Saved) -> bool:
-        return saved is not None and _fits(info, shard, saved) and len(saved[0]) == info.shard_lengths[shard]
+        return saved is not None and _fits(info, shard, saved) and saved[0] == info.shard_lengths[shard]
 
     def read(self, shards: Shards, clip: int) -> tuple[str, list[Any]]:
         record = shards.read(clip)

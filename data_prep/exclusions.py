@@ -11,11 +11,8 @@ contain: `0bRUkLsttto`, `Y0bRUkLsttto.wav`, `0bRUkLsttto_30-40`, `Y0bRUkLsttto_3
 [0bRUkLsttto].mp4`.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import os
 import pathlib
 import re
@@ -26,7 +23,9 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from audiosep_jax.errors import DataError
-from data_prep.clips.listing import read_text, stem_of
+from audiosep_jax.storage.json_files import parse_json
+from audiosep_jax.storage.tables import read_text, rows_of
+from data_prep.clips.listing import stem_of
 from data_prep.options import BuildOptions
 
 # For AudioCaps only YouTube's ids count: its own numbers would match sounds of Freesound, whose ids are numbers too.
@@ -103,11 +102,7 @@ def _forms(clip_id: str) -> list[str]:
 
 
 def _json_ids(path: pathlib.Path, text: str) -> list[str]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: not valid JSON: {error}') from error
-    return list(_ids_within(path, values))
+    return list(_ids_within(path, parse_json(text, path, strict=False)))
 
 
 def _ids_within(path: pathlib.Path, value: Any) -> Iterable[str]:
@@ -129,12 +124,9 @@ def _ids_within(path: pathlib.Path, value: Any) -> Iterable[str]:
 
 
 def _csv_ids(path: pathlib.Path, text: str, column: str | None) -> list[str]:
-    reader = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True)
-    try:
-        # AudioSet's lists have three comment lines that begin with '# '. A sound's name may begin with # alone.
-        rows = [row for row in reader if any(map(str.strip, row)) and not row[0].startswith('# ')]
-    except csv.Error as error:
-        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    # AudioSet's lists have three comment lines that begin with '# '. A sound's name may begin with # alone.
+    every = rows_of(path, text, skipinitialspace=True)
+    rows = [row for _, row in every if any(map(str.strip, row)) and not row[0].startswith('# ')]
     header = [name.strip() for name in rows[0]] if rows else []
     if column is not None:
         if column not in header:

@@ -19,7 +19,6 @@ and close to those on the original's download, whose making is not specified in 
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -33,7 +32,9 @@ from audiosep_jax.audio.writing import write_together
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, LeftOut, LeftOutError
 from audiosep_jax.evaluation.loading import is_silent
 from audiosep_jax.storage.atomic import replacing
-from data_prep.clips.listing import bad_row, find_file, list_media, read_text, stem_of
+from audiosep_jax.storage.json_files import read_json
+from audiosep_jax.storage.tables import read_text, rows_of
+from data_prep.clips.listing import bad_row, find_file, list_media, stem_of
 from data_prep.clips.media import read_sound
 from data_prep.clips.youtube import by_name, find_clip
 from data_prep.datasets.audioset import read_audioset, read_classes
@@ -213,11 +214,7 @@ def _make(
 
 def _recipes(name: str, table: pathlib.Path, left_out: list[LeftOut]) -> list[Recipe]:
     """Reads the recipes from a table of the original. Columns are found by position: Clotho's has two of one name."""
-    rows = csv.reader(io.StringIO(read_text(table), newline=''))
-    try:
-        lines = [(rows.line_num, row) for row in rows]
-    except csv.Error as error:
-        raise DataError(f'{table}: line {rows.line_num}: not valid CSV: {error}') from error
+    lines = list(rows_of(table, read_text(table), strict=False))
     header = lines[0][1] if lines else []
     fields = {'vggsound': 6, 'audiocaps': 5, 'clotho': 5}.get(name, 4)
     if len(header) != fields:
@@ -364,7 +361,7 @@ def _begin(out: pathlib.Path, table: pathlib.Path, settings: dict) -> None:
     try:
         out.mkdir(exist_ok=True)
         if path.exists():
-            before = json.loads(path.read_text('utf-8'))
+            before = read_json(path, dict, remedy='delete it, and the mixtures are made again')
             changed = [f'{k} was {before.get(k)}, is {v}' for k, v in settings.items() if before.get(k) != v]
             if changed:
                 raise ConfigError(f'{out} was begun with other settings ({"; ".join(changed)}): give another --out')
@@ -375,8 +372,6 @@ def _begin(out: pathlib.Path, table: pathlib.Path, settings: dict) -> None:
             temporary.write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
     except OSError as error:
         raise DataError(f'{out}: cannot be written: {error.strerror or error}') from error
-    except ValueError as error:
-        raise DataError(f'{path}: is damaged: delete it, and the mixtures are made again') from error
 
 
 def _write_left_out(out: pathlib.Path, left_out: Sequence[LeftOut]) -> None:

@@ -5,7 +5,6 @@ clips that are spread evenly over each split.
 """
 
 import collections
-import csv
 import dataclasses
 import math
 import os
@@ -24,6 +23,7 @@ from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.atomic import replacing
 from data_prep.build import skipped_path, source_name
+from data_prep.clips.listing import read_table
 
 _BIN_DB = 3
 _QUIETEST_DB = -90
@@ -179,9 +179,12 @@ def _left_out(shards: Shards) -> dict[str, int]:
     path = skipped_path(shards.directory, shards.info.split)
     if not path.is_file():
         return {}
-    with open(path, encoding='utf-8', newline='') as file:
-        # Older versions had no named reasons and stored the message under `reason`.
-        reasons = [row['reason'] if 'message' in row else 'unreadable' for row in csv.DictReader(file)]
+    try:
+        rows = [row for _, row in read_table(path, ('id', 'reason'))]
+    except DataError as error:
+        raise DataError(f'{error}: delete this list of the clips that were left out') from error
+    # Older versions had no named reasons and stored the message under `reason`.
+    reasons = [row['reason'] if 'message' in row else 'unreadable' for row in rows]
     return dict(collections.Counter(reasons).most_common())
 
 

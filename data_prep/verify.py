@@ -6,12 +6,12 @@ import os
 import pathlib
 from collections.abc import Callable
 from concurrent import futures
-from typing import get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 
 from audiosep_jax.data.embeddings import EmbeddingCache, Modality, cache_directory, embed_command
-from audiosep_jax.data.layout import read_summary, split_names
+from audiosep_jax.data.layout import Summary, read_summary, split_names
 from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.registry import load_encoder
@@ -22,6 +22,17 @@ from data_prep.build import checksum
 # Rows are float16, with a relative error of 2^-11, and encoders on an accelerator differ in the last digits.
 _SAME_COSINE = 0.99
 _TEXTS_COMPARED = 32
+
+
+class _SplitLengths(TypedDict):
+    name: str
+    shardLengths: list[str | int]  # in protobuf's JSON, integers of 64 bits are texts
+
+
+class _DatasetInfo(TypedDict):
+    """What is checked of TFDS's `dataset_info.json`."""
+
+    splits: list[_SplitLengths]
 
 
 @dataclasses.dataclass
@@ -100,15 +111,12 @@ def _verify_records(
             result.problems.append(problem)
             continue
         known = len(result.problems)
+        summary: Summary | None = None
         try:
             summary = read_summary(shards.directory, shards.info, shard)
         except DataError as error:
             result.problems.append(str(error))
-            summary = {}
-        captions = summary.get('captions')
-        if captions is not None and len(captions) != length:
-            result.problems.append(f'{shards.path(shard)}: {length} clips, but captions of {len(captions)}')
-            captions = None
+        captions = None if summary is None else summary['captions']
         for index, found in zip(indices, pool.map(lambda i: _read(shards, i), indices), strict=True):
             tick()
             if isinstance(found, str):
@@ -128,10 +136,11 @@ def _verify_records(
             result.seconds += record.num_samples / record.sample_rate
             result.num_silent += silent
         # The checksum is compared last, and only if all is well: a record that cannot be read is a clearer problem.
-        if len(result.problems) == known and summary.get('sha256', written := checksum(shards.path(shard))) != written:
+        written = summary.get('sha256') if summary is not None and len(result.problems) == known else None
+        if written is not None and (actual := checksum(shards.path(shard))) != written:
             result.problems.append(
-                f'{shards.path(shard)}: not the bytes that were written (SHA-256 {written[:12]}… instead of '
-                f'{summary["sha256"][:12]}…): delete the shard and run the same `data_prep build` again'
+                f'{shards.path(shard)}: not the bytes that were written (SHA-256 {actual[:12]}… instead of '
+                f'{written[:12]}…): delete the shard and run the same `data_prep build` again'
             )
 
 
@@ -205,13 +214,13 @@ def _verify_tfds_metadata(directory: pathlib.Path, splits: list[Shards], result:
     if not (directory / 'features.json').is_file():
         result.problems.append(f'{directory}/features.json: missing: {again}')
     try:
-        listed = read_json(directory / 'dataset_info.json')['splits']
-        lengths = {split['name']: [int(n) for n in split['shardLengths']] for split in listed}
-    except (DataError, KeyError, TypeError, ValueError) as error:
-        result.problems.append(f'{directory}/dataset_info.json: cannot be read ({error}): {again}')
+        listed = read_json(directory / 'dataset_info.json', _DatasetInfo, remedy=again)['splits']
+    except DataError as error:
+        result.problems.append(str(error))
         return
+    lengths = {split['name']: [str(number) for number in split['shardLengths']] for split in listed}
     for shards in splits:
-        if lengths.get(shards.info.split) != list(shards.info.shard_lengths):
+        if lengths.get(shards.info.split) != list(map(str, shards.info.shard_lengths)):
             result.problems.append(
                 f'{directory}/dataset_info.json: other counts than split {shards.info.split!r}: {again}'
             )

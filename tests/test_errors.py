@@ -36,6 +36,20 @@ def test_errors_that_the_user_can_fix_are_one_line(capsys, error, code, line):
     assert said.count('\n') == 1
 
 
+def test_a_message_is_one_line_whatever_it_quotes():
+    for cell in ('two\nlines', 'two\r\nlines', '\x1b[2J', '\x00', '\x85', '\u2028', '\u202e', '\ud800'):
+        message = str(errors.LeftOutError('unreadable', f'a.csv: line 3: {cell} é 猫 👩\u200d🎤'))
+        assert message.splitlines() == [message]
+        assert message.startswith('a.csv: line 3: ')
+        assert message.endswith(' é 猫 👩\u200d🎤')
+        assert cell not in message
+        assert cell not in errors.LeftOut('x', 'unreadable', cell).message
+    message = str(errors.DataError(f'a.csv: {"x" * 200_000}: delete it'))
+    assert len(message) < 2100
+    assert message.startswith('a.csv: xxx')
+    assert message.endswith('xxx: delete it')
+
+
 @pytest.mark.parametrize('error', [RuntimeError('a bug'), ValueError('a bug'), TypeError('a bug')])
 def test_bugs_are_not_hidden(error):
     with pytest.raises(type(error), match='a bug'):

@@ -124,6 +124,7 @@ def from_torch(
     front_end: FrontEnd = PRESETS['audiosep-32k'],
     encoder: str | None = None,
     force: bool = False,
+    ignore_unknown: bool = False,
     place: str = 'a path of your choice, and convert that',
 ) -> Converted:
     """Converts a checkpoint of the original code, or of its DCASE baseline, to a checkpoint of this project.
@@ -134,6 +135,7 @@ def from_torch(
         front_end: rate, window and hop; the window is checked against the shapes of the tensors.
         encoder: path or repository of the query encoder, or `words`, for a file that holds only the separator.
         force: replace an existing converted checkpoint.
+        ignore_unknown: go past tensors that are neither the separator's nor CLAP's. They are kept for the way back.
         place: where a user without a network should put the file; used only in the message.
 
     Raises:
@@ -147,22 +149,30 @@ def from_torch(
     ModelConfig(**dataclasses.asdict(front_end))  # reports mistakes in the flags before those in the file
     file = read_source(find_source(str(source), place=place))
     originals.check_unfolded_size(file)
-    groups = group_tensors(file)
+    groups = group_tensors(file, ignore_unknown=ignore_unknown)
     if groups.encoder and encoder is not None:
         raise ConfigError(f'{file.path} already contains a query encoder: omit --encoder {encoder}')
-    model = _model_config(groups.separator, front_end, file.path)
+    notes: list[str] = []
+    model = _model_config(groups.separator, front_end, file.path, ignore_unknown, notes)
     with errors_about(file.path):
         variables = variables_from_torch(groups.separator)
-    notes: list[str] = []
+    restored = tensors_from_variables(variables, model, step=file.step)
+    unused = (groups.separator_prefix + name for name in groups.separator if name not in restored)
+    ignored = (*groups.ignored, *unused)
+    if ignored:
+        notes.append(f'{len(ignored)} unknown tensors are not used, and kept for the way back: {listed(ignored)}')
     with new_folder(destination) as folder:
-        identity = _add_encoder(folder / 'encoder', file, groups, encoder, model, notes, destination)
+        identity = _add_encoder(
+            folder / 'encoder', file, groups, encoder, model, notes, destination, ignore_unknown=ignore_unknown
+        )
         (folder / 'original').mkdir()
         num_kept, dropped = originals.keep(
             folder / 'original',
             file,
-            tensors_from_variables(variables, model, step=file.step),
+            restored,
             separator_prefix=groups.separator_prefix,
             encoder_prefix=groups.encoder_prefix,
+            ignored=frozenset(ignored),
         )
         if dropped:
             notes.append(f'not kept for the way back, because they are objects of Python classes: {listed(dropped)}')
@@ -238,7 +248,9 @@ def _check_destination(destination: Path, *, force: bool) -> None:
 # ---- from PyTorch ----------------------------------------------------------------------------------------------------
 
 
-def _model_config(separator: Mapping[str, np.ndarray], front_end: FrontEnd, path: Path) -> ModelConfig:
+def _model_config(
+    separator: Mapping[str, np.ndarray], front_end: FrontEnd, path: Path, ignore_unknown: bool, notes: list[str]
+) -> ModelConfig:
     """Returns the configuration that the front end and the shapes of the tensors give, once all of them fit it."""
     with errors_about(path):
         sizes = sizes_from_torch(separator)
@@ -255,7 +267,10 @@ def _model_config(separator: Mapping[str, np.ndarray], front_end: FrontEnd, path
     except ConfigError as error:
         raise CheckpointError(f'{path}: {error}') from error
     with errors_about(path):
-        check_tensors({name: value.shape for name, value in separator.items()}, model)
+        shapes = {name: value.shape for name, value in separator.items()}
+        computed = check_tensors(shapes, model, ignore_unknown=ignore_unknown)
+    if computed:
+        notes.append(f'{len(computed)} tensors that the file lacks are computed: {listed(computed)}')
     return model
 
 
@@ -267,6 +282,8 @@ def _add_encoder(
     model: ModelConfig,
     notes: list[str],
     destination: Path,
+    *,
+    ignore_unknown: bool,
 ) -> dict[str, Any] | None:
     """Stores the query encoder in a folder and returns its identity; None if there is no encoder.
 
@@ -278,11 +295,14 @@ def _add_encoder(
         model: the network's configuration.
         notes: remarks for the user are added here.
         destination: the final place of the checkpoint, for the remarks; `folder` is a temporary one.
+        ignore_unknown: accept tensors that are not CLAP's in the file that is being converted.
     """
     if groups.encoder:
         folder.mkdir()
         write_tensors(folder / WEIGHTS, groups.encoder)
-        identity = _check_encoder(folder, str(file.path), file.path.name, notes, destination)
+        identity = _check_encoder(
+            folder, str(file.path), file.path.name, notes, destination, ignore_unknown=ignore_unknown
+        )
     elif reference is None:
         notes.append('the file holds no query encoder, so queries can only be embeddings; --encoder PATH adds one')
         return None
@@ -290,7 +310,7 @@ def _add_encoder(
         identity = load_encoder({'name': reference, 'embedding_size': model.condition_size}).identity()
     else:
         store(locate(reference), folder)
-        identity = _check_encoder(folder, reference, reference, notes, destination)
+        identity = _check_encoder(folder, reference, reference, notes, destination, ignore_unknown=ignore_unknown)
     if identity['embedding_size'] != model.condition_size:
         raise CheckpointError(
             f'{file.path}: the separator takes embeddings of size {model.condition_size}, but this encoder gives size '
@@ -299,7 +319,9 @@ def _add_encoder(
     return identity
 
 
-def _check_encoder(folder: Path, origin: str, source: str, notes: list[str], destination: Path) -> dict[str, Any]:
+def _check_encoder(
+    folder: Path, origin: str, source: str, notes: list[str], destination: Path, *, ignore_unknown: bool = False
+) -> dict[str, Any]:
     """Checks the weights of the encoder just stored in a folder, and fetches its tokenizer if it can.
 
     Messages name the encoder's origin or its final place, never the temporary folder.
@@ -310,6 +332,7 @@ def _check_encoder(folder: Path, origin: str, source: str, notes: list[str], des
         source: the origin that the identity records.
         notes: remarks for the user are added here.
         destination: the final place of the checkpoint.
+        ignore_unknown: accept tensors that are not CLAP's.
 
     Returns:
         The encoder's identity.
@@ -317,8 +340,11 @@ def _check_encoder(folder: Path, origin: str, source: str, notes: list[str], des
     try:
         encoder = encoder_class(kind_of(folder)).open(folder, source=source)
         unknown = encoder.unknown_tensors() if isinstance(encoder, ClapEncoder) else []
-        if unknown:
-            raise CheckpointError(f'{origin}: {len(unknown)} unknown tensors, not of CLAP: {listed(unknown)}')
+        if unknown and not ignore_unknown:
+            raise CheckpointError(
+                f'{origin}: {len(unknown)} unknown tensors, not of CLAP: {listed(unknown)}; --ignore-unknown goes past '
+                'them'
+            )
         _ = encoder.tokenizer  # fetches it if it is missing
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(folder), origin)) from error

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
-from audiosep_jax.checkpoints.hub_folder import is_hub_folder, is_hub_repository, read_hub_folder
+from audiosep_jax.checkpoints.hub_folder import check_config, is_hub_folder, is_hub_repository, read_hub_folder
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.buckets import as_path, is_bucket
@@ -33,8 +33,10 @@ def open_checkpoint(path: str | Path | None, *, step: int | None = None) -> Infe
         DownloadError: the checkpoint has to be downloaded, which fails.
     """
     folder = find_checkpoint(path)
-    if not is_bucket(folder) and is_hub_folder(folder):
-        return read_hub_folder(folder, step=step)
+    if not is_bucket(folder):
+        if is_hub_folder(folder):
+            return read_hub_folder(folder, step=step)
+        check_config(folder)
     return load_for_inference(folder, step=step)
 
 

@@ -12,28 +12,53 @@ The run's configuration is left out, because it names folders of the machine tha
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 
 from audiosep_jax import config as configs
 from audiosep_jax.checkpoints.checkpoint import SEPARATOR_PREFIX, InferenceCheckpoint, errors_about
-from audiosep_jax.errors import CheckpointError, ConfigError
+from audiosep_jax.encoders.base import Identity
+from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.json_files import read_json
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import WEIGHTS, open_tensors, write_tensors
 
 _CONFIG = 'config.json'
 _MODEL_TYPE = 'audiosep_jax'
 _FORMAT_VERSION = 1
+_AGAIN = 'download it again'
+
+
+class _Version(TypedDict):
+    format_version: int
+
+
+class _Settings(_Version):
+    """What `config.json` holds."""
+
+    model: dict[str, Any]
+    encoder: Identity | None
+    step: int
 
 
 def is_hub_folder(folder: Path) -> bool:
     """Whether a local folder is a repository of this format."""
     return (folder / WEIGHTS).is_file() and _is_our_config(folder / _CONFIG)
+
+
+def check_config(folder: Path) -> None:
+    """Checks that the `config.json` of a folder with weights can be read, so that damage is not taken for another kind.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if (folder / WEIGHTS).is_file() and (folder / _CONFIG).is_file():
+        read_json(folder / _CONFIG, dict, error=CheckpointError, remedy=_AGAIN, strict=False)
 
 
 def is_hub_repository(reference: hub.Reference, names: Iterable[str], *, place: str) -> bool:
@@ -53,8 +78,8 @@ def is_hub_repository(reference: hub.Reference, names: Iterable[str], *, place: 
 def _is_our_config(path: Path) -> bool:
     """Whether a `config.json` describes a separator of this project; other projects have files of that name too."""
     try:
-        return json.loads(path.read_text('utf-8')).get('model_type') == _MODEL_TYPE
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_json(path, dict, strict=False).get('model_type') == _MODEL_TYPE
+    except DataError:
         return False
 
 
@@ -97,18 +122,17 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
         CheckpointError: its files are damaged, of a later version, of another step, or do not fit together.
     """
     path = folder / _CONFIG
+    version = read_json(path, _Version, error=CheckpointError, remedy=_AGAIN)['format_version']
+    if version != _FORMAT_VERSION:
+        raise CheckpointError(f'{path} has format {version}; this version reads {_FORMAT_VERSION}')
+    settings = read_json(path, _Settings, error=CheckpointError, remedy=_AGAIN)
+    found, encoder = settings['step'], settings['encoder']
+    if found < 0:
+        raise CheckpointError(f'{path}: the step {found} is negative: {_AGAIN}')
     try:
-        settings = json.loads(path.read_text('utf-8'))
-        version, found, encoder = settings['format_version'], settings['step'], settings['encoder']
-        if version != _FORMAT_VERSION:
-            raise CheckpointError(f'{path} has format {version}; this version reads {_FORMAT_VERSION}')
-        if not isinstance(found, int) or not isinstance(encoder, dict | None):
-            raise CheckpointError(f'{path}: its step or its encoder is not usable')
         model = configs.from_dict(ModelConfig, settings['model'])
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
-    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
-        raise CheckpointError(f'{path}: not usable: {error}') from error
+    except ConfigError as error:
+        raise CheckpointError(f'{path}: not usable: {error}: {_AGAIN}') from error
     if step not in (None, found):
         raise CheckpointError(f'{folder} has no step {step}; it has {found}')
     tensors = {

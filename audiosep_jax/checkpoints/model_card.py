@@ -1,7 +1,6 @@
 """The model card of a published separator, and the evaluation results in it."""
 
 import contextlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
 from audiosep_jax.errors import DataError
+from audiosep_jax.storage.json_files import read_json
 
 _METRICS = ('SDRi', 'SI-SDR')
 
@@ -73,16 +73,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         DataError: the file cannot be read, or holds something else.
     """
     wrong = DataError(f'{path}: not results of `audiosep-jax evaluate --json`')
-    try:
-        record = json.loads(path.read_text('utf-8'))
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
-    except (ValueError, RecursionError) as error:
-        raise wrong from error
+    record = read_json(path, dict, remedy='not results of `audiosep-jax evaluate --json`')
     try:
         tables = list(record['benchmarks'].values()) if 'benchmarks' in record else [record]
         usable = tables and all(_is_usable(table) for table in tables)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
         raise wrong from error
     if not usable:
         raise wrong

@@ -9,21 +9,34 @@ import base64
 import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_dtypes
 import numpy as np
 
 from audiosep_jax.checkpoints.torch_source import TorchSource
 from audiosep_jax.errors import CheckpointError
+from audiosep_jax.storage.json_files import MAX_LIST_BYTES, read_json
 from audiosep_jax.weights.tensor_files import SafeTensors, write_tensors
 
 _VERSION = 1
 # Overlapping views can make a small file unfold to petabytes. In real files two or three views share a storage.
 _MAX_UNFOLDING = 4
 _SLACK = 1 << 26  # bytes
+
+
+class _Description(TypedDict):
+    """What `tree.json` holds."""
+
+    version: int
+    suffix: str
+    separator_prefix: str
+    encoder_prefix: str
+    tensors: list[list[str]]
+    tree: Any
+    metadata: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +83,7 @@ def keep(
     *,
     separator_prefix: str,
     encoder_prefix: str,
+    ignored: Collection[str] = (),
 ) -> tuple[int, list[str]]:
     """Writes the folder `original`.
 
@@ -80,6 +94,7 @@ def keep(
             those, only the ones that differ from the file's are kept.
         separator_prefix: what precedes the separator's names in the file.
         encoder_prefix: what precedes the encoder's names in the file; its tensors are stored in the folder `encoder`.
+        ignored: the names of the tensors of the state dict that belong to neither; they are kept as they are.
 
     Returns:
         (the number of tensors kept, the places of the objects of Python classes, which are not kept).
@@ -92,7 +107,7 @@ def keep(
     for name, value in source.tensors.items():
         short = name.removeprefix(separator_prefix)
         is_separator = name.startswith(separator_prefix) and short in restored
-        if is_separator and _bits(restored[short].astype(value.dtype)) != _bits(value):
+        if name in ignored or (is_separator and _bits(restored[short].astype(value.dtype)) != _bits(value)):
             kept[f'state/{name}'] = value
     root = () if source.state_key is None else (source.state_key,)
     others: dict[tuple, str] = {}
@@ -136,16 +151,27 @@ def restore(
         CheckpointError: the folder is damaged, or a later version of this library wrote it.
     """
     try:
-        description = json.loads((folder / 'tree.json').read_text())
+        path = folder / 'tree.json'
+        # Not strict: the file was converted with whatever numbers and texts it holds.
+        description = read_json(
+            path,
+            _Description,
+            error=CheckpointError,
+            remedy='convert the original file again',
+            strict=False,
+            max_bytes=MAX_LIST_BYTES,
+        )
         if description['version'] != _VERSION:
             raise CheckpointError(f'{folder} has version {description["version"]}; this version reads {_VERSION}')
         kept = SafeTensors(folder / 'tensors.safetensors')
         prefix, state = description['separator_prefix'], {}
         for name, dtype in description['tensors']:
-            short = name.removeprefix(prefix)
+            short, key = name.removeprefix(prefix), f'state/{name}'
             if name.startswith(prefix) and short in separator:
                 present = separator[short].astype(getattr(ml_dtypes, dtype, None) or np.dtype(dtype))
-                state[name] = _choose(present, kept.get(f'state/{name}'), is_used=short in used)
+                state[name] = _choose(present, kept.get(key), is_used=short in used)
+            elif key in kept:
+                state[name] = kept[key]
             else:
                 state[name] = encoder[name.removeprefix(description['encoder_prefix'])]
         tree = from_json(

@@ -13,16 +13,33 @@ leaves complete checkpoints, and perhaps a remnant that is never mistaken for on
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import orbax.checkpoint as ocp
 
 from audiosep_jax import config as configs
 from audiosep_jax.checkpoints.checkpoint import FORMAT_VERSION, InferenceCheckpoint
+from audiosep_jax.encoders.base import Identity
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.storage.buckets import as_path, is_bucket
+from audiosep_jax.storage.json_files import check_shape
+
+_DAMAGED = 'its record is damaged: give another step'
+
+
+class _RecordedConfig(TypedDict):
+    model: dict[str, Any]
+
+
+class _Record(TypedDict):
+    """What `describe` makes, and the step. There are further settings in the configuration of a run."""
+
+    format_version: int
+    config: _RecordedConfig
+    encoder: Identity | None
+    step: int
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -111,9 +128,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         except Exception as error:  # Orbax and tensorstore raise a dozen types for a damaged directory
             raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
     if version == 1:
+        check_shape(record, _Record, folder, error=CheckpointError, remedy=_DAMAGED)
         record = _upgrade_v1(record)
     elif version != FORMAT_VERSION:
         raise CheckpointError(f'{folder} has format {version}; this version reads 1 to {FORMAT_VERSION}')
+    check_shape(record, _Record, folder, error=CheckpointError, remedy=_DAMAGED)
     return record
 
 

@@ -1,13 +1,15 @@
 """A checkpoint file of the original code: where it is, what it holds, and which of its tensors belong to what."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from audiosep_jax.checkpoints.hub_folder import is_hub_folder, is_hub_repository
+from audiosep_jax.encoders.pretrained import encoder_in
 from audiosep_jax.errors import CheckpointError, listed
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import (
@@ -125,22 +127,34 @@ class TensorGroups:
         encoder: the query encoder's tensors; empty if the file holds only the separator.
         separator_prefix: what precedes the separator's names in the file.
         encoder_prefix: what precedes the encoder's names in the file.
+        ignored: the names of the tensors that belong to neither.
     """
 
     separator: dict[str, np.ndarray]
     encoder: dict[str, np.ndarray]
     separator_prefix: str
     encoder_prefix: str
+    ignored: tuple[str, ...] = ()
 
 
-def group_tensors(source: TorchSource) -> TensorGroups:
+def group_tensors(source: TorchSource, *, ignore_unknown: bool = False) -> TensorGroups:
     """Divides the tensors of a file into the separator's and CLAP's.
+
+    Args:
+        source: the file.
+        ignore_unknown: go past tensors that belong to neither. Without it, they are an error.
 
     Raises:
         CheckpointError: the file has no separator, or tensors that belong to neither.
     """
     separator_prefix = _find_prefix(source.tensors, _SEPARATOR_ANCHORS)
     if separator_prefix is None:
+        other = encoder_in(source.tensors)
+        if other is not None:
+            raise CheckpointError(
+                f'{source.path}: not a separator of the original code but {other}, a query encoder: convert the '
+                f'separator, and give this with --encoder {source.path}'
+            )
         anchors = ', '.join(_SEPARATOR_ANCHORS)
         raise CheckpointError(f'{source.path}: not a separator of the original code: it has none of {anchors}')
     encoder_prefix = _find_prefix(source.tensors, _CLAP_ANCHORS)
@@ -153,11 +167,12 @@ def group_tensors(source: TorchSource) -> TensorGroups:
             encoder[name.removeprefix(encoder_prefix)] = value
         else:
             unknown.append(name)
-    if unknown:
+    if unknown and not ignore_unknown:
         raise CheckpointError(
-            f'{source.path}: {len(unknown)} unknown tensors, neither of the separator nor of CLAP: {listed(unknown)}'
+            f'{source.path}: {len(unknown)} unknown tensors, neither of the separator nor of CLAP: {listed(unknown)}; '
+            '--ignore-unknown goes past them'
         )
-    return TensorGroups(separator, encoder, separator_prefix, encoder_prefix or '')
+    return TensorGroups(separator, encoder, separator_prefix, encoder_prefix or '', tuple(unknown))
 
 
 def clap_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -166,10 +181,14 @@ def clap_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {} if prefix is None else {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
-def _find_prefix(names: Iterable[str], anchors: tuple[str, ...]) -> str | None:
-    """Returns what precedes the first anchor that is among the names; None if no anchor is."""
+def _find_prefix(names: Collection[str], anchors: tuple[str, ...]) -> str | None:
+    """Returns what precedes the first anchor that is among the names; None if no anchor is.
+
+    A moving average of the weights (EMA) has the same names after a longer prefix, and may come first. It counts only
+    if nothing else has the anchor.
+    """
     for anchor in anchors:
-        for name in names:
-            if name == anchor or name.endswith(f'.{anchor}'):
-                return name.removesuffix(anchor)
+        found = [name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f'.{anchor}')]
+        if found:
+            return min(found, key=lambda prefix: 'ema' in re.split('[._]', prefix.lower()))
     return None

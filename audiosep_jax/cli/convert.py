@@ -38,6 +38,8 @@ class Convert:
     """STFT hop in samples, instead of the preset's."""
     encoder: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
     """Query encoder for a file with the separator only: `words`, or CLAP weights (a file, a folder, org/name)."""
+    ignore_unknown: bool = False
+    """Go past tensors that are neither the separator's nor CLAP's, such as EMA copies; keep them for the way back."""
     force: bool = False
     """Replace DST if it exists."""
 
@@ -57,6 +59,7 @@ def run(command: Convert) -> int:
         from audiosep_jax.checkpoints.find import open_checkpoint
 
         given = [f'--{name.replace("_", "-")}' for name in _ONLY_FROM_TORCH if getattr(command, name) is not None]
+        given += ['--ignore-unknown'] * command.ignore_unknown
         if given:
             raise ConfigError(f'{given[0]} only applies to conversions from PyTorch: omit it')
         count, notes = to_torch(open_checkpoint(command.source), command.destination, force=command.force)
@@ -74,7 +77,12 @@ def run(command: Convert) -> int:
     changed = {name: getattr(command, name) for name in _FRONT_END if getattr(command, name) is not None}
     front_end = dataclasses.replace(PRESETS[command.preset or 'audiosep-32k'], **changed)
     converted = from_torch(
-        command.source, command.destination, front_end=front_end, encoder=command.encoder, force=command.force
+        command.source,
+        command.destination,
+        front_end=front_end,
+        encoder=command.encoder,
+        force=command.force,
+        ignore_unknown=command.ignore_unknown,
     )
     model = converted.model
     terminal.say(

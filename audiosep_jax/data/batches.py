@@ -342,13 +342,14 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         Raises:
             DataError: the state is from other data, weights, crops or another seed, where positions mean other clips.
         """
-        if state.get('stream') != self._fingerprint or not isinstance(state.get('position'), int):
+        position = state.get('position') if isinstance(state, dict) else None
+        if type(position) is not int or position < 0 or state.get('stream') != self._fingerprint:
             raise DataError(
                 f'the saved data position {state} is not of this stream: resume with the same data, weights, '
                 'segment length, sample rate, share of text and seed, or start a new run'
             )
         self.close()
-        self._position = state['position']
+        self._position = position
 
     def close(self) -> None:
         """Ends the threads and worker processes; `next` starts them again."""

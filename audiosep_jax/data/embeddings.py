@@ -11,6 +11,7 @@ So a new encoder needs no new shards. Letters: E embedding size.
 """
 
 import functools
+import math
 import os
 import pathlib
 import uuid
@@ -22,9 +23,10 @@ import numpy as np
 
 from audiosep_jax.data.layout import SplitInfo
 from audiosep_jax.data.shards import Shards
-from audiosep_jax.encoders.base import comparable
+from audiosep_jax.encoders.base import Identity, comparable
 from audiosep_jax.errors import DataError, EncoderMismatchError
 from audiosep_jax.storage.json_files import read_json
+from audiosep_jax.storage.npy_files import read_npy, read_npy_header
 from audiosep_jax.storage.system import most_open_files
 
 Modality = Literal['text', 'audio', 'image']
@@ -78,10 +80,7 @@ def read_encoder_identity(directory: str | os.PathLike, encoder_name: str) -> di
         raise DataError(
             f'{directory}: no embeddings of encoder {encoder_name!r}: run {embed_command(directory, encoder_name)}'
         )
-    identity = read_json(path)
-    if not isinstance(identity, dict) or not isinstance(identity.get('embedding_size'), int) or 'name' not in identity:
-        raise DataError(f'{path}: not an encoder identity: delete {path.parent} and embed again')
-    return identity
+    return read_json(path, Identity, remedy=f'not an encoder identity: delete {path.parent} and embed again')
 
 
 def check_same_encoder(
@@ -107,6 +106,17 @@ def check_same_encoder(
             if found.get(k) != expected.get(k)
         )
         raise EncoderMismatchError(f'{where}: embeddings of another encoder than {of} ({differences}): {remedy}')
+
+
+def are_offsets(offsets: np.ndarray, num_clips: int, num_rows: int) -> bool:
+    """Returns whether an array can be the offsets of a shard: it begins at 0, never falls, and ends at `num_rows`."""
+    return (
+        offsets.shape == (num_clips + 1,)
+        and offsets.dtype == np.int64
+        and offsets[0] == 0
+        and bool((np.diff(offsets) >= 0).all())
+        and offsets[-1] == num_rows
+    )
 
 
 class EmbeddingCache:
@@ -147,7 +157,7 @@ class EmbeddingCache:
                     'use clap (audio) or clip (image) for all of its embeddings'
                 )
             raise DataError(f'{self._folder}: no complete embeddings of split {info.split!r}: run {self._embed}')
-        if read_json(done) != {'content': info.content, 'complete': True}:
+        if read_json(done, remedy=f'run {self._embed}') != {'content': info.content, 'complete': True}:
             raise DataError(
                 f'{self._folder}: unfinished, or embeddings of another build of split {info.split!r}: run {self._embed}'
             )
@@ -166,7 +176,7 @@ class EmbeddingCache:
         # Every clip has captions and audio, and so at least one row; only clips from videos have frames.
         least = 0 if self._what == 'image' else 1
         length = self._shards.info.shard_lengths[shard]
-        if len(offsets) != length + 1 or offsets[0] or offsets[-1] != rows.shape[0] or (np.diff(offsets) < least).any():
+        if not are_offsets(offsets, length, rows.shape[0]) or (np.diff(offsets) < least).any():
             return f'{self._folder}: shard {shard} does not fit its clips: delete it and run {self._embed}'
         return None
 
@@ -174,7 +184,7 @@ class EmbeddingCache:
         rows, offsets = self._paths[shard]
         try:
             return _shared_files()(rows, offsets, self._owner)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(
                 f'{rows}: embeddings are missing or damaged ({error}): run {self._embed}, which makes them again'
             ) from error
@@ -204,21 +214,17 @@ class _Rows:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is not a .npy file, or not as long as its header says.
+        ValueError: it is not a .npy file of numbers, or not as long as its header says.
     """
 
     def __init__(self, path: str):
         self._file = os.open(path, os.O_RDONLY)
         with open(self._file, 'rb', closefd=False) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in read_header:
-                raise ValueError(f'unknown .npy format {version}')
-            self.shape, fortran_order, self.dtype = read_header[version](file)
-            self._start = file.tell()
-            self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
-            if fortran_order or os.fstat(self._file).st_size != self._start + self._row_bytes * self.shape[0]:
-                raise ValueError('not as long as its header says')
+            header = read_npy_header(file)
+        self.shape, self.dtype, self._start = header.shape, header.dtype, header.start
+        if header.fortran_order or os.fstat(self._file).st_size != header.start + header.num_bytes:
+            raise ValueError('not as long as its header says')
+        self._row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
 
     def read(self, first: int, end: int) -> np.ndarray:
         """Returns rows, [end - first, E]. Raises OSError, or ValueError if the file has become shorter."""
@@ -241,4 +247,4 @@ def _shared_files() -> Callable[[str, str, str], tuple[_Rows, np.ndarray]]:
 
 
 def _open_files(rows: str, offsets: str, owner: str) -> tuple[_Rows, np.ndarray]:
-    return _Rows(rows), np.load(offsets)  # in memory, because every clip needs them: 16 kB a shard
+    return _Rows(rows), read_npy(offsets)  # in memory, because every clip needs them: 16 kB a shard

@@ -3,13 +3,14 @@
 import dataclasses
 import os
 import pathlib
-from typing import Any
+import re
+from typing import NotRequired, TypedDict
 
 from audiosep_jax.config import from_dict, to_dict
 from audiosep_jax.data.records import Codec
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path
-from audiosep_jax.storage.json_files import read_json, write_json
+from audiosep_jax.storage.json_files import MAX_LIST_BYTES, read_json, write_json
 
 FORMAT_VERSION = 1
 
@@ -38,6 +39,18 @@ class SplitInfo:
     content: str = ''  # hash of the fingerprint and of which clips were left out; empty before the split is complete
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        for name in ('name', 'split'):
+            if not re.fullmatch(r'[^/\\\0]+', getattr(self, name)):
+                raise ConfigError(f'{name}: {getattr(self, name)!r} cannot be a part of a file name')
+        for name, least in (('sample_rate', 1), ('clips_per_shard', 1), ('num_inputs', 0), ('num_samples', 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f'{name}: {getattr(self, name)} is less than {least}')
+        if not all(0 <= length <= self.clips_per_shard for length in self.shard_lengths):
+            raise ConfigError(f'shard_lengths: not all of them are from 0 to {self.clips_per_shard}, clips_per_shard')
+        if self.complete and len(self.shard_lengths) != self.num_shards:
+            raise ConfigError(f'shard_lengths: {len(self.shard_lengths)} of {self.num_shards} shards')
+
     @property
     def num_shards(self) -> int:
         """The number of shards of the complete split, including those without any clip."""
@@ -47,6 +60,28 @@ class SplitInfo:
     def num_clips(self) -> int:
         """The number of clips, excluding those that were left out; 0 before the split is complete."""
         return sum(self.shard_lengths)
+
+
+class Skipped(TypedDict):
+    """A clip that was left out of a shard. Older versions had no named reasons, and the message under `reason`."""
+
+    id: str
+    reason: str
+    message: NotRequired[str]
+
+
+class Summary(TypedDict):
+    """The description of a shard; see `summary_path`."""
+
+    fingerprint: str
+    captions: list[list[str]]
+    skipped: list['Skipped']
+    num_samples: int
+    ids: NotRequired[list[str]]
+    labels: NotRequired[dict[str, int]]
+    sources: NotRequired[dict[str, int]]
+    num_bytes: NotRequired[int]
+    sha256: NotRequired[str]
 
 
 def shard_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> pathlib.Path:
@@ -65,16 +100,21 @@ def summary_path(directory: str | os.PathLike, info: SplitInfo, shard: int) -> p
     return as_path(directory) / 'splits' / f'{info.split}-{shard:05d}-of-{info.num_shards:05d}.json'
 
 
-def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> dict[str, Any]:
+def read_summary(directory: str | os.PathLike, info: SplitInfo, shard: int) -> Summary:
     """Returns the summary of a shard.
 
     Raises:
         DataError: the summary is missing, damaged or from another build.
     """
     path = summary_path(directory, info, shard)
-    summary = read_json(path)
-    if not isinstance(summary, dict) or summary.get('fingerprint') != info.fingerprint or 'captions' not in summary:
-        raise DataError(f'{path}: not a summary of this build: delete it and run the same `data_prep build` again')
+    remedy = 'not a summary of this build: delete it and run the same `data_prep build` again'
+    summary: Summary = read_json(path, Summary, remedy=remedy, max_bytes=MAX_LIST_BYTES)
+    if summary['fingerprint'] != info.fingerprint:
+        raise DataError(f'{path}: {remedy}')
+    length = info.shard_lengths[shard] if info.complete else len(summary['captions'])
+    for name, found in (('captions', summary['captions']), ('ids', summary.get('ids', summary['captions']))):
+        if len(found) != length:
+            raise DataError(f'{path}: {length} clips, but {name} of {len(found)}: {remedy}')
     return summary
 
 
@@ -102,13 +142,17 @@ def read_split_info(directory: str | os.PathLike, split: str) -> SplitInfo:
         names = split_names(directory)
         has = f'it has the splits {", ".join(names)}' if names else 'it was not made by `python -m data_prep build`'
         raise DataError(f'{directory}: no split {split!r} here: {has}')
-    values = read_json(path)
-    if not isinstance(values, dict) or values.get('format_version') != FORMAT_VERSION:
+    again = 'run the same `data_prep build` again'
+    values = read_json(path, dict, remedy=f'delete it and {again}', max_bytes=MAX_LIST_BYTES)
+    if values.get('format_version') != FORMAT_VERSION:
         raise DataError(f'{path}: not a split description of format {FORMAT_VERSION}: use the version that built it')
     try:
-        return from_dict(SplitInfo, values)
+        info = from_dict(SplitInfo, values)
     except ConfigError as error:
-        raise DataError(f'{path}: damaged split description: {error}') from error
+        raise DataError(f'{path}: damaged split description: {error}: delete it and {again}') from error
+    if info.split != split:
+        raise DataError(f'{path}: describes the split {info.split!r}: delete it and {again}')
+    return info
 
 
 def write_split_info(directory: str | os.PathLike, info: SplitInfo) -> None:

@@ -172,7 +172,10 @@ def _drop_outdated(target: pathlib.Path, groups: dict[str, list[str]], markers: 
     stamp = target / _STAMP
     if not stamp.is_file() and any(target.iterdir()):
         raise DataError(f'{target}: is not empty and not a copy of a dataset: give another --stage-dir')
-    known = read_json(stamp) if stamp.is_file() else {}
+    try:
+        known = read_json(stamp, dict[str, str]) if stamp.is_file() else {}
+    except DataError:  # nothing is known about the copies, so they are made again
+        known = {}
     for group, state in states.items():
         if group and known.get(group) != state:
             for path in groups[group]:

@@ -1,11 +1,19 @@
 """Defines what every query encoder does, and when two encoders are the same."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from audiosep_jax.errors import AudioSepError, QueryError
+
+
+class Identity(TypedDict):
+    """The identity of an encoder in a JSON file. `version`, `weights` and further settings are only compared."""
+
+    name: str
+    embedding_size: int
+    source: NotRequired[str | None]
 
 
 @runtime_checkable

@@ -1,7 +1,9 @@
 """Finds the weights of pretrained encoders, in a folder, a file, or a repository of the hub, and stores copies."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from audiosep_jax.encoders.tokenizer import TOKENIZER_FILES
 from audiosep_jax.encoders.towers import read_settings
@@ -14,6 +16,7 @@ from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}
 # The files that encoders read, besides those of the tokenizer.
 _SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
+_SEPARATOR = 'this is a separator without a query encoder: give the weights of CLAP or CLIP instead'
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
@@ -24,13 +27,17 @@ def locate(reference: str) -> Path:
 
     Raises:
         ConfigError: there is no such path, and the reference is not one of the hub.
-        CheckpointError: the repository has no weights.
+        CheckpointError: the repository has no weights, or the folder is a checkpoint without an encoder.
         DownloadError: the weights are not in the cache and the hub cannot be reached.
     """
     path = Path(reference).expanduser()
     if path.exists():
         stored = path / 'encoder'
-        return stored if (stored / _WEIGHTS[0]).is_file() else path
+        if (stored / _WEIGHTS[0]).is_file():
+            return stored
+        if (path / 'checkpoints').is_dir():
+            raise CheckpointError(f'{path}: {_SEPARATOR}')
+        return path
     repository = hub.parse_reference(REPOSITORIES.get(reference, reference))
     if repository is None:
         raise ConfigError(f'no query encoder at {reference}: no such file or folder, and not a repository of the hub')
@@ -55,12 +62,23 @@ def kind_of(path: Path) -> str:
     if kind is not None and kind in REPOSITORIES:
         return kind
     names = list(open_tensors(path))
-    if any('audio_branch.' in name or 'audio_model.' in name for name in names):
+    found = encoder_in(names)
+    if found == 'CLAP':
         return 'clap'
     says = '' if kind is None else f' (its config.json says {kind!r})'
-    if any('vision_model.' in name for name in names):
+    if found == 'CLIP':
         raise CheckpointError(f'{path}: CLIP weights without their config.json, which gives their sizes{says}: add it')
+    if any(name.endswith('base.bn0.weight') or '.beta1.weight' in name for name in names):
+        raise CheckpointError(f'{path}: {_SEPARATOR}')
     raise CheckpointError(f'{path}: no CLAP or CLIP weights: there is neither an audio nor a vision tower in it{says}')
+
+
+def encoder_in(names: Iterable[str]) -> Literal['CLAP', 'CLIP'] | None:
+    """Returns the encoder that the names of tensors belong to, among other tensors; None if they belong to neither."""
+    names = list(names)
+    if any('audio_branch.' in name or 'audio_model.' in name for name in names):
+        return 'CLAP'
+    return 'CLIP' if any('vision_model.' in name for name in names) else None
 
 
 def _model_type(folder: Path) -> str | None:

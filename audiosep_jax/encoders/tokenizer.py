@@ -8,13 +8,13 @@ between `<|startoftext|>` and `<|endoftext|>`. Both give the same ids as transfo
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from audiosep_jax.errors import CheckpointError, first_line
+from audiosep_jax.storage.json_files import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -114,6 +114,13 @@ def open_tokenizer(folder: str | Path, kind: Kind) -> Tokenizer:
     # Some files set a fixed length, but here the caller chooses it.
     backend.no_truncation()
     backend.no_padding()
+    try:
+        ids = backend.encode('a dog').ids
+    except Exception as error:  # the package raises a bare Exception for parts that do not fit together
+        raise CheckpointError(f'{folder}: its tokenizer is damaged: {first_line(error)}') from error
+    ends = [backend.token_to_id(token) for token in (conventions.begin, conventions.end)]
+    if len(ids) < 3 or [ids[0], ids[-1]] != ends:
+        raise CheckpointError(f'{folder}: its tokenizer is damaged: it does not put a text between the special tokens')
     return Tokenizer(backend, kind)
 
 
@@ -135,11 +142,13 @@ def _build_from_pair(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':
     conventions = _CONVENTIONS[kind]
     suffix, unknown = ('</w>', conventions.end) if kind == 'clip' else ('', None)
     try:
-        vocabulary = json.loads((folder / 'vocab.json').read_text('utf-8'))
+        vocabulary = read_json(folder / 'vocab.json', dict[str, int], error=CheckpointError, strict=False)
         lines = (folder / 'merges.txt').read_text('utf-8').split('\n')
         # The first line may be '#version: 0.2'.
         merges = [_split_merge(line) for line in lines if line.strip() and not line.startswith('#version')]
         model = models.BPE(vocabulary, merges, end_of_word_suffix=suffix, unk_token=unknown)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f'{error.filename}: cannot be read: {error.strerror or error}') from error
     except Exception as error:  # the package raises a bare Exception here, too

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from audiosep_jax.encoders.tokenizer import Kind, Tokenizer, has_tokenizer, open_tokenizer
 from audiosep_jax.errors import CheckpointError, QueryError
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.json_files import read_json
 from audiosep_jax.weights import hub
 
 MAX_BATCH = 64
@@ -103,15 +103,9 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the file is damaged, or is not a JSON object.
     """
-    try:
-        settings = json.loads(path.read_text('utf-8'))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f'{path}: cannot be read: {error}') from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f'{path}: cannot be read: not the settings of a model')
-    return settings
+    return read_json(path, dict, error=CheckpointError, remedy='not the settings of a model', strict=False)
 
 
 def tokenizer_in(folder: Path, kind: Kind, repository: str) -> Tokenizer:

@@ -8,8 +8,8 @@ where the original keeps it (`evaluation/metadata` for `evaluation/data/NAME`). 
 are left out and reported.
 """
 
-import csv
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from audiosep_jax.audio.formats import BENCHMARK_SUFFIXES
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, Published, Statistic
+from audiosep_jax.storage.tables import read_text, rows_of
 
 SPEECH_QUERY = 'speech'
 _AUDIOSET_TABLE = 'class_labels_indices.csv'
@@ -335,20 +336,20 @@ def _read_rows(
     places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
     path = next((place / name for place in places if (place / name).exists()), places[0] / name)
     bad = []
+    advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
+    if not path.exists():
+        raise DataError(f'{path}: No such file or directory; {advice}')
     try:
-        with path.open(newline='', encoding='utf-8-sig') as file:
-            reader = csv.reader(file)
-            header = [column.strip() for column in next(reader, [])]
-            lines = [(reader.line_num, fields) for fields in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, 'strerror', None) or error
-        advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
-        raise DataError(f'{path}: {reason}; {advice}') from error
+        lines = list(rows_of(path, read_text(path), strict=False))
+    except DataError as error:
+        raise DataError(f'{error}; {advice}') from error
+    header = [column.strip() for column in lines[0][1]] if lines else []
     missing = [column for column in columns if column not in header]
     if missing:
-        raise DataError(f'{path}: no column {" and ".join(missing)} in its first line: {",".join(header) or "empty"}')
+        found = ','.join(header) or 'empty'
+        raise DataError(f'{path}: no column {" and ".join(missing)} in its first line: {found:.200}')
     rows = []
-    for line, fields in lines:
+    for line, fields in lines[1:]:
         if not fields:
             continue
         if len(fields) != len(header):
@@ -412,10 +413,10 @@ def _check_exists(path: Path) -> None:
 def _read_header(table: Path) -> list[str]:
     """Returns the columns of a table; [] if it cannot be read, which is reported when its rows are read."""
     try:
-        with table.open(newline='', encoding='utf-8-sig') as file:
-            return [column.strip() for column in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):
+        _, header = next(rows_of(table, read_text(table), strict=False), (0, []))
+    except DataError:
         return []
+    return [column.strip() for column in header]
 
 
 def _unpacked_folder(folder: Path) -> Path:
@@ -426,7 +427,7 @@ def _unpacked_folder(folder: Path) -> Path:
 def _first_existing(folder: Path, stem: str) -> Path:
     """Returns the file with that stem; if there is none, the .wav, whose absence will be reported."""
     for suffix in BENCHMARK_SUFFIXES:
-        if (folder / f'{stem}{suffix}').exists():
+        if os.path.exists(folder / f'{stem}{suffix}'):  # unlike Path.exists, False for a name that is too long
             return folder / f'{stem}{suffix}'
     return folder / f'{stem}{BENCHMARK_SUFFIXES[0]}'
 

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ from audiosep_jax.evaluation.query_texts import query_texts
 from audiosep_jax.evaluation.results import TARGET, ItemScore, Results, Row, make_rows
 from audiosep_jax.evaluation.scoring import BatchScorer, sdr_family
 from audiosep_jax.parallel.hosts import gathered
+from audiosep_jax.storage.json_files import check_shape
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
@@ -41,6 +42,15 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 # The result for an item: {'silent': …, 'scores': {row: {metric: …}}}, or {'left_out': [reason, message]}.
 Record = dict[str, Any]
+
+
+class _Kept(TypedDict):
+    """A record of a scored item in the journal."""
+
+    silent: bool
+    scores: dict[str, dict[str, float]]
+
+
 # Part of every journal key. Raise it when the computation of scores changes.
 _VERSION = 1
 _READERS = 4  # threads
@@ -255,6 +265,7 @@ class _Evaluation:
             speech=speech,
         )
         self._hash = separator.fingerprint()
+        self._num_damaged = 0  # lines of the journal
 
     # ---- running ----
 
@@ -288,7 +299,8 @@ class _Evaluation:
         if journal is not None:
             settings = self._settings(name)
             keys = {i: self._key(i, settings) for i in share}
-            records = {i: record for i, key in keys.items() if (record := journal.get(key)) is not None}
+            records = {i: record for i, key in keys.items() if (record := _kept(journal.get(key))) is not None}
+            self._num_damaged = journal.num_damaged
         todo = [i for i in share if i not in records]
         done = len(records)
         if progress is not None:
@@ -395,7 +407,7 @@ class _Evaluation:
             sample_rate=self._rate,
             seed=seed,
             info={**self._separator.info, 'hash': self._hash},
-            notes=(*benchmark.notes, *self._rate_notes(benchmark)),
+            notes=(*benchmark.notes, *self._rate_notes(benchmark), *self._damage_notes()),
         )
 
     def _rate_notes(self, benchmark: Benchmark) -> list[str]:
@@ -406,6 +418,22 @@ class _Evaluation:
         if benchmark.published and benchmark.sample_rate is None and model_rate != 32000 and not benchmark.speech:
             return [f"scored at the model's rate of {model_rate} Hz; published scores are at 32000 Hz"]
         return []
+
+    def _damage_notes(self) -> list[str]:
+        if not self._num_damaged:
+            return []
+        return [f'kept scores that do not match their checksums were computed again: {self._num_damaged}']
+
+
+def _kept(record: Record | None) -> Record | None:
+    """Returns a record of the journal; None if there is none, or it is not one that this program writes."""
+    if record is None or not record.keys() <= {'name', 'silent', 'scores'}:
+        return None
+    try:
+        check_shape(record, _Kept, '', error=DataError)
+    except DataError:
+        return None
+    return record
 
 
 def default_batch_size() -> int:

@@ -25,6 +25,7 @@ _POINTWISE: Layout = 'pointwise'  # [C', C, 1, 1] -> [C, C']
 
 # What a new tensor holds.
 Fill = Literal['zeros', 'ones', 'steps', 'stft', 'istft', 'window']
+_COMPUTED: tuple[Fill, ...] = ('steps', 'stft', 'istft', 'window')
 # A norm's tensors: the original's name, our collection and leaf, and what a new one holds.
 _NORM_TENSORS: tuple[tuple[str, str, str, Fill], ...] = (
     ('weight', 'params', 'scale', 'ones'),
@@ -164,20 +165,31 @@ def sizes_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> di
     }
 
 
-def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
-    """Checks that a state dict has exactly the original's tensors.
+def check_tensors(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, *, ignore_unknown: bool = False
+) -> list[str]:
+    """Checks that a state dict has exactly the original's tensors. Those that can be computed may be missing.
 
     Args:
         shapes: its tensors' shapes by name, without prefix.
         config: of the model.
+        ignore_unknown: accept further tensors.
+
+    Returns:
+        The names of the tensors that are missing and can be computed, which the network does not read from a file: the
+        matrices and the window of the STFT, and counters.
 
     Raises:
         CheckpointError: lists the tensors that are missing, unknown or misshapen.
     """
-    expected = {tensor.name: tensor.shape for tensor in torch_tensors(config)}
+    tensors = torch_tensors(config)
+    expected = {tensor.name: tensor.shape for tensor in tensors}
+    computed = {tensor.name for tensor in tensors if tensor.path is None and tensor.fill in _COMPUTED}
+    missing = [name for name in expected if name not in shapes]
+    hint = '; --ignore-unknown goes past the unknown ones'
     problems = [
-        ('missing', [name for name in expected if name not in shapes]),
-        ('unknown', [name for name in shapes if name not in expected]),
+        ('missing', [name for name in missing if name not in computed]),
+        ('unknown', [] if ignore_unknown else [name for name in shapes if name not in expected]),
         (
             'misshapen',
             [
@@ -189,7 +201,8 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) ->
     ]
     report = '; '.join(f'{len(names)} {kind} ({listed(names)})' for kind, names in problems if names)
     if report:
-        raise CheckpointError(f'not the tensors of the original separator: {report}')
+        raise CheckpointError(f'not the tensors of the original separator: {report}{hint if problems[1][1] else ""}')
+    return [name for name in missing if name in computed]
 
 
 def variables_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> dict[str, Any]:

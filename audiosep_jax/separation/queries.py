@@ -41,6 +41,7 @@ from audiosep_jax.audio.checks import check_audio
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
+from audiosep_jax.storage.npy_files import read_npy
 
 # Unrelated captions: their mean is what all captions share.
 _CAPTIONS = (
@@ -198,12 +199,11 @@ class Query:
     def vector_file(cls, path: str | Path) -> 'Query':
         """An embedding from a `.npy` file, [E] or [1, E]. Raises QueryError if the file does not hold one."""
         try:
-            with open(path, 'rb') as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
+            values = read_npy(path)
         except OSError as error:
             raise QueryError(f'{path}: cannot be read: {error.strerror or error}') from error
-        except (ValueError, EOFError, MemoryError, OverflowError) as error:
-            raise QueryError(f'{path}: not a .npy file of numbers; write one with numpy.save') from error
+        except ValueError as error:
+            raise QueryError(f'{path}: not a .npy file of numbers ({error}); write one with numpy.save') from error
         return cls.vector(values[0] if values.ndim == 2 and len(values) == 1 else values, name=Path(path).name)
 
     def without(self, *unwanted: Union[str, 'Query']) -> 'Query':

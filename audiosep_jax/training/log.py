@@ -7,15 +7,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
-from audiosep_jax.errors import CheckpointError, ConfigError, first_line
+from audiosep_jax.errors import CheckpointError, ConfigError, DataError, first_line
 from audiosep_jax.plots import spectrogram_image
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket, reaching, write_bytes
-from audiosep_jax.storage.json_files import write_json
+from audiosep_jax.storage.json_files import parse_json, write_json
 
 _TENSORBOARD = 'tensorboard'
 _MIRROR_SECONDS = 60  # between copies into a bucket, whose objects cannot be appended to
@@ -25,6 +25,12 @@ def check_wandb(project: str) -> None:
     """Raises ConfigError if a project of Weights & Biases is given, but its package is not installed."""
     if project and importlib.util.find_spec('wandb') is None:
         raise ConfigError("--wandb needs `pip install -e '.[wandb]'`")
+
+
+class _Line(TypedDict):
+    """What is read of a line of `log.jsonl`."""
+
+    step: int
 
 
 class TrainingLog:
@@ -77,9 +83,10 @@ class TrainingLog:
         write_json(self._local / 'config.json', record, indent=2)
         old = self._workdir / 'log.jsonl'
         if old.exists():
-            lines = [line for line in old.read_text().splitlines() if _logged_step(line) <= after_step]
+            # As bytes, because a damaged line may hold anything.
+            lines = [line for line in old.read_bytes().split(b'\n') if _logged_step(line) <= after_step]
             with replacing(self._path) as temporary:
-                temporary.write_text(''.join(f'{line}\n' for line in lines))
+                temporary.write_bytes(b''.join(line + b'\n' for line in lines))
 
     def __enter__(self) -> 'TrainingLog':
         return self
@@ -201,8 +208,8 @@ def _wandb_run(project: str, workdir: Path, record: dict[str, Any]) -> Any:
     return run
 
 
-def _logged_step(line: str) -> float:
+def _logged_step(line: bytes) -> float:
     try:
-        return json.loads(line)['step']
-    except (ValueError, KeyError, TypeError):  # a run was killed while it wrote the line
+        return parse_json(line, 'log.jsonl', _Line, strict=False)['step']
+    except DataError:  # a run was killed while it wrote the line
         return float('inf')

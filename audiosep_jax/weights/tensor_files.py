@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_dtypes
 import numpy as np
 
-from audiosep_jax.errors import CheckpointError
+from audiosep_jax.errors import CheckpointError, listed
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.json_files import parse_json, read_json
 from audiosep_jax.weights.torch_files import read_torch
 
 SAFETENSORS = '.safetensors'
@@ -116,10 +117,12 @@ class SafeTensors(Mapping[str, np.ndarray]):
             # little of each.
             with safe_open(str(path), framework='np') as file:
                 self.metadata: dict[str, str] = dict(file.metadata() or {})
-            self._dtypes = dict(json.loads(self.metadata.pop(_DTYPES, '{}')))
+            dtypes = self.metadata.pop(_DTYPES, '{}')
+            self._dtypes = parse_json(dtypes, path, dict[str, list], error=CheckpointError)
             with open(path, 'rb') as file:
                 size = int.from_bytes(file.read(8), 'little')
-                self._entries = {k: v for k, v in json.loads(file.read(size)).items() if k != '__metadata__'}
+                header = parse_json(file.read(size), path, dict, error=CheckpointError, strict=False)
+                self._entries = {k: v for k, v in header.items() if k != '__metadata__'}
             has_data = path.stat().st_size > 8 + size  # an empty range cannot be mapped
             mapped = np.memmap(path, np.uint8, 'r', offset=8 + size) if has_data else np.empty(0, np.uint8)
             self._data = np.asarray(mapped)
@@ -145,12 +148,24 @@ class SafeTensors(Mapping[str, np.ndarray]):
         return len(self._entries)
 
 
+class _Index(TypedDict):
+    """What is read of `model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
+
+
 class _ShardedTensors(Mapping[str, np.ndarray]):
     """The tensors of several files, each of which holds some of them."""
 
     def __init__(self, folder: Path, file_of: dict[str, str]):
         self._file_of = file_of
         self._files = {name: open_tensors(folder / name) for name in sorted(set(file_of.values()))}
+        absent = [name for name, file in file_of.items() if name not in self._files[file]]
+        if absent:
+            raise CheckpointError(
+                f'{folder / file_of[absent[0]]}: {len(absent)} tensors are not in it that {_INDEX} names '
+                f'({listed(absent)}): download it again'
+            )
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._files[self._file_of[name]][name]
@@ -163,14 +178,17 @@ class _ShardedTensors(Mapping[str, np.ndarray]):
 
 
 def _open_index(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        file_of = json.loads(path.read_text())['weight_map']
-        names = {str(name) for name in file_of.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f'{path}: not an index of safetensors files: {error}') from error
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f'{path}: names files outside its folder')
-    return _ShardedTensors(path.parent, dict(file_of))
+    remedy = 'not an index of safetensors files: download it again'
+    file_of = read_json(path, _Index, error=CheckpointError, remedy=remedy, strict=False)['weight_map']
+    for name in file_of.values():
+        # Without its suffix it could be the folder itself or this index, and be opened again and again.
+        if '/' in name or '\\' in name or not name.endswith(SAFETENSORS) or not name.isprintable():
+            raise CheckpointError(
+                f'{path}: names files outside its folder or of another kind, such as {name!r:.80}: download it again'
+            )
+    if not file_of:
+        raise CheckpointError(f'{path}: names no tensors: {remedy}')
+    return _ShardedTensors(path.parent, file_of)
 
 
 def write_tensors(

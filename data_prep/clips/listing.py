@@ -1,7 +1,5 @@
 """For readers of published datasets: reading their tables, and finding out which of their files exist."""
 
-import csv
-import io
 import os
 import pathlib
 import unicodedata
@@ -9,37 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from audiosep_jax.audio.formats import dataset_suffixes
 from audiosep_jax.errors import DataError, LeftOut, printable
+from audiosep_jax.storage.tables import read_text, rows_of
 from data_prep.clips.base import Entry
 from data_prep.clips.sources import Files
 
 _SUFFIXES = frozenset(dataset_suffixes())
-
-
-def read_text(path: str | os.PathLike, encodings: Sequence[str] = ('utf-8-sig',)) -> str:
-    """Returns a whole text file, with its line ends unchanged.
-
-    Args:
-        path: the file.
-        encodings: the first one that fits is used.
-
-    Raises:
-        DataError: missing, unreadable, in another encoding, or a Git LFS pointer in place of the file.
-    """
-    path = pathlib.Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f'{path}: no such file') from error
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
-    if data.startswith(b'version https://git-lfs'):
-        raise DataError(f'{path}: is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it')
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            problem = error
-    raise DataError(f'{path}: cannot be read as {encodings[-1]} text: {problem}')
 
 
 def read_table(
@@ -58,33 +30,30 @@ def read_table(
     Args:
         path: the file.
         columns: the columns that must exist.
-        encodings: as for `read_text`.
+        encodings: as for `tables.read_text`.
         delimiter: the character between two fields.
         loose: accept rows with more or fewer fields than the header, as long as they have these columns.
         bad: receives the rows with a wrong number of fields; None: they are an error. See `refuse_wrong_table`.
 
     Raises:
-        DataError: as for `read_text`; not CSV; a column is missing; a row has a wrong number of fields.
+        DataError: as for `tables.read_text`; not CSV; a column is missing; a row has a wrong number of fields.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path, encodings), newline=''), delimiter=delimiter, strict=True)
+    table = ((line, row) for line, row in rows_of(path, read_text(path, encodings), delimiter=delimiter) if row)
+    names = [name.strip() for name in next(table, (0, []))[1]]
+    absent = [column for column in columns if column not in names]
+    if absent:
+        found = ','.join(names)
+        raise DataError(f'{path}: no column {absent[0]!r}: expected {",".join(columns)}, found {found:.200}')
     rows = []
-    try:
-        names = [(name or '').strip() for name in reader.fieldnames or ()]
-        absent = [column for column in columns if column not in names]
-        if absent:
-            raise DataError(f'{path}: no column {absent[0]!r}: expected {",".join(columns)}, found {",".join(names)}')
-        reader.fieldnames = names
-        for row in reader:
-            more, fewer = None in row, any(row.get(column) is None for column in (columns if loose else names))
-            if fewer or (more and not loose):
-                problem = f'{"fewer" if fewer else "more"} fields than the header has; a text with a comma needs quotes'
-                if bad is None:
-                    raise DataError(f'{path}: line {reader.line_num}: {problem}')
-                bad.append(bad_row(path, reader.line_num, problem))
-                continue
-            rows.append((reader.line_num, {column: row[column] or '' for column in names if column in row}))
-    except csv.Error as error:
-        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    for line, fields in table:
+        more, fewer = len(fields) > len(names), set(columns if loose else names) - set(names[: len(fields)])
+        if fewer or (more and not loose):
+            problem = f'{"fewer" if fewer else "more"} fields than the header has; a text with a comma needs quotes'
+            if bad is None:
+                raise DataError(f'{path}: line {line}: {problem}')
+            bad.append(bad_row(path, line, problem))
+            continue
+        rows.append((line, dict(zip(names, fields, strict=False))))
     return rows
 
 

@@ -25,10 +25,8 @@ Labels that are not in the list of classes are ignored; a clip without other lab
 cannot be read are left out as unreadable; if most rows are like that, the table is refused.
 """
 
-import csv
 import dataclasses
 import functools
-import io
 import os
 import pathlib
 import re
@@ -39,6 +37,7 @@ from typing import Annotated
 import tyro
 
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from audiosep_jax.storage.tables import read_text, rows_of
 from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
@@ -47,7 +46,6 @@ from data_prep.clips.listing import (
     list_media,
     one_line,
     read_table,
-    read_text,
     refuse_wrong_table,
 )
 from data_prep.clips.sources import Files
@@ -177,20 +175,16 @@ def _read_segments(path: pathlib.Path, left_out: list[LeftOut]) -> list[_Segment
     """Reads a table. Raises DataError if it has another format; single bad rows are added to `left_out`."""
     segments: list[_Segment] = []
     bad: list[LeftOut] = []
-    reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
-    try:
-        for row in reader:
-            # YouTube ids contain no #. Some copies have lost the # before the header.
-            if not row or row[0].startswith('#') or row[0] == _COLUMNS[0]:
-                continue
-            segment = _segment(row)
-            if segment:
-                segments.append(segment)
-            else:
-                problem = f'expected {", ".join(_COLUMNS)} (in quotes), got {", ".join(row):.80}'
-                bad.append(bad_row(path, reader.line_num, problem))
-    except csv.Error as error:
-        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    for line, row in rows_of(path, read_text(path), skipinitialspace=True):
+        # YouTube ids contain no #. Some copies have lost the # before the header.
+        if not row or row[0].startswith('#') or row[0] == _COLUMNS[0]:
+            continue
+        segment = _segment(row)
+        if segment:
+            segments.append(segment)
+        else:
+            problem = f'expected {", ".join(_COLUMNS)} (in quotes), got {", ".join(row):.80}'
+            bad.append(bad_row(path, line, problem))
     refuse_wrong_table(bad, len(segments))
     if not segments:
         raise DataError(f'{path}: lists no clips')

@@ -19,8 +19,9 @@ from typing import Literal, get_args
 
 from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
 from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, printable
+from audiosep_jax.storage.tables import read_text
 from data_prep.clips.base import ClipSource, Entry
-from data_prep.clips.listing import distinct, files_or_refuse, read_text
+from data_prep.clips.listing import distinct, files_or_refuse
 from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 

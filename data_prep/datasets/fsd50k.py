@@ -24,12 +24,13 @@ Rows that cannot be read are left out as unreadable; if most rows are like that,
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Collection, Sequence
 
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from audiosep_jax.storage.json_files import parse_json
+from audiosep_jax.storage.tables import read_text
 from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
@@ -39,7 +40,6 @@ from data_prep.clips.listing import (
     first_of,
     list_media,
     read_table,
-    read_text,
     refuse_wrong_table,
     stem_of,
 )
@@ -146,10 +146,7 @@ def audioset_name(label: str) -> str:
 def _titles(folder: pathlib.Path, part: str) -> dict[str, str]:
     """Returns titles by fname, as words: 'dog bark 3' for 'dog_bark_3.wav'."""
     path = folder / 'FSD50K.metadata' / f'{part}_clips_info_FSD50K.json'
-    try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: not valid JSON: {error}') from error
+    values = parse_json(read_text(path), path, strict=False)
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
         raise DataError(f'{path}: expected {{"FNAME": {{"title": …}}, …}}')
     return {name: stem_of(str(value.get('title', ''))).replace('_', ' ') for name, value in values.items()}

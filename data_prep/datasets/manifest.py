@@ -22,6 +22,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, TypeGuard
 
 from audiosep_jax.errors import DataError, LeftOutError
+from audiosep_jax.storage.json_files import parse_json
 from data_prep.clips.base import Clip, ClipSource
 from data_prep.clips.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
@@ -112,10 +113,7 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
 
 
 def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise DataError(f'{path}: not valid JSON ({error}); a CSV manifest must be named .csv') from error
+    values = parse_json(text, path, remedy='a CSV manifest must be named .csv', strict=False)
     if isinstance(values, dict) and 'data' in values:
         values = values['data']
     if not isinstance(values, list):
@@ -155,13 +153,13 @@ def _check_keys(where: str, keys: Collection[str]) -> None:
 
 def _entry(where: str, row: Any) -> Entry:
     if not isinstance(row, dict):
-        raise DataError(f'{where}: expected {{"wav": …, "caption": …}}, got {row!r}')
+        raise DataError(f'{where}: expected {{"wav": …, "caption": …}}, got {row!r:.80}')
     _check_keys(where, row)
     wav, clip_id = row['wav'], row.get('id', row['wav'])
     if not _is_text(wav) or not wav.strip():
-        raise DataError(f"{where}: 'wav' must name an audio file, got {wav!r}")
+        raise DataError(f"{where}: 'wav' must name an audio file, got {wav!r:.80}")
     if not _is_text(clip_id) or not clip_id.strip():
-        raise DataError(f"{where}: 'id' must be a text, got {clip_id!r}")
+        raise DataError(f"{where}: 'id' must be a text, got {clip_id!r:.80}")
     captions = _texts(where, row, 'caption') + _texts(where, row, 'captions')
     labels = _texts(where, row, 'label') + _texts(where, row, 'labels')
     return Entry(clip_id.strip(), wav.strip(), _union(captions), _union(labels))
@@ -172,13 +170,16 @@ def _texts(where: str, row: dict, key: str) -> list[str]:
     value = row.get(key)
     values = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(map(_is_text, values)):
-        raise DataError(f'{where}: {key!r} must be a text or a list of texts, got {value!r}')
+        raise DataError(f'{where}: {key!r} must be a text or a list of texts, got {value!r:.80}')
     return [v.strip() for v in values if v.strip()]
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value is a string that UTF-8 can encode; JSON can escape half a surrogate pair, which it cannot."""
-    return isinstance(value, str) and not any('\ud800' <= character <= '\udfff' for character in value)
+    """Whether a value is a string that a record and a file name can hold: no NUL, and no half of a surrogate pair.
+
+    JSON can escape both.
+    """
+    return isinstance(value, str) and not any(c == '\0' or '\ud800' <= c <= '\udfff' for c in value)
 
 
 def _union(*texts: Sequence[str]) -> tuple[str, ...]:

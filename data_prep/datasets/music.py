@@ -15,7 +15,6 @@ others.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -24,6 +23,8 @@ from typing import Annotated
 import tyro
 
 from audiosep_jax.errors import AudioFileError, ConfigError, DataError, LeftOut, LeftOutError
+from audiosep_jax.storage.json_files import parse_json
+from audiosep_jax.storage.tables import read_text
 from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
@@ -32,7 +33,6 @@ from data_prep.clips.listing import (
     find_file,
     first_of,
     list_media,
-    read_text,
     refuse_wrong_table,
     stem_of,
 )
@@ -127,10 +127,7 @@ def _read_videos(
     bad: list[LeftOut] = []
     rows = 0
     for path in lists:
-        try:
-            value = json.loads(read_text(path))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f'{path}: not valid JSON: {error}') from error
+        value = parse_json(read_text(path), path, strict=False)
         videos = value.get('videos') if isinstance(value, dict) else None
         if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
             raise DataError(f'{path}: expected {{"videos": {{"INSTRUMENT": ["YouTube id", …], …}}}}')

@@ -12,14 +12,13 @@ burbling'; a clip with several labels gets captions that name all of them, as in
 that cannot be read are left out as unreadable; if most rows are like that, the list is refused.
 """
 
-import csv
 import dataclasses
-import io
 import os
 import pathlib
 from collections import Counter
 
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
+from audiosep_jax.storage.tables import read_text, rows_of
 from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
@@ -27,7 +26,6 @@ from data_prep.clips.listing import (
     files_or_refuse,
     find_file,
     list_media,
-    read_text,
     refuse_wrong_table,
     stem_of,
 )
@@ -110,22 +108,18 @@ def _read_clips(path: pathlib.Path, split: str, left_out: list[LeftOut]) -> list
     clips: dict[tuple[str, int], _Listed] = {}
     bad: list[LeftOut] = []
     rows = 0
-    reader = csv.reader(io.StringIO(read_text(path), newline=''), skipinitialspace=True, strict=True)
-    try:
-        for row in reader:
-            if not row:
-                continue
-            fields = _fields(row, split)
-            if fields is None:
-                problem = f'expected YTID,start,label,split or YTID_000030.mp4,label, got {",".join(row):.80}'
-                bad.append(bad_row(path, reader.line_num, problem))
-                continue
-            rows += 1
-            youtube, start, label, found = fields
-            if found == split:
-                clips.setdefault((youtube, start), _Listed(youtube, start, [])).labels.append(label)
-    except csv.Error as error:
-        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    for line, row in rows_of(path, read_text(path), skipinitialspace=True):
+        if not row:
+            continue
+        fields = _fields(row, split)
+        if fields is None:
+            problem = f'expected YTID,start,label,split or YTID_000030.mp4,label, got {",".join(row):.80}'
+            bad.append(bad_row(path, line, problem))
+            continue
+        rows += 1
+        youtube, start, label, found = fields
+        if found == split:
+            clips.setdefault((youtube, start), _Listed(youtube, start, [])).labels.append(label)
     refuse_wrong_table(bad, rows)
     if not clips:
         raise DataError(f'{path}: lists no clips' + (f' of the split {split!r}' if rows else ''))

@@ -22,7 +22,6 @@ A clip's id is SOURCE/ID, because different sources use the same numbers. There 
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -32,6 +31,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, LeftOut
+from audiosep_jax.storage.json_files import parse_json
+from audiosep_jax.storage.tables import read_text
 from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import (
     bad_row,
@@ -40,7 +41,6 @@ from data_prep.clips.listing import (
     find_file,
     list_media,
     one_line,
-    read_text,
     refuse_wrong_table,
     stem_of,
 )
@@ -220,10 +220,7 @@ def _paths(folder: pathlib.Path, left_out: list[LeftOut]) -> dict[tuple[str, str
 
 
 def _load(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: not valid JSON: {error}') from error
+    return parse_json(read_text(path), path, strict=False)
 
 
 def _read_clips(source: Source, path: pathlib.Path, left_out: list[LeftOut]) -> Iterator[_Listed]:

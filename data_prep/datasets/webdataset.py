@@ -18,7 +18,6 @@ be compressed. The complete members of a truncated archive are used.
 import concurrent.futures
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 import re
@@ -31,8 +30,10 @@ import tyro
 from audiosep_jax.audio.formats import FOLDER_SUFFIXES, dataset_suffixes
 from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, printable
 from audiosep_jax.progress import progress_bar
+from audiosep_jax.storage.json_files import parse_json
+from audiosep_jax.storage.tables import read_text
 from data_prep.clips.base import ClipSource, Entry
-from data_prep.clips.listing import distinct, files_or_refuse, read_text
+from data_prep.clips.listing import distinct, files_or_refuse
 from data_prep.clips.sources import Files
 from data_prep.datasets.audioset import captions_of
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
@@ -251,12 +252,10 @@ def _captions(texts: Mapping[str, bytes], reading: _Reading) -> tuple[tuple[str,
     problem = None
     if '.json' in texts:
         try:
-            value = json.loads(texts['.json'])
-            if not isinstance(value, dict):
-                raise ValueError('expected an object, {"text": …}')
+            value = parse_json(texts['.json'], 'its .json', dict, strict=False)
             captions += (text for key in reading.caption_keys for text in _texts(value.get(key)))
             labels += (name for key in reading.label_keys for name in _texts(value.get(key), reading.class_names))
-        except (ValueError, RecursionError) as error:
+        except (DataError, ValueError) as error:
             problem = LeftOutError('unreadable', f'its .json is damaged: {" ".join(str(error).split())}')
     try:
         captions += texts.get('.txt', b'').decode('utf-8-sig').splitlines()

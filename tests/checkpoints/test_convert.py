@@ -342,6 +342,56 @@ def test_a_file_that_does_not_fit_gives_one_line_and_exit_code_1(lightning, chan
     assert os.listdir(tmp_path) == ['x.ckpt']
 
 
+def test_unknown_tensors_are_kept_on_request(lightning, tmp_path, capsys):
+    state = lightning['state_dict']
+    copies = {f'ema_model.{name}': value for name, value in state.items() if 'pre_conv' in name or 'bn0' in name}
+    extra = {'ss_model.base.new': np.arange(3.0), 'query_encoder.model.text_branch.x': np.ones(2, np.float32)}
+    written = {**lightning, 'state_dict': OrderedDict({**copies, **state, **extra, 'loss.scale': np.ones(1)})}
+    write_torch(tmp_path / 'x.ckpt', written)
+    arguments = ['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'ours'), *FLAGS]
+    assert main(arguments) == 1
+    assert '--ignore-unknown goes past them' in capsys.readouterr().err
+    assert main([*arguments, '--ignore-unknown']) == 0
+    out = capsys.readouterr()
+    assert f'{len(copies) + 2} unknown tensors are not used, and kept for the way back: ema_model.' in out.err
+    to_torch(open_checkpoint(tmp_path / 'ours'), tmp_path / 'back.ckpt')
+    assert_same(read_torch(tmp_path / 'back.ckpt'), written)
+    assert main(['convert', str(tmp_path / 'ours'), str(tmp_path / 'y.pt'), '--ignore-unknown']) == 2
+    assert '--ignore-unknown only applies to conversions from PyTorch' in capsys.readouterr().err
+
+
+def test_tensors_that_can_be_computed_may_be_missing(separator, tmp_path, capsys):
+    fixed = [name for name in separator if 'stft' in name or 'num_batches_tracked' in name]
+    assert len(fixed) > 5
+    write_torch(tmp_path / 'x.pt', {name: value for name, value in separator.items() if name not in fixed})
+    write_torch(tmp_path / 'y.pt', dict(separator))
+    for name in 'xy':
+        assert main(['convert', str(tmp_path / f'{name}.pt'), str(tmp_path / name), *FLAGS]) == 0
+        assert (f'{len(fixed)} tensors that the file lacks are computed' in capsys.readouterr().err) == (name == 'x')
+    found, expected = (open_checkpoint(tmp_path / name).variables for name in 'xy')
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    to_torch(open_checkpoint(tmp_path / 'x'), tmp_path / 'back.pt')
+    assert read_torch(tmp_path / 'back.pt').keys() == separator.keys() - set(fixed)
+
+
+def test_separators_and_encoders_are_told_apart(separator, tmp_path, capsys):
+    write_torch(tmp_path / 'x.pt', dict(separator))
+    write_tensors(tmp_path / 'clap.safetensors', CLAP)
+    clap = str(tmp_path / 'clap.safetensors')
+    assert main(['convert', clap, str(tmp_path / 'ours'), *FLAGS]) == 1
+    assert f'but CLAP, a query encoder: convert the separator, and give this with --encoder {clap}' in (
+        capsys.readouterr().err
+    )
+    for name in ('x.pt', 'run'):
+        (tmp_path / 'run' / 'checkpoints').mkdir(parents=True, exist_ok=True)
+        arguments = [str(tmp_path / 'x.pt'), str(tmp_path / 'ours'), *FLAGS, '--encoder', str(tmp_path / name)]
+        assert main(['convert', *arguments]) == 1
+        error = capsys.readouterr().err
+        assert 'this is a separator without a query encoder: give the weights of CLAP or CLIP instead' in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / 'ours').exists()
+
+
 def test_the_window_must_match_the_tensors(lightning, tmp_path, capsys):
     write_torch(tmp_path / 'x.ckpt', lightning)
     assert main(['convert', str(tmp_path / 'x.ckpt'), str(tmp_path / 'ours')]) == 1

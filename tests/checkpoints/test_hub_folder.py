@@ -47,6 +47,9 @@ def test_other_folders_are_not_hub_folders(checkpoint, tmp_path):
     for text in ('{"model_type": "clap"}', '[]', '{', '[' * 100_000):
         settings.write_text(text)
         assert not is_hub_folder(tmp_path / 'repo')
+    settings.write_text('[]')
+    with pytest.raises(CheckpointError, match=r'config\.json: expected an object, got a list: download it again'):
+        open_checkpoint(tmp_path / 'repo')
 
 
 def test_the_tensors_have_their_original_names(checkpoint, tmp_path):
@@ -65,11 +68,13 @@ def test_damaged_folders_are_one_line(checkpoint, tmp_path):
     good, data = json.loads(config.read_text()), weights.read_bytes()
     for change, message in (
         ({'format_version': 9}, 'has format 9'),
-        ({'step': 'x'}, 'its step'),
-        ({'encoder': 3}, 'its encoder'),
+        ({'step': 'x'}, "step: expected a whole number, got 'x'"),
+        ({'step': -1}, 'the step -1 is negative'),
+        ({'encoder': 3}, 'encoder: expected an object or null, got 3'),
+        ({'encoder': {'name': ['words'], 'embedding_size': 8}}, 'encoder.name: expected a text, got a list'),
         ({'model': {**good['model'], 'hop_sise': 3}}, 'hop_size'),
         ({'model': {**good['model'], 'widths': [4] * 6}}, 'model.safetensors: '),
-        ({'model': 3}, 'dictionary'),
+        ({'model': 3}, 'model: expected an object, got 3'),
     ):
         config.write_text(json.dumps({**good, **change}))
         with pytest.raises(CheckpointError, match=message) as error:

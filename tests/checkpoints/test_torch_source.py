@@ -49,8 +49,12 @@ def test_the_step_of_a_safetensors_file(tmp_path):
     assert (source.step, source.tree, source.metadata) == (12, None, {'audiosep_jax.step': '12'})
 
 
+def source_of(names):
+    return TorchSource('x.pt', {}, None, dict.fromkeys(names, ONE))
+
+
 def grouped(names):
-    return group_tensors(TorchSource('x.pt', {}, None, dict.fromkeys(names, ONE)))
+    return group_tensors(source_of(names))
 
 
 def test_tensors_are_grouped_by_their_prefixes():
@@ -69,8 +73,26 @@ def test_other_tensors_are_refused():
         CheckpointError, match=r'^x\.pt: 1 unknown tensors, neither of the separator nor of CLAP: other'
     ):
         grouped(['base.bn0.weight', 'other'])
-    with pytest.raises(CheckpointError, match=r'^x\.pt: not a separator of the original code'):
-        grouped(['other', CLAP_NAME])
+    for names in (['other', CLAP_NAME], ['other']):
+        with pytest.raises(CheckpointError, match=r'^x\.pt: not a separator of the original code'):
+            grouped(names)
+    assert group_tensors(source_of(['base.bn0.weight', 'other']), ignore_unknown=True).ignored == ('other',)
+
+
+def test_an_encoder_is_no_separator():
+    for name, kind in (('audio_branch.bn0.weight', 'CLAP'), ('vision_model.embeddings.class_embedding', 'CLIP')):
+        with pytest.raises(CheckpointError, match=f'not a separator of the original code but {kind}, a query encoder'):
+            grouped([name])
+
+
+def test_a_moving_average_is_not_taken_for_the_separator():
+    for average in ('ema_model.module.', 'ss_model_ema.'):
+        names = [f'{average}base.bn0.weight', 'ss_model.base.bn0.weight']
+        for ordered in (names, names[::-1]):
+            groups = group_tensors(source_of(ordered), ignore_unknown=True)
+            assert (groups.separator_prefix, groups.ignored) == ('ss_model.', (f'{average}base.bn0.weight',))
+    assert grouped(['ema.base.bn0.weight']).separator_prefix == 'ema.'
+    assert grouped(['cinema.base.bn0.weight', 'schema.base.bn0.weight'][:1]).separator_prefix == 'cinema.'
 
 
 def test_clap_tensors_lose_their_prefix():

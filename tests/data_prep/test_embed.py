@@ -219,6 +219,30 @@ def test_a_damaged_shard_alone_is_embedded_again(tmp_path, file):
     assert path.read_bytes() == data
 
 
+@pytest.mark.parametrize(
+    'header',
+    [
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (4, 512), ",  # NumPy raises TokenError
+        "{'descr': '<f2', 'fortran_order': True, 'shape': (4, 512), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 256), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (4, 512), }",
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (400000000000, 512), }",
+        '(' * 100,
+    ],
+)
+def test_a_damaged_header_is_repaired(tmp_path, header):
+    info = build_small(tmp_path, 10).info
+    path = cache_paths(tmp_path, 'words', info, 0)[0]
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + header.ljust(117).encode() + b'\n' + data[128:])
+    with pytest.raises(DataError, match='run `python -m data_prep embed') as caught:
+        EmbeddingCache(Shards(tmp_path), 'words')
+    assert len(str(caught.value).splitlines()) == 1
+    assert embed_captions(tmp_path, load_encoder('words')) == 4
+    assert path.read_bytes() == data
+    EmbeddingCache(Shards(tmp_path), 'words')
+
+
 @pytest.mark.parametrize('text', ['', '[]', '{}', '3'])
 def test_a_damaged_note_of_what_is_done_costs_a_second_run_alone(tmp_path, text):
     build_small(tmp_path, 4)

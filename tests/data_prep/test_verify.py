@@ -13,6 +13,7 @@ from audiosep_jax.errors import DataError
 from audiosep_jax.storage.json_files import write_json
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
+from data_prep.stats import dataset_stats
 from data_prep.verify import verify_dataset
 
 
@@ -84,6 +85,41 @@ def test_summary_unlike_the_records_is_found(tmp_path, captions, problem):
     else:
         write_json(path, summary)
     assert problem in the_problem(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'problem'),
+    [
+        ('train.json', {'clips_per_shard': 0}, 'clips_per_shard: 0 is less than 1'),
+        ('train.json', {'clips_per_shard': '4'}, "clips_per_shard: expected int, got '4'"),
+        ('train.json', {'num_inputs': 10**15}, 'shard_lengths: 2 of 250000000000000 shards'),
+        ('train.json', {'shard_lengths': [4, -1]}, 'shard_lengths: not all of them are from 0 to 4'),
+        ('train.json', {'shard_lengths': 4}, 'shard_lengths: expected a list, got 4'),
+        ('train.json', {'split': 'test'}, "describes the split 'test'"),
+        ('train.json', {'name': '../small'}, "name: '../small' cannot be a part of a file name"),
+        ('train-00000-of-00002.json', {'captions': ['a', 'b', 'c', 'd']}, "captions[0]: expected a list, got 'a'"),
+        ('train-00000-of-00002.json', {'captions': [['a'], ['b'], ['c'], [3]]}, 'captions[3][0]: expected a text'),
+        ('train-00000-of-00002.json', {'skipped': 3}, 'skipped: expected a list, got 3'),
+        ('train-00000-of-00002.json', {'num_samples': None}, 'num_samples: expected a whole number, got null'),
+        ('train-00000-of-00002.json', {'sources': {'files': '4'}}, "sources.files: expected a whole number, got '4'"),
+        ('train-00000-of-00002.json', {'labels': []}, 'labels: expected an object, got a list'),
+        ('train-00000-of-00002.json', {'ids': ['a']}, '4 clips, but ids of 1'),
+        ('train-00000-of-00002.json', {'sha256': 3}, 'sha256: expected a text, got 3'),
+    ],
+)
+def test_damaged_descriptions_are_reported(tmp_path, name, change, problem):
+    build_small(tmp_path, 5, embed=False)
+    path = tmp_path / 'splits' / name
+    write_json(path, {**json.loads(path.read_text()), **change})
+    found = the_problem(tmp_path)
+    assert found.startswith(f'{path}: ')
+    assert problem in found
+    assert 'delete it and run the same `data_prep build` again' in found
+    with pytest.raises(DataError, match=re.escape(problem)):
+        dataset_stats(tmp_path)
+    path.unlink()
+    build_small(tmp_path, 5, embed=False)  # what the message says to do
+    assert not verify_dataset(tmp_path).problems
 
 
 def test_equal_ids_are_found(tmp_path, monkeypatch):

@@ -106,8 +106,8 @@ def test_without_a_tokenizer(published, offline, tmp_path):
     [
         ({}, 'no model.safetensors'),
         ({'config.json': '{"model_type": "bert"}'}, 'no model.safetensors'),
-        ({'config.json': 'nonsense'}, 'config.json: cannot be read'),
-        ({'config.json': '[]'}, 'config.json: cannot be read'),
+        ({'config.json': 'nonsense'}, 'config.json: not valid JSON: Expecting value'),
+        ({'config.json': '[]'}, 'config.json: expected an object, got a list: not the settings of a model'),
     ],
 )
 def test_folders_without_weights_or_with_damaged_settings(files, says, tmp_path):

@@ -70,7 +70,7 @@ def test_settings_are_a_json_object(tmp_path):
     assert read_settings(path) is None
     path.write_text('{"a": 1}')
     assert read_settings(path) == {'a': 1}
-    for text in ('{"a":', '[]', '3'):
+    for text, message in (('{"a":', 'not valid JSON'), ('[]', 'expected an object, got a list'), ('3', 'got 3')):
         path.write_text(text)
-        with pytest.raises(CheckpointError, match=r'config\.json: cannot be read'):
+        with pytest.raises(CheckpointError, match=rf'config\.json: .*{message}.*: not the settings of a model$'):
             read_settings(path)

@@ -56,6 +56,28 @@ def test_foreign_lines_are_skipped(tmp_path, line):
         assert journal.get('k') == {'n': 1}
 
 
+def test_a_line_unlike_its_checksum_is_not_believed(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.append({'a': {'n': 1.25}, 'b': {'n': 2.5}, 'c': {'n': 5}})
+    path = tmp_path / 'scores-00000.jsonl'
+    path.write_bytes(path.read_bytes().replace(b'1.25', b'1.35').replace(b'"c"', b'"d"'))
+    with Journal(tmp_path) as journal:
+        assert [journal.get(key) for key in 'abcd'] == [None, {'n': 2.5}, None, None]
+        assert journal.num_damaged == 2
+        journal.append({'a': {'n': 1.25}, 'c': {'n': 5}})
+    with Journal(tmp_path) as journal:
+        assert [journal.get(key) for key in 'abcd'] == [{'n': 1.25}, {'n': 2.5}, {'n': 5}, None]
+        assert journal.num_damaged == 1  # whose key is damaged, too
+
+
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
+    lines = ['{"key": "a", "n": 1, "name": "\\udcff"}', '{"key": "b", "n": 2}']
+    (tmp_path / 'scores-00000.jsonl').write_text('\n'.join(lines) + '\n')
+    with Journal(tmp_path) as journal:
+        assert journal.get('a') == {'n': 1, 'name': '\udcff'}
+        assert (journal.get('b'), journal.num_damaged) == ({'n': 2}, 0)
+
+
 def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(DataError, match='scores cannot be kept there'):

@@ -184,6 +184,24 @@ def test_a_killed_evaluation_continues(tmp_path):
     assert again.calls == 0
 
 
+def test_damaged_scores_are_computed_again_with_a_note(tmp_path):
+    make_music(tmp_path / 'data')
+    benchmark, options = read_benchmark(tmp_path / 'data'), Options(batch_size=1)
+    whole = evaluate(BandSeparator(), benchmark, options, journal=tmp_path / 'out')
+    path = tmp_path / 'out' / 'scores-00000.jsonl'
+    lines = path.read_bytes().splitlines(keepends=True)
+    digit = lines[1].index(b'"SDR": ') + 7
+    lines[1] = lines[1][:digit] + b'9' + lines[1][digit:]
+    lines[2] = b'{"key": ' + lines[2].split()[1] + b' "scores": [1, 2]}\n'  # of another shape
+    path.write_bytes(b''.join(lines))
+    separator = BandSeparator()
+    results = evaluate(separator, benchmark, options, journal=tmp_path / 'out')
+    assert separator.calls == 2
+    assert results.rows == whole.rows
+    assert results.notes == (*whole.notes, 'kept scores that do not match their checksums were computed again: 1')
+    assert evaluate(BandSeparator(), benchmark, options, journal=tmp_path / 'out').notes == whole.notes
+
+
 def test_stored_scores_are_of_these_weights_texts_and_files(tmp_path):
     make_music(tmp_path / 'data')
     benchmark, out = read_benchmark(tmp_path / 'data'), tmp_path / 'out'

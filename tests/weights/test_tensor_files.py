@@ -117,3 +117,31 @@ def test_the_state_dict_is_found(tree, tmp_path):
 def test_no_state_dict(tree, tmp_path):
     with pytest.raises(CheckpointError, match='no state dict'):
         state_dict_of(tree, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('files', 'message'),
+    [
+        ({'x': ''}, "of another kind, such as ''"),
+        ({'x': '.'}, "of another kind, such as '.'"),
+        ({'x': '..'}, "of another kind, such as '..'"),
+        ({'x': '../a.safetensors'}, 'names files outside its folder'),
+        ({'x': 'model.safetensors.index.json'}, 'of another kind'),  # itself
+        ({'x': 'a\0.safetensors'}, 'of another kind'),
+        ({'x': ['a.safetensors']}, 'weight_map.x: expected a text, got a list'),
+        ({'x': 'b.safetensors'}, 'no such file: '),
+        (
+            {'x': 'a.safetensors', 'z': 'a.safetensors'},
+            '1 tensors are not in it that model.safetensors.',
+        ),
+        ({}, 'names no tensors'),
+        ([], 'weight_map: expected an object, got a list'),
+    ],
+)
+def test_a_damaged_index_is_one_line(tmp_path, files, message):
+    write_tensors(tmp_path / 'a.safetensors', {'x': np.ones(2)})
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': files}))
+    with pytest.raises(CheckpointError) as caught:
+        open_tensors(tmp_path)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -8,7 +8,7 @@ transparent *file* on white, but shows the color that the transparency hides.
 """
 
 import dataclasses
-import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audiosep_jax.encoders.towers import read_settings
 from audiosep_jax.errors import CheckpointError, QueryError, first_line
 
 if TYPE_CHECKING:
@@ -63,15 +64,18 @@ def read_image_config(folder: Path, image_size: int) -> ImageConfig:
         CheckpointError: the file is damaged, or the tower does not take images of its size.
     """
     path = folder / 'preprocessor_config.json'
-    try:
-        if path.is_file():
-            settings = json.loads(path.read_text('utf-8'))
-        elif (path := folder / 'processor_config.json').is_file():
-            settings = json.loads(path.read_text('utf-8'))['image_processor']
-        else:
+    settings = read_settings(path)
+    if settings is None:
+        path = folder / 'processor_config.json'
+        both = read_settings(path)
+        if both is None:
             return ImageConfig(resize=image_size, crop=(image_size, image_size))
+        settings = both.get('image_processor')
+    try:
+        if not isinstance(settings, dict):
+            raise ValueError('no object image_processor')
         config = _parse_settings(settings)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f'{path}: damaged, or not the settings of CLIP images: {error!r}') from error
     size = config.crop or (config.resize if isinstance(config.resize, tuple) else None)
     if size is not None and size != (image_size, image_size):
@@ -94,13 +98,16 @@ def _parse_settings(settings: Mapping[str, Any]) -> ImageConfig:
     normalize = settings.get('do_normalize', True)
     mean = tuple(map(float, settings.get('image_mean', _MEAN))) if normalize else (0.0, 0.0, 0.0)
     deviation = tuple(map(float, settings.get('image_std', _DEVIATION))) if normalize else (1.0, 1.0, 1.0)
-    if len(mean) != 3 or len(deviation) != 3 or not all(deviation):
+    if len(mean) != 3 or len(deviation) != 3 or not all(deviation) or not all(map(math.isfinite, (*mean, *deviation))):
         raise ValueError('image_mean and image_std are not three numbers each')
+    scale = float(settings.get('rescale_factor', 1 / 255)) if settings.get('do_rescale', True) else 1.0
+    if not math.isfinite(scale) or not scale:
+        raise ValueError(f'rescale_factor {scale}')
     return ImageConfig(
         resize=resize if settings.get('do_resize', True) else None,
         crop=crop if settings.get('do_center_crop', True) else None,
         resample=resample,
-        scale=float(settings.get('rescale_factor', 1 / 255)) if settings.get('do_rescale', True) else 1.0,
+        scale=scale,
         mean=mean,
         deviation=deviation,
     )

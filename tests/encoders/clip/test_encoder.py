@@ -319,7 +319,7 @@ def test_no_folder_and_no_settings(tmp_path):
 @pytest.mark.parametrize(
     ('config', 'match'),
     [
-        ('{', 'config.json: cannot be read'),
+        ('{', 'config.json: not valid JSON: Expecting property name'),
         ('[]', 'not the settings of a model'),
         ('{"model_type": "clap", "text_config": {}, "audio_config": {}}', "type 'clap', not CLIP"),
         ('{"model_type": "siglip", "text_config": {}, "vision_config": {}}', "type 'siglip', not CLIP"),
