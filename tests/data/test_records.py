@@ -178,5 +178,5 @@ def test_reading_imports_no_tfds_nor_tensorflow(tmp_path):
         'next(b); b.close()\n'
         'print([m for m in ("tensorflow_datasets", "tensorflow", "torch", "matplotlib") if m in sys.modules])'
     )
-    run = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, check=True)
-    assert (run.stdout.strip(), run.stderr) == ('[]', '')
+    run = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True)
+    assert (run.stdout.strip(), run.stderr, run.returncode) == ('[]', '', 0)
