@@ -201,6 +201,7 @@ def build_page(separator: Separator, *, limits: Limits, folder: Path, examples: 
             api_visibility='private',
             show_progress_on=outputs[:2],  # one of message and first player is always visible
         )
+    _refuse_quietly(page)
     # One request computes and up to twenty wait; api_open=False keeps requests from bypassing the queue.
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
     return page
@@ -341,6 +342,21 @@ def _accept_uploads_only(component: 'gradio.Audio') -> None:
         return await move(source)
 
     component.async_move_resource_to_block_cache = move_upload  # type: ignore[method-assign, assignment]
+
+
+def _refuse_quietly(page: 'gradio.Blocks') -> None:
+    """Keeps Gradio from logging a traceback for every request whose inputs it refuses, such as files of the machine."""
+    import gradio as gr
+
+    preprocess = page.preprocess_data
+
+    async def refusing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await preprocess(*args, **kwargs)
+        except Exception as error:
+            raise gr.Error('The request was refused.', print_exception=False) from error
+
+    page.preprocess_data = refusing  # type: ignore[method-assign]
 
 
 def _headline(separator: Separator) -> str:
