@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 import os
 import pathlib
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from audiosep_jax.audio.formats import dataset_suffixes
 from audiosep_jax.errors import DataError, LeftOut, printable
@@ -47,7 +49,7 @@ def read_table(
     columns: Sequence[str],
     *,
     encodings: Sequence[str] = ('utf-8-sig',),
-    delimiter: str = ',',
+    delimiter: str | None = ',',
     loose: bool = False,
     bad: list[LeftOut] | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
@@ -59,14 +61,16 @@ def read_table(
         path: the file.
         columns: the columns that must exist.
         encodings: as for `read_text`.
-        delimiter: the character between two fields.
+        delimiter: the character between two fields; None: what the header has, commas, semicolons or tabs.
         loose: accept rows with more or fewer fields than the header, as long as they have these columns.
         bad: receives the rows with a wrong number of fields; None: they are an error. See `refuse_wrong_table`.
 
     Raises:
         DataError: as for `read_text`; not CSV; a column is missing; a row has a wrong number of fields.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path, encodings), newline=''), delimiter=delimiter, strict=True)
+    text = read_text(path, encodings)
+    delimiter = delimiter or delimiter_of(text)
+    reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     rows = []
     try:
         names = [(name or '').strip() for name in reader.fieldnames or ()]
@@ -85,6 +89,39 @@ def read_table(
             rows.append((reader.line_num, {column: row[column] or '' for column in names if column in row}))
     except csv.Error as error:
         raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    return rows
+
+
+def delimiter_of(table: str) -> str:
+    """Returns the character between the fields of a table: of comma, semicolon and tab, the header's most frequent."""
+    header = next((line for line in table.splitlines() if line.strip()), '')
+    return max(',;\t', key=header.count)
+
+
+def read_json_lines(path: str | os.PathLike, *, bad: list[LeftOut] | None = None) -> list[tuple[int, dict[str, Any]]]:
+    """Returns the objects of a file with one JSON object on each line, with the numbers of their lines.
+
+    Args:
+        path: the file.
+        bad: receives the lines that are no objects; None: they are an error. See `refuse_wrong_table`.
+
+    Raises:
+        DataError: as for `read_text`; a line is no object.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split('\n'), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            rows.append((number, value))
+        elif bad is None:
+            raise DataError(f'{path}: line {number}: not a JSON object')
+        else:
+            bad.append(bad_row(path, number, 'not a JSON object'))
     return rows
 
 

@@ -1,7 +1,8 @@
-"""Reads clips that are listed with their captions in a JSON or CSV file.
+"""Reads clips that are listed with their captions in a JSON, JSON Lines or CSV file.
 
 JSON is AudioSep's own datafile format, `{"data": [{"wav": "clips/a.flac", "caption": "a dog barking"}, ...]}`, or the
-bare list; CSV has a header line. Keys, and CSV columns:
+bare list; JSON Lines (`.jsonl`) has one such object on each line. CSV (`.csv`, `.tsv`) has a header line, and commas,
+semicolons or tabs between its fields. Keys, and CSV columns:
 
     wav                 the audio file, absolute or relative to the manifest's folder; libsndfile must read its format
     caption, captions   a sentence, or (JSON) a list of them
@@ -23,6 +24,7 @@ from typing import Any, TypeGuard
 
 from audiosep_jax.errors import DataError, LeftOutError
 from data_prep.clips.base import Clip, ClipSource
+from data_prep.clips.listing import delimiter_of, read_json_lines
 from data_prep.clips.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
 
@@ -77,8 +79,8 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     """Returns all entries of a manifest after checking them, without reading audio.
 
     Raises:
-        DataError: the manifest is missing, is neither JSON nor CSV or has no entries, a key is unknown or missing, a
-            value has the wrong type, or two files have the same id.
+        DataError: the manifest is missing, is neither JSON, JSON Lines nor CSV or has no entries, a key is unknown or
+            missing, a value has the wrong type, or two files have the same id.
     """
     path = pathlib.Path(path)
     try:
@@ -89,8 +91,11 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
         raise DataError(f'{path}: is a folder; give the JSON or CSV (for folders: `build folder`)') from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'{path}: cannot be read as UTF-8 text: {error}') from error
-    if path.suffix.lower() == '.csv':
+    suffix = path.suffix.lower()
+    if suffix in ('.csv', '.tsv'):
         rows, unit = _csv_rows(path, text)
+    elif suffix in ('.jsonl', '.ndjson'):
+        rows, unit = read_json_lines(path), 'line'
     else:
         rows, unit = _json_rows(path, text), 'entry'
     merged: dict[str, Entry] = {}
@@ -115,7 +120,9 @@ def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise DataError(f'{path}: not valid JSON ({error}); a CSV manifest must be named .csv') from error
+        raise DataError(
+            f'{path}: not valid JSON ({error}); a CSV manifest must be named .csv, JSON Lines .jsonl'
+        ) from error
     if isinstance(values, dict) and 'data' in values:
         values = values['data']
     if not isinstance(values, list):
@@ -124,7 +131,7 @@ def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
 
 
 def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], str]:
-    reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter_of(text), strict=True)
     rows = []
     try:
         _check_keys(f'{path}: header', reader.fieldnames or ())
@@ -132,7 +139,7 @@ def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], st
             if None in row or None in row.values():
                 raise DataError(
                     f'{path}: line {reader.line_num}: {"more" if None in row else "fewer"} fields than the header '
-                    'has; put quotes around a caption with a comma'
+                    'has; put quotes around a caption that holds a separator'
                 )
             for key in ('label', 'labels'):
                 if key in row:
@@ -187,11 +194,11 @@ def _union(*texts: Sequence[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildManifest(BuildOptions):
-    """Shards from audio files listed with their captions in a JSON (AudioSep's datafile format) or CSV file."""
+    """Shards from audio files listed with their captions in JSON (AudioSep's datafile format), JSON Lines or CSV."""
 
     source: pathlib.Path
-    """The manifest: {"data": [{"wav": …, "caption": …}]}, or a .csv with columns wav, caption. Relative paths start at
-    its folder."""
+    """The manifest: {"data": [{"wav": …, "caption": …}]}, a .jsonl with such an object on each line, or a .csv or .tsv
+    with columns wav, caption. Relative paths start at its folder."""
 
     def clips(self) -> ClipSource:
         return read_manifest(self.source)
