@@ -104,6 +104,63 @@ def test_formats_of_a_folder(folder, quarter, form):
         assert np.corrcoef(out[0, middle], sound(samples=RATE)[0, middle])[0, 1] > 0.7
 
 
+@pytest.mark.parametrize(('rate', 'held'), [(44100, 48000), (22050, 24000), (96000, 48000)])
+def test_opus_of_a_rate_that_it_lacks(folder, quarter, capsys, monkeypatch, rate, held):
+    """Its length is right to the sample at the rate of the file, and its pitch is the same."""
+
+    def stream(blocks, embedded, *, sample_rate, **options):
+        assert sample_rate == rate
+        return quarter_stream(blocks, embedded, sample_rate=RATE, **options)
+
+    quarter_stream = quarter.stream
+    monkeypatch.setattr(quarter, 'stream', stream, raising=False)
+    lengths = {'a': rate + 1, 'b': 999}
+    for name, samples in lengths.items():
+        x = 0.3 * np.sin(2 * np.pi * 440 * np.arange(samples) / rate)
+        write_audio(f'{name}.wav', np.stack([x, x]), rate)
+    flags = ['--query', 'a dog', '--residual', '-o', 'out', '--format', 'opus', '--json', 'what.json']
+    assert separate('a.wav', 'b.wav', *flags) == 0
+    says = f'.wav: .opus does not hold {rate} Hz; written at {held} Hz'
+    assert capsys.readouterr().err.splitlines() == [f'audiosep-jax: note: {name}{says}' for name in lengths]
+    for stem, samples in lengths.items():
+        for name in ('a_dog', 'residual'):
+            out, read_rate = read_audio(f'out/{stem}__{name}.opus')
+            assert (out.shape, read_rate) == ((2, round(samples * held / rate)), held)
+    out = read_audio('out/a__residual.opus')[0][0]
+    assert abs(np.argmax(np.abs(np.fft.rfft(out))) * held / len(out) - 440) < 2
+    first = json.loads((folder / 'what.json').read_text())['items'][0]
+    assert (first['sample_rate'], first['output_sample_rate']) == (rate, held)
+
+
+def test_m4a(folder, quarter, capfd):
+    write_audio('in.wav', sound(samples=RATE), RATE)
+    assert separate('in.wav', '--query', 'a dog', '--residual', '-o', 'out', '--format', 'm4a') == 0
+    assert separate('in.wav', '--query', 'a dog', '-o', 'dog.m4a') == 0
+    assert capfd.readouterr().err == ''
+    for path in ('out/in__a_dog.m4a', 'dog.m4a'):
+        out, rate = read_audio(path)
+        assert rate == RATE
+        assert 0 <= out.shape[1] - RATE < 1024
+        middle = slice(2000, RATE - 2000)
+        assert np.corrcoef(out[0, middle], sound(samples=RATE)[0, middle])[0, 1] > 0.7
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.m4a', '--subtype', 'PCM_16') == 2
+
+
+def test_a_name_that_begins_with_a_dash_is_explained(folder, quarter, capsys):
+    write('-in.wav')
+    cases = [['-in.wav'], ['./-in.wav', '-o', '-new.flac'], ['./-in.wav', '--like', '-in.wav']]
+    for arguments, name in zip(cases, ['-in.wav', '-new.flac', '-in.wav'], strict=True):
+        assert separate(*arguments, '--query', 'a dog') == 2
+        assert (
+            f"note: {name} begins with a dash and is taken for an option: write './{name}'" in capsys.readouterr().err
+        )
+    assert main(['separate', '--query', 'a dog', '-o', 'out', '--checkpoint', 'anything', '--', '-in.wav']) == 0
+    assert separate('./-in.wav', '--query', 'a dog', '-o', './-new.flac') == 0
+    capsys.readouterr()
+    assert separate('a.wav', '--wieghts', '-0.5', '--query', 'a dog') == 2
+    assert 'begins with a dash' not in capsys.readouterr().err
+
+
 def test_remove_is_the_mixture_less_all_targets_in_one_file(folder, quarter):
     write('in.wav')
     assert separate('in.wav', '--query', 'a dog', '--query', 'rain', '--remove', '-o', 'rest.wav') == 0
