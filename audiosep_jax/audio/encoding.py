@@ -12,7 +12,7 @@ from audiosep_jax.errors import AudioFileError, ConfigError, first_line
 _LAYOUTS = ('mono', 'stereo', '3.0', 'quad', '5.0', '5.1')
 MAX_CHANNELS = len(_LAYOUTS)
 # Bits per second and channel. The format allows 6 bits per sample at most, which low rates would exceed.
-_BIT_RATE, _MAX_BITS_PER_SAMPLE = 96_000, 5
+_BIT_RATE, _MAX_BITS_PER_SAMPLE = 128_000, 5
 
 
 def check_encoder() -> None:

@@ -21,11 +21,24 @@ from audiosep_jax.web.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import gradio
-    from gradio.components import Component
+    from gradio.blocks import Block
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
+# Without a word, a second process, or anything that the page does not need.
+_LAUNCH: dict[str, Any] = {
+    'prevent_thread_lock': True,
+    'inbrowser': False,
+    'quiet': True,
+    'show_error': False,
+    'footer_links': [],
+    'run_history': False,
+    'enable_monitoring': False,
+    'ssr_mode': False,
+    'pwa': False,
+    'mcp_server': False,
+}
 _LOCAL = ('localhost', '127.0.0.1', '::1')
 
 
@@ -74,19 +87,10 @@ def serving(
                 server_port=port,
                 root_path=root_path,
                 share=share,
-                prevent_thread_lock=True,
-                inbrowser=False,
-                quiet=True,
-                show_error=False,
                 max_file_size=limits.megabytes * 10**6,
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
                 theme=theme(),
                 css=CSS,
+                **_LAUNCH,
                 app_kwargs={
                     'lifespan': functools.partial(_guarded, names=names, calls=_calls(page), root_path=root_path),
                     'exception_handlers': {TypeError: _explain_upload},
@@ -133,14 +137,15 @@ def _calls(page: 'gradio.Blocks') -> dict[int, Call]:
     }
 
 
-def _fits(component: 'Component', value: Any) -> bool:
+def _fits(component: 'Block', value: Any) -> bool:
     """Returns whether a value from a request is of the type of a component."""
     import gradio as gr
 
     if isinstance(component, gr.Dataset):  # an example, by its number
         return isinstance(value, int) and 0 <= value < len(component.samples)
-    kinds = {gr.Audio: dict, gr.Slider: (int, float)}
-    return value is None or isinstance(value, kinds.get(type(component), str))
+    if isinstance(component, gr.Audio):
+        return value is None or isinstance(value, dict)
+    return value is None or isinstance(value, int | float if isinstance(component, gr.Slider) else str)
 
 
 def _set_environment(folder: str, host: str) -> None:
