@@ -13,6 +13,7 @@ from support.quarter_separator import RATE, files, one_error, sound, write
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.cli.main import main
+from audiosep_jax.separation.cancellation import warn_of_cancellation
 
 
 def separate(*arguments):
@@ -144,6 +145,24 @@ def test_m4a(folder, quarter, capfd):
         middle = slice(2000, RATE - 2000)
         assert np.corrcoef(out[0, middle], sound(samples=RATE)[0, middle])[0, 1] > 0.7
     assert separate('in.wav', '--query', 'a dog', '-o', 'x.m4a', '--subtype', 'PCM_16') == 2
+
+
+def test_channels_that_cancel_are_said_once_for_each_input(folder, quarter, monkeypatch, capsys):
+    """Also with several segments, each of which is a recording to the separator."""
+
+    def stream(blocks, *arguments, **options):
+        return quarter_stream(warn_of_cancellation(blocks, RATE), *arguments, **options)
+
+    quarter_stream = quarter.stream
+    monkeypatch.setattr(quarter, 'stream', stream, raising=False)
+    x = sound(channels=1, samples=2 * RATE)
+    for name, other in (('a.wav', -x), ('b.wav', x), ('c.wav', -x)):
+        write_audio(name, np.concatenate([x, other]), RATE, subtype='FLOAT')
+    for options in ([], ['--segments', '0-0.5', '1-1.5']):
+        assert separate('a.wav', 'b.wav', 'c.wav', '--query', 'a dog', '-o', 'out', '--force', *options) == 0
+        notes = capsys.readouterr().err.splitlines()
+        assert [note[:26] for note in notes] == ['audiosep-jax: note: a.wav:', 'audiosep-jax: note: c.wav:']
+        assert all('--per-channel' in note for note in notes)
 
 
 def test_a_name_that_begins_with_a_dash_is_explained(folder, quarter, capsys):
