@@ -6,6 +6,8 @@ configurations and queries, 1 for files and data.
 
 import contextlib
 import dataclasses
+import itertools
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -162,3 +164,21 @@ def reported(program: str) -> Iterator[None]:
             raise
         print(f'{program}: error: {explanation[0]}', file=sys.stderr)
         raise SystemExit(explanation[1]) from None
+
+
+def dash_hint(arguments: Sequence[str]) -> str | None:
+    """Returns what to say about a file whose name begins with a dash, so that the command line was not understood.
+
+    Only command lines use this.
+
+    Args:
+        arguments: of the command line.
+    """
+    options = list(itertools.takewhile(lambda argument: argument != '--', arguments))
+    for name in options:
+        # A name that does not exist yet, such as an output's, is known by its suffix. -0.5 is a number.
+        if re.fullmatch(r'-[^-].*\.[a-z]\w{1,4}', name, re.IGNORECASE) or (
+            len(name) > 1 and name.startswith('-') and os.path.lexists(name)
+        ):
+            return f"{name} begins with a dash and is taken for an option: write './{name}' (inputs may also follow --)"
+    return None

@@ -14,7 +14,7 @@ import tyro
 
 from audiosep_jax.data.embeddings import Modality
 from audiosep_jax.encoders.registry import load_encoder
-from audiosep_jax.errors import explained
+from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.progress import printed_progress, progress_bar
 from data_prep.commands import inspect, make_eval, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
@@ -127,6 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=argv,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
+    except SystemExit as stop:  # --help, or a wrong flag that tyro has explained
+        hint = dash_hint(sys.argv[1:] if argv is None else argv) if stop.code else None
+        if hint is not None:
+            print(f'data_prep: note: {hint}', file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print('data_prep: interrupted; the same command resumes', file=sys.stderr)
         return 130

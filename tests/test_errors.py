@@ -60,3 +60,12 @@ def test_without_an_error_nothing_is_said(capsys):
     with reported('program'):
         pass
     assert capsys.readouterr() == ('', '')
+
+
+def test_files_whose_names_begin_with_a_dash_are_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '-takes').mkdir()
+    for arguments in (['-takes'], ['x', '-o', '-new.WAV'], ['--query', 'dog', '-a b.m4a', '--', '-c.wav']):
+        assert 'begins with a dash' in errors.dash_hint(arguments)
+    for arguments in ([], ['-'], ['--'], ['-o', 'x.wav'], ['--weights', '-0.5'], ['--a.b', '1'], ['--', '-takes']):
+        assert errors.dash_hint(arguments) is None

@@ -11,15 +11,16 @@ MAX_FLAC_RATE = 655350  # Hz
 
 _ANY_RATE = range(1, 2**31)
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """How libsndfile writes a format, and the limits beyond which it ends the process or gives an empty message.
+    """How a format is written, and the limits beyond which libsndfile ends the process or gives an empty message.
 
     Attributes:
-        name: libsndfile's name of the format.
+        name: libsndfile's name of the format; 'M4A', which PyAV writes, is not one of them.
         subtype: the only subtype that the format has; None: the caller chooses one.
         max_channels: the most channels of a file.
         rates: the sample rates that a file may have, in Hz.
@@ -62,8 +63,8 @@ class SoundFormat:
     in_folders: bool = True
 
 
-def _container(suffix: str, **fields: Any) -> SoundFormat:
-    return SoundFormat(suffix, in_container=True, **fields)
+def _container(suffix: str, writer: Writer | None = None, **fields: Any) -> SoundFormat:
+    return SoundFormat(suffix, writer, in_container=True, **fields)
 
 
 def _video(suffix: str, **fields: Any) -> SoundFormat:
@@ -103,7 +104,7 @@ FORMATS = (
     SoundFormat('.au'),
     SoundFormat('.aifc', in_folders=False),
     SoundFormat('.rf64', in_folders=False),
-    _container('.m4a', refused_output=True, dataset_rank=3),
+    _container('.m4a', Writer('M4A', 'AAC', max_channels=6, rates=_AAC_RATES), dataset_rank=3),
     _container('.mka', dataset_rank=3),
     _container('.aac', refused_output=True, dataset_rank=3),
     _container('.wma', refused_output=True),
@@ -125,6 +126,17 @@ FORMATS = (
 
 def _suffixes(chosen: Callable[[SoundFormat], Any]) -> tuple[str, ...]:
     return tuple(form.suffix for form in FORMATS if chosen(form))
+
+
+def held_rate(suffix: str, rate: int) -> int:
+    """Returns the sample rate (Hz) of a file for a sound at `rate`: the next higher one that the format has, if any.
+
+    Formats that hold any rate up to a limit keep theirs, also beyond the limit: `check_format` refuses that.
+    """
+    writer = WRITERS.get(suffix.lower())
+    if writer is None or rate in writer.rates or isinstance(writer.rates, range):
+        return rate
+    return min((held for held in writer.rates if held > rate), default=max(writer.rates))
 
 
 def dataset_suffixes(*, videos_first: bool = False) -> tuple[str, ...]:

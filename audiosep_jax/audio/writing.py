@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import soundfile
 
+from audiosep_jax.audio.encoding import check_encoder, encode_m4a
 from audiosep_jax.audio.formats import WRITABLE_SUFFIXES, WRITERS
 from audiosep_jax.audio.samples import quantize
 from audiosep_jax.errors import AudioFileError, ConfigError
@@ -63,10 +64,12 @@ def check_format(
         rates = writer.rates
         held = f'up to {rates[-1]}' if isinstance(rates, range) else ', '.join(map(str, rates))
         raise ConfigError(f'{name}: {suffix} holds rates {held} Hz, not {sample_rate}; use .wav')
+    if writer.name == 'M4A':
+        check_encoder()
 
 
 def has_subtypes(suffix: str) -> bool:
-    """Returns whether files of this suffix come with several subtypes; OGG, Opus and MP3 have one each."""
+    """Returns whether files of this suffix come with several subtypes; OGG, Opus, MP3 and M4A have one each."""
     writer = WRITERS.get(suffix.lower())
     return writer is not None and writer.subtype is None
 
@@ -145,6 +148,9 @@ class OutputFiles:
 
     def _encode(self, temporary: Path, suffix: str, spool: 'tempfile.SpooledTemporaryFile[bytes]', gain: float) -> None:
         writer = WRITERS[suffix]
+        if writer.name == 'M4A':
+            encode_m4a(temporary, _waiting_samples(spool, self._channels, gain), self._rate, self._channels)
+            return
         subtype = writer.subtype or self._subtype
         kind, frame_bytes = writer.name, 4 * self._channels
         if kind == 'WAV' and spool.tell() // 4 * _SAMPLE_BYTES[self._subtype] > _MAX_WAV_BYTES:
@@ -155,6 +161,13 @@ class OutputFiles:
             while data := spool.read(_BLOCK * frame_bytes):
                 block = np.frombuffer(data, np.float32).reshape(-1, self._channels) * np.float32(gain)
                 file.write(quantize(block, subtype))
+
+
+def _waiting_samples(spool: 'tempfile.SpooledTemporaryFile[bytes]', channels: int, gain: float) -> Iterator[np.ndarray]:
+    """Yields the samples of a spool times a gain, float32 [n, channels]."""
+    spool.seek(0)
+    while data := spool.read(_BLOCK * 4 * channels):
+        yield np.frombuffer(data, np.float32).reshape(-1, channels) * np.float32(gain)
 
 
 def _new_spool(folder: Path) -> 'tempfile.SpooledTemporaryFile[bytes]':
@@ -211,7 +224,7 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *,
         path: ends in one of `WRITABLE_SUFFIXES`: .wav, .flac, .ogg, .mp3 and others.
         audio: float `[channels, T]`.
         sample_rate: in Hz, a whole number.
-        subtype: of the samples. FLAC has no PCM_32 and no FLOAT; OGG, Opus and MP3 ignore it.
+        subtype: of the samples. FLAC has no PCM_32 and no FLOAT; OGG, Opus, MP3 and M4A ignore it.
 
     Returns:
         The gain that was applied to keep within full scale; 1.0 if none.

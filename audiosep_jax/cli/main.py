@@ -12,7 +12,7 @@ import tyro
 
 from audiosep_jax import __version__
 from audiosep_jax.cli import convert, evaluate, inspect, push, separate, serve, terminal
-from audiosep_jax.errors import explained
+from audiosep_jax.errors import dash_hint, explained
 
 _RUN: dict[type, Callable[[Any], int]] = {
     separate.Separate: separate.run,
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
     except SystemExit as stop:  # --help, or a wrong flag that tyro has explained
+        hint = dash_hint(sys.argv[1:] if argv is None else argv) if stop.code else None
+        if hint is not None:
+            terminal.note(hint)
         return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:
         return terminal.stdout_was_closed()

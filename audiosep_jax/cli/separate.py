@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import numpy as np
 import tyro
 
-from audiosep_jax.audio.formats import OUTPUT_FORMATS, WRITABLE_SUFFIXES
+from audiosep_jax.audio.formats import OUTPUT_FORMATS, WRITABLE_SUFFIXES, held_rate
 from audiosep_jax.audio.loudness import LoudnessMatch
 from audiosep_jax.audio.raw import RAW_FORMATS, RawFormat, encoded, read_raw
 from audiosep_jax.audio.reading import SoundInput, open_sound
+from audiosep_jax.audio.resampling import Resampler
 from audiosep_jax.audio.writing import Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.cli import terminal
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
@@ -84,11 +85,12 @@ class Separate:
     ] = ()
     """Extract only within these spans, such as 0:10-0:25 1:02:03.5-1:03:00; elsewhere the sound counts as absent."""
     format: Annotated[str | None, tyro.conf.arg(metavar='NAME', help_behavior_hint='(default: wav)')] = None
-    """Of files: wav, flac, ogg, opus, mp3, aiff, caf or w64. Of a pipe: u8, s16le, s24le, s32le, f32le or f64le."""
+    """Of files: wav, flac, ogg, opus, mp3, aiff, caf, w64 or m4a; one that lacks the input's rate gets the next higher
+    one. Of a pipe: u8, s16le, s24le, s32le, f32le or f64le."""
     subtype: Annotated[
         str | None, tyro.conf.arg(metavar='NAME', help_behavior_hint="(default: the input's, at least PCM_16)")
     ] = None
-    """Sample format of the outputs: PCM_16, PCM_24, PCM_32 or FLOAT. OGG, Opus and MP3 have none."""
+    """Sample format of the outputs: PCM_16, PCM_24, PCM_32 or FLOAT. OGG, Opus, MP3 and M4A have none."""
     rate: Annotated[int | None, tyro.conf.arg(metavar='HZ')] = None
     """Sample rate of standard input."""
     channels: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
@@ -149,12 +151,14 @@ def run(command: Separate) -> int:
     embedded = separator.prepare(list(queries.values()))
     job = _Job(command, separator, embedded, spans, tuple(names.values()))
     if command.output == _PIPE:
-        return _separate_to_pipe(job, inputs[0])
+        with terminal.warnings_as_notes(inputs[0]):
+            return _separate_to_pipe(job, inputs[0])
     records, failed = [], 0
     with _progress(inputs) as advance:
         for source, outputs in plans.items():
             try:
-                record = _separate_file(job, source, outputs, advance)
+                with terminal.warnings_as_notes(source):
+                    record = _separate_file(job, source, outputs, advance)
             except AudioSepError as error:
                 failed += 1
                 message = str(error)
@@ -296,19 +300,24 @@ def _separate_file(job: _Job, source: Path, outputs: list[Path], advance: Callab
         if existing and not job.command.force:
             raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
         subtype = _subtype(job.command) or subtype_like(sound.subtype, outputs[0].suffix)
+        rate = held_rate(outputs[0].suffix, sound.rate)
+        if rate != sound.rate:
+            terminal.note(f'{source}: {outputs[0].suffix} does not hold {sound.rate} Hz; written at {rate} Hz')
+        resamplers = [Resampler(sound.rate, rate, sound.channels) for _ in outputs]
         with (
             _output_folder(outputs[0].parent),
-            written_together(outputs, sound.rate, channels=sound.channels, subtype=subtype) as files,
+            written_together(outputs, rate, channels=sound.channels, subtype=subtype) as files,
         ):
             match = LoudnessMatch(len(outputs), sound.rate, sound.channels) if job.command.keep_loudness else None
             samples = 0
             for piece in job.pieces(sound.blocks(), sound.rate, live=False):
                 sounds = job.sounds(piece)
-                files.write(sounds)
+                files.write([resampler.push(x) for resampler, x in zip(resamplers, sounds, strict=True)])
                 if match is not None:
                     match.push(piece.residual + piece.targets.sum(0), sounds)
                 samples += piece.residual.shape[-1]
                 advance(piece.residual.shape[-1] / sound.rate)
+            files.write([resampler.finish() for resampler in resamplers])
             loudness_gains = match.gains() if match is not None else [1.0] * len(outputs)
             gain = files.finish(loudness_gains)
     if gain < 1:
@@ -324,6 +333,7 @@ def _separate_file(job: _Job, source: Path, outputs: list[Path], advance: Callab
         'input': str(source),
         'seconds': samples / sound.rate,
         'sample_rate': sound.rate,
+        **({'output_sample_rate': rate} if rate != sound.rate else {}),
         'channels': sound.channels,
         'subtype': subtype if has_subtypes(outputs[0].suffix) else None,
         'outputs': [

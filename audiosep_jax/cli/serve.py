@@ -29,11 +29,16 @@ class Serve:
     ] = None
     """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
     host: str = '127.0.0.1'
-    """The address to listen on; 0.0.0.0 admits everybody who can reach this machine."""
+    """The address to listen on, also an IPv6 one such as ::1. 0.0.0.0, or :: for IPv6, admits everybody who can reach
+    this machine."""
     port: int = 7860
     """The port to listen on."""
     share: bool = False
     """Also create a public address through Gradio's servers, for at most a week; anybody who knows it may use it."""
+    allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='NAME')] = ()
+    """A further name by which browsers address this server, such as that of a reverse proxy; may be repeated."""
+    root_path: Annotated[str, tyro.conf.arg(metavar='PATH')] = ''
+    """The path at which a reverse proxy serves the page, such as /sounds."""
     examples: Annotated[Path | None, tyro.conf.arg(metavar='DIR', help_behavior_hint="(default: the checkpoint's)")] = (
         None
     )
@@ -49,15 +54,20 @@ def run(command: Serve) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the exit code.
 
     Raises:
-        ConfigError: Gradio is not installed, the address is not one of this machine's, or the port is in use.
+        ConfigError: Gradio is not installed, the address is not one of this machine's, the port is in use, or a flag
+            is malformed.
         AudioFileError, QueryError: the examples cannot be used.
         QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
     """
+    from audiosep_jax.web.guard import HostNames, check_root_path
     from audiosep_jax.web.page import Limits, find_examples
     from audiosep_jax.web.server import import_gradio, serving
 
+    host = command.host.removeprefix('[').removesuffix(']')
     limits = Limits(seconds=command.max_seconds, megabytes=command.max_megabytes)
-    _check_address(command.host, command.port)
+    _check_address(host, command.port)
+    HostNames(host, command.allow_host)
+    check_root_path(command.root_path)
     if command.examples is not None:
         find_examples(command.examples)
     import_gradio()
@@ -66,7 +76,14 @@ def run(command: Serve) -> int:
     with (
         contextlib.suppress(KeyboardInterrupt),
         serving(
-            separator, host=command.host, port=command.port, share=command.share, limits=limits, examples=examples
+            separator,
+            host=host,
+            port=command.port,
+            share=command.share,
+            limits=limits,
+            examples=examples,
+            allowed_hosts=command.allow_host,
+            root_path=command.root_path,
         ) as address,
     ):
         terminal.say(f'{address}  (Ctrl-C ends it)')

@@ -1,6 +1,7 @@
 """What the subcommands share: messages, signals, and loading a separator."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,33 @@ def complain(message: str) -> None:
     say(f'audiosep-jax: error: {message}', file=sys.stderr)
 
 
+class _Notes(logging.Handler):
+    """Prints each warning once: with --segments, every segment may log it."""
+
+    def __init__(self, source: object):
+        super().__init__(logging.WARNING)
+        self._source = source
+        self._printed: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name not in self._printed:
+            self._printed.add(record.name)
+            note(f'{self._source}: {record.getMessage()}')
+
+
+@contextlib.contextmanager
+def warnings_as_notes(source: object) -> Iterator[None]:
+    """Prints the warnings that separating `source` logs as notes."""
+    logger, handler = logging.getLogger('audiosep_jax.separation'), _Notes(source)
+    previous, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = previous
+
+
 def load(path: str | None, *, max_whole_seconds: float | None = None) -> 'Separator':
     """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
     from audiosep_jax.separation.separator import load
@@ -41,9 +69,9 @@ def load(path: str | None, *, max_whole_seconds: float | None = None) -> 'Separa
 
 def silence_orbax() -> None:
     """Hides Orbax's warnings about its internals, which a user of the command line can do nothing about."""
-    from absl import logging
+    from absl import logging as absl_logging
 
-    logging.set_verbosity(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from audiosep_jax.errors import (
 )
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
+from audiosep_jax.separation.cancellation import warn_of_cancellation
 from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
 from audiosep_jax.separation.queries import Embedded, Query, embed
 from audiosep_jax.separation.streaming import NetworkStream, SoundStream
@@ -131,7 +132,8 @@ class Separator:
         """Separates the sound that each query describes.
 
         The network hears the mean of the channels, and its mask is applied to each channel, so that the stereo image
-        stays. Frequencies above half the model's rate are never in a target; they stay in the residual.
+        stays. Frequencies above half the model's rate are never in a target; they stay in the residual. If the channels
+        cancel in their mean, a warning is logged.
 
         Args:
             audio: float [T] or [channels, T] in ±1, T above 0.
@@ -144,6 +146,8 @@ class Separator:
             AudioFileError: audio that is empty, not float, of another shape, or not finite.
         """
         audio = check_audio(audio, sample_rate)
+        if not per_channel:
+            (audio,) = warn_of_cancellation([audio], sample_rate)
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
@@ -208,7 +212,8 @@ class Separator:
             per_channel=per_channel,
             frames=_FRAMES_LIVE if live else _FRAMES_AT_ONCE,
         )
-        for block in itertools.chain(first, blocks):
+        whole = itertools.chain(first, blocks)
+        for block in whole if per_channel else warn_of_cancellation(whole, sample_rate):
             yield from _separations(*stream.push(block))
         yield from _separations(*stream.finish())
 

@@ -23,6 +23,7 @@ from audiosep_jax.audio.reading import open_sound
 from audiosep_jax.audio.writing import Subtype, write_together
 from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
 from audiosep_jax.plots import spectrogram_panels
+from audiosep_jax.separation.cancellation import cancels
 from audiosep_jax.separation.outputs import RESIDUAL, plan_outputs, query_names
 from audiosep_jax.separation.queries import Query
 from audiosep_jax.separation.separator import Separator
@@ -144,8 +145,12 @@ def answer(
     picture = folder / f'{paths[-1].stem.removesuffix(RESIDUAL)}spectrograms.png'
     labels = _distinct(['recording', *map(_shortened, texts), 'residual'])
     spectrogram_panels(picture, dict(zip(labels, [mixture, *sounds], strict=True)), rate)
-    note = '' if gain == 1 else f'All files were attenuated by {-20 * np.log10(gain):.1f} dB to stay within full scale.'
-    return Answer(dict(zip(texts, paths, strict=False)), paths[-1], picture, note)
+    notes = []
+    if gain < 1:
+        notes.append(f'All files were attenuated by {-20 * np.log10(gain):.1f} dB to stay within full scale.')
+    if cancels(mixture):
+        notes.append('The channels cancel in their mean, which is what is listened to: upload each channel by itself.')
+    return Answer(dict(zip(texts, paths, strict=False)), paths[-1], picture, ' '.join(notes))
 
 
 def blended(separated: np.ndarray, mixture: np.ndarray, strength: float) -> np.ndarray:
@@ -201,6 +206,7 @@ def build_page(separator: Separator, *, limits: Limits, folder: Path, examples: 
             api_visibility='private',
             show_progress_on=outputs[:2],  # one of message and first player is always visible
         )
+    _refuse_quietly(page)
     # One request computes and up to twenty wait; api_open=False keeps requests from bypassing the queue.
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
     return page
@@ -341,6 +347,21 @@ def _accept_uploads_only(component: 'gradio.Audio') -> None:
         return await move(source)
 
     component.async_move_resource_to_block_cache = move_upload  # type: ignore[method-assign, assignment]
+
+
+def _refuse_quietly(page: 'gradio.Blocks') -> None:
+    """Keeps Gradio from logging a traceback for every request whose inputs it refuses, such as files of the machine."""
+    import gradio as gr
+
+    preprocess = page.preprocess_data
+
+    async def refusing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await preprocess(*args, **kwargs)
+        except Exception as error:
+            raise gr.Error('The request was refused.', print_exception=False) from error
+
+    page.preprocess_data = refusing  # type: ignore[method-assign]
 
 
 def _headline(separator: Separator) -> str:

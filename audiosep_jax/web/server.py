@@ -1,115 +1,151 @@
 """The server behind `audiosep-jax serve`: serves the web page (`page.py`) on a port of this machine.
 
-It gives access to uploads and results only: Gradio gets a separate folder, and a middleware refuses whatever else
-Gradio's server would do for strangers, such as fetching URLs. The page needs no network: it uses system fonts, and its
-headers tell the browser to load nothing from other hosts.
+It gives access to uploads and results only: Gradio gets a separate folder (`scratch.py`), and only requests of the page
+reach it (`guard.py`). The page needs no network: it uses system fonts, and its headers tell the browser to load nothing
+from other hosts.
 """
 
 import contextlib
-import ipaddress
+import functools
+import logging
 import os
-import re
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.web.guard import Call, Guard, HostNames, check_root_path
 from audiosep_jax.web.page import CSS, Example, Limits, build_page, theme
+from audiosep_jax.web.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    import gradio
+    from gradio.blocks import Block
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
 
-_LOCAL = ('localhost', '127.0.0.1')
-# Routes by which Gradio fetches URLs for any client, and its pages for developers.
-_REFUSED = re.compile(r'/(?:proxy=|(?:file=|file/)\w+:|process_recording|vibe|undo-vibe|dev/|monitoring|deep_link)')
-# Gradio uses inline scripts and styles, and its players and recorders use blobs.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'"
-)
-_HEADERS = [
-    (b'content-security-policy', _POLICY.encode()),
-    (b'x-content-type-options', b'nosniff'),
-    (b'referrer-policy', b'no-referrer'),
-]
+# Without a word, a second process, or anything that the page does not need.
+_LAUNCH: dict[str, Any] = {
+    'prevent_thread_lock': True,
+    'inbrowser': False,
+    'quiet': True,
+    'show_error': False,
+    'footer_links': [],
+    'run_history': False,
+    'enable_monitoring': False,
+    'ssr_mode': False,
+    'pwa': False,
+    'mcp_server': False,
+}
+_LOCAL = ('localhost', '127.0.0.1', '::1')
 
 
 @contextlib.contextmanager
 def serving(
-    separator: Separator, *, host: str, port: int, share: bool, limits: Limits, examples: Sequence[Example]
+    separator: Separator,
+    *,
+    host: str,
+    port: int,
+    share: bool,
+    limits: Limits,
+    examples: Sequence[Example],
+    allowed_hosts: Sequence[str] = (),
+    root_path: str = '',
 ) -> Iterator[str]:
     """Serves the page inside the context; yields its address.
 
     It may be used once per process, because Gradio reads its settings from the environment.
 
+    Args:
+        separator: accepts text queries.
+        host: the address to listen on.
+        port: the port to listen on.
+        share: also create a public address through Gradio's servers.
+        limits: of a request.
+        examples: recordings to try.
+        allowed_hosts: further names by which the server may be addressed, such as a reverse proxy's.
+        root_path: the path at which a reverse proxy serves the page, such as `/sounds`.
+
     Raises:
-        ConfigError: Gradio is not installed, or the port is in use.
+        ConfigError: Gradio is not installed, the port is in use, or `allowed_hosts` or `root_path` is malformed.
         QueryError: the separator does not accept text queries; see also `Separator.prepare`.
     """
+    names, root_path = HostNames(host, allowed_hosts), check_root_path(root_path)
     separator.prepare('a dog barking')  # fails here rather than at the first request
-    with tempfile.TemporaryDirectory(prefix='audiosep-jax-', ignore_cleanup_errors=True) as folder:
-        folder = os.path.realpath(folder)
-        _set_environment(folder, host)
+    with scratch_folder() as folder:
+        _set_environment(os.fspath(folder), host)
         import_gradio()
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        import gradio.routes
 
-        guards = [Middleware(_Guard)]
-        if _is_local(host) and not share:
-            # Against DNS rebinding: a foreign page may point its own name here, but the Host header still carries it.
-            guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL, host], www_redirect=False))
-        page = build_page(separator, limits=limits, folder=Path(folder), examples=examples)
+        gradio.routes.DEFAULT_TEMP_DIR = os.fspath(folder)  # read from the environment when it was imported
+        page = build_page(separator, limits=limits, folder=folder, examples=examples)
         try:
             _, address, public = page.launch(
-                server_name=host,
+                server_name=f'[{host}]' if ':' in host else host,
                 server_port=port,
+                root_path=root_path,
                 share=share,
-                prevent_thread_lock=True,
-                inbrowser=False,
-                quiet=True,
-                show_error=False,
                 max_file_size=limits.megabytes * 10**6,
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
                 theme=theme(),
                 css=CSS,
-                app_kwargs={'middleware': guards, 'docs_url': None, 'redoc_url': None},
+                **_LAUNCH,
+                app_kwargs={
+                    'lifespan': functools.partial(_guarded, names=names, calls=_calls(page), root_path=root_path),
+                    'exception_handlers': {TypeError: _explain_upload},
+                    'docs_url': None,
+                    'redoc_url': None,
+                },
             )
         except OSError as error:
             raise ConfigError(f'--host {host} --port {port}: cannot listen there: {error}') from error
+        if public:
+            names.allow(urlsplit(public).hostname or '')
         try:
+            address = address.replace('[::]', '[::1]')  # like 0.0.0.0, no browser opens it
             yield f'{address}  {public}' if public else address
         finally:
             page.close(verbose=False)
 
 
-class _Guard:
-    """ASGI middleware that refuses routes the page does not use, and adds _HEADERS to every response."""
+@contextlib.asynccontextmanager
+async def _guarded(app: 'Starlette', **settings: Any) -> AsyncIterator[None]:
+    """Puts `Guard` around the server before it accepts connections.
 
-    def __init__(self, app: 'ASGIApp'):
-        self._app = app
+    A middleware of `app_kwargs` would be inside Gradio's own, which answers requests of foreign origins by itself.
+    """
+    assert app.middleware_stack is not None  # it is what has called this
+    app.middleware_stack = Guard(app.middleware_stack, **settings)
+    yield
 
-    async def __call__(self, scope: 'Scope', receive: 'Receive', send: 'Send') -> None:
-        async def send_with_headers(message: 'Message') -> None:
-            if message['type'] == 'http.response.start':
-                message = {**message, 'headers': [*message['headers'], *_HEADERS]}
-            await send(message)
 
-        if scope['type'] != 'http':
-            await self._app(scope, receive, send)
-        elif _REFUSED.search(scope['path']):
-            from starlette.responses import PlainTextResponse
+async def _explain_upload(request: 'Request', error: Exception) -> 'Response':
+    """Answers an upload whose `files` are not files, at which Gradio fails."""
+    from starlette.responses import PlainTextResponse
 
-            await PlainTextResponse('not served here', 403)(scope, receive, send_with_headers)
-        else:
-            await self._app(scope, receive, send_with_headers)
+    if not request.url.path.rstrip('/').endswith('/gradio_api/upload'):
+        raise error
+    return PlainTextResponse('the upload holds no file', 400)
+
+
+def _calls(page: 'gradio.Blocks') -> dict[int, Call]:
+    """Returns what requests may call, with checks for what would otherwise fail inside Gradio with a traceback."""
+    return {
+        index: Call([functools.partial(_fits, component) for component in function.inputs], bool(function.queue))
+        for index, function in page.fns.items()
+    }
+
+
+def _fits(component: 'Block', value: Any) -> bool:
+    """Returns whether a value from a request is of the type of a component."""
+    import gradio as gr
+
+    if isinstance(component, gr.Dataset):  # an example, by its number
+        return isinstance(value, int) and 0 <= value < len(component.samples)
+    if isinstance(component, gr.Audio):
+        return value is None or isinstance(value, dict)
+    return value is None or isinstance(value, int | float if isinstance(component, gr.Slider) else str)
 
 
 def _set_environment(folder: str, host: str) -> None:
@@ -119,6 +155,7 @@ def _set_environment(folder: str, host: str) -> None:
     os.environ['GRADIO_TEMP_DIR'] = folder
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
+    logging.getLogger('python_multipart').setLevel(logging.ERROR)  # it warns of every malformed upload
     # Gradio requests its own address to see whether it is up; a proxy could not reach it.
     for name in ('NO_PROXY', 'no_proxy'):
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), *_LOCAL, host]))
@@ -130,12 +167,3 @@ def import_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ConfigError("the page needs Gradio: pip install 'audiosep_jax[demo]'") from error
-
-
-def _is_local(host: str) -> bool:
-    if host == 'localhost':
-        return True
-    try:
-        return ipaddress.ip_address(host).version == 4 and ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,9 +4,11 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from audiosep_jax.audio.formats import dataset_suffixes
 from audiosep_jax.errors import DataError, LeftOut, printable
+from audiosep_jax.storage.json_files import parse_json
 from audiosep_jax.storage.tables import read_text, rows_of
 from data_prep.clips.base import Entry
 from data_prep.clips.sources import Files
@@ -19,7 +21,7 @@ def read_table(
     columns: Sequence[str],
     *,
     encodings: Sequence[str] = ('utf-8-sig',),
-    delimiter: str = ',',
+    delimiter: str | None = ',',
     loose: bool = False,
     bad: list[LeftOut] | None = None,
 ) -> list[tuple[int, dict[str, str]]]:
@@ -31,14 +33,16 @@ def read_table(
         path: the file.
         columns: the columns that must exist.
         encodings: as for `tables.read_text`.
-        delimiter: the character between two fields.
+        delimiter: the character between two fields; None: what the header has, commas, semicolons or tabs.
         loose: accept rows with more or fewer fields than the header, as long as they have these columns.
         bad: receives the rows with a wrong number of fields; None: they are an error. See `refuse_wrong_table`.
 
     Raises:
         DataError: as for `tables.read_text`; not CSV; a column is missing; a row has a wrong number of fields.
     """
-    table = ((line, row) for line, row in rows_of(path, read_text(path, encodings), delimiter=delimiter) if row)
+    text = read_text(path, encodings)
+    delimiter = delimiter or delimiter_of(text)
+    table = ((line, row) for line, row in rows_of(path, text, delimiter=delimiter) if row)
     names = [name.strip() for name in next(table, (0, []))[1]]
     absent = [column for column in columns if column not in names]
     if absent:
@@ -54,6 +58,35 @@ def read_table(
             bad.append(bad_row(path, line, problem))
             continue
         rows.append((line, dict(zip(names, fields, strict=False))))
+    return rows
+
+
+def delimiter_of(table: str) -> str:
+    """Returns the character between the fields of a table: of comma, semicolon and tab, the header's most frequent."""
+    header = next((line for line in table.splitlines() if line.strip()), '')
+    return max(',;\t', key=header.count)
+
+
+def read_json_lines(path: str | os.PathLike, *, bad: list[LeftOut] | None = None) -> list[tuple[int, dict[str, Any]]]:
+    """Returns the objects of a file with one JSON object on each line, with the numbers of their lines.
+
+    Args:
+        path: the file.
+        bad: receives the lines that are no objects; None: they are an error. See `refuse_wrong_table`.
+
+    Raises:
+        DataError: as for `tables.read_text`; a line is no object.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split('\n'), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, parse_json(line, f'{path}: line {number}', dict[str, Any], strict=False)))
+        except DataError:
+            if bad is None:
+                raise
+            bad.append(bad_row(path, number, 'not a JSON object'))
     return rows
 
 

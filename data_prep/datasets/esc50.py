@@ -1,9 +1,9 @@
 """ESC-50 (Piczak 2015): 2,000 sounds of 5 s at 44.1 kHz, 40 of each of 50 classes, in five folds.
 
-The folder as it comes from GitHub or in `ESC-50-master.zip`:
+The folder as it comes from GitHub, in `ESC-50-master.zip` or from Kaggle:
 
-    meta/esc50.csv      filename,fold,target,category,esc10,src_file,take
-    audio/*.wav
+    meta/esc50.csv      filename,fold,target,category,esc10,src_file,take; on Kaggle: esc50.csv
+    audio/*.wav         on Kaggle: audio/audio/44100/*.wav, or audio/audio/*.wav
 
 A clip's id is its file name. Its label and its only caption are the category with spaces for underscores, such as
 'chirping birds'. Rows of the same file become one clip with several categories, and its caption names all of them. Rows
@@ -19,7 +19,7 @@ import tyro
 
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
 from data_prep.clips.base import ClipSource, Entry
-from data_prep.clips.listing import bad_row, files_or_refuse, read_table, refuse_wrong_table
+from data_prep.clips.listing import bad_row, files_or_refuse, find_file, list_media, read_table, refuse_wrong_table
 from data_prep.clips.sources import Files
 from data_prep.options import BuildOptions
 
@@ -30,7 +30,7 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
     """Returns the clips of some folds, in the order of the metadata.
 
     Args:
-        source: the folder with `meta` and `audio`, or the one that holds it as `ESC-50-master`.
+        source: the folder with `meta` (or `esc50.csv`) and `audio`, or the one that holds it.
         folds: the folds to take, from 1 to 5.
 
     Raises:
@@ -40,28 +40,30 @@ def read_esc50(source: str | os.PathLike, folds: tuple[int, ...] = FOLDS) -> Fil
     unknown = [fold for fold in folds if fold not in FOLDS]
     if unknown or not folds:
         raise ConfigError(f'--folds {" ".join(map(str, unknown))}: ESC-50 has the folds 1 to 5')
-    folder = pathlib.Path(source)
-    nested = folder / 'ESC-50-master'
-    if not (folder / 'meta').is_dir() and (nested / 'meta').is_dir():
-        folder = nested
+    table = find_file(source, 'meta/esc50.csv', 'esc50.csv', folders=['ESC-50-master'])
+    if table is None:
+        raise DataError(f'{pathlib.Path(source) / "meta" / "esc50.csv"}: no such file: give the folder of ESC-50')
+    folder = table.parent.parent if table.parent.name == 'meta' else table.parent
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
-    clips = _clips(folder / 'meta' / 'esc50.csv', left_out)
-    try:
-        there = {entry.name for entry in os.scandir(folder / 'audio')}
-    except OSError as error:
-        raise DataError(
-            f'{folder / "audio"}: cannot be listed ({error.strerror}): ESC-50 has its sounds there'
-        ) from error
+    clips = _clips(table, left_out)
+    there = _sounds(folder / 'audio', left_out)
     for name, (fold, categories) in clips.items():
         if fold not in folds:
             continue
         if name in there:
             texts = tuple(category.replace('_', ' ') for category in categories)
-            entries.append(Entry(name, f'audio/{name}', (' and '.join(texts),), texts))
+            entries.append(Entry(name, f'audio/{there[name]}', (' and '.join(texts),), texts))
         else:
             left_out.append(LeftOut(name, 'missing', f'{folder / "audio" / name}: no such file'))
     return files_or_refuse(entries, folder, left_out, 'esc50')
+
+
+def _sounds(folder: pathlib.Path, left_out: list[LeftOut]) -> dict[str, str]:
+    """Returns the path of each file name below the folder; the copies at 16 kHz, which mirrors add, come last."""
+    paths = [path for _, path in list_media(folder, left_out=left_out)]
+    paths.sort(key=lambda path: ('16000' in path.split('/'), path.count('/'), path), reverse=True)
+    return {path.rpartition('/')[2]: path for path in paths}
 
 
 def _clips(path: pathlib.Path, left_out: list[LeftOut]) -> dict[str, tuple[int, list[str]]]:
@@ -70,7 +72,7 @@ def _clips(path: pathlib.Path, left_out: list[LeftOut]) -> dict[str, tuple[int, 
     bad: list[LeftOut] = []
     for line, row in read_table(path, ('filename', 'fold', 'category'), bad=bad):
         name, fold, category = (row[key].strip() for key in ('filename', 'fold', 'category'))
-        # The name is joined to a folder and compared with the names in it, so it must not contain a folder.
+        # The name is compared with the names in a folder, so it must not contain a folder.
         if not name or '/' in name or not category or fold not in map(str, FOLDS):
             bad.append(bad_row(path, line, 'expected a file name, a fold of 1 to 5 and a category'))
             continue
@@ -89,7 +91,7 @@ class BuildESC50(BuildOptions):
     """Shards from ESC-50: environmental sounds of 50 classes, captioned with the class."""
 
     source: pathlib.Path
-    """Its folder, with meta/esc50.csv and audio."""
+    """Its folder, with meta/esc50.csv (or esc50.csv) and audio."""
     folds: Annotated[tuple[tuple[int, ...], ...], tyro.conf.UseAppendAction] = ()
     """Which of the five folds (default: all). The authors' classifiers train on four and test on the fifth."""
 

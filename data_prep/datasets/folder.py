@@ -1,7 +1,11 @@
-"""Reads any folder of sounds: class folders, sounds with captions in text files beside them, or both.
+"""Reads any folder of sounds: class folders, sounds with captions in text files beside them, or in tables of metadata.
 
     SOURCE/dog_barking/1.wav             caption and label 'dog barking': the name of its folder, underscores as spaces
     SOURCE/field/a.flac, field/a.txt     every line of the text file is a caption; no label
+    SOURCE/metadata.csv                  Hugging Face's audiofolder; see `data_prep.clips.metadata_files`
+
+A table of metadata describes the sounds in its folder and below, except where a folder has a table itself, as the
+splits of a dataset do. Sounds that it does not list are left out, unless they have a text file.
 
 Folders may be nested and linked to each other; each is read once. In a folder with such text files, a sound without one
 is left out, because the folder's name ('clips', 'batch_3') may not be a class; `--captions class` uses the name anyway.
@@ -22,6 +26,7 @@ from audiosep_jax.errors import ConfigError, DataError, LeftOut, LeftOutError, p
 from audiosep_jax.storage.tables import read_text
 from data_prep.clips.base import ClipSource, Entry
 from data_prep.clips.listing import distinct, files_or_refuse
+from data_prep.clips.metadata_files import Metadata, key_of, read_metadata
 from data_prep.clips.sources import Files
 from data_prep.exclusions import ExcludingOptions, is_excluded, youtube_id
 
@@ -41,15 +46,16 @@ def read_folder(
 
     Args:
         source: the folder.
-        captions: 'text' takes captions from text files only; 'class' falls back to the name of the class folder; 'auto'
-            does so too, but not in folders where other sounds have text files.
+        captions: 'text' takes captions from text files and metadata only; 'class' falls back from text files to the
+            name of the class folder; 'auto' takes metadata and text files, and the name of the class folder where no
+            sound of the folder has either.
         class_folder: which of nested folders names the class: 'parent', the innermost, or 'top'.
         frames: number of pictures to take from each file, which must be a video.
         excluded: ids, file names or YouTube ids of clips that must not be used for training.
 
     Raises:
         ConfigError: `captions` or `class_folder` is unknown.
-        DataError: there is no such folder, or no sound in it has a caption.
+        DataError: there is no such folder, no sound in it has a caption, or a table of metadata cannot be used.
     """
     for flag, value, kind in (('captions', captions, CaptionSource), ('class-folder', class_folder, ClassFolder)):
         if value not in get_args(kind):
@@ -57,25 +63,38 @@ def read_folder(
     folder = pathlib.Path(source)
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
+    tables: dict[str, Metadata | None] = {}  # by folder: its own, or the one of the folder above
+    described: set[str] = set()
     for inner, files in _folders(folder, left_out):
+        table = tables.get(os.path.dirname(inner)) if inner else None
+        if captions != 'class':
+            table = read_metadata(folder, inner, [entry.name for entry in files], left_out) or table
+        tables[inner] = table
         texts = {_key(entry.name): entry.name for entry in files if _suffix(entry.name) == '.txt'}
         sounds = [entry for entry in files if _suffix(entry.name) in FOLDER_SUFFIXES]
         has_pairs = any(_key(entry.name) in texts for entry in sounds)
-        by_class = captions == 'class' or (captions == 'auto' and not has_pairs)
+        by_class = captions == 'class' or (captions == 'auto' and not has_pairs and table is None)
         class_name = _class_name(inner, class_folder) if by_class else ''
         for sound in sounds:
             path = _joined(inner, sound.name)
+            described.add(key_of(path))
             try:
                 _check(sound, excluded, path)
                 text = texts.get(_key(sound.name))
-                if text is not None:
+                row = table.rows.get(key_of(path)) if table is not None else None
+                if row is not None and row[0]:
+                    entries.append(Entry(path, path, *row))
+                elif text is not None:
                     entries.append(Entry(path, path, _lines(folder, _joined(inner, text))))
                 elif class_name:
                     entries.append(Entry(path, path, (class_name,), (class_name,)))
                 else:
-                    raise LeftOutError('excluded', _no_caption(captions, inner, has_pairs))
+                    raise LeftOutError('excluded', _no_caption(captions, inner, table))
             except LeftOutError as error:
                 left_out.append(LeftOut(path, error.reason, f'{path}: {error}'))
+    for table in {id(table): table for table in tables.values() if table is not None}.values():
+        absent = [path for path in table.rows if path not in described]
+        left_out += [LeftOut(path, 'missing', f'{path}: no such sound, but {table.path} lists it') for path in absent]
     if not entries and not left_out:
         raise DataError(f'{folder}: holds no sounds ({", ".join(dataset_suffixes()[:10])}, …)')
     entries.sort(key=lambda entry: entry.id)
@@ -136,7 +155,9 @@ def _lines(folder: pathlib.Path, path: str) -> tuple[str, ...]:
     return captions
 
 
-def _no_caption(captions: CaptionSource, inner: str, has_pairs: bool) -> str:
+def _no_caption(captions: CaptionSource, inner: str, table: Metadata | None) -> str:
+    if table is not None:
+        return f'no caption: {table.path} has none for it'
     if captions == 'text' or not inner:
         return 'no caption: there is no text file beside it'
     return 'no caption: others in its folder have a text file (--captions class takes the name of the folder)'
@@ -164,13 +185,13 @@ def _key(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildFolder(ExcludingOptions):
-    """Shards from a folder of sounds: class folders, or sounds with text files of captions beside them."""
+    """Shards from a folder of sounds: class folders, text files of captions beside the sounds, or metadata.csv."""
 
     source: pathlib.Path
-    """The folder, with sounds at any depth."""
+    """The folder, with sounds at any depth, such as an audiofolder of Hugging Face with metadata.csv or .jsonl."""
     captions: CaptionSource = 'auto'
-    """text: from text files only; class: from the name of the folder if there is no text file; auto: like class, but
-    not in folders where other sounds have text files."""
+    """text: from metadata and text files only; class: from the name of the folder if there is no text file; auto: from
+    metadata and text files, and like class in folders where no sound has either."""
     class_folder: ClassFolder = 'parent'
     """Which of nested folders names the class: the one that the sound is in (parent), or the one in --source (top)."""
     frames: int = 0

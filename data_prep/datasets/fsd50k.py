@@ -1,11 +1,14 @@
 """FSD50K (Fonseca et al. 2020, doi 10.5281/zenodo.4060432): Freesound clips of 0.3 to 30 s, 200 classes of AudioSet.
 
-It expects the folder into which the archives were unpacked:
+It expects the folder into which the archives of Zenodo were unpacked, or a mirror of it:
 
     FSD50K.ground_truth/dev.csv         fname,labels,mids,split    (split: train or val)
     FSD50K.ground_truth/eval.csv        fname,labels,mids
     FSD50K.dev_audio/*.wav              also FSD50K.eval_audio, named by fname, a number of Freesound
     FSD50K.metadata/dev_clips_info_FSD50K.json      title, description, tags, …; also eval_…; read for --titles alone
+
+On Hugging Face these are labels/dev.csv, clips/dev/*.wav and metadata/…; on Kaggle, each folder is in another of its
+name.
 
 Splits are train and val (of dev.csv), dev (both) and test or eval. A clip's id is its fname.
 
@@ -24,6 +27,7 @@ Rows that cannot be read are left out as unreadable; if most rows are like that,
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Collection, Sequence
@@ -55,6 +59,9 @@ _PARTS = {
     'test': ('eval', None),
     'eval': ('eval', None),
 }
+_TABLES = ('FSD50K.ground_truth', 'ground_truth', 'labels')
+_SOUNDS = ('FSD50K.{part}_audio', '{part}_audio', 'clips/{part}', 'audio/{part}')
+_METADATA = ('FSD50K.metadata', 'metadata')
 # The only AudioSet name in which one '_and_' of FSD50K stands for a comma and another for ', and'.
 _SPELLINGS = {'Dishes_and_pots_and_pans': 'Dishes, pots, and pans'}
 
@@ -81,17 +88,16 @@ def read_fsd50k(
     if split not in _PARTS:
         raise ConfigError(f'--split {split!r}: FSD50K has train, val, dev (both of them) and test (or eval)')
     part, wanted = _PARTS[split]
-    table = find_file(source, f'FSD50K.ground_truth/{part}.csv', f'{part}.csv')
+    table = find_file(source, *_in(_TABLES, f'{part}.csv'), f'{part}.csv')
     if table is None:
         raise DataError(f'{source}: no FSD50K.ground_truth/{part}.csv in it: give the folder of FSD50K')
-    folder = table.parent.parent if table.parent.name == 'FSD50K.ground_truth' else table.parent
+    folder, sounds = _sounds(pathlib.Path(source), table, part)
     columns = ('fname', 'labels', 'split') if wanted else ('fname', 'labels')
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     clips, parents = _read_clips(table, columns, wanted, left_out)
     if not clips:
         raise DataError(f'{table}: lists no clips of split {split!r}')
-    sounds = f'FSD50K.{part}_audio'
     paths = first_of(list_media(folder / sounds, left_out=left_out))
     known = _titles(folder, part) if titles else {}
     for clip_id, listed in clips.items():
@@ -109,6 +115,21 @@ def read_fsd50k(
         else:
             entries.append(Entry(clip_id, f'{sounds}/{paths[clip_id]}', texts, labels))
     return files_or_refuse(entries, folder, left_out, 'fsd50k')
+
+
+def _in(folders: Sequence[str], name: str) -> list[str]:
+    """Returns the paths of a file in these folders, and in another of the same name in each."""
+    return [f'{folder}/{inner}{name}' for folder in folders for inner in ('', f'{folder}/')]
+
+
+def _sounds(source: pathlib.Path, table: pathlib.Path, part: str) -> tuple[pathlib.Path, str]:
+    """Returns the dataset's folder and the name of the folder in it that holds the sounds of a part."""
+    names = [name.format(part=part) for name in _SOUNDS]
+    parents = [folder for folder in table.parents[:3] if folder == source or source in folder.parents]
+    for folder, name in itertools.product(parents, names):
+        if (folder / name).is_dir():
+            return folder, name
+    return next((folder for folder in parents if folder.name not in _TABLES), source), names[0]
 
 
 def _read_clips(
@@ -145,7 +166,8 @@ def audioset_name(label: str) -> str:
 
 def _titles(folder: pathlib.Path, part: str) -> dict[str, str]:
     """Returns titles by fname, as words: 'dog bark 3' for 'dog_bark_3.wav'."""
-    path = folder / 'FSD50K.metadata' / f'{part}_clips_info_FSD50K.json'
+    name = f'{part}_clips_info_FSD50K.json'
+    path = find_file(folder, *_in(_METADATA, name)) or folder / _METADATA[0] / name
     values = parse_json(read_text(path), path, strict=False)
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
         raise DataError(f'{path}: expected {{"FNAME": {{"title": …}}, …}}')
@@ -161,7 +183,7 @@ class BuildFSD50K(ExcludingOptions):
         'them, leave them out with --exclude esc50.csv clotho_metadata_evaluation.csv'
     )
     source: pathlib.Path
-    """The folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio."""
+    """The folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio, or with labels and clips."""
     titles: bool = False
     """Take the titles of FSD50K.metadata as captions too. Uploaders wrote them, and they often say little."""
 

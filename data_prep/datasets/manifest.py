@@ -1,7 +1,8 @@
-"""Reads clips that are listed with their captions in a JSON or CSV file.
+"""Reads clips that are listed with their captions in a JSON, JSON Lines or CSV file.
 
 JSON is AudioSep's own datafile format, `{"data": [{"wav": "clips/a.flac", "caption": "a dog barking"}, ...]}`, or the
-bare list; CSV has a header line. Keys, and CSV columns:
+bare list; JSON Lines (`.jsonl`) has one such object on each line. CSV (`.csv`, `.tsv`) has a header line, and commas,
+semicolons or tabs between its fields. Keys, and CSV columns:
 
     wav                 the audio file, absolute or relative to the manifest's folder; libsndfile must read its format
     caption, captions   a sentence, or (JSON) a list of them
@@ -11,11 +12,9 @@ bare list; CSV has a header line. Keys, and CSV columns:
 Entries with the same file (and id) are one clip with several captions, of which training draws one at a time.
 """
 
-import csv
 import dataclasses
 import difflib
 import hashlib
-import io
 import json
 import pathlib
 from collections.abc import Collection, Sequence
@@ -23,7 +22,9 @@ from typing import Any, TypeGuard
 
 from audiosep_jax.errors import DataError, LeftOutError
 from audiosep_jax.storage.json_files import parse_json
+from audiosep_jax.storage.tables import rows_of
 from data_prep.clips.base import Clip, ClipSource
+from data_prep.clips.listing import delimiter_of, read_json_lines
 from data_prep.clips.media import check_pyav, read_sound
 from data_prep.options import BuildOptions
 
@@ -78,8 +79,8 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     """Returns all entries of a manifest after checking them, without reading audio.
 
     Raises:
-        DataError: the manifest is missing, is neither JSON nor CSV or has no entries, a key is unknown or missing, a
-            value has the wrong type, or two files have the same id.
+        DataError: the manifest is missing, is neither JSON, JSON Lines nor CSV or has no entries, a key is unknown or
+            missing, a value has the wrong type, or two files have the same id.
     """
     path = pathlib.Path(path)
     try:
@@ -90,8 +91,11 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
         raise DataError(f'{path}: is a folder; give the JSON or CSV (for folders: `build folder`)') from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'{path}: cannot be read as UTF-8 text: {error}') from error
-    if path.suffix.lower() == '.csv':
+    suffix = path.suffix.lower()
+    if suffix in ('.csv', '.tsv'):
         rows, unit = _csv_rows(path, text)
+    elif suffix in ('.jsonl', '.ndjson'):
+        rows, unit = read_json_lines(path), 'line'
     else:
         rows, unit = _json_rows(path, text), 'entry'
     merged: dict[str, Entry] = {}
@@ -113,7 +117,7 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
 
 
 def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
-    values = parse_json(text, path, remedy='a CSV manifest must be named .csv', strict=False)
+    values = parse_json(text, path, remedy='a CSV manifest must be named .csv, JSON Lines .jsonl', strict=False)
     if isinstance(values, dict) and 'data' in values:
         values = values['data']
     if not isinstance(values, list):
@@ -122,22 +126,21 @@ def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
 
 
 def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], str]:
-    reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
+    table = ((line, fields) for line, fields in rows_of(path, text, delimiter=delimiter_of(text)) if fields)
+    names = next(table, (0, []))[1]
+    _check_keys(f'{path}: header', names)
     rows = []
-    try:
-        _check_keys(f'{path}: header', reader.fieldnames or ())
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(
-                    f'{path}: line {reader.line_num}: {"more" if None in row else "fewer"} fields than the header '
-                    'has; put quotes around a caption with a comma'
-                )
-            for key in ('label', 'labels'):
-                if key in row:
-                    row[key] = [label for label in row[key].split(';') if label.strip()]
-            rows.append((reader.line_num, {k: v for k, v in row.items() if v != '' or k == 'wav'}))
-    except csv.Error as error:
-        raise DataError(f'{path}: line {reader.line_num}: not valid CSV: {error}') from error
+    for line, fields in table:
+        if len(fields) != len(names):
+            raise DataError(
+                f'{path}: line {line}: {"more" if len(fields) > len(names) else "fewer"} fields than the header has; '
+                'put quotes around a caption that holds a separator'
+            )
+        row: dict[str, Any] = {key: value for key, value in zip(names, fields, strict=True) if value or key == 'wav'}
+        for key in ('label', 'labels'):
+            if key in row:
+                row[key] = [label for label in row[key].split(';') if label.strip()]
+        rows.append((line, row))
     return rows, 'line'
 
 
@@ -188,11 +191,11 @@ def _union(*texts: Sequence[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildManifest(BuildOptions):
-    """Shards from audio files listed with their captions in a JSON (AudioSep's datafile format) or CSV file."""
+    """Shards from audio files listed with their captions in JSON (AudioSep's datafile format), JSON Lines or CSV."""
 
     source: pathlib.Path
-    """The manifest: {"data": [{"wav": …, "caption": …}]}, or a .csv with columns wav, caption. Relative paths start at
-    its folder."""
+    """The manifest: {"data": [{"wav": …, "caption": …}]}, a .jsonl with such an object on each line, or a .csv or .tsv
+    with columns wav, caption. Relative paths start at its folder."""
 
     def clips(self) -> ClipSource:
         return read_manifest(self.source)

@@ -162,7 +162,7 @@ def test_names_and_queries_on_an_ascii_terminal(folder):
         (['--query', 'dog', '-o', 'x'], 2, 'no input'),
         (['a.wav', 'b.wav', '--query', 'dog', '-o', 'x.wav'], 2, '-o is a folder'),
         (['a.wav', '--query', 'dog', '--query', 'rain', '-o', 'x.flac'], 2, '-o is a folder'),
-        (['a.wav', '--query', 'dog', '-o', 'x.m4a'], 2, 'use .wav, .flac, .ogg'),
+        (['a.wav', '--query', 'dog', '-o', 'x.aac'], 2, 'use .wav, .flac, .ogg'),
         (['a.wav', '--query', 'dog', '-o', 'x.flac', '--subtype', 'float'], 2, 'not FLOAT; use .wav'),
         (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'aac'], 2, '--format aac: unknown; use wav, flac, ogg'),
         (['a.wav', '--query', 'dog', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 2, '.flac files in x: FLAC'),

@@ -13,6 +13,7 @@ from support.quarter_separator import RATE, files, one_error, sound, write
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.cli.main import main
+from audiosep_jax.separation.cancellation import warn_of_cancellation
 
 
 def separate(*arguments):
@@ -102,6 +103,81 @@ def test_formats_of_a_folder(folder, quarter, form):
     elif form != 'opus':  # which changes the phase
         middle = slice(2000, -2000)
         assert np.corrcoef(out[0, middle], sound(samples=RATE)[0, middle])[0, 1] > 0.7
+
+
+@pytest.mark.parametrize(('rate', 'held'), [(44100, 48000), (22050, 24000), (96000, 48000)])
+def test_opus_of_a_rate_that_it_lacks(folder, quarter, capsys, monkeypatch, rate, held):
+    """Its length is right to the sample at the rate of the file, and its pitch is the same."""
+
+    def stream(blocks, embedded, *, sample_rate, **options):
+        assert sample_rate == rate
+        return quarter_stream(blocks, embedded, sample_rate=RATE, **options)
+
+    quarter_stream = quarter.stream
+    monkeypatch.setattr(quarter, 'stream', stream, raising=False)
+    lengths = {'a': rate + 1, 'b': 999}
+    for name, samples in lengths.items():
+        x = 0.3 * np.sin(2 * np.pi * 440 * np.arange(samples) / rate)
+        write_audio(f'{name}.wav', np.stack([x, x]), rate)
+    flags = ['--query', 'a dog', '--residual', '-o', 'out', '--format', 'opus', '--json', 'what.json']
+    assert separate('a.wav', 'b.wav', *flags) == 0
+    says = f'.wav: .opus does not hold {rate} Hz; written at {held} Hz'
+    assert capsys.readouterr().err.splitlines() == [f'audiosep-jax: note: {name}{says}' for name in lengths]
+    for stem, samples in lengths.items():
+        for name in ('a_dog', 'residual'):
+            out, read_rate = read_audio(f'out/{stem}__{name}.opus')
+            assert (out.shape, read_rate) == ((2, round(samples * held / rate)), held)
+    out = read_audio('out/a__residual.opus')[0][0]
+    assert abs(np.argmax(np.abs(np.fft.rfft(out))) * held / len(out) - 440) < 2
+    first = json.loads((folder / 'what.json').read_text())['items'][0]
+    assert (first['sample_rate'], first['output_sample_rate']) == (rate, held)
+
+
+def test_m4a(folder, quarter, capfd):
+    write_audio('in.wav', sound(samples=RATE), RATE)
+    assert separate('in.wav', '--query', 'a dog', '--residual', '-o', 'out', '--format', 'm4a') == 0
+    assert separate('in.wav', '--query', 'a dog', '-o', 'dog.m4a') == 0
+    assert capfd.readouterr().err == ''
+    for path in ('out/in__a_dog.m4a', 'dog.m4a'):
+        out, rate = read_audio(path)
+        assert rate == RATE
+        assert 0 <= out.shape[1] - RATE < 1024
+        middle = slice(2000, RATE - 2000)
+        assert np.corrcoef(out[0, middle], sound(samples=RATE)[0, middle])[0, 1] > 0.7
+    assert separate('in.wav', '--query', 'a dog', '-o', 'x.m4a', '--subtype', 'PCM_16') == 2
+
+
+def test_channels_that_cancel_are_said_once_for_each_input(folder, quarter, monkeypatch, capsys):
+    """Also with several segments, each of which is a recording to the separator."""
+
+    def stream(blocks, *arguments, **options):
+        return quarter_stream(warn_of_cancellation(blocks, RATE), *arguments, **options)
+
+    quarter_stream = quarter.stream
+    monkeypatch.setattr(quarter, 'stream', stream, raising=False)
+    x = sound(channels=1, samples=2 * RATE)
+    for name, other in (('a.wav', -x), ('b.wav', x), ('c.wav', -x)):
+        write_audio(name, np.concatenate([x, other]), RATE, subtype='FLOAT')
+    for options in ([], ['--segments', '0-0.5', '1-1.5']):
+        assert separate('a.wav', 'b.wav', 'c.wav', '--query', 'a dog', '-o', 'out', '--force', *options) == 0
+        notes = capsys.readouterr().err.splitlines()
+        assert [note[:26] for note in notes] == ['audiosep-jax: note: a.wav:', 'audiosep-jax: note: c.wav:']
+        assert all('--per-channel' in note for note in notes)
+
+
+def test_a_name_that_begins_with_a_dash_is_explained(folder, quarter, capsys):
+    write('-in.wav')
+    cases = [['-in.wav'], ['./-in.wav', '-o', '-new.flac'], ['./-in.wav', '--like', '-in.wav']]
+    for arguments, name in zip(cases, ['-in.wav', '-new.flac', '-in.wav'], strict=True):
+        assert separate(*arguments, '--query', 'a dog') == 2
+        assert (
+            f"note: {name} begins with a dash and is taken for an option: write './{name}'" in capsys.readouterr().err
+        )
+    assert main(['separate', '--query', 'a dog', '-o', 'out', '--checkpoint', 'anything', '--', '-in.wav']) == 0
+    assert separate('./-in.wav', '--query', 'a dog', '-o', './-new.flac') == 0
+    capsys.readouterr()
+    assert separate('a.wav', '--wieghts', '-0.5', '--query', 'a dog') == 2
+    assert 'begins with a dash' not in capsys.readouterr().err
 
 
 def test_remove_is_the_mixture_less_all_targets_in_one_file(folder, quarter):

@@ -20,17 +20,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def served(checkpoint, home, *flags, **environment):
-    """Yields the address; at the end Ctrl-C, which must end it at once, cleanly and with exit code 0."""
+def start(checkpoint, home, *flags, stderr=None, **environment):
+    """The process of a server; its address is the first line of its stdout."""
     command = [sys.executable, '-m', 'audiosep_jax.cli', 'serve', '--checkpoint', str(checkpoint)]
     command += ['--port', str(free_port()), *flags]
     environment = {**os.environ, 'TMPDIR': str(home), **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+
+
+@contextlib.contextmanager
+def served(checkpoint, home, *flags, begins='http://127.0.0.1:', **environment):
+    """Yields the address; at the end Ctrl-C, which must end it at once, cleanly and with exit code 0."""
     with (home / 'stderr.txt').open('w') as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        process = start(checkpoint, home, *flags, stderr=errors, **environment)
         try:
             line = process.stdout.readline()
-            assert line.startswith('http://127.0.0.1:'), (home / 'stderr.txt').read_text()
+            assert line.startswith(begins), (home / 'stderr.txt').read_text()
             yield line.split()[0].rstrip('/')
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
@@ -46,9 +51,9 @@ def get(url, **headers) -> tuple[int, bytes, dict]:
     return _open(urllib.request.Request(url, headers=headers))
 
 
-def post(url, body, content_type='application/json') -> tuple[int, bytes, dict]:
+def post(url, body, content_type='application/json', **headers) -> tuple[int, bytes, dict]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return _open(urllib.request.Request(url, data, {'Content-Type': content_type}))
+    return _open(urllib.request.Request(url, data, {'Content-Type': content_type, **headers}))
 
 
 def _open(request):
@@ -60,13 +65,14 @@ def _open(request):
             return error.code, error.read(), dict(error.headers)
 
 
-def upload(address, name, data: bytes) -> tuple[int, bytes, dict]:
+def upload(address, name, data: bytes, **headers) -> tuple[int, bytes, dict]:
     boundary = uuid.uuid4().hex
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
     return post(
         f'{address}/gradio_api/upload',
         head.encode() + data + f'\r\n--{boundary}--\r\n'.encode(),
         f'multipart/form-data; boundary={boundary}',
+        **headers,
     )
 
 

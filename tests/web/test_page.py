@@ -88,6 +88,12 @@ def test_a_loud_answer_is_attenuated_and_said(separator, recording):
     assert max(np.abs(read(path)).max() for path in (*found.targets.values(), found.residual)) <= 1
 
 
+def test_channels_that_cancel_are_said(separator, recording):
+    sound = 0.1 * np.random.default_rng(0).standard_normal(4000)
+    soundfile.write(recording, np.stack([sound, -sound], axis=1), RATE, subtype='FLOAT')
+    assert 'The channels cancel in their mean' in ask(separator, recording).note
+
+
 @pytest.mark.parametrize(
     ('wrong', 'says'),
     [

@@ -8,11 +8,13 @@ import pytest
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
 from data_prep.clips.base import Entry
 from data_prep.clips.listing import (
+    delimiter_of,
     distinct,
     files_or_refuse,
     find_file,
     first_of,
     list_media,
+    read_json_lines,
     read_table,
     read_text,
     refuse_wrong_table,
@@ -29,6 +31,23 @@ def touch(*paths):
 def table(path, text, encoding='utf-8'):
     path.write_bytes(text.encode(encoding))
     return path
+
+
+@pytest.mark.parametrize(
+    ('header', 'delimiter'),
+    [('', ','), ('wav', ','), ('\n\nwav,caption', ','), ('wav;caption\na,b,c', ';'), ('wav\tcaption;x\tid', '\t')],
+)
+def test_the_delimiter_is_the_header_s(header, delimiter):
+    assert delimiter_of(header) == delimiter
+
+
+def test_lines_of_json(tmp_path):
+    path = table(tmp_path / 't.jsonl', '\ufeff{"a": "x\u2028y"}\r\n\r\n{"a": 2}\n[3]\n')
+    bad = []
+    assert read_json_lines(path, bad=bad) == [(1, {'a': 'x\u2028y'}), (3, {'a': 2})]
+    assert [clip.id for clip in bad] == ['t.jsonl:4']
+    with pytest.raises(DataError, match='line 4: not a JSON object'):
+        read_json_lines(path)
 
 
 @pytest.mark.parametrize('ending', ['\n', '\r\n'])

@@ -39,6 +39,36 @@ def test_a_clip_is_captioned_with_its_category(tmp_path, encoding, ending):
     assert files.read(1, 44100).audio.shape == (2205,)
 
 
+@pytest.mark.parametrize(
+    'place', ['audio/{name}', 'audio/audio/{name}', 'audio/audio/44100/{name}', 'audio/audio/16000/{name}']
+)
+@pytest.mark.parametrize('nested', ['', 'esc-50'])
+def test_the_mirror_on_kaggle_is_found(tmp_path, nested, place):
+    """The table is beside the sounds, which are in nested folders."""
+    folder = tmp_path / nested
+    for name in NAMES:
+        path = folder / place.format(name=name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, NOISE, 44100)
+    (folder / 'esc50.csv').write_text(HEADER + '\n'.join(ROWS) + '\n')
+    files = read_esc50(tmp_path)
+    assert [(entry.id, entry.path) for entry in files.entries] == [(name, place.format(name=name)) for name in NAMES]
+    assert files.entries[1].captions == ('chirping birds',)
+    assert files.read(1, 44100).audio.shape == (2205,)
+
+
+def test_of_several_copies_the_one_at_the_full_rate_is_taken(tmp_path):
+    tree(tmp_path)
+    for rate in (16000, 44100):
+        (tmp_path / f'audio/audio/{rate}').mkdir(parents=True)
+        soundfile.write(tmp_path / f'audio/audio/{rate}' / NAMES[0], NOISE, rate)
+    assert read_esc50(tmp_path).entries[0].path == f'audio/{NAMES[0]}'
+    (tmp_path / 'audio' / NAMES[0]).unlink()
+    assert read_esc50(tmp_path).entries[0].path == f'audio/audio/44100/{NAMES[0]}'
+    (tmp_path / 'audio/audio/44100' / NAMES[0]).unlink()
+    assert read_esc50(tmp_path).entries[0].path == f'audio/audio/16000/{NAMES[0]}'
+
+
 def test_folds_choose(tmp_path):
     tree(tmp_path / 'ESC-50-master')
     assert [entry.id for entry in read_esc50(tmp_path, folds=(5, 2)).entries] == NAMES[2:]

@@ -161,6 +161,56 @@ def test_videos_without_pyav_and_fewer_than_no_pictures_are_refused_at_once(tmp_
     assert not (tmp_path / 'out').exists()
 
 
+def test_the_captions_of_an_audiofolder(tmp_path):
+    """Its splits may have tables themselves; files without a row and rows without a file are left out."""
+    sounds(tmp_path, 'data/a.wav', 'data/b.wav', 'data/c.wav', 'data/train/d.wav', 'data/train/x/e.wav')
+    text(tmp_path / 'metadata.csv', '\ufefffile_name,text\r\ndata/a.wav,a dog barks\r\ndata/b.wav,"rain, heavy"\r\n')
+    text(tmp_path / 'data' / 'c.txt', 'beside it')
+    text(
+        tmp_path / 'data' / 'train' / 'metadata.jsonl',
+        '{"file_name": "d.wav", "caption": "a bell"}\n{"file_name": "x/e.wav", "caption": "a horn"}\n'
+        '{"file_name": "x/e.wav", "caption": "a car horn"}\n{"file_name": "gone.wav", "caption": "wind"}\n',
+    )
+    sounds(tmp_path, 'data/train/x/f.wav')
+    files = read_folder(tmp_path)
+    assert captions(files) == {
+        'data/a.wav': ('a dog barks',),
+        'data/b.wav': ('rain, heavy',),
+        'data/c.wav': ('beside it',),
+        'data/train/d.wav': ('a bell',),
+        'data/train/x/e.wav': ('a horn', 'a car horn'),
+    }
+    assert [(clip.id, clip.reason) for clip in files.left_out] == [
+        ('data/train/gone.wav', 'missing'),
+        ('data/train/x/f.wav', 'excluded'),
+    ]
+    assert captions(read_folder(tmp_path, captions='text')) == captions(files)
+    assert captions(read_folder(tmp_path, captions='class'))['data/a.wav'] == ('data',)
+
+
+def test_a_table_of_something_else_leaves_classes_as_they_are(tmp_path):
+    sounds(tmp_path, 'dog/a.wav')
+    text(tmp_path / 'metadata.csv', 'speaker,age\nx,5\n')
+    assert captions(read_folder(tmp_path)) == {'dog/a.wav': ('dog',)}
+
+
+def test_a_table_without_captions_is_refused_unless_classes_are_asked_for(tmp_path):
+    sounds(tmp_path, 'dog/a.wav')
+    text(tmp_path / 'metadata.csv', 'file_name,age,label\ndog/a.wav,5,0\n')
+    with pytest.raises(DataError, match=r'found file_name, age, label \(--captions class'):
+        read_folder(tmp_path)
+    assert captions(read_folder(tmp_path, captions='class')) == {'dog/a.wav': ('dog',)}
+
+
+def test_what_an_audiofolder_left_out_is_counted_in_one_line(tmp_path, capsys):
+    sounds(tmp_path / 'in', 'a.wav', 'b.wav')
+    text(tmp_path / 'in' / 'metadata.csv', 'file_name,text\na.wav,a dog\ngone.wav,rain\ngone2.wav,rain\n')
+    command = ['build', 'folder', '--source', str(tmp_path / 'in'), '--out', str(tmp_path / 'out'), '--jobs', '1']
+    assert main([*command, '--sample-rate', '8000']) == 0
+    printed = ''.join(capsys.readouterr())
+    assert any('missing 2, ' in line and 'excluded 1' in line for line in printed.splitlines()), printed
+
+
 def test_build(tmp_path):
     """With an empty sound, one that is none, stereo of 24 bits and several rates."""
     source = tmp_path / 'source'

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -33,6 +34,37 @@ def tree(
     info = {'64760': {'title': 'dist_guitar 3.wav', 'tags': ['e-guitar'], 'description': 'x'}, '16399': {'title': ''}}
     (folder / 'FSD50K.metadata/dev_clips_info_FSD50K.json').write_text(json.dumps(info))
     return folder
+
+
+@pytest.mark.parametrize('nested', ['', 'fsd50k'])
+@pytest.mark.parametrize(
+    ('table', 'sounds', 'metadata'),
+    [  # Hugging Face, Kaggle, and mixtures of them and of Zenodo
+        ('labels', 'clips/{part}', 'metadata'),
+        (
+            'FSD50K.ground_truth/FSD50K.ground_truth',
+            'FSD50K.{part}_audio/FSD50K.{part}_audio',
+            'FSD50K.metadata',
+        ),
+        ('FSD50K.ground_truth/FSD50K.ground_truth', 'FSD50K.{part}_audio', 'FSD50K.metadata/FSD50K.metadata'),
+        ('', 'FSD50K.{part}_audio', 'FSD50K.metadata'),
+    ],
+)
+def test_mirrors_are_found(tmp_path, nested, table, sounds, metadata):
+    """With a folder of clips beside the dataset, which does not belong to it."""
+    zenodo, folder = tree(tmp_path / 'zenodo'), tmp_path / 'mirror' / nested
+    for old, new in (('ground_truth', table), ('metadata', metadata)):
+        shutil.copytree(zenodo / f'FSD50K.{old}', folder / new, dirs_exist_ok=True)
+    for part in ('dev', 'eval'):
+        shutil.copytree(zenodo / f'FSD50K.{part}_audio', folder / sounds.format(part=part), dirs_exist_ok=True)
+    (tmp_path / 'clips' / 'dev').mkdir(parents=True)
+    for split in ('train', 'val', 'test'):
+        right = read_fsd50k(zenodo, split, titles=split != 'test')
+        found = read_fsd50k(tmp_path / 'mirror', split, titles=split != 'test')
+        assert [(e.id, e.captions, e.labels) for e in found.entries] == [
+            (e.id, e.captions, e.labels) for e in right.entries
+        ]
+        assert found.read(0, 16000).audio.shape == right.read(0, 16000).audio.shape
 
 
 @pytest.mark.parametrize(('ending', 'bom'), [('\n', ''), ('\r\n', '\ufeff')])

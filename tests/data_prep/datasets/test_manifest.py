@@ -30,6 +30,13 @@ TWO = [{'wav': 'a.wav', 'caption': 'a dog'}, {'wav': 'sub/b.flac', 'caption': 'r
         ('m.csv', 'wav,caption\na.wav,a dog\nsub/b.flac,"rain, heavy"\n'),
         ('m.CSV', '\ufeffwav,caption\r\na.wav,a dog\r\nsub/b.flac,"rain, heavy"\r\n'),
         ('m.csv', 'caption,wav\n  a dog ,a.wav\n"rain, heavy",sub/b.flac'),
+        ('m.csv', 'wav;caption\na.wav;a dog\nsub/b.flac;rain, heavy\n'),
+        ('m.csv', '\ufeffwav\tcaption\r\na.wav\ta dog\r\nsub/b.flac\train, heavy\r\n'),
+        ('m.tsv', 'wav\tcaption\na.wav\ta dog\nsub/b.flac\t"rain, heavy"\n'),
+        (
+            'm.jsonl',
+            '\ufeff{"wav": "a.wav", "caption": "a dog"}\n\n{"wav": "sub/b.flac", "captions": ["rain, heavy"]}\n',
+        ),
     ],
 )
 def test_formats_agree(tmp_path, name, text):
@@ -79,6 +86,10 @@ def test_ids_name_clips(tmp_path):
         ('m.json', [{'wav': 'a.wav', 'caption': ['x', 3]}], "'caption' must be a text or a list of texts"),
         ('m.json', [{'wav': 'a.wav', 'caption': 'x', 'id': 7}], "'id' must be a text"),
         ('m.json', [{**row, 'id': 'same'} for row in TWO], "the id 'same' is taken by another file, a.wav"),
+        ('m.jsonl', '{"wav": "a.wav", "caption": "x"}\n{"wav"\n', 'line 2: not a JSON object'),
+        ('m.jsonl', '[1]\n', 'line 1: not a JSON object'),
+        ('m.jsonl', '{"wav": "a.wav", "capton": "x"}\n', "line 1: unknown key 'capton'"),
+        ('m.csv', 'wav;capton\na.wav;x\n', "header: unknown key 'capton'"),
         ('m.csv', 'wav,capton\na.wav,x\n', "header: unknown key 'capton'"),
         ('m.csv', 'caption\nx\n', "header: no key 'wav'"),
         ('m.csv', 'wav,caption\na.wav,rain, heavy\n', 'line 2: more fields than the header'),
