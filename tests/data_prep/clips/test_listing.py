@@ -46,7 +46,7 @@ def test_lines_of_json(tmp_path):
     bad = []
     assert read_json_lines(path, bad=bad) == [(1, {'a': 'x\u2028y'}), (3, {'a': 2})]
     assert [clip.id for clip in bad] == ['t.jsonl:4']
-    with pytest.raises(DataError, match='line 4: not a JSON object'):
+    with pytest.raises(DataError, match='line 4: expected an object, got a list'):
         read_json_lines(path)
 
 
