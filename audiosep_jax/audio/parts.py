@@ -1,0 +1,506 @@
+"""The parts of a sound file, found by its own structure: chained Ogg streams, files joined end to end, odd headers.
+
+Decoders read the first part alone, or trust a header that a broken recorder or a tag editor has left. Here the bytes
+tell what there is, and each part is handed on as a file that decoders read right.
+"""
+
+import dataclasses
+import functools
+import io
+import itertools
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from audiosep_jax.audio import kinds
+from audiosep_jax.audio.kinds import Kind, mpeg_frame, opened, skip_tags
+
+# A piece of a file: from one byte to the one before another, or bytes that stand in for what is damaged there.
+Piece = tuple[int, int] | bytes
+
+# Programs that write to a pipe cannot know the length and leave something like 0x7FFFF000 or 0xFFFFFFFF in the header.
+UNKNOWN_LENGTH = 0x7FFF0000
+# Careless writers count their own header into the length; a file that was cut short lacks more than that.
+HEADER_BYTES = 64
+_MAX_GARBAGE = 0.1  # of an MP3: what is neither a frame nor a tag
+_FLAC_START = 0x22  # bytes of the block that begins every FLAC stream
+_SNDFILE_TAGS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of WAV: PCM, MS ADPCM, float, A-law, µ-law, IMA ADPCM, GSM 6.10
+_EXTENSIBLE = 0xFFFE
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a file that is decoded by itself.
+
+    Attributes:
+        pieces: its bytes; None: the whole file as it is.
+        in_libsndfile: libsndfile reads it right; PyAV reads it otherwise.
+        is_vorbis_order: libsndfile gives its channels in the order of Vorbis.
+        mask: a WAV's loudspeakers, as bits; 0: not given.
+        seconds: its length, where counted; None: the decoder's header is to be asked.
+    """
+
+    pieces: tuple[Piece, ...] | None = None
+    in_libsndfile: bool = False
+    is_vorbis_order: bool = False
+    mask: int = 0
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What the bytes of a file tell.
+
+    Attributes:
+        kind: its format.
+        parts: one or more.
+        is_cut_short: it ends before its structure says.
+        fault: why it cannot be right; empty if it can.
+    """
+
+    kind: Kind
+    parts: tuple[Part, ...]
+    is_cut_short: bool = False
+    fault: str = ''
+
+
+def structure_of(file: Path | io.BytesIO) -> Structure:
+    """Returns what the bytes of a file tell; of a path it is remembered until the file changes.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(file, io.BytesIO):
+        return _structure(file)
+    status = os.stat(file)
+    return _remembered(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)  # the clips of a dataset are often parts of a few long files
+def _remembered(file: Path, modified: int, size: int) -> Structure:
+    return _structure(file)
+
+
+def _structure(file: Path | io.BytesIO) -> Structure:
+    kind = kinds.kind_of(file)
+    read = _READERS.get(kind)
+    if read is None:
+        return Structure(kind, (Part(None, kind.in_libsndfile),))
+    with opened(file) as data:
+        size = data.seek(0, os.SEEK_END)
+        return read(data, size)
+
+
+class PiecesFile(io.RawIOBase):
+    """Pieces of a file, and bytes in between, read as one file. `open_pieces` makes it, with a buffer."""
+
+    def __init__(self, file: Path | io.BytesIO, pieces: Sequence[Piece]):
+        self._pieces = [piece for piece in pieces if isinstance(piece, bytes) or piece[1] > piece[0]]
+        sizes = [len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in self._pieces]
+        self._starts = [0, *itertools.accumulate(sizes)]
+        self._place = 0
+        self._file = opened(file)
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves as the `seek` of any file does."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._starts[-1]}[whence]
+        if base + offset < 0:
+            raise OSError(22, os.strerror(22))
+        self._place = base + offset
+        return self._place
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
+        """Reads as the `readinto` of any file does, up to the end of a piece."""
+        for piece, start, stop in zip(self._pieces, self._starts, self._starts[1:], strict=False):
+            if start <= self._place < stop:
+                break
+        else:
+            return 0
+        skipped, count = self._place - start, min(len(buffer), stop - self._place)
+        if isinstance(piece, bytes):
+            data = piece[skipped : skipped + count]
+        else:
+            self._file.seek(piece[0] + skipped)
+            data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Closes the file of the pieces as well."""
+        self._file.close()
+        super().close()
+
+
+def open_pieces(file: Path | io.BytesIO, pieces: Sequence[Piece] | None) -> BinaryIO:
+    """Opens pieces of a file as a file; None: all of it."""
+    if pieces is None:
+        return opened(file)
+    return io.BufferedReader(PiecesFile(file, pieces), 65536)
+
+
+# ---- Ogg -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Link:
+    """Ogg streams that begin together: a recording of its own."""
+
+    start: int
+    stop: int = 0
+    is_open: bool = True  # only first pages so far
+    codecs: dict[int, bytes] = dataclasses.field(default_factory=dict)  # the first bytes of each stream
+    unfinished: set[int] = dataclasses.field(default_factory=set)
+
+
+def _read_ogg(file: BinaryIO, size: int) -> Structure:
+    """Finds the links of a chain; see RFC 3533, section 6.
+
+    A file is cut short if its last page is incomplete, or if a stream of sound in its last link has no last page.
+    """
+    links: list[_Link] = []
+    is_cut_short = False
+    for start, header, stop, first in _ogg_pages(file, size):
+        flags, serial = header[5], int.from_bytes(header[14:18], 'little')
+        is_cut_short = stop > size
+        if flags & 2:
+            if not links or not links[-1].is_open or serial in links[-1].codecs:
+                links.append(_Link(start))
+            links[-1].codecs[serial] = first
+            links[-1].unfinished.add(serial)
+        elif links:
+            links[-1].is_open = False
+        if links:
+            links[-1].stop = min(stop, size)
+            if flags & 4:
+                links[-1].unfinished.discard(serial)
+    if not links:
+        return Structure(kinds.OGG, (Part(),), fault='no Ogg stream begins in it')
+    last = links[-1]
+    is_cut_short = is_cut_short or any(_is_ogg_sound(last.codecs[serial]) for serial in last.unfinished)
+    parts = []
+    for link in links:
+        codecs = list(link.codecs.values())
+        simple = len(codecs) == 1 and codecs[0].startswith((b'\x01vorbis', b'OpusHead'))
+        # Streams of Opus with another mapping than 0 and 1 have channels without places.
+        is_ordered = simple and (codecs[0].startswith(b'\x01vorbis') or codecs[0][18:19] == b'\x01')
+        pieces = None if len(links) == 1 and link.start == 0 else ((link.start, link.stop),)
+        if any(map(_is_ogg_sound, codecs)) or len(links) == 1:
+            parts.append(Part(pieces, simple, is_ordered))
+    return Structure(kinds.OGG, tuple(parts), is_cut_short, '' if parts else 'no sound in it')
+
+
+def _is_ogg_sound(first: bytes) -> bool:
+    return first.startswith((b'\x01vorbis', b'OpusHead', b'\x7fFLAC', b'fLaC', b'Speex'))
+
+
+def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, int, bytes]]:
+    """Yields of each page where it begins, its header, where it ends (perhaps beyond the file), its first bytes."""
+    place = 0
+    while place < size:
+        file.seek(place)
+        header = file.read(27)
+        if header[:4] != b'OggS' or (len(header) > 4 and header[4]):
+            place = _find(file, b'OggS\0', place + 1, size)
+            continue
+        if len(header) < 27:
+            yield place, header.ljust(27, b'\0'), size + 1, b''
+            return
+        table = file.read(header[26])
+        stop = place + 27 + header[26] + sum(table) + (1 if len(table) < header[26] else 0)
+        yield place, header, stop, file.read(19) if header[5] & 2 else b''
+        place = stop
+
+
+def _find(file: BinaryIO, wanted: bytes, start: int, size: int) -> int:
+    """Returns where bytes are found at or after `start`; `size`, the end of the file, if they are not."""
+    place = start
+    while place < size:
+        file.seek(place)
+        block = file.read(1 << 20)
+        found = block.find(wanted)
+        if found >= 0:
+            return place + found
+        if len(block) < 1 << 20:
+            break
+        place += len(block) - len(wanted) + 1
+    return size
+
+
+# ---- FLAC ------------------------------------------------------------------------------------------------------------
+
+
+def _read_flac(file: BinaryIO, size: int) -> Structure:
+    """Finds FLAC streams one behind the other, each perhaps behind an ID3v2 tag, and what tags are behind the last."""
+    starts = [skip_tags(file)]
+    while starts[-1] < size:
+        place = min(_find(file, b'fLaC' + bytes([last, 0, 0, _FLAC_START]), starts[-1] + 4, size) for last in (0, 128))
+        starts.append(place)
+    parts = []
+    for start, stop in itertools.pairwise(starts):
+        file.seek(start + 18)
+        packed = int.from_bytes(file.read(8), 'big')
+        total = packed & 0xFFFFFFFFF
+        end = _without_id3v1(file, start, stop)
+        is_plain = len(starts) == 2 and start == 0
+        parts.append(Part(None if is_plain else ((start, end),), in_libsndfile=0 < total < 2**35))
+    return Structure(kinds.FLAC, tuple(parts))
+
+
+def _without_id3v1(file: BinaryIO, start: int, stop: int) -> int:
+    if stop - start > 128:
+        file.seek(stop - 128)
+        if file.read(3) == b'TAG':
+            return stop - 128
+    return stop
+
+
+# ---- WAV -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Wav:
+    """What the chunks of one WAV file tell."""
+
+    form: bytes = b''  # the content of the chunk fmt
+    fact: bytes = b''
+    data: tuple[int, int] | None = None
+    stop: int = 0  # where the file, or what can be understood of it, ends
+    is_cut_short: bool = False
+    is_odd: bool = False  # decoders may take it for something else
+
+
+def _read_wav(file: BinaryIO, size: int) -> Structure:
+    """Walks through the chunks of WAV files, one behind the other. The header of an odd one is written anew."""
+    parts, start, is_cut_short = [], skip_tags(file), False
+    is_joined = start > 0
+    while True:
+        wav = _walk_wav(file, start, size)
+        if wav.data is None or len(wav.form) < 16:
+            if not parts:
+                # Perhaps a decoder knows better; what is missing is said then.
+                return Structure(kinds.WAV, (Part(None, True),), is_cut_short=wav.is_cut_short)
+            break
+        is_cut_short = wav.is_cut_short
+        file.seek(wav.stop)
+        follows = file.read(12)
+        next_start = wav.stop if follows[:4] in (b'RIFF', b'RF64', b'BW64') and follows[8:] == b'WAVE' else size
+        is_joined = is_joined or next_start < size
+        parts.append(_wav_part(wav, None if not wav.is_odd and not is_joined else _new_header(wav)))
+        start = next_start
+        if start >= size:
+            break
+    return Structure(kinds.WAV, tuple(parts), is_cut_short)
+
+
+def _wav_part(wav: _Wav, header: bytes | None) -> Part:
+    assert wav.data is not None
+    tag = struct.unpack('<H', wav.form[:2])[0]
+    mask = 0
+    if tag == _EXTENSIBLE and len(wav.form) >= 26:
+        mask, tag = struct.unpack('<IH', wav.form[20:26])
+    return Part(None if header is None else (header, wav.data), tag in _SNDFILE_TAGS, mask=mask)
+
+
+def _walk_wav(file: BinaryIO, start: int, size: int) -> _Wav:
+    wav, sizes64 = _Wav(), b''
+    file.seek(start)
+    kind = file.read(4)
+    wav.is_odd = kind == b'BW64'
+    place = start + 12
+    while place + 8 <= size:
+        file.seek(place)
+        name, length = struct.unpack('<4sI', file.read(8))
+        if not _is_chunk_name(name) or name in (b'RIFF', b'RF64', b'BW64'):
+            break
+        begin = place + 8
+        if name == b'data' and wav.data is None:
+            if kind != b'RIFF' and length == 0xFFFFFFFF and len(sizes64) >= 16:
+                length = struct.unpack('<Q', sizes64[8:16])[0]
+            is_unknown = UNKNOWN_LENGTH <= length <= 0xFFFFFFFF and begin + length > size
+            if is_unknown or (not length and _is_unfinished(file, start, begin, size)):
+                wav.is_odd, length = wav.is_odd or not length, size - begin
+            wav.is_cut_short = begin + length - size > HEADER_BYTES
+            wav.data = begin, min(begin + length, size)
+        elif name in (b'fmt ', b'fact', b'ds64') and length <= 4096:
+            content = file.read(length)
+            if name == b'fmt ' and not wav.form:
+                wav.form = content
+            elif name == b'fact':
+                wav.fact = content
+            elif name == b'ds64':
+                sizes64 = content
+        if wav.data is None and begin + length > size:
+            wav.is_odd = True
+            # The length of a chunk before the sound is damaged: the sound may still be found.
+            length = _find(file, b'data', begin, size) - begin
+        place = begin + length
+        if length % 2:
+            file.seek(place)
+            following = file.read(5)
+            # Careless writers leave out the byte that makes an odd chunk even.
+            if following[1:] and _is_chunk_name(following[:4]) and not _is_chunk_name(following[1:]):
+                wav.is_odd = wav.is_odd or wav.data is None
+            else:
+                place += 1
+        wav.stop = min(place, size)
+    wav.is_odd = wav.is_odd or (wav.data is not None and not _is_plain_fmt(wav.form))
+    return wav
+
+
+def _is_plain_fmt(form: bytes) -> bool:
+    """Returns whether the size of a sample fits its bits; libsndfile takes more from the one, FFmpeg from the other."""
+    if len(form) < 16:
+        return False
+    tag, channels, _, _, frame, bits = struct.unpack('<HHIIHH', form[:16])
+    return tag not in (1, 3) or frame == channels * ((bits + 7) // 8)
+
+
+def _is_chunk_name(name: bytes) -> bool:
+    return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+
+
+def _is_unfinished(file: BinaryIO, start: int, begin: int, size: int) -> bool:
+    """Returns whether a data chunk of length 0 is one whose recorder could not go back to write the length."""
+    file.seek(start + 4)
+    whole = struct.unpack('<I', file.read(4))[0]
+    if size <= begin or begin <= start + 8 + whole < size:
+        return False
+    file.seek(begin)
+    following = file.read(8)
+    length = struct.unpack('<I', following[4:])[0] if len(following) == 8 else 0
+    return not (_is_chunk_name(following[:4]) and begin + 8 + length + length % 2 == size)
+
+
+def _new_header(wav: _Wav) -> bytes:
+    """Returns the header of a WAV file that has these chunks alone; RF64 (EBU Tech 3306) where it is long."""
+    assert wav.data is not None
+    length = wav.data[1] - wav.data[0]
+    fact = b'fact' + struct.pack('<I', len(wav.fact)) + wav.fact if wav.fact else b''
+    chunks = b'fmt ' + struct.pack('<I', len(wav.form)) + wav.form + b'\0' * (len(wav.form) % 2) + fact
+    riff = 4 + len(chunks) + 8 + length
+    if riff < UNKNOWN_LENGTH:
+        return b'RIFF' + struct.pack('<I', riff) + b'WAVE' + chunks + b'data' + struct.pack('<I', length)
+    sizes = b'ds64' + struct.pack('<IQQQI', 28, riff + 36, length, 0, 0)
+    return b'RF64\xff\xff\xff\xffWAVE' + sizes + chunks + b'data\xff\xff\xff\xff'
+
+
+# ---- MPEG audio ------------------------------------------------------------------------------------------------------
+
+
+def _read_mpeg(file: BinaryIO, size: int) -> Structure:
+    """Walks from frame to frame, and leaves out tags and what is no frame, also between files that were joined."""
+    pieces: list[list[int]] = []
+    place, garbage, frames, missing, seconds = skip_tags(file), 0, 0, 0, 0.0
+    promised = -1  # frames by the header of the part; -1: it has none
+    while place < size:
+        file.seek(place)
+        head = file.read(64)
+        frame = mpeg_frame(head)
+        if frame is None:
+            following = _behind_tag(file, head, place, size)
+            if following is None:
+                following = _next_frame(file, place + 1, size)
+                garbage += following - place if head.strip(b'\0') else 0
+            place = following
+            continue
+        count = _promised_frames(head, frame)
+        if count is not None:
+            missing += max(promised - frames, 0)
+            promised, frames = count, 0
+        else:
+            frames += 1
+            seconds += frame.samples / frame.rate
+        if pieces and pieces[-1][1] == place:
+            pieces[-1][1] = min(place + frame.size, size)
+        else:
+            pieces.append([place, min(place + frame.size, size)])
+        place += frame.size
+    missing += max(promised - frames, 0)
+    fault = f'{garbage} of its {size} bytes are no MPEG audio' if garbage > max(_MAX_GARBAGE * size, 4096) else ''
+    is_whole = len(pieces) == 1 and pieces[0][0] < kinds.HEAD_BYTES
+    part = Part(None if is_whole and not pieces[0][0] else tuple((a, b) for a, b in pieces), seconds=seconds)
+    return Structure(kinds.MP3, (part,), missing > 2, fault)
+
+
+def _promised_frames(head: bytes, frame: kinds.Frame) -> int | None:
+    """Returns how many frames follow, by the header of Xing, Info or VBRI in a frame without sound.
+
+    None: the frame is one of sound; 0: the header does not say.
+    """
+    mono = frame.channels == 1
+    place = 4 + ((9 if mono else 17) if frame.is_low_rate else (17 if mono else 32))
+    if head[place : place + 4] in (b'Xing', b'Info'):
+        return int.from_bytes(head[place + 8 : place + 12], 'big') if head[place + 7] & 1 else 0
+    return int.from_bytes(head[50:54], 'big') if head[36:40] == b'VBRI' else None
+
+
+def _behind_tag(file: BinaryIO, head: bytes, place: int, size: int) -> int | None:
+    """Returns where the tag that begins at `place` ends; None: there is none."""
+    if head[:3] == b'ID3':
+        return min(skip_tags(file, place), size) if skip_tags(file, place) > place else None
+    if head[:3] == b'TAG' and place + 128 <= size:
+        return place + (227 if head[3:4] == b'+' else 128)
+    if head[:8] == b'APETAGEX' and len(head) >= 32:
+        length, _, flags = struct.unpack('<III', head[12:24])
+        # The length counts the footer but not the header, before which or at which this is.
+        return min(place + 32 + (length if flags & 0x20000000 else 0), size)
+    if head[:11] == b'LYRICSBEGIN':
+        stop = min(_find(file, end, place, size) for end in (b'LYRICS200', b'LYRICSEND'))
+        return min(stop + 9, size)
+    return None
+
+
+def _next_frame(file: BinaryIO, start: int, size: int) -> int:
+    """Returns where, at or after `start`, frames or a tag begin again."""
+    while start < size:
+        file.seek(start)
+        block = file.read(1 << 16)
+        for place, byte in enumerate(block):
+            if byte == 0xFF:
+                frame = mpeg_frame(block[place : place + 4])
+                if frame:
+                    file.seek(start + place + frame.size)
+                    if mpeg_frame(file.read(4)):
+                        return start + place
+            elif byte in b'ITA' and block.startswith((b'ID3', b'TAG', b'APETAGEX'), place):
+                return start + place
+        start += len(block) if len(block) < 1 << 16 else len(block) - 8
+    return size
+
+
+# ---- what is searched for the beginning of another file --------------------------------------------------------------
+
+
+def _split_at(kind: Kind, magic: bytes) -> 'functools.partial[Structure]':
+    return functools.partial(_read_joined, kind, magic)
+
+
+def _read_joined(kind: Kind, magic: bytes, file: BinaryIO, size: int) -> Structure:
+    """Finds files one behind the other by their first bytes, which are too many to be there by chance."""
+    starts = [skip_tags(file)]
+    while starts[-1] < size:
+        starts.append(_find(file, magic, starts[-1] + len(magic), size))
+    if len(starts) == 2 and starts[0] == 0:
+        return Structure(kind, (Part(),))
+    return Structure(kind, tuple(Part(((a, b),)) for a, b in itertools.pairwise(starts)))
+
+
+_READERS = {
+    kinds.OGG: _read_ogg,
+    kinds.FLAC: _read_flac,
+    kinds.WAV: _read_wav,
+    kinds.MP3: _read_mpeg,
+    kinds.ASF: _split_at(kinds.ASF, kinds.ASF_GUID),
+    kinds.AMR: _split_at(kinds.AMR, b'#!AMR'),
+}
