@@ -1,13 +1,13 @@
-"""Which format a sound file has, by its content. Suffixes do not count, because many files have that of another format.
-"""
+"""Which format a sound file has, by its content: many files have the suffix of another format."""
 
 import dataclasses
 import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
+from audiosep_jax.audio.pieces import opened, skip_tags
+from audiosep_jax.audio.truncation import ASF_GUID
 from audiosep_jax.errors import AudioFileError
 
 HEAD_BYTES = 65536  # a frame that is to tell the format begins before this place
@@ -54,11 +54,13 @@ ASF = Kind('ASF', 'asf', has_pictures=True)
 FLV = Kind('FLV', 'flv', has_pictures=True)
 CAF = Kind('CAF', 'caf', in_libsndfile=True)
 AMR = Kind('AMR', 'amr')
+AIFF = Kind('AIFF', 'aiff', in_libsndfile=True)
+W64 = Kind('W64', 'w64', in_libsndfile=True)
 _MPEG_TS = Kind('MPEG transport stream', 'mpegts', has_pictures=True)
 # Formats of which only libsndfile knows the first bytes.
 OTHER = Kind('', None, in_libsndfile=True)
 
-ASF_GUID = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
+W64_GUID = bytes.fromhex('726966662e91cf11a5d628db04c10000')
 # Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
 _FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp', b'moof', b'sidx')
 # Where the bytes are, which they are, and what they begin.
@@ -69,7 +71,7 @@ _MAGIC = (
     (0, b'BW64', WAV),
     (0, b'RIFX', OTHER),
     (0, b'FFIR', OTHER),
-    (0, bytes.fromhex('726966662e91cf11a5d628db04c10000'), Kind('W64', 'w64', in_libsndfile=True)),
+    (0, W64_GUID, W64),
     (0, b'caff', CAF),
     (0, b'.snd', Kind('AU', 'au', in_libsndfile=True)),
     (0, b'\x1a\x45\xdf\xa3', MATROSKA),
@@ -102,8 +104,8 @@ _FORMS = {
     (b'RIFF', b'AVI '): AVI,
     (b'RIFF', b'QLCM'): Kind('QCP', 'qcp'),
     (b'RIFF', b'RMID'): Kind('MIDI (notes, not sound)'),
-    (b'FORM', b'AIFF'): Kind('AIFF', 'aiff', in_libsndfile=True),
-    (b'FORM', b'AIFC'): Kind('AIFF', 'aiff', in_libsndfile=True),
+    (b'FORM', b'AIFF'): AIFF,
+    (b'FORM', b'AIFC'): AIFF,
     (b'FORM', b'8SVX'): Kind('8SVX', 'iff', in_libsndfile=True),
 }
 
@@ -139,23 +141,6 @@ def kind_of(file: Path | io.BytesIO) -> Kind:
                 return kind
             place = head.find(b'\xff', place + 1)
     return OTHER
-
-
-def opened(file: Path | io.BytesIO) -> BinaryIO:
-    """Opens a file that is given by its path or its bytes; the position of the latter is not moved."""
-    return io.BytesIO(file.getbuffer()) if isinstance(file, io.BytesIO) else open(file, 'rb')
-
-
-def skip_tags(file: BinaryIO, start: int = 0) -> int:
-    """Returns where what follows the ID3v2 tags at `start`, if any, begins."""
-    while True:
-        file.seek(start)
-        head = file.read(10)
-        if len(head) < 10 or head[:3] != b'ID3' or max(head[6:]) > 127:
-            return start
-        # The size is in four bytes of seven bits each; a flag tells of a footer.
-        size = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-        start += 10 + size + (10 if head[5] & 0x10 else 0)
 
 
 # Thousands of bits per second, by (MPEG 1 or not, layer) and the header's number, 1 to 14.

@@ -10,22 +10,28 @@ import io
 import itertools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from audiosep_jax.audio import kinds
-from audiosep_jax.audio.kinds import Kind, mpeg_frame, opened, skip_tags
+from audiosep_jax.audio.kinds import Kind, mpeg_frame
+from audiosep_jax.audio.pieces import Piece, find_bytes, opened, skip_tags
+from audiosep_jax.audio.truncation import (
+    HEADER_BYTES,
+    UNKNOWN_LENGTH,
+    Walk,
+    walk_avi,
+    walk_boxes,
+    walk_caf,
+    walk_elements,
+    walk_flv,
+    walk_forms,
+    walk_objects,
+)
 
-# A piece of a file: from one byte to the one before another, or bytes that stand in for what is damaged there.
-Piece = tuple[int, int] | bytes
-
-# Programs that write to a pipe cannot know the length and leave something like 0x7FFFF000 or 0xFFFFFFFF in the header.
-UNKNOWN_LENGTH = 0x7FFF0000
-# Careless writers count their own header into the length; a file that was cut short lacks more than that.
-HEADER_BYTES = 64
 _MAX_GARBAGE = 0.1  # of an MP3: what is neither a frame nor a tag
-_FLAC_START = 0x22  # bytes of the block that begins every FLAC stream
+_FLAC_START = b'\x22'  # bytes of the block that begins every FLAC stream
 _SNDFILE_TAGS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of WAV: PCM, MS ADPCM, float, A-law, µ-law, IMA ADPCM, GSM 6.10
 _EXTENSIBLE = 0xFFFE
 
@@ -93,62 +99,6 @@ def _structure(file: Path | io.BytesIO) -> Structure:
         return read(data, size)
 
 
-class PiecesFile(io.RawIOBase):
-    """Pieces of a file, and bytes in between, read as one file. `open_pieces` makes it, with a buffer."""
-
-    def __init__(self, file: Path | io.BytesIO, pieces: Sequence[Piece]):
-        self._pieces = [piece for piece in pieces if isinstance(piece, bytes) or piece[1] > piece[0]]
-        sizes = [len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in self._pieces]
-        self._starts = [0, *itertools.accumulate(sizes)]
-        self._place = 0
-        self._file = opened(file)
-
-    def readable(self) -> bool:
-        """Returns True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Returns True."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves as the `seek` of any file does."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._starts[-1]}[whence]
-        if base + offset < 0:
-            raise OSError(22, os.strerror(22))
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
-        """Reads as the `readinto` of any file does, up to the end of a piece."""
-        for piece, start, stop in zip(self._pieces, self._starts, self._starts[1:], strict=False):
-            if start <= self._place < stop:
-                break
-        else:
-            return 0
-        skipped, count = self._place - start, min(len(buffer), stop - self._place)
-        if isinstance(piece, bytes):
-            data = piece[skipped : skipped + count]
-        else:
-            self._file.seek(piece[0] + skipped)
-            data = self._file.read(count)
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        """Closes the file of the pieces as well."""
-        self._file.close()
-        super().close()
-
-
-def open_pieces(file: Path | io.BytesIO, pieces: Sequence[Piece] | None) -> BinaryIO:
-    """Opens pieces of a file as a file; None: all of it."""
-    if pieces is None:
-        return opened(file)
-    return io.BufferedReader(PiecesFile(file, pieces), 65536)
-
-
 # ---- Ogg -------------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +161,7 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, int, byt
         file.seek(place)
         header = file.read(27)
         if header[:4] != b'OggS' or (len(header) > 4 and header[4]):
-            place = _find(file, b'OggS\0', place + 1, size)
+            place = find_bytes(file, b'OggS\0', place + 1, size)
             continue
         if len(header) < 27:
             yield place, header.ljust(27, b'\0'), size + 1, b''
@@ -222,21 +172,6 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, int, byt
         place = stop
 
 
-def _find(file: BinaryIO, wanted: bytes, start: int, size: int) -> int:
-    """Returns where bytes are found at or after `start`; `size`, the end of the file, if they are not."""
-    place = start
-    while place < size:
-        file.seek(place)
-        block = file.read(1 << 20)
-        found = block.find(wanted)
-        if found >= 0:
-            return place + found
-        if len(block) < 1 << 20:
-            break
-        place += len(block) - len(wanted) + 1
-    return size
-
-
 # ---- FLAC ------------------------------------------------------------------------------------------------------------
 
 
@@ -244,8 +179,8 @@ def _read_flac(file: BinaryIO, size: int) -> Structure:
     """Finds FLAC streams one behind the other, each perhaps behind an ID3v2 tag, and what tags are behind the last."""
     starts = [skip_tags(file)]
     while starts[-1] < size:
-        place = min(_find(file, b'fLaC' + bytes([last, 0, 0, _FLAC_START]), starts[-1] + 4, size) for last in (0, 128))
-        starts.append(place)
+        magics = (b'fLaC\x00\x00\x00' + _FLAC_START, b'fLaC\x80\x00\x00' + _FLAC_START)
+        starts.append(min(find_bytes(file, magic, starts[-1] + 4, size) for magic in magics))
     parts = []
     for start, stop in itertools.pairwise(starts):
         file.seek(start + 18)
@@ -343,7 +278,7 @@ def _walk_wav(file: BinaryIO, start: int, size: int) -> _Wav:
         if wav.data is None and begin + length > size:
             wav.is_odd = True
             # The length of a chunk before the sound is damaged: the sound may still be found.
-            length = _find(file, b'data', begin, size) - begin
+            length = find_bytes(file, b'data', begin, size) - begin
         place = begin + length
         if length % 2:
             file.seek(place)
@@ -456,7 +391,7 @@ def _behind_tag(file: BinaryIO, head: bytes, place: int, size: int) -> int | Non
         # The length counts the footer but not the header, before which or at which this is.
         return min(place + 32 + (length if flags & 0x20000000 else 0), size)
     if head[:11] == b'LYRICSBEGIN':
-        stop = min(_find(file, end, place, size) for end in (b'LYRICS200', b'LYRICSEND'))
+        stop = min(find_bytes(file, end, place, size) for end in (b'LYRICS200', b'LYRICSEND'))
         return min(stop + 9, size)
     return None
 
@@ -482,25 +417,38 @@ def _next_frame(file: BinaryIO, start: int, size: int) -> int:
 # ---- what is searched for the beginning of another file --------------------------------------------------------------
 
 
-def _split_at(kind: Kind, magic: bytes) -> 'functools.partial[Structure]':
-    return functools.partial(_read_joined, kind, magic)
-
-
 def _read_joined(kind: Kind, magic: bytes, file: BinaryIO, size: int) -> Structure:
     """Finds files one behind the other by their first bytes, which are too many to be there by chance."""
     starts = [skip_tags(file)]
     while starts[-1] < size:
-        starts.append(_find(file, magic, starts[-1] + len(magic), size))
+        starts.append(find_bytes(file, magic, starts[-1] + len(magic), size))
     if len(starts) == 2 and starts[0] == 0:
-        return Structure(kind, (Part(),))
-    return Structure(kind, tuple(Part(((a, b),)) for a, b in itertools.pairwise(starts)))
+        return Structure(kind, (Part(None, kind.in_libsndfile),))
+    return Structure(kind, tuple(Part(((a, b),), kind.in_libsndfile) for a, b in itertools.pairwise(starts)))
 
 
-_READERS = {
+def _walked(kind: Kind, walk: Callable[[BinaryIO, int], Walk], file: BinaryIO, size: int) -> Structure:
+    """Finds files one behind the other by walking through boxes, elements or chunks."""
+    starts, is_cut_short = walk(file, size)
+    in_libsndfile = kind.in_libsndfile
+    if starts == [0]:
+        return Structure(kind, (Part(None, in_libsndfile),), is_cut_short)
+    places = itertools.pairwise([*starts, size])
+    return Structure(kind, tuple(Part((place,), in_libsndfile) for place in places), is_cut_short)
+
+
+_READERS: dict[Kind, Callable[[BinaryIO, int], Structure]] = {
     kinds.OGG: _read_ogg,
     kinds.FLAC: _read_flac,
     kinds.WAV: _read_wav,
     kinds.MP3: _read_mpeg,
-    kinds.ASF: _split_at(kinds.ASF, kinds.ASF_GUID),
-    kinds.AMR: _split_at(kinds.AMR, b'#!AMR'),
+    kinds.AMR: functools.partial(_read_joined, kinds.AMR, b'#!AMR'),
+    kinds.W64: functools.partial(_read_joined, kinds.W64, kinds.W64_GUID),
+    kinds.AIFF: functools.partial(_walked, kinds.AIFF, walk_forms),
+    kinds.AVI: functools.partial(_walked, kinds.AVI, walk_avi),
+    kinds.MP4: functools.partial(_walked, kinds.MP4, walk_boxes),
+    kinds.MATROSKA: functools.partial(_walked, kinds.MATROSKA, walk_elements),
+    kinds.FLV: functools.partial(_walked, kinds.FLV, walk_flv),
+    kinds.CAF: functools.partial(_walked, kinds.CAF, walk_caf),
+    kinds.ASF: functools.partial(_walked, kinds.ASF, walk_objects),
 }
