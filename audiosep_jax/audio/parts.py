@@ -188,7 +188,9 @@ def _read_flac(file: BinaryIO, size: int) -> Structure:
         total = packed & 0xFFFFFFFFF
         end = _without_id3v1(file, start, stop)
         is_plain = len(starts) == 2 and start == 0
-        parts.append(Part(None if is_plain else ((start, end),), in_libsndfile=0 < total < 2**35))
+        # Only FFmpeg knows the tag that tells the places of more than two channels.
+        is_simple = 0 < total < 2**35 and packed >> 41 & 7 < 2
+        parts.append(Part(None if is_plain else ((start, end),), is_simple))
     return Structure(kinds.FLAC, tuple(parts))
 
 

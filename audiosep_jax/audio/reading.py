@@ -21,7 +21,7 @@ from audiosep_jax.audio.kinds import OTHER, unreadable
 from audiosep_jax.audio.parts import Part, Structure, structure_of
 from audiosep_jax.audio.pieces import open_pieces
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.audio.samples import check_rate, from_vorbis_order
+from audiosep_jax.audio.samples import check_rate, from_vorbis_order, usual_mask
 from audiosep_jax.audio.truncation import cut_short_error, is_sound_file_cut_short
 from audiosep_jax.errors import AudioFileError
 
@@ -126,12 +126,13 @@ class _LibsndfileSound:
         try:
             with _decoding_errors(name):
                 self._sound = _SequentialFile(source)  # type: ignore[arg-type]
-            self.rate, self.subtype, self.mask = self._sound.samplerate, self._sound.subtype, part.mask
+            self.rate, self.subtype = self._sound.samplerate, self._sound.subtype
             check_rate(self.rate, name)
         except BaseException:
             self.close()
             raise
         self.channels = 1 if mono else self._sound.channels
+        self.mask = part.mask or (usual_mask(self.channels) if part.is_vorbis_order else 0)
         self._is_cut_short = structure.is_cut_short or is_sound_file_cut_short(self._sound)
 
     @property

@@ -19,6 +19,8 @@ _VORBIS_CHANNELS = {
     7: (0, 2, 1, 6, 5, 3, 4),
     8: (0, 2, 1, 7, 5, 6, 3, 4),
 }
+# The loudspeakers, as the bits of WAV, that so many channels of Vorbis, Opus and FLAC have.
+_USUAL_MASKS = {1: 0x4, 2: 0x3, 3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x70F, 8: 0x63F}
 # The loudspeakers of WAV (WAVEFORMATEXTENSIBLE) in the order of their bits, as FFmpeg calls them.
 _SPEAKERS = [
     'FL',
@@ -108,6 +110,11 @@ def to_vorbis_order(block: np.ndarray) -> np.ndarray:
     """Returns [channels, n] in the order of Vorbis and Opus; the opposite of `from_vorbis_order`."""
     order = _VORBIS_CHANNELS.get(len(block))
     return block if order is None else block[np.argsort(order)]
+
+
+def usual_mask(channels: int) -> int:
+    """Returns the mask of WAV for the loudspeakers of Vorbis, Opus and FLAC; 0: so many channels have none."""
+    return _USUAL_MASKS.get(channels, 0)
 
 
 def speaker_mask(names: list[str]) -> int:

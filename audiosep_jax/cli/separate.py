@@ -44,7 +44,7 @@ class Separate:
 
     The output has the rate, length and channels of the input. One input and one query may go to a file (-o dog.wav);
     otherwise -o is a folder and gets {stem}__{query}.wav. It reads WAV, FLAC, OGG, MP3 and whatever else libsndfile
-    decodes, and with the extra `video` also M4A, MP4, WebM and MKV.
+    or FFmpeg (through PyAV) decodes, also the sound of videos.
     """
 
     inputs: Annotated[
@@ -298,7 +298,7 @@ def _separate_file(job: _Job, source: Path, outputs: list[Path], advance: Callab
         subtype = _subtype(job.command) or subtype_like(sound.subtype, outputs[0].suffix)
         with (
             _output_folder(outputs[0].parent),
-            written_together(outputs, sound.rate, channels=sound.channels, subtype=subtype) as files,
+            written_together(outputs, sound.rate, channels=sound.channels, subtype=subtype, mask=sound.mask) as files,
         ):
             match = LoudnessMatch(len(outputs), sound.rate, sound.channels) if job.command.keep_loudness else None
             samples = 0
@@ -341,6 +341,7 @@ class _PipeInput:
     channels: int
     subtype: str | None
     blocks: Callable[[], Iterator[np.ndarray]]
+    mask: int = 0
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +13,6 @@ from support.small_media import CODECS, click, cut_short, noise, place_of_click,
 from audiosep_jax.audio import containers
 from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
 from data_prep.clips.media import read_frames, read_sound, sound_seconds
-
-av = pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
 
 RATE = 32000
 # Seconds that the encoders put before the sound; these containers cannot store that.
