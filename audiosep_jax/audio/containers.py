@@ -49,9 +49,8 @@ _SEEKABLE = ('mov', 'matroska')
 _BROADCAST = ('mpegts', 'mpeg')
 # Formats that give no length, so that FFmpeg guesses it from the bit rate or from the last time stamp.
 _WITHOUT_LENGTH = ('aac', 'ac3', 'amr', 'dts', 'eac3', 'gsm', 'loas', 'mp3', 'mpeg', 'mpegts', 'truehd')
-# Formats whose header counts the samples, and how much shorter, in seconds, the sound may be.
-_EXACT = ('ape', 'caf', 'dsf', 'flac', 'mpc8', 'tak', 'tta', 'wv')
-_EXACT_WITHIN = 0.02
+# Formats whose header counts the samples, and how many may be missing: CAF counts whole packets.
+_EXACT = {'caf': 8192} | dict.fromkeys(('ape', 'dsf', 'flac', 'mpc8', 'tak', 'tta', 'wv'), 1024)
 _ENCRYPTED = ('enca', 'encv', 'drms', 'drmi')  # tags of MP4
 _LOSSLESS = ('pcm_', 'alac', 'ape', 'flac', 'mlp', 'shorten', 'tak', 'truehd', 'tta', 'wavpack')
 
@@ -178,7 +177,7 @@ class ContainerSound:
         seconds = self.seconds
         if position <= start or self._container.format.name not in _EXACT or seconds is None:
             return False
-        return position < (seconds - _EXACT_WITHIN) * self.rate
+        return position < seconds * self.rate - _EXACT[self._container.format.name]
 
     def _placed_frames(self, start: int, *, seek: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the sample number at which each frame begins, and its samples [channels, n]; frames do not overlap.
@@ -314,13 +313,20 @@ def best_stream(container: 'InputContainer', kind: Literal['audio', 'video'], na
         raise AudioFileError(f'{name}: has no {missing}')
     if stream.codec_context is None:
         raise unsupported(name, f'the codec of its {kind}')
-    if getattr(stream.codec_context, 'codec_tag', '') in _ENCRYPTED:
+    if _codec_tag(stream) in _ENCRYPTED:
         raise unsupported(name, f'encrypted {kind}')
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
     stream.codec_context.thread_count = 1  # one process per core decodes already
     return stream
+
+
+def _codec_tag(stream: Any) -> str:
+    try:
+        return str(stream.codec_context.codec_tag)
+    except UnicodeDecodeError:  # it is a number, as in WAV
+        return ''
 
 
 def is_seekable(container: 'InputContainer') -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from audiosep_jax.audio.pieces import opened, skip_tags
-from audiosep_jax.audio.truncation import ASF_GUID
 from audiosep_jax.errors import AudioFileError
 
 HEAD_BYTES = 65536  # a frame that is to tell the format begins before this place
@@ -54,12 +53,15 @@ ASF = Kind('ASF', 'asf', has_pictures=True)
 FLV = Kind('FLV', 'flv', has_pictures=True)
 CAF = Kind('CAF', 'caf', in_libsndfile=True)
 AMR = Kind('AMR', 'amr')
+AU = Kind('AU', 'au', in_libsndfile=True)
+WAVPACK = Kind('WavPack', 'wv')
 AIFF = Kind('AIFF', 'aiff', in_libsndfile=True)
 W64 = Kind('W64', 'w64', in_libsndfile=True)
-_MPEG_TS = Kind('MPEG transport stream', 'mpegts', has_pictures=True)
+MPEG_TS = Kind('MPEG transport stream', 'mpegts', has_pictures=True)
 # Formats of which only libsndfile knows the first bytes.
 OTHER = Kind('', None, in_libsndfile=True)
 
+ASF_GUID = bytes.fromhex('3026b2758e66cf11a6d900aa0062ce6c')
 W64_GUID = bytes.fromhex('726966662e91cf11a5d628db04c10000')
 # Boxes that begin an ISO base media file (MP4, M4A, QuickTime).
 _FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'free', b'skip', b'wide', b'pnot', b'styp', b'moof', b'sidx')
@@ -73,12 +75,12 @@ _MAGIC = (
     (0, b'FFIR', OTHER),
     (0, W64_GUID, W64),
     (0, b'caff', CAF),
-    (0, b'.snd', Kind('AU', 'au', in_libsndfile=True)),
+    (0, b'.snd', AU),
     (0, b'\x1a\x45\xdf\xa3', MATROSKA),
     (0, b'FLV\x01', FLV),
     (0, ASF_GUID, ASF),
     (0, b'#!AMR', AMR),
-    (0, b'wvpk', Kind('WavPack', 'wv')),
+    (0, b'wvpk', WAVPACK),
     (0, b'MAC ', Kind("Monkey's Audio", 'ape')),
     (0, b'TTA1', Kind('TTA', 'tta')),
     (0, b'MP+', Kind('Musepack', 'mpc')),
@@ -129,7 +131,7 @@ def kind_of(file: Path | io.BytesIO) -> Kind:
         return MP4
     for period, lead in ((188, 0), (192, 4), (204, 0)):  # on disc each packet follows a time; on air, parity follows it
         if len(head) > lead + period and set(head[lead : lead + 8 * period : period]) == {0x47}:
-            return _MPEG_TS
+            return MPEG_TS
     for kind, frame_size in _FRAMED:
         if _begins_with_frames(head, frame_size):
             return kind

@@ -15,25 +15,51 @@ from pathlib import Path
 from typing import BinaryIO
 
 from audiosep_jax.audio import kinds
-from audiosep_jax.audio.kinds import Kind, mpeg_frame
+from audiosep_jax.audio.kinds import Kind
 from audiosep_jax.audio.pieces import Piece, find_bytes, opened, skip_tags
 from audiosep_jax.audio.truncation import (
     HEADER_BYTES,
     UNKNOWN_LENGTH,
     Walk,
+    walk_au,
     walk_avi,
     walk_boxes,
     walk_caf,
     walk_elements,
     walk_flv,
     walk_forms,
+    walk_mpeg,
     walk_objects,
+    walk_ts,
+    walk_wavpack,
 )
 
-_MAX_GARBAGE = 0.1  # of an MP3: what is neither a frame nor a tag
 _FLAC_START = b'\x22'  # bytes of the block that begins every FLAC stream
 _SNDFILE_TAGS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of WAV: PCM, MS ADPCM, float, A-law, µ-law, IMA ADPCM, GSM 6.10
 _EXTENSIBLE = 0xFFFE
+# Chunks that are found where a careless writer has left out a byte.
+_CHUNKS = tuple(
+    name.ljust(4).encode()
+    for name in [
+        'fmt',
+        'data',
+        'fact',
+        'LIST',
+        'PEAK',
+        'JUNK',
+        'junk',
+        'PAD',
+        'FLLR',
+        'bext',
+        'iXML',
+        'cue',
+        'smpl',
+        'inst',
+        'id3',
+        'axml',
+    ]
+)
+_W64_NAMES = bytes.fromhex('8cd100c04f8edb8a')  # the second half of the name of each chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,13 +312,34 @@ def _walk_wav(file: BinaryIO, start: int, size: int) -> _Wav:
             file.seek(place)
             following = file.read(5)
             # Careless writers leave out the byte that makes an odd chunk even.
-            if following[1:] and _is_chunk_name(following[:4]) and not _is_chunk_name(following[1:]):
+            if following[:4] in _CHUNKS or (following[1:] not in _CHUNKS and not _is_chunk_name(following[1:])):
                 wav.is_odd = wav.is_odd or wav.data is None
             else:
                 place += 1
         wav.stop = min(place, size)
     wav.is_odd = wav.is_odd or (wav.data is not None and not _is_plain_fmt(wav.form))
     return wav
+
+
+def _read_w64(file: BinaryIO, size: int) -> Structure:
+    """Walks through the chunks of Sony's Wave64, and hands the sound on as WAV: libsndfile reads beyond its end."""
+    parts, place, is_cut_short, form = [], 40, False, b''
+    while place + 24 <= size:
+        file.seek(place)
+        name, length = file.read(16), int.from_bytes(file.read(8), 'little')
+        if name == kinds.W64_GUID:
+            place += 40
+            continue
+        if name[8:] != _W64_NAMES or length < 24:
+            break
+        if name.startswith(b'fmt ') and length <= 4096:
+            form = file.read(length - 24)
+        elif name.startswith(b'data') and len(form) >= 16:
+            is_cut_short = place + length - size > HEADER_BYTES
+            wav = _Wav(form, data=(place + 24, min(place + length, size)))
+            parts.append(_wav_part(wav, _new_header(wav)))
+        place += (length + 7) // 8 * 8
+    return Structure(kinds.W64, tuple(parts) or (Part(None, True),), is_cut_short)
 
 
 def _is_plain_fmt(form: bytes) -> bool:
@@ -332,91 +379,21 @@ def _new_header(wav: _Wav) -> bytes:
     return b'RF64\xff\xff\xff\xffWAVE' + sizes + chunks + b'data\xff\xff\xff\xff'
 
 
-# ---- MPEG audio ------------------------------------------------------------------------------------------------------
+# ---- what is walked through, or searched for the beginning of another file --------------------------------------------
 
 
 def _read_mpeg(file: BinaryIO, size: int) -> Structure:
-    """Walks from frame to frame, and leaves out tags and what is no frame, also between files that were joined."""
-    pieces: list[list[int]] = []
-    place, garbage, frames, missing, seconds = skip_tags(file), 0, 0, 0, 0.0
-    promised = -1  # frames by the header of the part; -1: it has none
-    while place < size:
-        file.seek(place)
-        head = file.read(64)
-        frame = mpeg_frame(head)
-        if frame is None:
-            following = _behind_tag(file, head, place, size)
-            if following is None:
-                following = _next_frame(file, place + 1, size)
-                garbage += following - place if head.strip(b'\0') else 0
-            place = following
-            continue
-        count = _promised_frames(head, frame)
-        if count is not None:
-            missing += max(promised - frames, 0)
-            promised, frames = count, 0
-        else:
-            frames += 1
-            seconds += frame.samples / frame.rate
-        if pieces and pieces[-1][1] == place:
-            pieces[-1][1] = min(place + frame.size, size)
-        else:
-            pieces.append([place, min(place + frame.size, size)])
-        place += frame.size
-    missing += max(promised - frames, 0)
-    fault = f'{garbage} of its {size} bytes are no MPEG audio' if garbage > max(_MAX_GARBAGE * size, 4096) else ''
-    is_whole = len(pieces) == 1 and pieces[0][0] < kinds.HEAD_BYTES
-    part = Part(None if is_whole and not pieces[0][0] else tuple((a, b) for a, b in pieces), seconds=seconds)
-    return Structure(kinds.MP3, (part,), missing > 2, fault)
+    walk = walk_mpeg(file, size)
+    pieces = tuple(walk.pieces)
+    is_plain = len(pieces) == 1 and pieces[0][0] == 0
+    return Structure(
+        kinds.MP3, (Part(None if is_plain else pieces, seconds=walk.seconds),), walk.is_cut_short, walk.fault
+    )
 
 
-def _promised_frames(head: bytes, frame: kinds.Frame) -> int | None:
-    """Returns how many frames follow, by the header of Xing, Info or VBRI in a frame without sound.
-
-    None: the frame is one of sound; 0: the header does not say.
-    """
-    mono = frame.channels == 1
-    place = 4 + ((9 if mono else 17) if frame.is_low_rate else (17 if mono else 32))
-    if head[place : place + 4] in (b'Xing', b'Info'):
-        return int.from_bytes(head[place + 8 : place + 12], 'big') if head[place + 7] & 1 else 0
-    return int.from_bytes(head[50:54], 'big') if head[36:40] == b'VBRI' else None
-
-
-def _behind_tag(file: BinaryIO, head: bytes, place: int, size: int) -> int | None:
-    """Returns where the tag that begins at `place` ends; None: there is none."""
-    if head[:3] == b'ID3':
-        return min(skip_tags(file, place), size) if skip_tags(file, place) > place else None
-    if head[:3] == b'TAG' and place + 128 <= size:
-        return place + (227 if head[3:4] == b'+' else 128)
-    if head[:8] == b'APETAGEX' and len(head) >= 32:
-        length, _, flags = struct.unpack('<III', head[12:24])
-        # The length counts the footer but not the header, before which or at which this is.
-        return min(place + 32 + (length if flags & 0x20000000 else 0), size)
-    if head[:11] == b'LYRICSBEGIN':
-        stop = min(find_bytes(file, end, place, size) for end in (b'LYRICS200', b'LYRICSEND'))
-        return min(stop + 9, size)
-    return None
-
-
-def _next_frame(file: BinaryIO, start: int, size: int) -> int:
-    """Returns where, at or after `start`, frames or a tag begin again."""
-    while start < size:
-        file.seek(start)
-        block = file.read(1 << 16)
-        for place, byte in enumerate(block):
-            if byte == 0xFF:
-                frame = mpeg_frame(block[place : place + 4])
-                if frame:
-                    file.seek(start + place + frame.size)
-                    if mpeg_frame(file.read(4)):
-                        return start + place
-            elif byte in b'ITA' and block.startswith((b'ID3', b'TAG', b'APETAGEX'), place):
-                return start + place
-        start += len(block) if len(block) < 1 << 16 else len(block) - 8
-    return size
-
-
-# ---- what is searched for the beginning of another file --------------------------------------------------------------
+def _read_wavpack(file: BinaryIO, size: int) -> Structure:
+    files, is_cut_short = walk_wavpack(file, size)
+    return Structure(kinds.WAVPACK, tuple(Part((place,)) for place in files), is_cut_short)
 
 
 def _read_joined(kind: Kind, magic: bytes, file: BinaryIO, size: int) -> Structure:
@@ -433,6 +410,10 @@ def _walked(kind: Kind, walk: Callable[[BinaryIO, int], Walk], file: BinaryIO, s
     """Finds files one behind the other by walking through boxes, elements or chunks."""
     starts, is_cut_short = walk(file, size)
     in_libsndfile = kind.in_libsndfile
+    if kind == kinds.CAF:
+        file.seek(0)
+        # libsndfile counts whole packets in ALAC, of which the last one may hold less.
+        in_libsndfile = file.read(32)[28:] != b'alac'
     if starts == [0]:
         return Structure(kind, (Part(None, in_libsndfile),), is_cut_short)
     places = itertools.pairwise([*starts, size])
@@ -445,7 +426,10 @@ _READERS: dict[Kind, Callable[[BinaryIO, int], Structure]] = {
     kinds.WAV: _read_wav,
     kinds.MP3: _read_mpeg,
     kinds.AMR: functools.partial(_read_joined, kinds.AMR, b'#!AMR'),
-    kinds.W64: functools.partial(_read_joined, kinds.W64, kinds.W64_GUID),
+    kinds.W64: _read_w64,
+    kinds.WAVPACK: _read_wavpack,
+    kinds.AU: functools.partial(_walked, kinds.AU, walk_au),
+    kinds.MPEG_TS: functools.partial(_walked, kinds.MPEG_TS, walk_ts),
     kinds.AIFF: functools.partial(_walked, kinds.AIFF, walk_forms),
     kinds.AVI: functools.partial(_walked, kinds.AVI, walk_avi),
     kinds.MP4: functools.partial(_walked, kinds.MP4, walk_boxes),
