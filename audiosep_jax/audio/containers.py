@@ -9,7 +9,7 @@ import io
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 import numpy as np
 
@@ -322,6 +322,23 @@ def best_stream(container: 'InputContainer', kind: Literal['audio', 'video'], na
     return stream
 
 
+class _Input:
+    """A file as PyAV reads it: an impossible place is told by a number, because PyAV prints exceptions."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, OverflowError, ValueError):
+            return -1
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
 def _codec_tag(stream: Any) -> str:
     try:
         return str(stream.codec_context.codec_tag)
@@ -413,7 +430,7 @@ def open_container(
     lenient: dict[str, Any] = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
     try:
         # FFmpeg gets no name, which it could take for a protocol or for a hint at the format.
-        return av.open(open_pieces(file, pieces), format=kind.demuxer, container_options=options, **lenient)
+        return av.open(_Input(open_pieces(file, pieces)), format=kind.demuxer, container_options=options, **lenient)
     except NotImplementedError as error:  # FFmpeg's "not yet implemented"
         raise unsupported(name, f'this sort of {kind.name}') from error
     except (av.FFmpegError, OSError, ValueError) as error:

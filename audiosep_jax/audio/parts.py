@@ -379,7 +379,7 @@ def _new_header(wav: _Wav) -> bytes:
     return b'RF64\xff\xff\xff\xffWAVE' + sizes + chunks + b'data\xff\xff\xff\xff'
 
 
-# ---- what is walked through, or searched for the beginning of another file --------------------------------------------
+# ---- what is walked through, or searched for the beginning of another file ------------------------------------------
 
 
 def _read_mpeg(file: BinaryIO, size: int) -> Structure:
