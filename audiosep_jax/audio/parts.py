@@ -292,7 +292,7 @@ def _walk_wav(file: BinaryIO, start: int, size: int) -> _Wav:
                 length = struct.unpack('<Q', sizes64[8:16])[0]
             is_unknown = UNKNOWN_LENGTH <= length <= 0xFFFFFFFF and begin + length > size
             if is_unknown or (not length and _is_unfinished(file, start, begin, size)):
-                wav.is_odd, length = wav.is_odd or not length, size - begin
+                wav.is_odd, length = wav.is_odd or not length, _riff_end(file, start, begin, size) - begin
             wav.is_cut_short = begin + length - size > HEADER_BYTES
             wav.data = begin, min(begin + length, size)
         elif name in (b'fmt ', b'fact', b'ds64') and length <= 4096:
@@ -354,11 +354,18 @@ def _is_chunk_name(name: bytes) -> bool:
     return len(name) == 4 and all(32 <= byte < 127 for byte in name)
 
 
+def _riff_end(file: BinaryIO, start: int, begin: int, size: int) -> int:
+    """Returns where a WAV file ends whose data chunk does not say it."""
+    file.seek(start + 4)
+    end = start + 8 + struct.unpack('<I', file.read(4))[0]
+    return end if begin < end < size else size
+
+
 def _is_unfinished(file: BinaryIO, start: int, begin: int, size: int) -> bool:
     """Returns whether a data chunk of length 0 is one whose recorder could not go back to write the length."""
     file.seek(start + 4)
     whole = struct.unpack('<I', file.read(4))[0]
-    if size <= begin or begin <= start + 8 + whole < size:
+    if size <= begin or (whole and start + 8 + whole <= begin):
         return False
     file.seek(begin)
     following = file.read(8)

@@ -50,6 +50,10 @@ def _encoded(path, form, codec, samples, rate=RATE):
     with av.open(str(path), 'w', format=form) as container:
         stream = container.add_stream(codec, rate=rate, layout='mono')
         context = stream.codec_context
+        if codec == 'wavpack':
+            context.format = 's16p'
+        if codec == 'wmav2':
+            context.bit_rate = 64000
         context.open()
         resampler = av.AudioResampler(format=context.format, layout='mono', rate=rate, frame_size=context.frame_size)
         frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format='fltp', layout='mono')

@@ -96,6 +96,8 @@ def test_many_channels_are_read_by_pyav(tmp_path, channels, codec):
     samples = (noise(0.1, 48000, channels=channels).T * 0.5).astype(np.float32)
     with av.open(str(tmp_path / 'x.mkv'), 'w') as container:
         stream = container.add_stream(codec, rate=48000, layout=layout)
+        if codec == 'wavpack':
+            stream.codec_context.format = 's16p'
         stream.codec_context.open()
         form = stream.codec_context.format
         resampler = av.AudioResampler(
@@ -143,6 +145,17 @@ def test_ogg_that_is_cut_into_parts_has_the_order_of_wav(tmp_path):
         np.testing.assert_allclose(sound.read(), whole.mean(axis=0, keepdims=True), atol=1e-6)
 
 
+def _read_or_message(path):
+    total = 0
+    try:
+        with open_sound(path) as sound:
+            for block in sound.blocks():
+                total += block.nbytes
+    except AudioFileError as error:
+        return total, str(error)
+    return total, ''
+
+
 def _mutations(data, rng):
     for _ in range(12):
         changed = bytearray(data)
@@ -165,14 +178,9 @@ def test_damaged_bytes_give_a_sound_or_one_line(tmp_path, capfd, name):
     path = tmp_path / name
     for kind, changed in _mutations((SOUNDS / name).read_bytes(), rng):
         path.write_bytes(changed)
-        total = 0
-        try:
-            with open_sound(path) as sound:
-                for block in sound.blocks():
-                    total += block.nbytes
-        except AudioFileError as error:
-            assert '\n' not in str(error), kind
-            assert name in str(error), kind
+        total, message = _read_or_message(path)
+        assert '\n' not in message, kind
+        assert name in message or not message, kind
         assert total < 200e6, kind
     assert capfd.readouterr() == ('', '')
 
@@ -184,10 +192,6 @@ def test_a_small_file_does_not_become_hours_of_silence(tmp_path):
     place = data.index(b'auds') + 20  # the scale of the track's header
     for scale in (0x7FFFFFFF, 0x00FFFFFF, 0x0000FFFF):
         path.write_bytes(data[:place] + scale.to_bytes(4, 'little') + data[place + 4 :])
-        total = 0
-        try:
-            with open_sound(path) as sound:
-                total = sum(block.nbytes for block in sound.blocks())
-        except AudioFileError as error:
-            assert 'time stamps' in str(error) or 'damaged' in str(error)
+        total, message = _read_or_message(path)
+        assert 'damaged' in message or not message
         assert total < 100e6
