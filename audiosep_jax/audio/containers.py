@@ -51,6 +51,7 @@ _BROADCAST = ('mpegts', 'mpeg')
 _WITHOUT_LENGTH = ('aac', 'ac3', 'amr', 'dts', 'eac3', 'gsm', 'loas', 'mp3', 'mpeg', 'mpegts', 'truehd')
 # Formats whose header counts the samples, and how many may be missing: CAF counts whole packets.
 _EXACT = {'caf': 8192} | dict.fromkeys(('ape', 'dsf', 'flac', 'mpc8', 'tak', 'tta', 'wv'), 1024)
+_SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
 _ENCRYPTED = ('enca', 'encv', 'drms', 'drmi')  # tags of MP4
 _LOSSLESS = ('pcm_', 'alac', 'ape', 'flac', 'mlp', 'shorten', 'tak', 'truehd', 'tta', 'wavpack')
 
@@ -109,6 +110,9 @@ class ContainerSound:
         self._container = open_container(self._file, self._name, self._kind, self._pieces)
         try:
             self._stream = best_stream(self._container, 'audio', self._name)
+            if self._container.format.name == 'caf' and self._stream.codec_context.name == 'alac':
+                # The last packet is short already; FFmpeg 8 takes what it lacks off once more.
+                self._stream.codec_context.flags2 |= _SKIP_MANUAL
         except AudioFileError:
             self.close()
             raise
