@@ -323,7 +323,8 @@ def _walk_wav(file: BinaryIO, start: int, size: int) -> _Wav:
 
 def _read_w64(file: BinaryIO, size: int) -> Structure:
     """Walks through the chunks of Sony's Wave64, and hands the sound on as WAV: libsndfile reads beyond its end."""
-    parts, place, is_cut_short, form = [], 40, False, b''
+    parts: list[Part] = []
+    place, is_cut_short, form = 40, False, b''
     while place + 24 <= size:
         file.seek(place)
         name, length = file.read(16), int.from_bytes(file.read(8), 'little')

@@ -42,7 +42,9 @@ class PiecesFile(io.RawIOBase):
         sizes = [len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in self._pieces]
         self._starts = [0, *itertools.accumulate(sizes)]
         self._place = 0
-        self._file = opened(file)
+        # A number, because Python warns of files that were not closed, and it is PyAV that lets go of them.
+        self._number = None if isinstance(file, io.BytesIO) else os.open(file, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
+        self._bytes = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(b'')
 
     def readable(self) -> bool:
         """Returns True."""
@@ -60,7 +62,7 @@ class PiecesFile(io.RawIOBase):
         self._place = base + offset
         return self._place
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
+    def readinto(self, buffer) -> int:
         """Reads as the `readinto` of any file does, up to the end of a piece."""
         if self._place >= self._starts[-1]:
             return 0
@@ -70,22 +72,30 @@ class PiecesFile(io.RawIOBase):
         if isinstance(piece, bytes):
             data = piece[skipped : skipped + count]
         else:
-            self._file.seek(piece[0] + skipped)
-            data = self._file.read(count)
+            data = self._read(piece[0] + skipped, count)
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
 
+    def _read(self, start: int, count: int) -> bytes:
+        if self._number is None:
+            return bytes(self._bytes[start : start + count])
+        os.lseek(self._number, start, os.SEEK_SET)
+        return os.read(self._number, count)
+
     def close(self) -> None:
         """Closes the file of the pieces as well."""
-        self._file.close()
+        if not self.closed and hasattr(self, '_bytes'):  # else the file could not be opened
+            self._bytes.release()
+            if self._number is not None:
+                os.close(self._number)
         super().close()
 
 
 def open_pieces(file: Path | io.BytesIO, pieces: Sequence[Piece] | None) -> BinaryIO:
     """Opens pieces of a file as a file; None: all of it."""
     if pieces is None:
-        return opened(file)
+        pieces = [(0, file_bytes(file))]
     return io.BufferedReader(PiecesFile(file, pieces), 65536)
 
 

@@ -125,7 +125,7 @@ class _LibsndfileSound:
             source = os.fsencode(file)  # libsndfile itself reads faster; as bytes, for names may be no UTF-8
         try:
             with _decoding_errors(name):
-                self._sound = _SequentialFile(source)  # type: ignore[arg-type]
+                self._sound = _SequentialFile(source)
             self.rate, self.subtype = self._sound.samplerate, self._sound.subtype
             check_rate(self.rate, name)
         except BaseException:

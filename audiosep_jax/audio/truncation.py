@@ -79,7 +79,8 @@ def is_container_cut_short(file: Path | io.BytesIO) -> bool:
 
 def walk_boxes(file: BinaryIO, size: int) -> Walk:
     """Walks through the boxes of MP4 and QuickTime (ISO/IEC 14496-12, section 4.2)."""
-    starts, place, seen = [0], 0, set()
+    starts, place = [0], 0
+    seen: set[bytes] = set()
     while place < size:
         file.seek(place)
         header = file.read(16)
@@ -251,7 +252,8 @@ _TS_SOUND_DESCRIPTORS = {0x6A, 0x7A, 0x7B, 0x7C, 0x7F}  # AC-3, E-AC-3, DTS, AAC
 
 def walk_ts(file: BinaryIO, size: int) -> Walk:
     """Finds where an MPEG transport stream (ISO/IEC 13818-1, section 2.4) goes on without any track of sound it had."""
-    starts, tracks = [0], set()
+    starts = [0]
+    tracks: set[tuple[int, int]] = set()
     place = find_bytes(file, b'\x47\x40\x00', 0, size)
     while place < size:
         file.seek(place)
