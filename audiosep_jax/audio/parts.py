@@ -245,7 +245,8 @@ class _Wav:
 
 def _read_wav(file: BinaryIO, size: int) -> Structure:
     """Walks through the chunks of WAV files, one behind the other. The header of an odd one is written anew."""
-    parts, start, is_cut_short = [], skip_tags(file), False
+    parts: list[Part] = []
+    start, is_cut_short = skip_tags(file), False
     is_joined = start > 0
     while True:
         wav = _walk_wav(file, start, size)

@@ -69,10 +69,7 @@ class PiecesFile(io.RawIOBase):
         index = bisect.bisect_right(self._starts, self._place) - 1
         piece, skipped = self._pieces[index], self._place - self._starts[index]
         count = min(len(buffer), self._starts[index + 1] - self._place)
-        if isinstance(piece, bytes):
-            data = piece[skipped : skipped + count]
-        else:
-            data = self._read(piece[0] + skipped, count)
+        data = piece[skipped : skipped + count] if isinstance(piece, bytes) else self._read(piece[0] + skipped, count)
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
