@@ -198,8 +198,6 @@ def _make(
         target, mixture, noise = mix(sounds[0], sounds[1:], snr_db)
     except LeftOutError as error:
         return error
-    except ConfigError:  # PyAV is not installed, so every file would fail
-        raise
     except AudioSepError as error:
         return LeftOutError('unreadable', str(error))
     files = dict(zip(recipe.files, (target, mixture, noise), strict=False))

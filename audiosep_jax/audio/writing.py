@@ -16,7 +16,7 @@ import soundfile
 
 from audiosep_jax.audio.encoding import check_encoder, encode_m4a
 from audiosep_jax.audio.formats import WRITABLE_SUFFIXES, WRITERS
-from audiosep_jax.audio.samples import quantize
+from audiosep_jax.audio.samples import quantize, to_vorbis_order, usual_mask
 from audiosep_jax.errors import AudioFileError, ConfigError
 from audiosep_jax.storage.atomic import replacing
 
@@ -92,7 +92,8 @@ def subtype_like(source: str | None, suffix: str) -> Subtype:
 class OutputFiles:
     """Several files that receive blocks of equal length. `written_together` makes it."""
 
-    def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int, subtype: Subtype):
+    def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int, subtype: Subtype, mask: int = 0):
+        self._mask = mask
         self._paths, self._rate, self._channels, self._subtype = paths, sample_rate, channels, subtype
         self._spools = [_new_spool(path.absolute().parent) for path in paths]
         self._peaks = [0.0] * len(paths)
@@ -153,14 +154,29 @@ class OutputFiles:
             return
         subtype = writer.subtype or self._subtype
         kind, frame_bytes = writer.name, 4 * self._channels
-        if kind == 'WAV' and spool.tell() // 4 * _SAMPLE_BYTES[self._subtype] > _MAX_WAV_BYTES:
+        # One and two channels need no mask, unless they are for unusual places.
+        has_mask = kind == 'WAV' and self._mask and (self._channels > 2 or self._mask != usual_mask(self._channels))
+        kind = 'WAVEX' if has_mask else kind
+        if kind in ('WAV', 'WAVEX') and spool.tell() // 4 * _SAMPLE_BYTES[self._subtype] > _MAX_WAV_BYTES:
             kind = 'RF64'
         spool.seek(0)
         shape = self._rate, self._channels
         with soundfile.SoundFile(os.fsencode(temporary), 'w', *shape, subtype, format=kind) as file:
             while data := spool.read(_BLOCK * frame_bytes):
                 block = np.frombuffer(data, np.float32).reshape(-1, self._channels) * np.float32(gain)
+                if writer.name == 'OGG':
+                    block = np.ascontiguousarray(to_vorbis_order(block.T).T)
                 file.write(quantize(block, subtype))
+        if has_mask:
+            _write_mask(temporary, self._mask)
+
+
+def _write_mask(path: Path, mask: int) -> None:
+    """Writes the mask of loudspeakers into a WAV file of WAVEFORMATEXTENSIBLE, where libsndfile has its own."""
+    with open(path, 'r+b') as file:
+        # The chunk's name and size precede its fields, of which the mask is the one at byte 20.
+        file.seek(file.read(256).index(b'fmt ') + 8 + 20)
+        file.write(mask.to_bytes(4, 'little'))
 
 
 def _waiting_samples(spool: 'tempfile.SpooledTemporaryFile[bytes]', channels: int, gain: float) -> Iterator[np.ndarray]:
@@ -176,7 +192,7 @@ def _new_spool(folder: Path) -> 'tempfile.SpooledTemporaryFile[bytes]':
 
 @contextlib.contextmanager
 def written_together(
-    paths: Sequence[str | os.PathLike], sample_rate: int, *, channels: int, subtype: Subtype = 'PCM_16'
+    paths: Sequence[str | os.PathLike], sample_rate: int, *, channels: int, subtype: Subtype = 'PCM_16', mask: int = 0
 ) -> Iterator[OutputFiles]:
     """Opens several files that all appear at `finish`, or not at all.
 
@@ -188,6 +204,7 @@ def written_together(
         sample_rate: in Hz.
         channels: how many each file has.
         subtype: of the samples, where a format has a choice.
+        mask: the loudspeakers of the channels as the bits of WAVEFORMATEXTENSIBLE, for a WAV; 0: not known.
 
     Raises:
         ConfigError: a suffix, subtype, rate or channel count that the format does not have.
@@ -198,7 +215,7 @@ def written_together(
         check_format(path, subtype, channels=channels, sample_rate=sample_rate)
         if path.is_dir():
             raise AudioFileError(f'{path}: cannot be written: a folder has that name')
-    with contextlib.closing(OutputFiles(outputs, sample_rate, channels, subtype)) as files:
+    with contextlib.closing(OutputFiles(outputs, sample_rate, channels, subtype, mask)) as files:
         yield files
 
 

@@ -45,7 +45,7 @@ class Separate:
 
     The output has the rate, length and channels of the input. One input and one query may go to a file (-o dog.wav);
     otherwise -o is a folder and gets {stem}__{query}.wav. It reads WAV, FLAC, OGG, MP3 and whatever else libsndfile
-    decodes, and with the extra `video` also M4A, MP4, WebM and MKV.
+    or FFmpeg (through PyAV) decodes, also the sound of videos.
     """
 
     inputs: Annotated[
@@ -306,7 +306,7 @@ def _separate_file(job: _Job, source: Path, outputs: list[Path], advance: Callab
         resamplers = [Resampler(sound.rate, rate, sound.channels) for _ in outputs]
         with (
             _output_folder(outputs[0].parent),
-            written_together(outputs, rate, channels=sound.channels, subtype=subtype) as files,
+            written_together(outputs, rate, channels=sound.channels, subtype=subtype, mask=sound.mask) as files,
         ):
             match = LoudnessMatch(len(outputs), sound.rate, sound.channels) if job.command.keep_loudness else None
             samples = 0
@@ -351,6 +351,7 @@ class _PipeInput:
     channels: int
     subtype: str | None
     blocks: Callable[[], Iterator[np.ndarray]]
+    mask: int = 0
 
 
 @contextlib.contextmanager

@@ -2,14 +2,12 @@
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
-from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.reading import read_audio, sound_seconds
 from audiosep_jax.errors import AudioFileError, LeftOutError
 from audiosep_jax.evaluation.benchmark import Item
 
@@ -79,8 +77,8 @@ def item_seconds(item: Item) -> float:
     """
     path = item.mixture or item.target
     try:
-        return 0.0 if path is None else float(soundfile.info(os.fsencode(path)).duration)
-    except (soundfile.LibsndfileError, OSError, TypeError, ValueError):
+        return 0.0 if path is None else sound_seconds(path)
+    except AudioFileError:
         return 0.0
 
 

@@ -37,8 +37,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from audiosep_jax.audio.checks import check_audio
 from audiosep_jax.audio.reading import read_audio
+from audiosep_jax.audio.samples import check_audio
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
 from audiosep_jax.storage.npy_files import read_npy

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from audiosep_jax.audio.checks import check_audio
 from audiosep_jax.audio.resampling import Resampler, resample
+from audiosep_jax.audio.samples import check_audio
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder

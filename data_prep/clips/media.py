@@ -1,33 +1,28 @@
 """Reads sounds and pictures from the files of datasets: whole audio files, parts of them, videos, members of archives.
 
 A path names a file, or as `archive.tar::member` a member of an uncompressed tar archive, which is read at its offset.
-libsndfile decodes the formats that it knows, and PyAV MP4, WebM, Matroska and other containers. The first bytes tell
-which of the two is needed, not the suffix, because many files are not what their suffix says.
+Sounds are read as everywhere else, by `audiosep_jax/audio/reading.py`.
 """
 
 import functools
-import importlib.util
 import io
 import math
 import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import soundfile
 
-from audiosep_jax.audio.containers import INSTALL_PYAV, ContainerSound, is_container, max_seconds
-from audiosep_jax.audio.formats import CONTAINER_SUFFIXES
-from audiosep_jax.audio.reading import decoding_errors, read_audio
+from audiosep_jax.audio import reading
+from audiosep_jax.audio.kinds import kind_of
+from audiosep_jax.audio.pieces import file_bytes
+from audiosep_jax.audio.reading import open_sound
 from audiosep_jax.audio.resampling import resample
-from audiosep_jax.audio.truncation import cut_short_error, has_estimated_length, is_sound_file_cut_short
-from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
+from audiosep_jax.errors import AudioFileError, LeftOutError
 from data_prep.clips.video import read_pictures
 
-# Hz; a header that gives less or more is damaged.
-LOWEST_RATE, HIGHEST_RATE = 1000, 10_000_000
 LONGEST = 4 * 3600.0  # seconds of a clip
 
 # Decoded before and after a part, so that resampling it alone equals resampling the whole: soxr's filter is shorter.
@@ -54,22 +49,14 @@ def read_sound(
         LeftOutError: missing; or too short, because the file ends before the part begins.
         AudioFileError: unreadable: no sound in it, damaged, cut short within the part, NaN or infinite samples, an
             impossible sample rate, longer than `LONGEST` or than fits into memory.
-        ConfigError: PyAV is needed and not installed.
     """
     try:
-        file = _locate(path)
-        if _is_container(file, str(path)):
-            with ContainerSound(file, str(path), mono=True) as sound:
+        with open_sound(_locate(path), name=str(path), mono=True, whole=False) as sound:
 
-                def read(first: int, stop: int) -> np.ndarray:
-                    return sound.read(first, stop)[0]
+            def read(first: int, stop: int) -> np.ndarray:
+                return sound.read(first, stop)[0]
 
-                return _part(read, sound.rate, sample_rate, start, seconds, str(path))
-        if isinstance(file, pathlib.Path) and start == 0 and seconds is None:
-            audio, rate = read_audio(file, mono=True)
-            _check_header(rate, audio.shape[-1], str(path))
-            return resample(audio[0], rate, sample_rate)
-        return _part_of_sound_file(file, sample_rate, start, seconds, str(path))
+            return _part(read, sound.rate, sample_rate, start, seconds, str(path))
     except MemoryError as error:
         raise _too_large(path) from error
 
@@ -91,11 +78,12 @@ def read_frames(
     Raises:
         LeftOutError: missing; or too short, because the video ends before the part begins.
         AudioFileError: unreadable: damaged, or without pictures.
-        ConfigError: PyAV is not installed.
     """
     try:
         file = _locate(path)
-        if not _is_container(file, str(path)):
+        if not file_bytes(file):
+            raise AudioFileError(f'{path}: the file is empty (0 bytes)')
+        if not kind_of(file).has_pictures:
             raise AudioFileError(f'{path}: has no pictures, it is not a video; build without --frames')
         return read_pictures(file, str(path), count, start, seconds)
     except MemoryError as error:
@@ -108,37 +96,9 @@ def sound_seconds(path: str | os.PathLike) -> float:
     Raises what `read_sound` raises.
     """
     try:
-        file = _locate(path)
-        if _is_container(file, str(path)):
-            with ContainerSound(file, str(path), mono=True) as track:
-                rate, from_header = track.rate, track.seconds
-                seconds = track.read().shape[1] / rate if from_header is None else from_header
-        else:
-            with _open_sound_file(file, str(path)) as sound:
-                rate, seconds = sound.samplerate, sound.frames / sound.samplerate
+        return reading.sound_seconds(_locate(path), str(path))
     except MemoryError as error:
         raise _too_large(path) from error
-    _check_header(rate, 0, str(path))
-    if not 0 <= seconds <= max_seconds(file):
-        raise AudioFileError(f'{path}: damaged, the file is too small for {seconds:.0f} s of sound')
-    return seconds
-
-
-def check_pyav(paths: Iterable[str], frames: int = 0) -> None:
-    """Checks, before hours of building, that PyAV is installed if files need it by their names.
-
-    Args:
-        paths: the files.
-        frames: how many pictures are to be taken of each.
-
-    Raises:
-        ConfigError: PyAV (or Pillow, for pictures) is needed and not installed.
-    """
-    if all(importlib.util.find_spec(name) for name in (('av', 'PIL') if frames else ('av',))):
-        return
-    first = next((path for path in paths if frames or path.lower().endswith(CONTAINER_SUFFIXES)), None)
-    if first is not None:
-        raise ConfigError(f'{first}: {INSTALL_PYAV}')
 
 
 def tar_members(archive: str | os.PathLike) -> Mapping[str, tuple[int, int]]:
@@ -204,60 +164,8 @@ def _read_member(archive: str, member: str, name: str) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def _is_container(file: pathlib.Path | io.BytesIO, name: str) -> bool:
-    return is_container(_head(file, name), pathlib.PurePath(name).suffix)
-
-
-def _head(file: pathlib.Path | io.BytesIO, name: str) -> bytes:
-    """Returns the first 12 bytes; none if it is not a regular file, because `read_audio` has a better message then."""
-    if isinstance(file, io.BytesIO):
-        return file.getbuffer()[:12].tobytes()
-    if not file.is_file():
-        return b''
-    try:
-        with file.open('rb') as opened:
-            return opened.read(12)
-    except OSError as error:
-        raise AudioFileError(f'{name}: cannot be read: {error.strerror}') from error
-
-
-def _open_sound_file(file: pathlib.Path | io.BytesIO, name: str) -> soundfile.SoundFile:
-    if isinstance(file, io.BytesIO) and not file.getbuffer().nbytes:
-        raise AudioFileError(f'{name}: the file is empty (0 bytes)')
-    with decoding_errors(name):
-        return soundfile.SoundFile(file if isinstance(file, io.BytesIO) else os.fsencode(file))
-
-
-def _part_of_sound_file(
-    file: pathlib.Path | io.BytesIO, sample_rate: int, start: float, seconds: float | None, name: str
-) -> np.ndarray:
-    with _open_sound_file(file, name) as sound:
-
-        def read(first: int, stop: int) -> np.ndarray:
-            if stop > sound.frames and is_sound_file_cut_short(file, sound):
-                raise cut_short_error(name)
-            stop = min(stop, sound.frames)
-            if first >= stop:
-                return np.zeros(0, np.float32)
-            # libsndfile seeks inexactly in an MP3, so all that precedes the part is decoded.
-            skipped = first if sound.format == 'MP3' else 0
-            try:
-                with decoding_errors(name):
-                    sound.seek(first - skipped)
-                    samples = sound.read(stop - first + skipped, dtype='float32', always_2d=True)[skipped:]
-            except (ValueError, OverflowError) as error:
-                raise AudioFileError(f'{name}: damaged or cut short ({_reason(error)})') from error
-            if len(samples) < stop - first and not has_estimated_length(file, sound):
-                raise cut_short_error(name)
-            return samples.mean(axis=1)
-
-        return _part(read, sound.samplerate, sample_rate, start, seconds, name)
-
-
-def _check_header(rate: int, length: int, name: str) -> None:
-    """Raises AudioFileError for a rate or a length that no clip has, because resampling it could fill the memory."""
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise AudioFileError(f'{name}: damaged, its header gives a sample rate of {rate} Hz')
+def _check_length(rate: int, length: int, name: str) -> None:
+    """Raises AudioFileError for a length that no clip has, because resampling it could fill the memory."""
     if length > LONGEST * rate:
         raise AudioFileError(f'{name}: lasts more than {LONGEST / 3600:g} hours; cut it into pieces, if that is true')
 
@@ -282,7 +190,6 @@ def _part(
     """
     if not 0 <= start < math.inf or (seconds is not None and not 0 < seconds < math.inf):
         raise ValueError(f'{name}: start {start}, seconds {seconds}')
-    _check_header(rate, 0, name)
     begin, count = round(start * sample_rate), None if seconds is None else round(seconds * sample_rate)
     context = math.ceil(_CONTEXT * rate)
     # The first sample's time is also that of a sample of the result, so that both grids agree.
@@ -291,7 +198,7 @@ def _part(
     longest = int(LONGEST * rate) + 1  # one more than allowed, so that the check sees it
     stop = first + longest if count is None else math.ceil((begin + count) * rate / sample_rate) + context
     samples = read(first, min(stop, first + longest))
-    _check_header(rate, len(samples), name)
+    _check_length(rate, len(samples), name)
     if not np.isfinite(samples).all():
         raise AudioFileError(f'{name}: has NaN or infinite samples; repair or export the file again')
     skipped = begin - first // step * (sample_rate // math.gcd(rate, sample_rate))

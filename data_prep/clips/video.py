@@ -1,4 +1,4 @@
-"""Takes pictures from MP4, WebM, Matroska and other containers, with PyAV (extra `[video]`).
+"""Takes pictures from MP4, WebM, Matroska and other containers, with PyAV.
 
 Times are those of a player: zero is where the container's first stream begins.
 """
@@ -18,7 +18,7 @@ from audiosep_jax.audio.containers import (
 )
 from audiosep_jax.errors import AudioFileError, LeftOutError
 
-if TYPE_CHECKING:  # PyAV is an extra
+if TYPE_CHECKING:  # importing PyAV takes a while
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream

@@ -63,7 +63,7 @@ def read_music(
         excluded: YouTube ids or ids of pieces to leave out.
 
     Raises:
-        ConfigError: the length is not positive, or PyAV is needed and not installed.
+        ConfigError: the length is not positive.
         DataError: a list is missing or damaged, or none of the videos has a file.
     """
     if not 0 < piece_seconds < float('inf'):

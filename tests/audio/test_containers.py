@@ -3,16 +3,15 @@
 import contextlib
 import io
 
+import av
 import numpy as np
 import pytest
-from support.small_media import click, cut_short, place_of_click, write_sound, write_video
+from support.small_media import click, cut_short, place_of_click, write_video
 
 from audiosep_jax.audio import containers
-from audiosep_jax.audio.containers import ContainerSound, is_container
+from audiosep_jax.audio.containers import ContainerSound
 from audiosep_jax.audio.reading import open_sound, read_audio
 from audiosep_jax.errors import AudioFileError
-
-av = pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
 
 RATE = 48000
 
@@ -124,13 +123,3 @@ def test_tags_that_are_not_utf8_do_not_matter(tmp_path):
     path.write_bytes(path.read_bytes().replace(b'????', b'\xe9\xff\xfe\xe8'))
     with contextlib.closing(ContainerSound(path)) as opened:
         assert sum(block.shape[-1] for block in opened.blocks()) >= 0.5 * opened.rate
-
-
-def test_the_first_bytes_decide_before_the_suffix(tmp_path, recordings):
-    sound = write_sound(tmp_path / 'a.wav', 0.1)
-    for path, expected in [(sound, False), *((path, True) for path in recordings.values())]:
-        head = path.read_bytes()[:12]
-        assert {is_container(head, suffix) for suffix in ('.wav', '.mp4', '')} == {expected}
-    assert is_container(b'unknown bytes', '.M4A')
-    assert not is_container(b'unknown bytes', '.wav')
-    assert not is_container(b'', '.mp4')

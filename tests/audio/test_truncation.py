@@ -7,8 +7,20 @@ import pytest
 import soundfile
 from support.small_media import cut_short, sine, write_sound
 
+from audiosep_jax.audio.kinds import ASF_GUID
+from audiosep_jax.audio.parts import structure_of
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.audio.truncation import is_container_cut_short, is_sound_file_cut_short
+from audiosep_jax.audio.truncation import (
+    is_container_cut_short,
+    is_sound_file_cut_short,
+    walk_avi,
+    walk_boxes,
+    walk_caf,
+    walk_elements,
+    walk_flv,
+    walk_forms,
+    walk_objects,
+)
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import AudioFileError
 
@@ -66,7 +78,7 @@ def test_bytes_in_memory_are_checked_like_files(tmp_path, name):
         data = io.BytesIO(path.read_bytes())
         with soundfile.SoundFile(data) as sound:
             position = data.tell()
-            assert is_sound_file_cut_short(data, sound) is expected
+            assert (is_sound_file_cut_short(sound) or structure_of(data).is_cut_short) is expected
             assert data.tell() == position
         cut_short(path, 0.6)
 
@@ -89,3 +101,41 @@ def test_boxes_and_elements_tell_whether_a_container_was_cut_short(tmp_path):
         assert is_container_cut_short(io.BytesIO(data)) is expected
         (tmp_path / 'x').write_bytes(data)
         assert is_container_cut_short(tmp_path / 'x') is expected
+
+
+def test_chunks_and_objects_tell_whether_a_file_was_cut_short(tmp_path):
+    avi = b'RIFF' + (1004).to_bytes(4, 'little') + b'AVI ' + bytes(1000)
+    unfinished = b'RIFF' + bytes(4) + b'AVI ' + bytes(1000)
+    form = b'FORM' + (1004).to_bytes(4, 'big') + b'AIFF' + bytes(1000)
+    caf = b'caff\0\1\0\0' + b'data' + (1000).to_bytes(8, 'big') + bytes(1000)
+    open_caf = b'caff\0\1\0\0' + b'data' + b'\xff' * 8 + bytes(1000)
+    flv = b'FLV\1\5\0\0\0\x09' + bytes(4) + b'\x08' + (1000).to_bytes(3, 'big') + bytes(1011)
+    asf = ASF_GUID + (100).to_bytes(8, 'little') + bytes(76) + bytes(16) + (1000).to_bytes(8, 'little') + bytes(976)
+    for walk, data, is_known in [
+        (walk_avi, avi, True),
+        (walk_avi, unfinished, False),
+        (walk_forms, form, True),
+        (walk_caf, caf, True),
+        (walk_caf, open_caf, False),
+        (walk_flv, flv, True),
+        (walk_objects, asf, True),
+    ]:
+        assert walk(io.BytesIO(data), len(data)) == ([0], False)
+        assert walk(io.BytesIO(data[:900]), 900) == ([0], is_known)
+        if is_known:
+            assert walk(io.BytesIO(data * 2), 2 * len(data)) == ([0, len(data)], False)
+
+
+def test_joined_boxes_and_elements_begin_anew():
+    ftyp, moov, mdat = ((16).to_bytes(4, 'big') + name + bytes(8) for name in (b'ftyp', b'moov', b'mdat'))
+    video = ftyp + mdat + moov
+    assert walk_boxes(io.BytesIO(video * 3), 144) == ([0, 48, 96], False)
+    assert walk_boxes(io.BytesIO(video + b'TAGtitle'.ljust(128)), 176) == ([0], False)
+    assert walk_boxes(io.BytesIO(video + mdat[:-1]), 63) == ([0], True)
+    head, known = b'\x1a\x45\xdf\xa3\x80', b'\x18\x53\x80\x67\x84' + bytes(4)
+    unknown = b'\x18\x53\x80\x67\x01' + b'\xff' * 7 + b'\x1f\x43\xb6\x75\xff' + b'\xa3\x84' + bytes(4)
+    for segment in (known, unknown):
+        data = head + segment
+        assert walk_elements(io.BytesIO(data * 2), 2 * len(data)) == ([0, len(data)], False)
+        assert walk_elements(io.BytesIO(data + data[:-1]), 2 * len(data) - 1) == ([0, len(data)], True)
+        assert walk_elements(io.BytesIO(data + b'TAGtitle'.ljust(128)), len(data) + 128) == ([0], False)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.small_media import sine
 
 from audiosep_jax.audio import writing
-from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.audio.writing import write_audio, write_together
+from audiosep_jax.audio.reading import open_sound, read_audio
+from audiosep_jax.audio.writing import write_audio, write_together, written_together
 from audiosep_jax.errors import AudioFileError, ConfigError
 
 
@@ -165,3 +165,55 @@ def test_long_vorbis_does_not_end_the_process(tmp_path):
     # libsndfile 1.2.2 overflows its stack when it gets three million frames in one call.
     assert write_audio(tmp_path / 'x.ogg', np.zeros((1, 3_000_000), np.float32), 44100) == 1.0
     assert soundfile.info(tmp_path / 'x.ogg').frames == 3_000_000
+
+
+@pytest.mark.parametrize('mask', [0x3F, 0x60F, 0x33, 0x107, 0x63F, 0xFF, 0x600])
+@pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'FLOAT'])
+def test_the_places_of_loudspeakers_are_kept(tmp_path, monkeypatch, mask, subtype):
+    channels = mask.bit_count()
+    sound = sine(channels=channels, level=0.3)
+    for limit in (2**32, 1000):
+        monkeypatch.setattr(writing, '_MAX_WAV_BYTES', limit)
+        with written_together([tmp_path / 'x.wav'], 16000, channels=channels, subtype=subtype, mask=mask) as files:
+            files.write([sound])
+            files.finish()
+        with open_sound(tmp_path / 'x.wav') as back:
+            assert back.mask == mask
+            assert back.subtype == subtype
+            np.testing.assert_allclose(back.read(), sound, atol=1.1 / 2**15)
+
+
+def test_without_places_a_wav_is_a_plain_one(tmp_path):
+    for channels, mask in [(1, 0x4), (2, 0x3), (6, 0)]:
+        with written_together([tmp_path / 'x.wav'], 16000, channels=channels, mask=mask) as files:
+            files.write([sine(channels=channels, level=0.3)])
+            files.finish()
+        assert soundfile.info(tmp_path / 'x.wav').format == 'WAV'
+
+
+@pytest.mark.parametrize('name', ['x.ogg', 'x.opus'])
+@pytest.mark.parametrize('channels', [3, 5, 6, 7, 8])
+def test_vorbis_and_opus_get_their_own_order(tmp_path, name, channels):
+    """Each loudspeaker has a tone; FFmpeg, which knows the order of Vorbis, hears it from the same one."""
+    import av
+
+    sound = sine(1.0, 48000, channels=channels, hz=100.0, level=0.3)
+    write_audio(tmp_path / name, sound, 48000)
+    with av.open(str(tmp_path / name)) as container:
+        layout = container.streams.audio[0].codec_context.layout
+        speakers = [channel.name for channel in layout.channels]
+    expected = {
+        3: 'FL FR FC', 5: 'FL FR FC BL BR', 6: 'FL FR FC LFE BL BR', 7: 'FL FR FC LFE BC SL SR',
+        8: 'FL FR FC LFE BL BR SL SR',
+    }  # fmt: skip
+    assert speakers == expected[channels].split()
+    written = soundfile.read(tmp_path / name, always_2d=True)[0].T  # in the order of Vorbis
+    order = {
+        3: 'FL FC FR', 5: 'FL FC FR BL BR', 6: 'FL FC FR BL BR LFE', 7: 'FL FC FR SL SR BC LFE',
+        8: 'FL FC FR SL SR BL BR LFE',
+    }[channels].split()  # fmt: skip
+    back = read_audio(tmp_path / name)[0]
+    for i, speaker in enumerate(speakers):
+        if speaker != 'LFE':  # Opus keeps its lowest octaves alone
+            assert np.argmax(np.abs(np.fft.rfft(back[i]))) == 100 * (i + 1)
+            assert np.argmax(np.abs(np.fft.rfft(written[order.index(speaker)]))) == 100 * (i + 1)

@@ -1,6 +1,5 @@
 import json
 import os
-import sys
 import unicodedata
 
 import pytest
@@ -169,16 +168,6 @@ def test_bad_rows_are_left_out_unless_most_are_bad(tmp_path):
     refuse_wrong_table(bad, 2)
     with pytest.raises(DataError, match='line 3: fewer fields'):
         refuse_wrong_table(bad, 1)
-
-
-def test_a_missing_pyav_is_reported_before_anything_is_built(tmp_path, monkeypatch):
-    video, sound = Entry('v', 'v.MP4', ('x',)), Entry('s', 's.wav', ('x',))
-    monkeypatch.setitem(sys.modules, 'av', None)
-    files_or_refuse([sound], tmp_path, [], 'kind').check(32000)
-    for entries, frames in (([sound, video], 0), ([sound], 2)):
-        files = files_or_refuse(entries, tmp_path, [], 'kind', frames)
-        with pytest.raises(ConfigError, match=r"install PyAV: pip install 'audiosep_jax\[video\]'"):
-            files.check(32000)
 
 
 def test_a_negative_number_of_pictures_is_refused(tmp_path):

@@ -2,18 +2,16 @@
 
 import contextlib
 import io
-import sys
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from support.small_media import CODECS, click, cut_short, noise, place_of_click, write_sound, write_tar, write_video
 
 from audiosep_jax.audio import containers
-from audiosep_jax.errors import AudioFileError, ConfigError, LeftOutError
+from audiosep_jax.errors import AudioFileError, LeftOutError
 from data_prep.clips.media import read_frames, read_sound, sound_seconds
-
-av = pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
 
 RATE = 32000
 # Seconds that the encoders put before the sound; these containers cannot store that.
@@ -274,14 +272,6 @@ def test_pictures_are_at_most_256_pixels_on_the_shorter_side(tmp_path):
 def test_a_file_with_only_sound_has_no_pictures(tmp_path):
     with pytest.raises(AudioFileError, match='has no pictures'):
         read_frames(write_video(tmp_path / 'a.m4a', 0.3), 1)
-
-
-def test_without_pyav_the_message_says_what_to_install(tmp_path, monkeypatch):
-    path = write_video(tmp_path / 'a.mp4', 0.3)
-    monkeypatch.setitem(sys.modules, 'av', None)
-    for read in (lambda: read_sound(path, sample_rate=RATE), lambda: read_frames(path, 1)):
-        with pytest.raises(ConfigError, match=r"pip install 'audiosep_jax\[video\]'"):
-            read()
 
 
 def test_sample_formats(tmp_path):

@@ -306,7 +306,6 @@ def test_build_from_a_corpus_with_every_fault(tmp_path, capsys):
 
 
 def test_build_from_whole_videos_with_pictures(tmp_path):
-    pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
     rows = 'video000001, 2.000, 4.000, "/m/0bt9lr"\ntrunc000000, 1.000, 2.000, "/m/0bt9lr"\n'
     rows += 'short000000, 70.000, 80.000, "/m/0bt9lr"\nmute0000000, 0.000, 10.000, "/m/0bt9lr"\n'
     source = tables(tmp_path / 'videos', rows)

@@ -131,7 +131,6 @@ def test_no_list(tmp_path):
 
 
 def test_build_from_videos(tmp_path):
-    pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
     source = lists(tmp_path / 'MUSIC', {'erhu': ['_erhu000000', 'bad00000000', 'mute0000000']})
     write_video(source / 'erhu' / '_erhu000000.mp4', 5, sound=click(5, 44100, 3.0))
     (source / 'erhu' / 'bad00000000.mp4').write_bytes(b'')

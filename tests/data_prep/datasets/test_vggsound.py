@@ -148,7 +148,6 @@ def test_whole_videos_are_cut_at_their_start(tmp_path):
 
 
 def test_build_with_pictures(tmp_path, capsys):
-    pytest.importorskip('av', reason="PyAV is not installed: pip install 'audiosep_jax[video]'")
     source = corpus(tmp_path / 'vgg', NEW)
     write_video(source / 'video' / '--0PQM4-hqg_000030.mp4', 1)
     write_video(source / 'video' / '--0PQM4-hqg_000045.webm', 1, pictures=False)
