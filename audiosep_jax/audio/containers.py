@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 import numpy as np
 
 from audiosep_jax.audio.formats import CONTAINER_SUFFIXES
-from audiosep_jax.audio.kinds import Kind, kind_of, unreadable, unsupported
-from audiosep_jax.audio.parts import Part, structure_of
-from audiosep_jax.audio.pieces import Piece, file_bytes, open_pieces
 from audiosep_jax.audio.samples import check_rate, speaker_mask, speaker_order
-from audiosep_jax.audio.truncation import cut_short_error
+from audiosep_jax.audio.structure.kinds import Kind, kind_of, unreadable, unsupported
+from audiosep_jax.audio.structure.parts import Part, structure_of
+from audiosep_jax.audio.structure.pieces import Piece, file_bytes, open_pieces
+from audiosep_jax.audio.structure.truncation import cut_short_error
 from audiosep_jax.errors import AudioFileError
 
 if TYPE_CHECKING:  # importing PyAV takes a while

@@ -6,21 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from audiosep_jax.errors import AudioFileError, ConfigError, first_line
+from audiosep_jax.errors import AudioFileError, first_line
 
 # FFmpeg's names for WAV's order of 1 to 6 loudspeakers. Its encoder reorders what has more.
 _LAYOUTS = ('mono', 'stereo', '3.0', 'quad', '5.0', '5.1')
 MAX_CHANNELS = len(_LAYOUTS)
 # Bits per second and channel. The format allows 6 bits per sample at most, which low rates would exceed.
 _BIT_RATE, _MAX_BITS_PER_SAMPLE = 128_000, 5
-
-
-def check_encoder() -> None:
-    """Raises ConfigError if PyAV is not installed."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise ConfigError('writing .m4a needs PyAV: pip install av') from error
 
 
 def encode_m4a(path: Path, blocks: Iterable[np.ndarray], rate: int, channels: int) -> None:

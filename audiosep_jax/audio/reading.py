@@ -1,7 +1,7 @@
 """Reads sound files of any length, in blocks or whole: with libsndfile where it reads them right, else with PyAV.
 
-The bytes of a file decide (`audio/parts.py`), not its suffix. Nothing is ever left out without a word: what was joined
-is read to its end, and what is cut short or damaged is refused.
+The bytes of a file decide (`structure/parts.py`), not its suffix. Nothing is ever left out without a word: what was
+joined is read to its end, and what is cut short or damaged is refused.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ import soundfile
 
 from audiosep_jax.audio.containers import ContainerSound, max_seconds
 from audiosep_jax.audio.formats import CONTAINER_SUFFIXES
-from audiosep_jax.audio.kinds import OTHER, unreadable
-from audiosep_jax.audio.parts import Part, Structure, structure_of
-from audiosep_jax.audio.pieces import open_pieces
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.audio.samples import check_rate, from_vorbis_order, usual_mask
-from audiosep_jax.audio.truncation import cut_short_error, is_sound_file_cut_short
+from audiosep_jax.audio.structure.kinds import OTHER, unreadable
+from audiosep_jax.audio.structure.parts import Part, Structure, structure_of
+from audiosep_jax.audio.structure.pieces import open_pieces
+from audiosep_jax.audio.structure.truncation import cut_short_error, is_sound_file_cut_short
 from audiosep_jax.errors import AudioFileError
 
 _BLOCK = 65536  # samples

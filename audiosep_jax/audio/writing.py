@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import soundfile
 
-from audiosep_jax.audio.encoding import check_encoder, encode_m4a
+from audiosep_jax.audio.encoding import encode_m4a
 from audiosep_jax.audio.formats import WRITABLE_SUFFIXES, WRITERS
 from audiosep_jax.audio.samples import quantize, to_vorbis_order, usual_mask
 from audiosep_jax.errors import AudioFileError, ConfigError
@@ -64,8 +64,6 @@ def check_format(
         rates = writer.rates
         held = f'up to {rates[-1]}' if isinstance(rates, range) else ', '.join(map(str, rates))
         raise ConfigError(f'{name}: {suffix} holds rates {held} Hz, not {sample_rate}; use .wav')
-    if writer.name == 'M4A':
-        check_encoder()
 
 
 def has_subtypes(suffix: str) -> bool:

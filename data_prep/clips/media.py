@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from audiosep_jax.audio import reading
-from audiosep_jax.audio.kinds import kind_of
-from audiosep_jax.audio.pieces import file_bytes
 from audiosep_jax.audio.reading import open_sound
 from audiosep_jax.audio.resampling import resample
+from audiosep_jax.audio.structure.kinds import kind_of
+from audiosep_jax.audio.structure.pieces import file_bytes
 from audiosep_jax.errors import AudioFileError, LeftOutError
 from data_prep.clips.video import read_pictures
 

@@ -10,8 +10,8 @@ import soundfile
 from support.paths import SOUNDS
 from support.small_media import noise, sine, write_video
 
-from audiosep_jax.audio.parts import structure_of
 from audiosep_jax.audio.reading import open_sound, read_audio, sound_seconds
+from audiosep_jax.audio.structure.parts import structure_of
 from audiosep_jax.errors import AudioFileError
 
 RATE = 16000

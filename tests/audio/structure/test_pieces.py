@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from audiosep_jax.audio.pieces import file_bytes, find_bytes, open_pieces, skip_tags
+from audiosep_jax.audio.structure.pieces import file_bytes, find_bytes, open_pieces, skip_tags
 
 
 @pytest.mark.parametrize('in_memory', [False, True])

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from audiosep_jax.audio import kinds
-from audiosep_jax.audio.kinds import Kind
-from audiosep_jax.audio.pieces import Piece, find_bytes, opened, skip_tags
-from audiosep_jax.audio.truncation import (
+from audiosep_jax.audio.structure import kinds
+from audiosep_jax.audio.structure.kinds import Kind
+from audiosep_jax.audio.structure.pieces import Piece, find_bytes, opened, skip_tags
+from audiosep_jax.audio.structure.truncation import (
     HEADER_BYTES,
     UNKNOWN_LENGTH,
     Walk,

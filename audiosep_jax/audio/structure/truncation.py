@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import soundfile
 
-from audiosep_jax.audio.kinds import ASF_GUID, Frame, mpeg_frame
-from audiosep_jax.audio.pieces import find_bytes, opened, skip_tags
+from audiosep_jax.audio.structure.kinds import ASF_GUID, Frame, mpeg_frame
+from audiosep_jax.audio.structure.pieces import find_bytes, opened, skip_tags
 from audiosep_jax.errors import AudioFileError
 
 # Programs that write to a pipe cannot know the length and leave something like 0x7FFFF000 or 0xFFFFFFFF in the header.

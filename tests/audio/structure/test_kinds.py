@@ -7,8 +7,8 @@ import soundfile
 from support.paths import SOUNDS
 from support.small_media import noise, write_video
 
-from audiosep_jax.audio.kinds import AAC, AVI, FLAC, MP3, MP4, OGG, OTHER, WAV, kind_of, mpeg_frame
 from audiosep_jax.audio.reading import open_sound
+from audiosep_jax.audio.structure.kinds import AAC, AVI, FLAC, MP3, MP4, OGG, OTHER, WAV, kind_of, mpeg_frame
 from audiosep_jax.errors import AudioFileError
 
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from audiosep_jax.audio.pieces import opened, skip_tags
+from audiosep_jax.audio.structure.pieces import opened, skip_tags
 from audiosep_jax.errors import AudioFileError
 
 HEAD_BYTES = 65536  # a frame that is to tell the format begins before this place

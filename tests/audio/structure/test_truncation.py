@@ -7,10 +7,10 @@ import pytest
 import soundfile
 from support.small_media import cut_short, sine, write_sound
 
-from audiosep_jax.audio.kinds import ASF_GUID
-from audiosep_jax.audio.parts import structure_of
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.audio.truncation import (
+from audiosep_jax.audio.structure.kinds import ASF_GUID
+from audiosep_jax.audio.structure.parts import structure_of
+from audiosep_jax.audio.structure.truncation import (
     is_container_cut_short,
     is_sound_file_cut_short,
     walk_avi,
