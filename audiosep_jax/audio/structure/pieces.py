@@ -44,7 +44,7 @@ class PiecesFile(io.RawIOBase):
         self._place = 0
         # A number, because Python warns of files that were not closed, and it is PyAV that lets go of them.
         self._number = None if isinstance(file, io.BytesIO) else os.open(file, os.O_RDONLY | getattr(os, 'O_BINARY', 0))
-        self._bytes = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(b'')
+        self._bytes = file if isinstance(file, io.BytesIO) else io.BytesIO()
 
     def readable(self) -> bool:
         """Returns True."""
@@ -76,16 +76,16 @@ class PiecesFile(io.RawIOBase):
 
     def _read(self, start: int, count: int) -> bytes:
         if self._number is None:
-            return bytes(self._bytes[start : start + count])
+            with self._bytes.getbuffer() as buffer:
+                return bytes(buffer[start : start + count])
         os.lseek(self._number, start, os.SEEK_SET)
         return os.read(self._number, count)
 
     def close(self) -> None:
         """Closes the file of the pieces as well."""
-        if not self.closed and hasattr(self, '_bytes'):  # else the file could not be opened
-            self._bytes.release()
-            if self._number is not None:
-                os.close(self._number)
+        number = None if self.closed else getattr(self, '_number', None)  # there is none if opening failed
+        if number is not None:
+            os.close(number)
         super().close()
 
 
