@@ -20,6 +20,11 @@ def dataset(tmp_path_factory):
     return directory
 
 
+def read_on(batches):
+    for _ in range(100):
+        next(batches)
+
+
 @pytest.mark.parametrize(
     ('number', 'says'),
     [
@@ -37,8 +42,7 @@ def test_a_killed_worker_is_one_line(dataset, number, says):
         next(batches)
         os.kill(worker_processes(os.getpid())[0], number)
         with pytest.raises(DataError, match=says):
-            for _ in range(100):
-                next(batches)
+            read_on(batches)
         taken = batches.get_state()
     assert worker_processes(os.getpid()) == [], 'the others ended, too'
     # What was taken counts, and no more: it continues there, here without workers.
@@ -74,6 +78,5 @@ def test_a_failing_worker_says_why(tmp_path):
     batches = batches_of(config_of(tmp_path, workers=2))
     damage_clips(tmp_path, [f'clip-{n}' for n in range(4)])
     with batches, pytest.raises(DataError, match='too many unreadable records in a row') as caught:
-        for _ in range(100):
-            next(batches)
+        read_on(batches)
     assert '\n' not in str(caught.value)
