@@ -99,6 +99,21 @@ def test_a_signal_reaches_the_save_while_the_loop_waits_for_data(dataset, tmp_pa
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_save_does_not_cut_it_off(dataset, tmp_path, monkeypatch, number):
+    wait = train_module.Checkpointer.wait
+
+    def interrupted(self):
+        if 2 in self.steps():
+            signal.raise_signal(number)
+        wait(self)
+
+    monkeypatch.setattr(train_module.Checkpointer, 'wait', interrupted)
+    result = train(config_of(dataset, tmp_path, steps=2))
+    assert (result.step, result.stopped) == (2, False)
+    assert steps_in(tmp_path) == [2]
+
+
 def long_run(dataset, workdir) -> list[str]:
     changes = {'--steps': [100_000], '--checkpoint-every': [100_000], '--workers': [2], '--segment-seconds': [2.0]}
     return command_of(dataset, workdir, changes)
