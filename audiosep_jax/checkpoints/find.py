@@ -13,7 +13,7 @@ from audiosep_jax.checkpoints.hub_folder import is_hub_folder, is_hub_repository
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.buckets import as_path, is_bucket
-from audiosep_jax.storage.cache import cache_folder
+from audiosep_jax.storage.cache import cache_folder, expanded
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import SUFFIXES
 
@@ -54,7 +54,7 @@ def find_checkpoint(path: str | Path | None) -> Path:
         return _converted(OFFICIAL)
     if is_bucket(path):
         return as_path(path)
-    found = Path(path).expanduser()
+    found = expanded(path)
     if found.is_dir():
         return found
     if found.exists():

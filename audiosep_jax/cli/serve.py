@@ -14,6 +14,7 @@ from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
+    from audiosep_jax.storage.cache import give_libraries_a_cache
     from audiosep_jax.web.page import Example
 
 
@@ -53,6 +54,7 @@ def run(command: Serve) -> int:
         AudioFileError, QueryError: the examples cannot be used.
         QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
     """
+    from audiosep_jax.storage.cache import give_libraries_a_cache
     from audiosep_jax.web.page import Limits, find_examples
     from audiosep_jax.web.server import import_gradio, serving
 
@@ -60,6 +62,7 @@ def run(command: Serve) -> int:
     _check_address(command.host, command.port)
     if command.examples is not None:
         find_examples(command.examples)
+    give_libraries_a_cache()
     import_gradio()
     separator = terminal.load(command.checkpoint)  # last, because it takes seconds
     examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
@@ -89,6 +92,7 @@ def _check_address(host: str, port: int) -> None:
 
 def _examples_of(separator: 'Separator') -> list['Example']:
     """Returns the examples stored with the checkpoint."""
+    from audiosep_jax.storage.cache import give_libraries_a_cache
     from audiosep_jax.web.page import find_examples
 
     path = Path(separator.info['path'])
