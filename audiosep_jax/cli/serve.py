@@ -14,7 +14,6 @@ from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
-    from audiosep_jax.storage.cache import give_libraries_a_cache
     from audiosep_jax.web.page import Example
 
 
@@ -92,7 +91,6 @@ def _check_address(host: str, port: int) -> None:
 
 def _examples_of(separator: 'Separator') -> list['Example']:
     """Returns the examples stored with the checkpoint."""
-    from audiosep_jax.storage.cache import give_libraries_a_cache
     from audiosep_jax.web.page import find_examples
 
     path = Path(separator.info['path'])

@@ -19,9 +19,14 @@ def cache_folder() -> Path:
     return Path(_temporary().name) if kept is None else kept / 'audiosep_jax'
 
 
+def is_kept() -> bool:
+    """Returns whether what is in the cache folder stays there when the process ends."""
+    return _kept() is not None
+
+
 def enable_compilation_cache() -> None:
     """Turns on JAX's compilation cache in this process, unless `JAX_COMPILATION_CACHE_DIR` already names a folder."""
-    if not os.environ.get('JAX_COMPILATION_CACHE_DIR') and _kept() is not None:
+    if not os.environ.get('JAX_COMPILATION_CACHE_DIR') and is_kept():
         import jax
 
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))
@@ -34,7 +39,7 @@ def give_libraries_a_cache() -> None:
 
     Call it before importing either, because they look for their folders then.
     """
-    if _kept() is None:
+    if not is_kept():
         os.environ.setdefault('MPLCONFIGDIR', str(cache_folder() / 'matplotlib'))
         os.environ.setdefault('HF_HOME', str(cache_folder() / 'huggingface'))
 

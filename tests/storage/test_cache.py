@@ -61,7 +61,7 @@ def test_everything_works_without_a_home(homeless, tmp_path):
     homeless(tmp_path, *training[1:])
     soundfile.write(tmp_path / 'a.wav', tone(1, 8000), SAMPLE_RATE)
     program = ['-m', 'audiosep_jax.cli']
-    homeless(tmp_path, *program, 'separate', 'a.wav', '--query', 'a dog', '--checkpoint', 'run', '--out', 'separated')
+    homeless(tmp_path, *program, 'separate', 'a.wav', '--query', 'a dog', '--checkpoint', 'run', '-o', 'separated')
     (tmp_path / 'mixtures.csv').write_text('mixture,target,query\na.wav,a.wav,dog\n')
     evaluation = ['--data', 'mixtures.csv', '--benchmark', 'csv', '--checkpoint', 'run', '--out', 'scores']
     _, said = homeless(tmp_path, *program, 'evaluate', *evaluation)
