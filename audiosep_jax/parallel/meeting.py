@@ -152,12 +152,12 @@ def _listen_to(
     except OSError:
         heard = b''
     said += heard
-    known = [number for number, other in here.items() if other is guest]
+    known = [n for n, other in here.items() if other is guest]
     if not heard or known or len(said) > _MAX_LINE:  # gone, or not one of us
         selector.unregister(guest)
         guest.close()
-        for number in known:  # a process that has ended may be started again
-            del here[number]
+        for n in known:  # a process that has ended may be started again
+            del here[n]
     elif said.endswith(b'\n'):
         try:
             number = _number_of(said.decode('ascii', 'replace').split(), place)

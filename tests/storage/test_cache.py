@@ -82,7 +82,7 @@ from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.cache import cache_folder, enable_compilation_cache, give_libraries_a_cache
 enable_compilation_cache()
 give_libraries_a_cache()
-import huggingface_hub, jax, os
+import huggingface_hub.constants, jax, os
 try:
     find_checkpoint('~/nothing/here/at/all')
 except CheckpointError as error:
