@@ -7,7 +7,8 @@
 Names are imported on first use, so that `import audiosep_jax` costs nothing and pulls in no framework.
 """
 
-from etils import epy
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = '0.2.0'
 
@@ -30,7 +31,7 @@ __all__ = [
     'write_audio',
 ]
 
-with epy.lazy_api_imports(globals()):
+if TYPE_CHECKING:
     from audiosep_jax import metrics
     from audiosep_jax.audio.reading import read_audio
     from audiosep_jax.audio.stft import istft, stft
@@ -43,3 +44,34 @@ with epy.lazy_api_imports(globals()):
     from audiosep_jax.separation.queries import Query
     from audiosep_jax.separation.separator import Separation, Separator, load
     from audiosep_jax.training.mixing import SegmentMixer
+
+_HOMES = {
+    'AudioSep': 'models.audiosep',
+    'AudioSepError': 'errors',
+    'ModelConfig': 'models.audiosep',
+    'Query': 'separation.queries',
+    'ResUNet30': 'models.resunet',
+    'SegmentMixer': 'training.mixing',
+    'Separation': 'separation.separator',
+    'Separator': 'separation.separator',
+    'istft': 'audio.stft',
+    'load': 'separation.separator',
+    'load_encoder': 'encoders.registry',
+    'push': 'checkpoints.publish',
+    'read_audio': 'audio.reading',
+    'stft': 'audio.stft',
+    'write_audio': 'audio.writing',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'metrics':
+        return importlib.import_module('audiosep_jax.metrics')
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = globals()[name] = getattr(importlib.import_module(f'audiosep_jax.{_HOMES[name]}'), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

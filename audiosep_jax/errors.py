@@ -11,7 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NoReturn
+
+from audiosep_jax.interrupts import interruptible
 
 _MAX_MESSAGE = 2000  # characters
 # Whatever ends a line, moves the cursor, reverses the text or cannot be encoded.
@@ -153,17 +155,24 @@ def reported(program: str) -> Iterator[None]:
     Raises:
         SystemExit: with the exit code.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f'{program}: interrupted', file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception as error:
-        explanation = explained(error)
-        if explanation is None:
-            raise
-        print(f'{program}: error: {explanation[0]}', file=sys.stderr)
-        raise SystemExit(explanation[1]) from None
+    with interruptible() as interrupted:
+        try:
+            yield
+        except KeyboardInterrupt:
+            _say_interrupted(program)
+        except Exception as error:
+            if interrupted():
+                _say_interrupted(program)
+            explanation = explained(error)
+            if explanation is None:
+                raise
+            print(f'{program}: error: {explanation[0]}', file=sys.stderr)
+            raise SystemExit(explanation[1]) from None
+
+
+def _say_interrupted(program: str) -> NoReturn:
+    print(f'{program}: interrupted', file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 def dash_hint(arguments: Sequence[str]) -> str | None:

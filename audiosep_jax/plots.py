@@ -11,6 +11,7 @@ import numpy as np
 
 from audiosep_jax.errors import DataError
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.cache import give_libraries_a_cache
 
 if TYPE_CHECKING:  # importing matplotlib is slow
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -165,6 +166,7 @@ def _figure(width: float, height: float) -> 'Figure':
     matplotlib is slow to import, so it is imported only here. `Figure` instead of pyplot leaves the user's backend and
     pyplot's list of open figures alone.
     """
+    give_libraries_a_cache()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout='constrained')

@@ -4,7 +4,10 @@ Exit codes are those of `audiosep-jax`: 2 for wrong flags, 1 for problems with f
 for existing datasets are in `commands.py`.
 """
 
+import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +18,7 @@ import tyro
 from audiosep_jax.data.embeddings import Modality
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import dash_hint, explained
+from audiosep_jax.interrupts import interruptible
 from audiosep_jax.progress import printed_progress, progress_bar
 from data_prep.commands import inspect, make_eval, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
@@ -119,6 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         'stage': stage,
         'make-eval': make_eval,
     }
+    with interruptible(signal.SIGTERM) as interrupted:
+        return _run(argv, commands, interrupted)
+
+
+def _run(argv: Sequence[str] | None, commands: dict[str, Callable[..., int]], interrupted: Callable[[], bool]) -> int:
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -133,14 +142,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'data_prep: note: {hint}', file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print('data_prep: interrupted; the same command resumes', file=sys.stderr)
-        return 130
+        return _say_interrupted()
     except Exception as error:
+        if interrupted():
+            return _say_interrupted()
         explanation = explained(error)
         if explanation is None:
             raise
         print(f'data_prep: error: {explanation[0]}', file=sys.stderr)
         return explanation[1]
+
+
+def _say_interrupted() -> int:
+    print('data_prep: interrupted; the same command resumes', file=sys.stderr)
+    return 130
 
 
 if __name__ == '__main__':

@@ -16,6 +16,8 @@ Aim:
     The article's scores with text supervision: SDRi 7.739 dB on AudioSet, 8.220 dB on AudioCaps.
 """
 
+import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+
 import dataclasses
 
 from audiosep_jax.data.batches import DataConfig

@@ -20,6 +20,8 @@ Aim:
     SI-SDR 3.862 dB.
 """
 
+import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+
 from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.training.config import TrainConfig

@@ -13,7 +13,7 @@ from audiosep_jax.checkpoints.hub_folder import check_config, is_hub_folder, is_
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.buckets import as_path, is_bucket
-from audiosep_jax.storage.cache import cache_folder
+from audiosep_jax.storage.cache import cache_folder, expanded, is_kept
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import SUFFIXES
 
@@ -56,7 +56,7 @@ def find_checkpoint(path: str | Path | None) -> Path:
         return _converted(OFFICIAL)
     if is_bucket(path):
         return as_path(path)
-    found = Path(path).expanduser()
+    found = expanded(path)
     if found.is_dir():
         return found
     if found.exists():
@@ -85,7 +85,8 @@ def _converted(reference: str) -> Path:
         from audiosep_jax.checkpoints.convert import from_torch
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        converted = from_torch(reference, folder, place=f'any path FILE, and run `audiosep-jax convert FILE {folder}`')
+        place = f'any path FILE, and run `audiosep-jax convert FILE {folder if is_kept() else "DIR"}`'
+        converted = from_torch(reference, folder, place=place if is_kept() else f'{place}, then give DIR')
         for note in converted.notes:
             _log.warning('%s: %s', reference, note)
     return folder

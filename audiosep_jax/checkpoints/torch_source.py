@@ -11,6 +11,7 @@ import numpy as np
 from audiosep_jax.checkpoints.hub_folder import is_hub_folder, is_hub_repository
 from audiosep_jax.encoders.pretrained import encoder_in
 from audiosep_jax.errors import CheckpointError, listed
+from audiosep_jax.storage.cache import expanded
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import (
     SAFETENSORS,
@@ -41,7 +42,7 @@ def find_source(source: str, *, place: str) -> Path:
         CheckpointError: there is no such file, or several candidates, or it is already a checkpoint of this project.
         DownloadError: the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return path
     if path.is_dir():

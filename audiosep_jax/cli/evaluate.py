@@ -1,7 +1,6 @@
 """The command `audiosep-jax evaluate`: checks its flags before hours of work, evaluates, and reports the results."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -236,10 +235,9 @@ def _clap(path: str, separator: 'Separator') -> Any:
 
 def _join_hosts() -> None:
     """Joins the other processes. Raises ConfigError if there is no cluster; a job of one task is a cluster of one."""
-    from audiosep_jax.parallel.launch import LaunchConfig, join
+    from audiosep_jax.parallel.launch import LaunchConfig, join, runs_alone
 
-    is_only_task = any(os.environ.get(name) == '1' for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'))
-    if join(LaunchConfig()) is None and not is_only_task:
+    if join(LaunchConfig()) is None and not runs_alone():
         raise ConfigError(
             '--several-hosts finds no cluster here; start it under Slurm, Open MPI or Kubernetes or on a TPU pod, set '
             '$JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or omit the flag'

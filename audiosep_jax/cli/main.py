@@ -13,6 +13,7 @@ import tyro
 from audiosep_jax import __version__
 from audiosep_jax.cli import convert, evaluate, inspect, push, separate, serve, terminal
 from audiosep_jax.errors import dash_hint, explained
+from audiosep_jax.interrupts import interruptible
 
 _RUN: dict[type, Callable[[Any], int]] = {
     separate.Separate: separate.run,
@@ -29,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (sys.argv[1:] if argv is None else list(argv)) == ['--version']:
         terminal.say(f'audiosep-jax {__version__}')
         return 0
+    with interruptible() as interrupted:
+        return _run(argv, interrupted)
+
+
+def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     try:
         command = tyro.cli(
             Annotated[separate.Separate, tyro.conf.subcommand('separate')]
@@ -49,17 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:
         return terminal.stdout_was_closed()
+    except KeyboardInterrupt:
+        terminal.complain('interrupted')
+        return 130
     try:
-        with terminal.terminable():
+        with terminal.terminable() as terminated:
             return _RUN[type(command)](command)
     except KeyboardInterrupt:
-        terminal.complain('interrupted; the output being written was not kept')
-        return 130
+        return _say_interrupted()
     except BrokenPipeError:
         return terminal.stdout_was_closed()
     except Exception as error:
+        if interrupted() or terminated():
+            return _say_interrupted()
         explanation = explained(error)
         if explanation is None:
             raise
         terminal.complain(explanation[0])
         return explanation[1]
+
+
+def _say_interrupted() -> int:
+    terminal.complain('interrupted; the output being written was not kept')
+    return 130

@@ -59,6 +59,7 @@ def run(command: Serve) -> int:
         AudioFileError, QueryError: the examples cannot be used.
         QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
     """
+    from audiosep_jax.storage.cache import give_libraries_a_cache
     from audiosep_jax.web.guard import HostNames, check_root_path
     from audiosep_jax.web.page import Limits, find_examples
     from audiosep_jax.web.server import import_gradio, serving
@@ -70,6 +71,7 @@ def run(command: Serve) -> int:
     check_root_path(command.root_path)
     if command.examples is not None:
         find_examples(command.examples)
+    give_libraries_a_cache()
     import_gradio()
     separator = terminal.load(command.checkpoint)  # last, because it takes seconds
     examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)

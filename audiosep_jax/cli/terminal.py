@@ -5,8 +5,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
+
+from audiosep_jax.interrupts import interruptible
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
@@ -74,25 +76,12 @@ def silence_orbax() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
 
 
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Turns SIGTERM into KeyboardInterrupt, so that temporary files are removed as on Ctrl-C.
+def terminable() -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    """A context in which SIGTERM raises KeyboardInterrupt, so that temporary files are removed as on Ctrl-C.
 
-    Python allows signal handlers only in the main thread; in any other thread this does nothing.
+    In any thread other than the main one, this does nothing.
     """
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return interruptible(signal.SIGTERM)
 
 
 def stdout_was_closed() -> int:

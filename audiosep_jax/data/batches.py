@@ -12,15 +12,14 @@ import hashlib
 import json
 import logging
 import math
-import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import grain
 import numpy as np
-from absl import flags
 
+from audiosep_jax.data.ahead import ReadAhead, Source
 from audiosep_jax.data.clip_stream import clip_stream, independent_seeds
 from audiosep_jax.data.embeddings import (
     EmbeddingCache,
@@ -33,11 +32,11 @@ from audiosep_jax.data.layout import read_split_info
 from audiosep_jax.data.segments import LoadSegment
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.data.staging import stage
+from audiosep_jax.data.workers import Workers
 from audiosep_jax.encoders.registry import encoder_names
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError, EncoderMismatchError
 from audiosep_jax.progress import progress_bar
 from audiosep_jax.storage.memory import keep_freed_memory
-from audiosep_jax.storage.system import end_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -240,7 +239,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         config: DataConfig,
     ):
         self._stream = stream
-        self._shards = shards
         self._batch_size = batch_size
         self._process_index = process_index
         self._process_count = process_count
@@ -248,86 +246,65 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._config = config
         self._position = 0
         # Closed before the interpreter ends, because after that Grain's own clean-up fails with a traceback.
-        self._open: list[grain.DatasetIterator] = []
+        self._open: list[ReadAhead] = []
         weakref.finalize(self, _close_all, self._open)
-        self._corrupt: set[tuple[int, int]] = set()
-        self._seen = self._replaced = 0  # rows since the start, and how many of them replace a corrupt record
+        self._corrupt = _CorruptRecords(shards, config.max_corrupt_share)
+        self.corrupt_records = 0  # different unreadable records in this process since it started
+
+    def wait(self, count: int, give_up: Callable[[], bool]) -> bool:
+        """Waits until the next `count` batches have been read. It runs the handlers of signals meanwhile.
+
+        Args:
+            count: how many batches; from then on, as many are kept ready.
+            give_up: whether to wait no longer than two seconds.
+
+        Returns:
+            Whether they have been read. If not, reading has failed (see `failure`), or `give_up` holds.
+        """
+        return self._reader().wait(count, give_up)
 
     @property
-    def corrupt_records(self) -> int:
-        """The number of different unreadable records in this process since it started."""
-        return len(self._corrupt)
+    def ready(self) -> int:
+        """How many batches have been read; so many calls of `next` return at once."""
+        return self._open[0].ready if self._open else 0
+
+    @property
+    def failure(self) -> Exception | None:
+        """The exception that `next` will raise after the batches that are ready; None while there is none."""
+        return self._open[0].failure if self._open else None
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Returns the next batch.
 
         Raises:
-            DataError: too many records are unreadable, in a row or as a share, or a dataset cannot be read at all.
+            DataError: too many records are unreadable, in a row or as a share, a dataset cannot be read at all, or a
+                worker process was killed.
         """
-        if not self._open:
-            self._open.append(iter(self._pipeline()))
-        try:
-            batch = next(self._open[0])
-        except AudioSepError:
-            raise
-        except Exception as error:
-            # A worker process sends its exception as text.
-            raise DataError(f'reading {", ".join(self._config.data)} failed: {" ".join(str(error).split())}') from error
+        batch, self.corrupt_records = next(self._reader())
         self._position += self._batch_size
-        self._count_corrupt(batch.pop('corrupt'))
         return batch
 
-    def _count_corrupt(self, found: np.ndarray) -> None:
-        """Counts and reports corrupt records.
+    def _reader(self) -> ReadAhead:
+        if not self._open:
+            self._open.append(ReadAhead(_Checked(self._pipeline(), self._corrupt, self._config.data)))
+        return self._open[0]
 
-        Args:
-            found: int [B_local, 2], the (dataset, clip) of each row's corrupt record, or -1.
-
-        Raises:
-            DataError: their share is too large.
-        """
-        self._seen += len(found)
-        for dataset, clip in found[found[:, 1] >= 0].tolist():
-            self._replaced += 1
-            if (dataset, clip) not in self._corrupt:
-                self._corrupt.add((dataset, clip))
-                shard, record = self._shards[dataset].locate(clip)
-                _log.warning(
-                    '%s: record %d cannot be read, its neighbor replaces it; see `python -m data_prep verify %s`',
-                    self._shards[dataset].path(shard),
-                    record,
-                    self._shards[dataset].directory,
-                )
-        expected = self._config.max_corrupt_share * self._seen
-        # If one in 100 is allowed, two of 100 records can be chance, but 200 of 10,000 cannot.
-        if self._seen >= _CORRUPT_AFTER and self._replaced > expected + 2 * math.sqrt(expected):
-            worst = {self._shards[dataset].directory for dataset, _ in self._corrupt}
-            raise DataError(
-                f'{self._replaced} of {self._seen} records read are corrupt, more than --max-corrupt-share '
-                f'{self._config.max_corrupt_share}: run `python -m data_prep verify` on {", ".join(map(str, worst))}, '
-                'build the damaged shards again or allow a larger share'
-            )
-
-    def _pipeline(self) -> grain.IterDataset:
+    def _pipeline(self) -> Source:
         # The global stream is cut into batches of B_local, of which host h takes h, h+H, h+2H …, so it gets contiguous
         # rows of each global batch. (Grain's ElasticIterator deals out single rows, so their order would depend on H.)
-        # `filter` would break this, so short and damaged clips are handled when building and loading.
+        # Worker w of W takes every W-th of these. `filter` would break this, so short and damaged clips are handled
+        # when building and loading.
         parts = self._stream[self._position :].batch(self._batch_size // self._process_count, drop_remainder=True)
-        mine = parts[self._process_index :: self._process_count]
         # An element is a whole batch here, so Grain's default of 500 elements ahead would fill the memory.
         options = grain.ReadOptions(num_threads=self._config.threads, prefetch_buffer_size=self._config.read_ahead)
-        dataset = mine.to_iter_dataset(options)
-        if self._config.workers:
-            # Grain's worker processes read absl flags, which only absl's own programs parse; use the defaults.
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-            # Batches come through a pipe and not through shared memory, whose page faults, on both sides, take longer
-            # than the copies (1.0 ms a clip against 0.7, with PCM), and of which containers have little.
-            piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-            dataset = grain.experimental.WithOptionsIterDataset(dataset, piped)
-            options = grain.MultiprocessingOptions(num_workers=self._config.workers)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-        return dataset
+        number = max(self._config.workers, 1)
+        mine = [
+            parts[self._process_index + worker * self._process_count :: number * self._process_count].to_iter_dataset(
+                options
+            )
+            for worker in range(number)
+        ]
+        return Workers(mine) if self._config.workers else iter(mine[0])
 
     def get_state(self) -> dict[str, Any]:
         """Returns where the next batch starts, JSON-ready. It is the same on every host, for any number of hosts."""
@@ -362,14 +339,80 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.close()
 
 
-def _close_all(iterators: list[grain.DatasetIterator]) -> None:
-    while iterators:
-        iterators.pop().close()
+def _close_all(readers: list[ReadAhead]) -> None:
+    while readers:
+        readers.pop().close()
 
 
-def _start_worker(worker: int, num_workers: int) -> None:
-    end_with_parent()
-    keep_freed_memory()
+class _CorruptRecords:
+    """Counts and reports the records of a run that cannot be read.
+
+    Args:
+        shards: the shards of each dataset.
+        max_share: the largest share of all records that may be corrupt.
+    """
+
+    def __init__(self, shards: Sequence[Shards], max_share: float):
+        self._shards, self._max_share = shards, max_share
+        self._corrupt: set[tuple[int, int]] = set()
+        self._seen = self._replaced = 0  # rows since the start, and how many of them replace a corrupt record
+
+    def count(self, found: np.ndarray) -> int:
+        """Counts the records of a batch, and returns how many different ones have been corrupt so far.
+
+        Args:
+            found: int [B_local, 2], the (dataset, clip) of each row's corrupt record, or -1.
+
+        Raises:
+            DataError: their share is too large.
+        """
+        self._seen += len(found)
+        for dataset, clip in found[found[:, 1] >= 0].tolist():
+            self._replaced += 1
+            if (dataset, clip) not in self._corrupt:
+                self._corrupt.add((dataset, clip))
+                shard, record = self._shards[dataset].locate(clip)
+                _log.warning(
+                    '%s: record %d cannot be read, its neighbor replaces it; see `python -m data_prep verify %s`',
+                    self._shards[dataset].path(shard),
+                    record,
+                    self._shards[dataset].directory,
+                )
+        expected = self._max_share * self._seen
+        # If one in 100 is allowed, two of 100 records can be chance, but 200 of 10,000 cannot.
+        if self._seen >= _CORRUPT_AFTER and self._replaced > expected + 2 * math.sqrt(expected):
+            worst = {self._shards[dataset].directory for dataset, _ in self._corrupt}
+            raise DataError(
+                f'{self._replaced} of {self._seen} records read are corrupt, more than --max-corrupt-share '
+                f'{self._max_share}: run `python -m data_prep verify` on {", ".join(map(str, worst))}, '
+                'build the damaged shards again or allow a larger share'
+            )
+        return len(self._corrupt)
+
+
+class _Checked:
+    """Yields (batch, number of corrupt records so far), and raises nothing but the project's errors.
+
+    Args:
+        source: yields batches that also hold `corrupt`.
+        records: counts them.
+        data: the names of the datasets, for messages.
+    """
+
+    def __init__(self, source: Source, records: _CorruptRecords, data: Sequence[str]):
+        self._source, self._records, self._data = source, records, data
+
+    def __next__(self) -> tuple[dict[str, np.ndarray], int]:
+        try:
+            batch = next(self._source)
+            return batch, self._records.count(batch.pop('corrupt'))
+        except AudioSepError:
+            raise
+        except Exception as error:
+            raise DataError(f'reading {", ".join(self._data)} failed: {" ".join(str(error).split())}') from error
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def staged(config: DataConfig) -> DataConfig:

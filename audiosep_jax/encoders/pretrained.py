@@ -9,6 +9,7 @@ from audiosep_jax.encoders.tokenizer import TOKENIZER_FILES
 from audiosep_jax.encoders.towers import read_settings
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.cache import expanded
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
@@ -30,7 +31,7 @@ def locate(reference: str) -> Path:
         CheckpointError: the repository has no weights, or the folder is a checkpoint without an encoder.
         DownloadError: the weights are not in the cache and the hub cannot be reached.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.exists():
         stored = path / 'encoder'
         if (stored / _WEIGHTS[0]).is_file():

@@ -40,10 +40,11 @@ def wait_for_all(name: str) -> None:
 
 
 class Votes:
-    """Makes all processes leave the training loop after the same step, whichever of them was asked to stop.
+    """Makes all processes leave the training loop after the same step, whichever of them has to stop.
 
     Each process casts a vote in each step. The all-reduce is asynchronous and its result is read `_LAG` steps later. A
-    single process stops at once.
+    single process stops at once. A process whose data have failed must still take the steps until all know it, so it
+    votes while it has batches for them: see `batches_needed`.
 
     JAX's own `multihost_utils.reached_preemption_sync_point` cannot replace this. It needs the preemption service,
     which knows only SIGTERM, and not Ctrl-C. The service also replaces a signal handler that was installed before it,
@@ -51,6 +52,12 @@ class Votes:
 
     Args:
         mesh: the devices of all processes.
+
+    Attributes:
+        corrupt_records: how many corrupt records all processes had met `_LAG` steps ago.
+        failed: whether it is because of some process's data that all stop.
+        batches_needed: how many batches a process must have before it takes a step. If one of them cannot be read, it
+            votes to stop, and all processes take their last step with the batch before that one.
     """
 
     def __init__(self, mesh: Mesh):
@@ -58,28 +65,47 @@ class Votes:
         self._rows = len(mesh.local_devices)
         self._sum = jax.jit(lambda votes: votes.sum(0), out_shardings=replicated(mesh))
         self._cast: collections.deque[jax.Array] = collections.deque()
-        self.corrupt_records = 0  # of all processes, `_LAG` steps ago
+        self.corrupt_records = 0
+        self.failed = False
+        # The vote of step s stops the loop after step s + _LAG, and what fails after that is known in step s + 1.
+        self.batches_needed = 1 if jax.process_count() == 1 else _LAG + 2
 
-    def cast(self, stop: bool, corrupt_records: int) -> bool:
+    def to_begin(self, stop: bool, failure: Exception | None) -> bool:
+        """Waits until all processes are about to take the first step, and returns whether none may take it.
+
+        Args:
+            stop: whether this process was asked to stop.
+            failure: what is wrong with its first `batches_needed` batches.
+        """
+        wait_for_all('compiled')
+        stops, failures = (sum(counts) for counts in zip(*gathered([stop, failure is not None]), strict=True))
+        if jax.process_count() == 1:
+            failures = 0  # it may take the steps before the one that failed
+        self.failed = failures > 0 and stops == 0
+        return stops + failures > 0
+
+    def cast(self, stop: bool, corrupt_records: int, failure: Exception | None = None) -> bool:
         """Casts this process's vote of a step.
 
         Args:
             stop: whether this process was asked to stop.
             corrupt_records: how many corrupt records it has met; `self.corrupt_records` becomes the sum.
+            failure: why it has no further batches than those that it has read.
 
         Returns:
-            Whether to stop after this step, because a process was asked to `_LAG` steps ago.
+            Whether to stop after this step, because a process had to `_LAG` steps ago.
         """
         if jax.process_count() == 1:
             self.corrupt_records = corrupt_records
             return stop
-        votes = np.zeros((self._rows, 2), np.int32)
-        votes[0] = stop, corrupt_records
+        votes = np.zeros((self._rows, 3), np.int32)
+        votes[0] = stop, corrupt_records, failure is not None
         self._cast.append(self._sum(jax.make_array_from_process_local_data(self._sharding, votes)))
         if len(self._cast) <= _LAG:
             return False
-        stops, self.corrupt_records = map(int, jax.device_get(self._cast.popleft()))
-        return stops > 0
+        stops, self.corrupt_records, failures = map(int, jax.device_get(self._cast.popleft()))
+        self.failed = failures > 0 and stops == 0
+        return stops + failures > 0
 
 
 def check_same(record: dict[str, Any]) -> None:

@@ -10,16 +10,24 @@ import importlib.util
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
+from jax._src.clusters import ClusterEnv
 
-from audiosep_jax.errors import ConfigError, explained, first_line
+from audiosep_jax.errors import AudioSepError, ConfigError, explained, first_line
+from audiosep_jax.parallel.lost import lost_processes_end_this_one, only_this_thread_ends
+from audiosep_jax.parallel.meeting import Place, meet
 
 Where = Literal['flags', 'slurm', 'ompi', 'k8s', 'tpu']
+# How many tasks there are: of this step, or else of the job.
+_SLURM_COUNTS = ('SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS')
+# How much later process 0 exits, which takes the others along: they may be about to report the same error.
+_LAST_SECONDS = 1.0
 _TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
 
 
@@ -32,6 +40,7 @@ class LaunchConfig:
         num_processes: number of processes of the whole run (or $JAX_NUM_PROCESSES).
         process_id: this process's number, from 0 (or $JAX_PROCESS_ID).
         heartbeat_seconds: a process that is silent for this long counts as dead, and the run ends with an error.
+        join_seconds: how long the processes wait for each other at the start before they end with an error.
 
     Raises:
         ConfigError: a value is out of range.
@@ -41,6 +50,7 @@ class LaunchConfig:
     num_processes: int | None = None
     process_id: int | None = None
     heartbeat_seconds: int = 60
+    join_seconds: int = 300
 
     def __post_init__(self) -> None:
         if self.coordinator and not re.fullmatch(r'.+:\d+', self.coordinator):
@@ -49,8 +59,9 @@ class LaunchConfig:
             raise ConfigError(f'--num-processes must be at least 1, got {self.num_processes}')
         if self.process_id is not None and not 0 <= self.process_id < (self.num_processes or sys.maxsize):
             raise ConfigError(f'--process-id {self.process_id} is not one of {self.num_processes}, counted from 0')
-        if self.heartbeat_seconds < 1:
-            raise ConfigError(f'--heartbeat-seconds must be at least 1, got {self.heartbeat_seconds}')
+        for name in ('heartbeat_seconds', 'join_seconds'):
+            if getattr(self, name) < 1:
+                raise ConfigError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(self, name)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +81,7 @@ def detect(config: LaunchConfig, environment: Mapping[str, str] = os.environ) ->
     - Without a launcher it raises an exception, so a single process could not start.
     - It reads $JAX_COORDINATOR_ADDRESS, but neither $JAX_NUM_PROCESSES nor $JAX_PROCESS_ID.
     - Under Slurm it gives each task one GPU. A task that has a node to itself is meant to use all of the node's GPUs.
+    - It counts the tasks of the Slurm job. Those of the step may be fewer: salloc's shell is a step of one task.
     - Open MPI 5 does not say where process 0 is, and then JAX ignores Open MPI.
     - In Kubernetes it takes every pod for one of an indexed job, and fails in the others.
 
@@ -87,7 +99,7 @@ def detect(config: LaunchConfig, environment: Mapping[str, str] = os.environ) ->
     if any(count is not None for count in counts):
         raise ConfigError('--num-processes and --process-id also need --coordinator HOST:PORT')
     in_slurm_step = {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID'} <= environment.keys()
-    if in_slurm_step and (_number(environment, 'SLURM_NTASKS') or 1) > 1:
+    if in_slurm_step and (_number(environment, *_SLURM_COUNTS) or 1) > 1:
         gpus = _number(environment, 'SLURM_GPUS_ON_NODE')
         has_node = re.fullmatch(r'1(\(x\d+\))?', environment.get('SLURM_STEP_TASKS_PER_NODE', ''))
         devices = {'local_device_ids': list(range(gpus))} if has_node and gpus else {}
@@ -107,7 +119,7 @@ def _detect_with_address(coordinator: str, config: LaunchConfig, environment: Ma
     """Takes the number and index of processes from the flags, JAX's variables or the launcher's, in this order."""
     count, index = config.num_processes, config.process_id
     if count is None:
-        count = _number(environment, 'JAX_NUM_PROCESSES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+        count = _number(environment, 'JAX_NUM_PROCESSES', *_SLURM_COUNTS, 'OMPI_COMM_WORLD_SIZE')
     if index is None:
         launchers = 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK', 'JOB_COMPLETION_INDEX'
         index = _number(environment, 'JAX_PROCESS_ID', *launchers)
@@ -150,24 +162,69 @@ def join(config: LaunchConfig) -> Detected | None:
     """
     detected = detect(config)
     if detected is None:
+        _note_unused_tasks(os.environ)
         return None
     # JAX's preemption service would take SIGTERM, which must reach the training loop for it to save a checkpoint.
     jax.config.update('jax_enable_preemption_service', False)
     try:
-        jax.distributed.initialize(
-            **detected.arguments,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
-            shutdown_timeout_seconds=config.heartbeat_seconds,
-        )
+        place, devices = _meeting_place(detected, config.join_seconds)
+        meet(place, config.join_seconds)
+        with lost_processes_end_this_one(place.index):
+            jax.distributed.initialize(
+                place.address,
+                place.count,
+                place.index,
+                devices,
+                cluster_detection_method='deactivate',
+                initialization_timeout=config.join_seconds,
+                heartbeat_timeout_seconds=config.heartbeat_seconds,
+                shutdown_timeout_seconds=config.heartbeat_seconds,
+            )
+    except ConfigError:
+        raise
     except Exception as error:  # from gRPC, sockets, the Kubernetes client and others
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()
+        # How `lost` makes JAX report that it could not connect.
+        reason = f'no connection in {config.join_seconds} s' if 'bad_cast' in str(error) else first_line(error)
         raise ConfigError(
-            f'the other processes cannot be joined ({detected.where}): {first_line(error)}; '
+            f'the other processes cannot be joined ({detected.where}): {reason}; '
             'see --coordinator, --num-processes, --process-id, or $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES, '
             '$JAX_PROCESS_ID'
         ) from error
     return detected
+
+
+def _meeting_place(detected: Detected, seconds: int) -> tuple[Place, list[int] | None]:
+    """Returns where the processes meet, and the devices of this one (None: all that it sees), as JAX finds them."""
+    given = detected.arguments
+    count = given.get('num_processes')
+    if detected.where == 'slurm':
+        count = _number(os.environ, *_SLURM_COUNTS)
+    found = given.get('coordinator_address'), count, given.get('process_id'), given.get('local_device_ids')
+    if detected.where != 'flags':
+        method = given.get('cluster_detection_method')
+        found = ClusterEnv.auto_detect_unset_distributed_params(*found, method, seconds)
+    address, count, index, devices = found
+    if address is None or count is None or index is None:
+        raise ConfigError(f'JAX does not find the other processes ({detected.where}): give --coordinator HOST:PORT')
+    return Place(address, count, index), devices
+
+
+def runs_alone(environment: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether a launcher started this program as the only task of its step or job."""
+    return 1 in (_number(environment, *_SLURM_COUNTS), _number(environment, 'OMPI_COMM_WORLD_SIZE'))
+
+
+def _note_unused_tasks(environment: Mapping[str, str]) -> None:
+    tasks = _number(environment, 'SLURM_NTASKS') or 1
+    if tasks > 1:
+        print(
+            f'note: the Slurm job has {tasks} tasks ($SLURM_NTASKS), but this program runs alone: start it with srun '
+            'to use all of them',
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextlib.contextmanager
@@ -189,8 +246,11 @@ def ending_together(program: str) -> Iterator[None]:
         yield
     except BaseException as error:
         message, code = _message_and_code(error)
+        only_this_thread_ends()
         print(f'{program}: process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if jax.process_index() == 0 and isinstance(error, AudioSepError):
+            time.sleep(_LAST_SECONDS)
         os._exit(code)
 
 

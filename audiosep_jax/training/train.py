@@ -13,12 +13,9 @@ with the same clips in the same order on any others. The same program runs on on
 
 import contextlib
 import dataclasses
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -34,13 +31,14 @@ from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.models.cost import peak_flops, training_flops
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
-from audiosep_jax.parallel.mesh import make_mesh, place_of_process, put_batch
+from audiosep_jax.parallel.mesh import make_mesh, place_of_process
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.log import TrainingLog, check_wandb
 from audiosep_jax.training.optim import make_schedule
 from audiosep_jax.training.progress import TrainingProgress
+from audiosep_jax.training.stopping import data_failure, end_together, may_begin, next_batch, stop_signals
 from audiosep_jax.training.train_step import TrainState, make_program
 from audiosep_jax.training.validation import Validation
 
@@ -73,7 +71,8 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
         ConfigError: settings do not fit together.
-        DataError: shards or embeddings are missing or damaged.
+        DataError: shards or embeddings are missing or damaged, or a data worker was killed; after the first step, there
+            is a checkpoint of the last one.
         EncoderMismatchError: the datasets have embeddings of different encoders.
         CheckpointError: the workdir's checkpoints belong to another model, or it cannot be written.
         DownloadError: the checkpoint to start from cannot be downloaded.
@@ -84,12 +83,12 @@ def train(config: TrainConfig) -> TrainResult:
     program = make_program(config, mesh)
 
     with (
+        stop_signals() as stop_requested,  # until the last checkpoint is on disk
         batches,
         Checkpointer(checkpoints, keep=config.keep) as checkpointer,
-        _stop_signals() as stop_requested,
     ):
         # ---- Start, or resume ----
-        first = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
+        first = saved = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
         if step:
             _check_same_run(checkpointer.record(), run.record, run.workdir)
             state, position, _ = checkpointer.restore(program.state)
@@ -105,33 +104,38 @@ def train(config: TrainConfig) -> TrainResult:
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
-        stopping = False
         with log, progress, _Trace(config.profile, run.workdir / 'profile') as trace:
             train_step = program.compile_step()
-            wait_for_all('compiled')
+            stopping = not may_begin(batches, votes, stop_requested)
             report.speed.start()
             while step < config.steps and not stopping:
                 with report.speed.waiting_for_input():
-                    batch = put_batch(next(batches), mesh)
-                trace.begin_step(step - first)
-                with jax.transfer_guard('disallow'):
-                    state, metrics = train_step(state, batch)
-                pending.append(metrics)
-                step += 1
-                if len(pending) > _IN_FLIGHT:
-                    jax.block_until_ready(pending[-1 - _IN_FLIGHT])
-                stopping = votes.cast(stop_requested(), batches.corrupt_records) and step < config.steps
+                    batch = next_batch(batches, votes, stop_requested, mesh)
+                stopping = batch is None
+                if not stopping:
+                    trace.begin_step(step - first)
+                    with jax.transfer_guard('disallow'):
+                        state, metrics = train_step(state, batch)
+                    pending.append(metrics)
+                    step += 1
+                    if len(pending) > _IN_FLIGHT:
+                        jax.block_until_ready(pending[-1 - _IN_FLIGHT])
+                    stopping = votes.cast(stop_requested(), batches.corrupt_records, batches.failure)
+                    stopping = stopping and step < config.steps
                 saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
-                if step % config.log_every == 0 or saving:
+                if pending and (step % config.log_every == 0 or saving):
                     report.steps(step, jax.device_get(pending), votes.corrupt_records)
                     pending.clear()
-                if saving:
+                if saving and step > saved:
                     # A run that is asked to stop may not have the time to validate.
                     score = report.score(step, state, run.validation, skip_validation=stopping)
                     checkpointer.save(state, data=batches.get_state(), record=run.record, score=score)
+                    saved = step
                     log.flush()
                     report.speed.start()
-        return TrainResult(step, report.loss, stopping, checkpoints)
+            failure = None if stop_requested() else data_failure(batches, votes, step)
+    end_together(stopping, failure)
+    return TrainResult(step, report.loss, stopping, checkpoints)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,30 +367,3 @@ class _Trace:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether SIGTERM or Ctrl-C asked the run to stop.
-
-    The run then ends after the current step, with a checkpoint. A second signal ends it at once.
-    """
-    received: list[int] = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        received.append(number)
-        print('stopping after this step, with a checkpoint; once more to stop at once', file=sys.stderr, flush=True)
-
-    try:
-        previous = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # outside the main thread, signals are the caller's business
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)

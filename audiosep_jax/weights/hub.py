@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from audiosep_jax.errors import DownloadError, first_line
+from audiosep_jax.storage.cache import give_libraries_a_cache
 from audiosep_jax.weights.tensor_files import SUFFIXES
 
 _REPOSITORY = re.compile(r'(?!.*(--|\.\.))[\w][\w.-]*/[\w][\w.-]*', re.ASCII)
@@ -63,6 +64,7 @@ def fetch(repository: str | Reference, filename: str, *, place: Path | str) -> P
         DownloadError: the file is not in the cache and the hub cannot be reached, there is no such repository or file,
             or the disk is full.
     """
+    give_libraries_a_cache()
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -99,6 +101,7 @@ def list_files(repository: str | Reference, *, place: Path | str, suffixes: Iter
     Raises:
         DownloadError: the hub cannot be reached and the cache has no weights, or there is no such repository.
     """
+    give_libraries_a_cache()
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -142,6 +145,7 @@ def upload(reference: Reference, folder: Path, *, private: bool) -> str:
     Raises:
         DownloadError: the hub cannot be reached, or there is no valid token, or it lacks the permission.
     """
+    give_libraries_a_cache()
     import huggingface_hub
 
     offline = _offline_reason()

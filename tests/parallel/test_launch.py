@@ -33,6 +33,7 @@ def tpu(monkeypatch):
         {},
         {'SLURM_JOB_ID': '4711', 'SLURM_NTASKS': '8'},  # an allocation, without srun
         {**SLURM, 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'},
+        {**SLURM, 'SLURM_NTASKS': '4', 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'},  # the shell of salloc
         {**OMPI, 'OMPI_COMM_WORLD_SIZE': '1'},
         {'KUBERNETES_SERVICE_HOST': '10.0.0.1'},  # a pod that is no part of an indexed job
         {'TPU_WORKER_HOSTNAMES': 'a,b'},  # without libtpu
@@ -58,6 +59,26 @@ def test_slurm_gives_a_task_that_is_alone_on_its_node_all_gpus():
     assert detect(LaunchConfig(), SLURM).arguments['local_device_ids'] == [0, 1, 2, 3]
     each_its_own = {**SLURM, 'SLURM_STEP_TASKS_PER_NODE': '4(x2)', 'SLURM_NTASKS': '8'}
     assert detect(LaunchConfig(), each_its_own) == Detected('slurm', {'cluster_detection_method': 'slurm'})
+
+
+def test_tasks_are_counted_by_the_step(monkeypatch):
+    step = {**SLURM, 'SLURM_NTASKS': '8', 'SLURM_STEP_NUM_TASKS': '2'}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    place, devices = launch._meeting_place(detect(LaunchConfig(), step), 1)
+    assert (place.count, place.index, devices) == (2, 1, [0, 1, 2, 3])
+    assert place.address.startswith('node07:')
+    assert detect(LaunchConfig('a:1'), step).arguments['num_processes'] == 2
+
+
+@pytest.mark.parametrize('step', [{}, {'SLURM_STEP_NUM_TASKS': '1', 'SLURM_STEP_NODELIST': 'a', 'SLURM_PROCID': '0'}])
+def test_a_job_of_several_tasks_in_which_one_runs_is_noted(monkeypatch, capsys, step):
+    for name, value in {'SLURM_JOB_ID': '4711', 'SLURM_NTASKS': '4', **step}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.join(LaunchConfig()) is None
+    said = capsys.readouterr().err
+    assert re.fullmatch(r'note: the Slurm job has 4 tasks .* this program runs alone: start it with srun .*\n', said)
+    assert launch.runs_alone() == bool(step)
 
 
 def test_open_mpi_that_hides_its_address_is_told_so():
@@ -100,6 +121,7 @@ def test_halves_are_refused(config, environment, says):
         {'process_id': 2, 'num_processes': 2},
         {'process_id': -1},
         {'heartbeat_seconds': 0},
+        {'join_seconds': 0},
     ],
 )
 def test_values_out_of_range(settings):

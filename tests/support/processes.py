@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 from support.paths import ROOT
 from support.small_dataset import SAMPLE_RATE
 
@@ -87,3 +88,9 @@ class Processes:
         """Waits for all: their exit codes, and what they said."""
         said = [process.communicate(timeout=timeout)[0] for process in self.all]
         return [process.returncode for process in self.all], said
+
+
+def worker_processes(pid: int) -> list[int]:
+    """The data workers of a process that are running: its children that `multiprocessing` has spawned."""
+    children = psutil.Process(pid).children()
+    return [c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE and 'spawn_main' in ' '.join(c.cmdline())]

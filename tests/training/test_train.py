@@ -95,11 +95,11 @@ def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
     make_batches = train_module.make_batches
 
     class Poisoned:
-        corrupt_records = 0
-
         def __init__(self, batches):
             self.batches, self.count = batches, 0
-            self.get_state, self.set_state = batches.get_state, batches.set_state
+
+        def __getattr__(self, name):
+            return getattr(self.batches, name)
 
         def __enter__(self):
             return self.batches.__enter__()

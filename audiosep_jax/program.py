@@ -1,0 +1,8 @@
+"""The first import of every program: from then on, Ctrl-C ends it without a traceback while it imports the rest.
+
+No library module imports this.
+"""
+
+from audiosep_jax.interrupts import end_quietly
+
+end_quietly()
