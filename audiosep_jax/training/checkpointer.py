@@ -1,16 +1,22 @@
 """The checkpoints of a run that is training: writes them in the background, prunes and restores them."""
 
 import contextlib
-from collections.abc import Mapping
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from audiosep_jax.checkpoints.run_folder import absolute_path, item_handlers, read_record
 from audiosep_jax.errors import CheckpointError, first_line
+from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.training.train_step import TrainState
 
 
@@ -22,25 +28,34 @@ class Checkpointer:
     Args:
         directory: the folder of the checkpoints.
         keep: how many of the newest checkpoints are kept.
+        before_commit: called in the background, on process 0, before a written checkpoint appears under its name; what
+            it raises prevents that, and is raised by the next call here.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2):
+    def __init__(self, directory: str | Path, *, keep: int = 2, before_commit: Callable[[], None] = lambda: None):
         self.directory = absolute_path(directory)
+        self._errors = _BackgroundErrors(self.directory)
+        self._saving: int | None = None  # the step that is being written, as far as is known
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
                 policies.BestN(get_metric_fn=lambda m: m['score'], n=1, keep_checkpoints_without_metrics=False),
             ]
         )
+        # If the folder of a step cannot be made in the background, Orbax's other threads wait 300 seconds for it.
+        background = ocp.AsyncOptions(post_finalization_callback=before_commit, create_directories_asynchronously=False)
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 item_handlers=item_handlers(),
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=kept, cleanup_tmp_directories=True, save_root_metadata=False
+                    preservation_policy=kept,
+                    cleanup_tmp_directories=True,
+                    save_root_metadata=False,
+                    async_options=background,
                 ),
             )
         except OSError as error:
@@ -50,13 +65,14 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            # `wait` has reported a failed write, or a more useful exception is already propagating.
+        # If an exception is propagating already, it is more useful than one about a failed write.
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self.wait()
+        if self._errors.first is None:
             with contextlib.suppress(Exception):
                 self._manager.close()
+            self._errors.remove()
+        # After a failed write, `close` would wait for threads that wait for each other, and then they have more to say.
 
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, in ascending order."""
@@ -77,17 +93,34 @@ class Checkpointer:
             CheckpointError: this write, or the previous one in the background, failed.
         """
         self.wait()
-        step = int(state.step)
+        self._check_folder()
+        self._saving = step = int(state.step)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()}
         args = ocp.args.Composite(
             **arrays, data=ocp.args.JsonSave(dict(data)), config=ocp.args.JsonSave({**record, 'step': step})
         )
         try:
             self._manager.save(step, args=args, metrics={'score': float(score)})
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f'the checkpoint of step {step} could not be written: {first_line(error, 300)}'
-            ) from error
+        except Exception as error:  # of the system, of Orbax or of tensorstore
+            raise self._failure(error) from error
+
+    def check(self) -> None:
+        """Looks whether the last save has failed meanwhile, without waiting for it.
+
+        Raises:
+            CheckpointError: it has failed, or the folder of the checkpoints is gone.
+        """
+        if self._errors.first is not None:
+            raise self._failure(self._errors.first)
+        if self._saving is None:
+            return
+        self._check_folder()
+        if not self._manager.is_saving_in_progress():
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:  # Orbax passes on any exception of its background thread
+                raise self._failure(error) from error
+            self._saving = None
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
@@ -95,10 +128,26 @@ class Checkpointer:
         Raises:
             CheckpointError: the write failed, for example because the disk is full; earlier checkpoints are intact.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # Orbax passes on any exception of its background thread
-            raise CheckpointError(f'a checkpoint could not be written: {first_line(error, 300)}') from error
+        # Orbax itself would wait for the other processes, even when the write has failed in this one.
+        while self._saving is not None:
+            self.check()
+            time.sleep(0.01)
+
+    def _failure(self, error: BaseException) -> CheckpointError:
+        first = self._errors.first = self._errors.first or error
+        if isinstance(first, CheckpointError):  # of `before_commit`
+            return first
+        return CheckpointError(
+            f'the checkpoint of step {self._saving} could not be written to {self.directory}: {_reason(first)}; '
+            'earlier checkpoints are intact'
+        )
+
+    def _check_folder(self) -> None:
+        """Orbax would make a folder that somebody has renamed again, and the run would be in two places."""
+        if not is_bucket(self.directory) and not self.directory.is_dir():
+            raise CheckpointError(
+                f'{self.directory} is gone: it was removed or renamed while the run was writing there'
+            )
 
     def restore(
         self, like: TrainState, *, step: int | None = None
@@ -136,6 +185,48 @@ class Checkpointer:
         """
         step = self._manager.latest_step() if step is None else step
         return read_record(self.directory / str(step))
+
+
+class _BackgroundErrors(logging.Filter):
+    """Takes the errors of background saves out of the log, and keeps the first one.
+
+    Nothing else tells of them before somebody waits for the save, and for one full disk, Orbax and asyncio log hundreds
+    of lines of tracebacks.
+
+    Args:
+        directory: the folder of the checkpoints.
+    """
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.first: BaseException | None = None
+        self._directory = str(directory)
+        self._loggers = [absl.logging.get_absl_logger(), logging.getLogger('asyncio')]
+        for logger in self._loggers:
+            logger.addFilter(self)
+
+    def remove(self) -> None:
+        for logger in self._loggers:
+            logger.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if record.name == 'asyncio':  # Orbax abandons the other futures when one fails
+            return 'never retrieved' not in record.getMessage() or self._directory not in str(error)
+        if f'{os.sep}orbax{os.sep}' not in record.pathname:
+            return True
+        self.first = self.first or error
+        return False
+
+
+def _reason(error: BaseException) -> str:
+    """Returns why a write failed, in the system's words if it was the system that failed."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+    return os.strerror(int(number.group(1))) if number else first_line(error, 300)
 
 
 def _split(state: TrainState) -> dict[str, Any]:

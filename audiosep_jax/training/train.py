@@ -43,6 +43,7 @@ from audiosep_jax.training.optim import make_schedule
 from audiosep_jax.training.progress import TrainingProgress
 from audiosep_jax.training.train_step import TrainState, make_program
 from audiosep_jax.training.validation import Validation
+from audiosep_jax.training.workdir import only_run_in
 
 # How many steps are dispatched before the host waits for the oldest: enough to keep the devices busy, and no more,
 # because each holds its batch in their memory.
@@ -75,17 +76,26 @@ def train(config: TrainConfig) -> TrainResult:
         ConfigError: settings do not fit together.
         DataError: shards or embeddings are missing or damaged.
         EncoderMismatchError: the datasets have embeddings of different encoders.
-        CheckpointError: the workdir's checkpoints belong to another model, or it cannot be written.
+        CheckpointError: the workdir's checkpoints belong to another model, it cannot be written, or another run is
+            writing it.
         DownloadError: the checkpoint to start from cannot be downloaded.
         TrainingDivergedError: `max_skipped_in_row` steps in a row had a non-finite loss or gradient.
     """
+    if not config.workdir:
+        raise ConfigError('no workdir: give --workdir DIR')
+    with only_run_in(as_path(config.workdir)) as check_lock:
+        return _train(config, check_lock)
+
+
+def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
+    """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed."""
     run = _prepare(config)
     batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
     program = make_program(config, mesh)
 
     with (
         batches,
-        Checkpointer(checkpoints, keep=config.keep) as checkpointer,
+        Checkpointer(checkpoints, keep=config.keep, before_commit=check_lock) as checkpointer,
         _stop_signals() as stop_requested,
     ):
         # ---- Start, or resume ----
@@ -100,7 +110,14 @@ def train(config: TrainConfig) -> TrainResult:
             return TrainResult(step, float('nan'), False, checkpoints)
         votes = Votes(mesh)
         progress = TrainingProgress(step, config.steps, quiet=jax.process_index() > 0)
-        log = TrainingLog(run.workdir, run.record, after_step=step, tensorboard=config.tensorboard, wandb=config.wandb)
+        log = TrainingLog(
+            run.workdir,
+            run.record,
+            after_step=step,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            before_writing=check_lock,
+        )
         report = _Report(config, mesh, log, progress)
 
         # ---- The loop ----
@@ -123,6 +140,7 @@ def train(config: TrainConfig) -> TrainResult:
                 stopping = votes.cast(stop_requested(), batches.corrupt_records) and step < config.steps
                 saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
                 if step % config.log_every == 0 or saving:
+                    checkpointer.check()
                     report.steps(step, jax.device_get(pending), votes.corrupt_records)
                     pending.clear()
                 if saving:
@@ -148,8 +166,6 @@ class _Run:
 
 def _prepare(config: TrainConfig) -> _Run:
     """Refuses everything that can be refused before anything is written into the workdir."""
-    if not config.workdir:
-        raise ConfigError('no workdir: give --workdir DIR')
     check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
     config.check(mesh)
