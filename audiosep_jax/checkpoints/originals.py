@@ -16,8 +16,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from audiosep_jax.checkpoints.checkpoint import errors_about
 from audiosep_jax.checkpoints.torch_source import TorchSource
 from audiosep_jax.errors import CheckpointError
+from audiosep_jax.storage.checksums import check_seal, sealed
 from audiosep_jax.weights.tensor_files import SafeTensors, write_tensors
 
 _VERSION = 1
@@ -117,7 +119,7 @@ def keep(
         'tree': tree,
         'metadata': source.metadata,
     }
-    (folder / 'tree.json').write_text(json.dumps(description))
+    (folder / 'tree.json').write_text(json.dumps(sealed(description)))
     return len(kept), dropped
 
 
@@ -137,6 +139,8 @@ def restore(
     """
     try:
         description = json.loads((folder / 'tree.json').read_text())
+        with errors_about(folder / 'tree.json'):
+            check_seal(description)
         if description['version'] != _VERSION:
             raise CheckpointError(f'{folder} has version {description["version"]}; this version reads {_VERSION}')
         kept = SafeTensors(folder / 'tensors.safetensors')

@@ -1,22 +1,21 @@
 """The checkpoints of a run that is training: writes them in the background, prunes and restores them."""
 
 import contextlib
-import logging
-import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from audiosep_jax.checkpoints.run_folder import absolute_path, item_handlers, read_record
+from audiosep_jax.checkpoints.orbax_errors import BackgroundErrors, reason_of, silence_abandoned_futures
+from audiosep_jax.checkpoints.run_folder import absolute_path, item_handlers
+from audiosep_jax.checkpoints.steps import delete_leftovers, delete_step
 from audiosep_jax.errors import CheckpointError, first_line
 from audiosep_jax.storage.buckets import is_bucket
+from audiosep_jax.storage.checksums import write_checksums
 from audiosep_jax.training.train_step import TrainState
 
 
@@ -37,8 +36,10 @@ class Checkpointer:
 
     def __init__(self, directory: str | Path, *, keep: int = 2, before_commit: Callable[[], None] = lambda: None):
         self.directory = absolute_path(directory)
-        self._errors = _BackgroundErrors(self.directory)
+        silence_abandoned_futures()
+        self._errors = BackgroundErrors()
         self._saving: int | None = None  # the step that is being written, as far as is known
+        self._check_before_commit = before_commit
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
@@ -46,8 +47,12 @@ class Checkpointer:
             ]
         )
         # If the folder of a step cannot be made in the background, Orbax's other threads wait 300 seconds for it.
-        background = ocp.AsyncOptions(post_finalization_callback=before_commit, create_directories_asynchronously=False)
+        background = ocp.AsyncOptions(
+            post_finalization_callback=self._before_commit, create_directories_asynchronously=False
+        )
         try:
+            if jax.process_index() == 0:
+                delete_leftovers(self.directory)
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 item_handlers=item_handlers(),
@@ -58,6 +63,9 @@ class Checkpointer:
                     async_options=background,
                 ),
             )
+            # Orbax's own deletes the files of a step that still looks whole, and no option changes that everywhere.
+            self._manager._checkpoint_deleter = _Deleter(self.directory)
+            self._inode = _inode(self.directory)
         except OSError as error:
             raise CheckpointError(f'cannot write checkpoints to {directory}: {error.strerror or error}') from error
 
@@ -133,21 +141,33 @@ class Checkpointer:
             self.check()
             time.sleep(0.01)
 
+    def _before_commit(self) -> None:
+        """Completes a step whose files are written. All of them are: also those of the other processes."""
+        self._check_before_commit()
+        names = [path.name for path in self.directory.iterdir()]
+        temporary = [name for name in names if name.startswith(f'{self._saving}.orbax-checkpoint-tmp')]
+        # In a bucket, Orbax writes a step in its place.
+        write_checksums(self.directory / (temporary[0] if temporary else str(self._saving)))
+
     def _failure(self, error: BaseException) -> CheckpointError:
         first = self._errors.first = self._errors.first or error
         if isinstance(first, CheckpointError):  # of `before_commit`
             return first
+        # Orbax makes parts of a renamed folder again, so it may seem to be there. Numbers of inodes change on some file
+        # systems, so they only explain a failure and are never one.
+        if _inode(self.directory) != self._inode:
+            return self._gone()
         return CheckpointError(
-            f'the checkpoint of step {self._saving} could not be written to {self.directory}: {_reason(first)}; '
+            f'the checkpoint of step {self._saving} could not be written to {self.directory}: {reason_of(first)}; '
             'earlier checkpoints are intact'
         )
 
     def _check_folder(self) -> None:
-        """Orbax would make a folder that somebody has renamed again, and the run would be in two places."""
         if not is_bucket(self.directory) and not self.directory.is_dir():
-            raise CheckpointError(
-                f'{self.directory} is gone: it was removed or renamed while the run was writing there'
-            )
+            raise self._gone()
+
+    def _gone(self) -> CheckpointError:
+        return CheckpointError(f'{self.directory} is gone: it was removed or renamed while the run was writing there')
 
     def restore(
         self, like: TrainState, *, step: int | None = None
@@ -177,56 +197,28 @@ class Checkpointer:
             ) from error
         return _join(like, restored), restored['data'], restored['config']
 
-    def record(self, step: int | None = None) -> dict[str, Any]:
-        """Returns the configuration and encoder that are stored with a step, by default the newest.
 
-        Raises:
-            CheckpointError: the checkpoint is missing or damaged.
-        """
-        step = self._manager.latest_step() if step is None else step
-        return read_record(self.directory / str(step))
+def _inode(folder: Path) -> int | None:
+    """Returns what stays the same when a folder is renamed; None in a bucket and without a folder."""
+    try:
+        return None if is_bucket(folder) else folder.stat().st_ino
+    except OSError:
+        return None
 
 
-class _BackgroundErrors(logging.Filter):
-    """Takes the errors of background saves out of the log, and keeps the first one.
-
-    Nothing else tells of them before somebody waits for the save, and for one full disk, Orbax and asyncio log hundreds
-    of lines of tracebacks.
-
-    Args:
-        directory: the folder of the checkpoints.
-    """
+class _Deleter:
+    """Deletes old steps, in the background and on process 0, as Orbax's own deleter does."""
 
     def __init__(self, directory: Path):
-        super().__init__()
-        self.first: BaseException | None = None
-        self._directory = str(directory)
-        self._loggers = [absl.logging.get_absl_logger(), logging.getLogger('asyncio')]
-        for logger in self._loggers:
-            logger.addFilter(self)
+        self._directory = directory
 
-    def remove(self) -> None:
-        for logger in self._loggers:
-            logger.removeFilter(self)
+    def delete_steps(self, steps: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                delete_step(self._directory, step)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is None:
-            return True
-        if record.name == 'asyncio':  # Orbax abandons the other futures when one fails
-            return 'never retrieved' not in record.getMessage() or self._directory not in str(error)
-        if f'{os.sep}orbax{os.sep}' not in record.pathname:
-            return True
-        self.first = self.first or error
-        return False
-
-
-def _reason(error: BaseException) -> str:
-    """Returns why a write failed, in the system's words if it was the system that failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    number = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
-    return os.strerror(int(number.group(1))) if number else first_line(error, 300)
+    def close(self) -> None:
+        pass
 
 
 def _split(state: TrainState) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from jax.sharding import Mesh
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
 from audiosep_jax.checkpoints.find import open_checkpoint
-from audiosep_jax.checkpoints.run_folder import complete_steps
+from audiosep_jax.checkpoints.run_folder import absolute_path, read_record
+from audiosep_jax.checkpoints.steps import complete_steps
 from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
@@ -43,7 +44,7 @@ from audiosep_jax.training.optim import make_schedule
 from audiosep_jax.training.progress import TrainingProgress
 from audiosep_jax.training.train_step import TrainState, make_program
 from audiosep_jax.training.validation import Validation
-from audiosep_jax.training.workdir import only_run_in
+from audiosep_jax.training.workdir import agree_on_newest_step, go_back_to, only_run_in
 
 # How many steps are dispatched before the host waits for the oldest: enough to keep the devices busy, and no more,
 # because each holds its batch in their memory.
@@ -91,6 +92,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
     """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed."""
     run = _prepare(config)
     batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
+    first = step = _step_to_resume(run)
     program = make_program(config, mesh)
 
     with (
@@ -99,10 +101,8 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
         _stop_signals() as stop_requested,
     ):
         # ---- Start, or resume ----
-        first = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
         if step:
-            _check_same_run(checkpointer.record(), run.record, run.workdir)
-            state, position, _ = checkpointer.restore(program.state)
+            state, position, _ = checkpointer.restore(program.state, step=step)
             batches.set_state(position)
         else:
             state = program.initial_state(run.variables)
@@ -212,6 +212,17 @@ def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> 
     if differing:
         raise CheckpointError(f'--init-from {config.init_from} does not fit this run: {"; ".join(differing)}')
     return checkpoint
+
+
+def _step_to_resume(run: _Run) -> int:
+    """Returns the newest whole step, 0 if there is none, and puts damaged ones that are newer out of the way."""
+    checkpoints = absolute_path(run.workdir / 'checkpoints')
+    newest = agree_on_newest_step(checkpoints)
+    if newest.step is None:
+        return 0
+    _check_same_run(read_record(checkpoints / str(newest.step)), run.record, run.workdir)
+    go_back_to(newest, checkpoints)
+    return newest.step
 
 
 def _check_same_run(stored: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:

@@ -12,6 +12,9 @@ import pytest
 from support.processes import command_of
 from support.saved_steps import save_step
 
+from audiosep_jax.checkpoints import steps
+from audiosep_jax.checkpoints.run_folder import load_for_inference
+from audiosep_jax.checkpoints.steps import complete_steps
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.storage.run_lock import LOCK_FILE
 from audiosep_jax.training.checkpointer import Checkpointer
@@ -50,19 +53,20 @@ def assert_nothing_is_logged(caplog):
 @pytest.mark.parametrize('size', [0, 1000, 50_000])
 def test_a_full_disk_is_noticed_without_waiting_for_the_next_save(tmp_path, full_disk, caplog, size):
     started = time.monotonic()
-    with Checkpointer(tmp_path / 'run') as checkpointer:
-        save_step(checkpointer, 10)
+    checkpointer = Checkpointer(tmp_path / 'run')
+    save_step(checkpointer, 10)
+    checkpointer.wait()
+    full_disk(size)
+    try:
+        save_step(checkpointer, 20)
+    except CheckpointError as error:  # a part of it is written before the background takes over
+        message = str(error)
+    else:
+        message = wait_for_failure(checkpointer)
+    with pytest.raises(CheckpointError, match='step 20 could not be written'):
         checkpointer.wait()
-        full_disk(size)
-        try:
-            save_step(checkpointer, 20)
-        except CheckpointError as error:  # a part of it is written before the background takes over
-            message = str(error)
-        else:
-            message = wait_for_failure(checkpointer)
-        with pytest.raises(CheckpointError, match='step 20 could not be written'):
-            checkpointer.wait()
-        checkpointer.__exit__(CheckpointError)  # as if the error had not been caught
+    checkpointer.__exit__(CheckpointError)  # as when the error is not caught
+    assert complete_steps(tmp_path / 'run') == [10]
     assert message.startswith('the checkpoint of step 20 could not be written to')
     assert message.endswith(f'{os.strerror(errno.EFBIG)}; earlier checkpoints are intact')
     assert '\n' not in message
@@ -99,6 +103,31 @@ def test_what_prevents_a_commit_is_the_error(tmp_path, caplog):
         checkpointer.__exit__(None)
     assert not [path for path in tmp_path.iterdir() if path.name.isdigit()]
     assert_nothing_is_logged(caplog)
+
+
+def test_an_old_step_is_never_seen_half_deleted(tmp_path, monkeypatch):
+    """A deletion that is interrupted, as by SIGKILL, leaves something that no reader takes for a step."""
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    save_step(checkpointer, 10, score=1.0)
+    save_step(checkpointer, 20, score=2.0)
+    checkpointer.wait()
+    assert complete_steps(tmp_path) == [20]
+
+    def interrupted(folder, *_, **__):
+        next(path for path in sorted(folder.rglob('*')) if path.is_file()).unlink()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.shutil, 'rmtree', interrupted)
+        save_step(checkpointer, 30, score=3.0)
+        assert os.strerror(errno.EIO) in wait_for_failure(checkpointer)
+        checkpointer.__exit__(CheckpointError)
+    assert complete_steps(tmp_path) == [30]
+    assert load_for_inference(tmp_path).step == 30
+    assert any('20.deleting' in path.name for path in tmp_path.iterdir())
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        assert checkpointer.steps() == [30]
+    assert [path.name for path in tmp_path.iterdir()] == ['30']
 
 
 @pytest.fixture
