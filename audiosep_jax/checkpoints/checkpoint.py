@@ -27,6 +27,7 @@ class InferenceCheckpoint:
         step: the training step.
         record: what `describe` made, and the step; of a hub folder only the network's part of the configuration.
         path: the folder that the weights were read from.
+        verified: whether checksums were stored with it, and are right.
     """
 
     model: ModelConfig
@@ -35,6 +36,7 @@ class InferenceCheckpoint:
     step: int
     record: dict[str, Any]
     path: Path
+    verified: bool = False
 
     @property
     def root(self) -> Path:

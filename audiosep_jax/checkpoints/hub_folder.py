@@ -24,9 +24,10 @@ from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 from audiosep_jax.storage.atomic import replacing
+from audiosep_jax.storage.checksums import check_seal, sealed
 from audiosep_jax.storage.json_files import read_json
 from audiosep_jax.weights import hub
-from audiosep_jax.weights.tensor_files import WEIGHTS, open_tensors, write_tensors
+from audiosep_jax.weights.tensor_files import WEIGHTS, SafeTensors, write_tensors
 
 _CONFIG = 'config.json'
 _MODEL_TYPE = 'audiosep_jax'
@@ -106,7 +107,7 @@ def write_hub_folder(folder: Path, checkpoint: InferenceCheckpoint, encoder: dic
     }
     try:
         with replacing(folder / _CONFIG) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
+            temporary.write_text(json.dumps(sealed(settings), indent=2) + '\n', 'utf-8')
     except OSError as error:
         raise CheckpointError(f'{folder / _CONFIG}: cannot be written: {error.strerror or error}') from error
 
@@ -126,6 +127,8 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
     if version != _FORMAT_VERSION:
         raise CheckpointError(f'{path} has format {version}; this version reads {_FORMAT_VERSION}')
     settings = read_json(path, _Settings, error=CheckpointError, remedy=_AGAIN)
+    with errors_about(path):
+        verified = check_seal(settings)
     found, encoder = settings['step'], settings['encoder']
     if found < 0:
         raise CheckpointError(f'{path}: the step {found} is negative: {_AGAIN}')
@@ -135,13 +138,12 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
         raise CheckpointError(f'{path}: not usable: {error}: {_AGAIN}') from error
     if step not in (None, found):
         raise CheckpointError(f'{folder} has no step {step}; it has {found}')
-    tensors = {
-        name.removeprefix(SEPARATOR_PREFIX): np.asarray(value) for name, value in open_tensors(folder / WEIGHTS).items()
-    }
+    file = SafeTensors(folder / WEIGHTS)
+    tensors = {name.removeprefix(SEPARATOR_PREFIX): np.asarray(value) for name, value in file.items()}
     with errors_about(folder / WEIGHTS):
         check_tensors({name: value.shape for name, value in tensors.items()}, model)
         variables = variables_from_torch(tensors)
     # Copy: the file is only memory-mapped, and may be replaced while the separator is in use.
     variables = jax.tree.map(np.array, variables)
     record = {'config': {'model': settings['model']}, 'encoder': encoder, 'step': found}
-    return InferenceCheckpoint(model, variables, encoder, found, record, folder.absolute())
+    return InferenceCheckpoint(model, variables, encoder, found, record, folder.absolute(), verified and file.verified)

@@ -16,8 +16,10 @@ from typing import Any, TypedDict
 import ml_dtypes
 import numpy as np
 
+from audiosep_jax.checkpoints.checkpoint import errors_about
 from audiosep_jax.checkpoints.torch_source import TorchSource
 from audiosep_jax.errors import CheckpointError
+from audiosep_jax.storage.checksums import check_seal, sealed
 from audiosep_jax.storage.json_files import MAX_LIST_BYTES, read_json
 from audiosep_jax.weights.tensor_files import SafeTensors, write_tensors
 
@@ -132,7 +134,7 @@ def keep(
         'tree': tree,
         'metadata': source.metadata,
     }
-    (folder / 'tree.json').write_text(json.dumps(description))
+    (folder / 'tree.json').write_text(json.dumps(sealed(description)))
     return len(kept), dropped
 
 
@@ -161,6 +163,8 @@ def restore(
             strict=False,
             max_bytes=MAX_LIST_BYTES,
         )
+        with errors_about(path):
+            check_seal(description)
         if description['version'] != _VERSION:
             raise CheckpointError(f'{folder} has version {description["version"]}; this version reads {_VERSION}')
         kept = SafeTensors(folder / 'tensors.safetensors')

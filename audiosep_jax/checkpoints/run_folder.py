@@ -4,12 +4,13 @@
                              /optimizer                 what only resuming reads
                              /data                      the position of the input pipeline (JSON)
                              /config                    format version, configuration, query encoder (JSON)
+                             /checksums.sha256          of all these files
 
 Next to `checkpoints` there may be two more folders: `encoder` holds the query encoder's weights and tokenizer, and
 `original`, in a converted checkpoint, holds what only the way back to PyTorch needs (`originals.py`).
 
 A step is written under a temporary name and renamed when it is complete. A run that is killed at any moment therefore
-leaves complete checkpoints, and perhaps a remnant that is never mistaken for one.
+leaves complete checkpoints, and perhaps a remnant that is never mistaken for one (`steps.py`).
 """
 
 from pathlib import Path
@@ -20,10 +21,13 @@ import orbax.checkpoint as ocp
 
 from audiosep_jax import config as configs
 from audiosep_jax.checkpoints.checkpoint import FORMAT_VERSION, InferenceCheckpoint
+from audiosep_jax.checkpoints.orbax_errors import silence_abandoned_futures
+from audiosep_jax.checkpoints.steps import ARRAYS, RECORDS, complete_steps
 from audiosep_jax.encoders.base import Identity
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.storage.buckets import as_path, is_bucket
+from audiosep_jax.storage.checksums import check_checksums, write_checksums
 from audiosep_jax.storage.json_files import check_shape
 
 _DAMAGED = 'its record is damaged: give another step'
@@ -47,8 +51,9 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
 
     They are given explicitly, because Orbax can infer the handler of an item only in the process that saved it.
     """
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ('params', 'batch_stats', 'ema', 'optimizer')}
-    return handlers | {name: ocp.JsonCheckpointHandler() for name in ('data', 'config')}
+    silence_abandoned_futures()
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+    return handlers | {name: ocp.JsonCheckpointHandler() for name in RECORDS}
 
 
 def save_for_inference(folder: Path, *, variables: dict[str, Any], record: dict[str, Any], step: int) -> None:
@@ -68,6 +73,7 @@ def save_for_inference(folder: Path, *, variables: dict[str, Any], record: dict[
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as writer:
         try:
             writer.save(folder.absolute(), args)
+            write_checksums(folder)
         except (OSError, ValueError) as error:
             raise CheckpointError(f'{folder}: cannot be written: {first_line(error, 300)}') from error
 
@@ -84,12 +90,17 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
         CheckpointError: the path is not a checkpoint, or it is damaged.
     """
     folder = _locate_step(path, step)
+    items = ['params', 'batch_stats'] if raw or not (folder / 'ema').exists() else ['ema']
+    try:
+        # A run without `ema` has none listed. If it is listed but lost, the raw weights must not take its place.
+        verified = check_checksums(folder, ['config', *items] if raw else ['config', 'ema', *items])
+    except OSError as error:
+        raise CheckpointError(f'{folder} cannot be read: {error.strerror or error}') from error
     record = read_record(folder)
     try:
         model = configs.from_dict(ModelConfig, record['config']['model'])
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f'{folder}: its configuration is not usable: {error}') from error
-    items = ['params', 'batch_stats'] if raw or not (folder / 'ema').exists() else ['ema']
     # Restore to this process's first device, whatever devices the run was trained on.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -105,14 +116,7 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
         except Exception as error:  # Orbax and tensorstore raise a dozen types for a damaged directory
             raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
     variables = dict(restored['ema']) if items == ['ema'] else {name: restored[name] for name in items}
-    return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder)
-
-
-def complete_steps(directory: Path) -> list[int]:
-    """Returns the steps that have a checkpoint in a folder, in ascending order; none if there is no such folder."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / 'config').is_dir())
+    return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder, verified)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

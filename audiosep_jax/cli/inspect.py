@@ -37,6 +37,7 @@ def run(command: Inspect) -> int:
     terminal.say(f'step        {checkpoint.step}')
     terminal.say(f'encoder     {", ".join(f"{key} {value}" for key, value in encoder.items())}')
     terminal.say(f'parameters  {count:,}')
+    terminal.say(f'checksums   {"verified" if checkpoint.verified else "unverified (written without checksums)"}')
     terminal.say('config')
     for line in _indented(checkpoint.record['config']):
         terminal.say(f'  {line}')

@@ -1,9 +1,10 @@
-"""The limits and the end of a process: how many files it may keep open, and workers that end with their parent."""
+"""The limits and the end of a process: how many files it may keep open, and what it must not wait for at its end."""
 
 import functools
 import multiprocessing
 import os
 import threading
+import time
 
 _OPEN_FILES_WANTED = 16384
 _OPEN_FILES_OF_OTHERS = 256  # logs, sockets, libraries
@@ -44,3 +45,20 @@ def _wait_and_end() -> None:
     assert parent is not None, 'only a worker has a parent process'
     parent.join()
     os._exit(1)
+
+
+def abandon_threads_at_exit(exit_code: int, *, seconds: float = 5.0) -> None:
+    """Ends this process so many seconds after its main thread, if there are threads now that Python would wait for.
+
+    Args:
+        exit_code: what the process then returns.
+        seconds: how long the threads may take to end.
+    """
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        threading.Thread(target=_abandon_threads, args=(exit_code, seconds), daemon=True).start()
+
+
+def _abandon_threads(exit_code: int, seconds: float) -> None:
+    threading.main_thread().join()
+    time.sleep(seconds)
+    os._exit(exit_code)

@@ -1,7 +1,8 @@
 """The program of every experiment script: reads the flags, joins the other processes, and trains."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import jax
@@ -10,6 +11,7 @@ import tyro
 from audiosep_jax.errors import reported
 from audiosep_jax.parallel.launch import LaunchConfig, ending_together, join
 from audiosep_jax.storage.cache import enable_compilation_cache
+from audiosep_jax.storage.system import abandon_threads_at_exit
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.dry_run import dry_run
 from audiosep_jax.training.train import train
@@ -39,7 +41,7 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
     Raises:
         SystemExit: with any exit code except 0.
     """
-    with reported(program):
+    with _abandoning_threads(), reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
         enable_compilation_cache()
         launched = join(flags.launch)
@@ -53,3 +55,13 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
         print(f'{verb}: step {result.step}, checkpoints in {result.checkpoints}', flush=True)
     if result.stopped:
         raise SystemExit(130)  # so that a batch system does not count the run as complete
+
+
+@contextlib.contextmanager
+def _abandoning_threads() -> Iterator[None]:
+    """After an error, does not wait for threads at the end: after a failed write, Orbax's may hang for minutes."""
+    try:
+        yield
+    except SystemExit as stop:
+        abandon_threads_at_exit(stop.code if isinstance(stop.code, int) else 1)
+        raise

@@ -4,8 +4,9 @@ import contextlib
 import importlib.util
 import json
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,6 +19,7 @@ from audiosep_jax.storage.buckets import is_bucket, reaching, write_bytes
 from audiosep_jax.storage.json_files import parse_json, write_json
 
 _TENSORBOARD = 'tensorboard'
+_QUEUED_EVENTS = 1000
 _MIRROR_SECONDS = 60  # between copies into a bucket, whose objects cannot be appended to
 
 
@@ -45,6 +47,7 @@ class TrainingLog:
         after_step: the step after which the run resumes.
         tensorboard: whether to write TensorBoard's files, to WORKDIR/tensorboard.
         wandb: a project of Weights & Biases that gets the same numbers; '' for none.
+        before_writing: called before anything is written; what it raises prevents that.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -52,15 +55,24 @@ class TrainingLog:
     """
 
     def __init__(
-        self, workdir: Path, record: dict[str, Any], *, after_step: int, tensorboard: bool = True, wandb: str = ''
+        self,
+        workdir: Path,
+        record: dict[str, Any],
+        *,
+        after_step: int,
+        tensorboard: bool = True,
+        wandb: str = '',
+        before_writing: Callable[[], None] = lambda: None,
     ):
         self._is_writer = jax.process_index() == 0
         self._workdir = workdir
+        self._before_writing = before_writing
         self._tensorboard: Any = None
         self._wandb: Any = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if not self._is_writer:
             return
+        self._errors = _ThreadErrors()
         if is_bucket(workdir):
             self._scratch = tempfile.TemporaryDirectory(prefix='audiosep-')
         self._local = Path(self._scratch.name) if self._scratch else workdir
@@ -105,8 +117,9 @@ class TrainingLog:
 
     def _close(self) -> None:
         with contextlib.suppress(OSError):
-            if self._tensorboard:
+            if self._tensorboard and not self._errors.first:
                 self._tensorboard.close()
+        self._errors.remove()
         if self._scratch:
             self._scratch.cleanup()
 
@@ -179,7 +192,10 @@ class TrainingLog:
 
     @contextlib.contextmanager
     def _writing_to(self, path: Path) -> Iterator[None]:
+        self._before_writing()
         try:
+            if self._errors.first:
+                raise self._errors.first
             with reaching(path):
                 yield
         except OSError as error:
@@ -190,7 +206,28 @@ def _summary_writer(folder: Path, after_step: int) -> Any:
     from tensorboardX import SummaryWriter  # slow to import, and only this process needs it
 
     purge_step = after_step + 1 if after_step else None
-    return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from-{after_step}')
+    # A full queue would block the run once the thread that empties it has failed.
+    return SummaryWriter(
+        str(folder), purge_step=purge_step, filename_suffix=f'.from-{after_step}', max_queue=_QUEUED_EVENTS
+    )
+
+
+class _ThreadErrors:
+    """Keeps the first error of TensorBoard's thread, which would end with a traceback that nobody notices."""
+
+    def __init__(self) -> None:
+        self.first: OSError | None = None
+        self._previous = threading.excepthook
+        threading.excepthook = self._keep
+
+    def remove(self) -> None:
+        threading.excepthook = self._previous
+
+    def _keep(self, arguments: Any) -> None:
+        if isinstance(arguments.exc_value, OSError) and type(arguments.thread).__name__ == '_EventLoggerThread':
+            self.first = self.first or arguments.exc_value
+        else:
+            self._previous(arguments)
 
 
 def _wandb_run(project: str, workdir: Path, record: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ with the same clips in the same order on any others. The same program runs on on
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from jax.sharding import Mesh
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
 from audiosep_jax.checkpoints.find import open_checkpoint
-from audiosep_jax.checkpoints.run_folder import complete_steps
+from audiosep_jax.checkpoints.run_folder import absolute_path, read_record
+from audiosep_jax.checkpoints.steps import complete_steps
 from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
@@ -41,6 +42,7 @@ from audiosep_jax.training.progress import TrainingProgress
 from audiosep_jax.training.stopping import data_failure, end_together, may_begin, next_batch, stop_signals
 from audiosep_jax.training.train_step import TrainState, make_program
 from audiosep_jax.training.validation import Validation
+from audiosep_jax.training.workdir import agree_on_newest_step, go_back_to, only_run_in
 
 # How many steps are dispatched before the host waits for the oldest: enough to keep the devices busy, and no more,
 # because each holds its batch in their memory.
@@ -74,24 +76,33 @@ def train(config: TrainConfig) -> TrainResult:
         DataError: shards or embeddings are missing or damaged, or a data worker was killed; after the first step, there
             is a checkpoint of the last one.
         EncoderMismatchError: the datasets have embeddings of different encoders.
-        CheckpointError: the workdir's checkpoints belong to another model, or it cannot be written.
+        CheckpointError: the workdir's checkpoints belong to another model, it cannot be written, or another run is
+            writing it.
         DownloadError: the checkpoint to start from cannot be downloaded.
         TrainingDivergedError: `max_skipped_in_row` steps in a row had a non-finite loss or gradient.
     """
+    if not config.workdir:
+        raise ConfigError('no workdir: give --workdir DIR')
+    with only_run_in(as_path(config.workdir)) as check_lock:
+        return _train(config, check_lock)
+
+
+def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
+    """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed."""
     run = _prepare(config)
     batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
+    first = step = _step_to_resume(run)
     program = make_program(config, mesh)
 
     with (
         stop_signals() as stop_requested,  # until the last checkpoint is on disk
         batches,
-        Checkpointer(checkpoints, keep=config.keep) as checkpointer,
+        Checkpointer(checkpoints, keep=config.keep, before_commit=check_lock) as checkpointer,
     ):
+        saved = step
         # ---- Start, or resume ----
-        first = saved = step = checkpointer.steps()[-1] if checkpointer.steps() else 0
         if step:
-            _check_same_run(checkpointer.record(), run.record, run.workdir)
-            state, position, _ = checkpointer.restore(program.state)
+            state, position, _ = checkpointer.restore(program.state, step=step)
             batches.set_state(position)
         else:
             state = program.initial_state(run.variables)
@@ -99,7 +110,14 @@ def train(config: TrainConfig) -> TrainResult:
             return TrainResult(step, float('nan'), False, checkpoints)
         votes = Votes(mesh)
         progress = TrainingProgress(step, config.steps, quiet=jax.process_index() > 0)
-        log = TrainingLog(run.workdir, run.record, after_step=step, tensorboard=config.tensorboard, wandb=config.wandb)
+        log = TrainingLog(
+            run.workdir,
+            run.record,
+            after_step=step,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            before_writing=check_lock,
+        )
         report = _Report(config, mesh, log, progress)
 
         # ---- The loop ----
@@ -124,6 +142,7 @@ def train(config: TrainConfig) -> TrainResult:
                     stopping = stopping and step < config.steps
                 saving = step % config.checkpoint_every == 0 or step == config.steps or stopping
                 if pending and (step % config.log_every == 0 or saving):
+                    checkpointer.check()
                     report.steps(step, jax.device_get(pending), votes.corrupt_records)
                     pending.clear()
                 if saving and step > saved:
@@ -152,8 +171,6 @@ class _Run:
 
 def _prepare(config: TrainConfig) -> _Run:
     """Refuses everything that can be refused before anything is written into the workdir."""
-    if not config.workdir:
-        raise ConfigError('no workdir: give --workdir DIR')
     check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
     config.check(mesh)
@@ -200,6 +217,17 @@ def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> 
     if differing:
         raise CheckpointError(f'--init-from {config.init_from} does not fit this run: {"; ".join(differing)}')
     return checkpoint
+
+
+def _step_to_resume(run: _Run) -> int:
+    """Returns the newest whole step, 0 if there is none, and puts damaged ones that are newer out of the way."""
+    checkpoints = absolute_path(run.workdir / 'checkpoints')
+    newest = agree_on_newest_step(checkpoints)
+    if newest.step is None:
+        return 0
+    _check_same_run(read_record(checkpoints / str(newest.step)), run.record, run.workdir)
+    go_back_to(newest, checkpoints)
+    return newest.step
 
 
 def _check_same_run(stored: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Files of named tensors, safetensors or PyTorch's, as mappings that read a tensor when it is looked up. No torch."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ _STORED: dict[str, np.dtype] = {
     'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
 }
 _DTYPES = 'audiosep_jax.dtypes'
+_CHECKSUM = 'audiosep_jax.sha256'  # of everything that a reader gets: names, types, shapes, numbers and strings
 # Where a PyTorch file may keep its state dict, apart from the top level.
 _STATE_KEYS = ('state_dict', 'model_state_dict', 'model', 'module')
 
@@ -105,6 +107,7 @@ class SafeTensors(Mapping[str, np.ndarray]):
 
     Attributes:
         metadata: the file's strings by name.
+        verified: whether the file holds a checksum, which is right. Files of other programs hold none.
     """
 
     def __init__(self, path: Path):
@@ -119,6 +122,7 @@ class SafeTensors(Mapping[str, np.ndarray]):
                 self.metadata: dict[str, str] = dict(file.metadata() or {})
             dtypes = self.metadata.pop(_DTYPES, '{}')
             self._dtypes = parse_json(dtypes, path, dict[str, list], error=CheckpointError)
+            checksum = self.metadata.pop(_CHECKSUM, None)
             with open(path, 'rb') as file:
                 size = int.from_bytes(file.read(8), 'little')
                 header = parse_json(file.read(size), path, dict, error=CheckpointError, strict=False)
@@ -126,6 +130,9 @@ class SafeTensors(Mapping[str, np.ndarray]):
             has_data = path.stat().st_size > 8 + size  # an empty range cannot be mapped
             mapped = np.memmap(path, np.uint8, 'r', offset=8 + size) if has_data else np.empty(0, np.uint8)
             self._data = np.asarray(mapped)
+            self.verified = checksum is not None
+            if self.verified and checksum != _checksum(self, self.metadata):
+                raise CheckpointError(f'{path} is damaged: its checksum differs')
         except (SafetensorError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f'{path}: not a safetensors file, or a truncated one ({error})') from error
         except OSError as error:
@@ -146,6 +153,16 @@ class SafeTensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], strings: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(strings.items())).encode())
+    for name in sorted(tensors):
+        value = np.asarray(tensors[name])
+        # The type precedes the bytes, so what a name is and where one begins is never ambiguous.
+        digest.update(json.dumps([name, value.dtype.name, list(value.shape)]).encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 class _Index(TypedDict):
@@ -217,11 +234,26 @@ def write_tensors(
             dtypes[name] = [value.dtype.name, list(value.shape)]
             value = value.reshape(-1).view(np.uint8)
         native[name] = value
-    strings = dict(metadata or {}) | ({_DTYPES: json.dumps(dtypes)} if dtypes else {})
+    strings = {name: text for name, text in (metadata or {}).items() if name != _CHECKSUM}
+    checksum = _checksum(tensors, {name: text for name, text in strings.items() if name != _DTYPES})
+    strings |= {_CHECKSUM: checksum} | ({_DTYPES: json.dumps(dtypes)} if dtypes else {})
     try:
         with replacing(path) as temporary:
             mode = temporary.stat().st_mode
-            save_file(native, temporary, metadata=strings or None)
+            save_file(native, temporary, metadata=strings)
+            _sort_metadata(temporary)
             os.chmod(temporary, mode)  # safetensors leaves a file that only its owner may read
     except (OSError, SafetensorError, UnicodeError) as error:
         raise CheckpointError(f'{path}: cannot be written: {getattr(error, "strerror", None) or error}') from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the strings in a file's header, which the library writes in another order each time."""
+    with path.open('r+b') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+        if len(text) <= size:  # otherwise the library escapes something else than Python does
+            file.seek(8)
+            file.write(text.ljust(size))

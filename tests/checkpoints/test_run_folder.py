@@ -1,47 +1,23 @@
 """Run folders: which steps are kept, what inference reads, and the messages about damage."""
 
-import dataclasses
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.saved_steps import ENCODER, Run, initial_state, state_at
 
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.separation.separator import load
+from audiosep_jax.storage.checksums import CHECKSUMS
 from audiosep_jax.training.checkpointer import Checkpointer
-from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
-from audiosep_jax.training.train_step import init_state
-
-MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    model: ModelConfig = MODEL
-
-
-ENCODER = {'name': 'words', 'version': 1, 'embedding_size': 512, 'stop_weight': 0.1}
 
 
 @pytest.fixture(scope='module')
 def state():
-    optimizer = make_optimizer(OptimizerConfig(), 100)
-    return jax.jit(lambda key: init_state(Run.model, optimizer, key, ema=True))(jax.random.key(0))
-
-
-def at(state, step):
-    """A state at another step, whose weights, averages and moments all differ by the step."""
-
-    def mark(tree):
-        return jax.tree.map(lambda a: a + step if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
-
-    ema = jax.tree.map(lambda a: a + 100, mark(state.ema))
-    return state.replace(step=state.step + step, params=mark(state.params), opt_state=mark(state.opt_state), ema=ema)
+    return initial_state()
 
 
 def save(directory, state, steps, *, scores=None, keep=2):
@@ -49,7 +25,7 @@ def save(directory, state, steps, *, scores=None, keep=2):
         for i, step in enumerate(steps):
             score = scores[i] if scores else 0.0
             record = describe(Run(), ENCODER)
-            checkpointer.save(at(state, step), data={'position': step}, record=record, score=score)
+            checkpointer.save(state_at(step), data={'position': step}, record=record, score=score)
         checkpointer.wait()
         return checkpointer.steps()
 
@@ -68,7 +44,7 @@ def test_newest_and_best_are_kept(tmp_path, state):
 def test_everything_is_restored(saved, state):
     with Checkpointer(saved) as checkpointer:
         restored, data, record = checkpointer.restore(state)
-    expected = at(state, 20)
+    expected = state_at(20)
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -122,7 +98,7 @@ def test_a_step_s_folder_under_another_name(tmp_path, saved):
 def test_an_encoder_of_a_later_version_is_a_checkpoint_error(tmp_path, state):
     with Checkpointer(tmp_path) as checkpointer:
         record = describe(Run(), {**ENCODER, 'name': 'telepathy'})
-        checkpointer.save(at(state, 1), data={}, record=record, score=0.0)
+        checkpointer.save(state_at(1), data={}, record=record, score=0.0)
     with pytest.raises(CheckpointError, match="unknown query encoder 'telepathy'"):
         load(tmp_path)
 
@@ -140,12 +116,17 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, saved):
     with pytest.raises(CheckpointError, match='cannot be read') as caught:
         load(run)
     assert '\n' not in str(caught.value)
+    (run / '20' / CHECKSUMS).unlink()  # as older versions wrote it
+    with pytest.raises(CheckpointError, match='cannot be read') as caught:
+        load(run)
+    assert '\n' not in str(caught.value)
     assert load(run, step=10).info['step'] == 10
 
 
 def test_a_damaged_configuration_is_one_line(tmp_path, saved):
     run = tmp_path / 'run'
     shutil.copytree(saved, run)
+    (run / '20' / CHECKSUMS).unlink()  # as older versions wrote it
     (config,) = [p for p in (run / '20' / 'config').iterdir() if p.is_file() and p.read_bytes().startswith(b'{"format')]
     config.write_text(config.read_text().replace('hop_size', 'hop_sise'))
     with pytest.raises(CheckpointError, match="did you mean 'hop_size'"):

@@ -74,6 +74,15 @@ def test_inspect(checkpoint, capsys):
         assert part in out
 
 
+def test_inspect_says_whether_checksums_were_right(folder, checkpoint, capsys):
+    shutil.copytree(checkpoint, folder / 'run')
+    assert main(['inspect', 'run']) == 0
+    assert 'checksums   verified\n' in capsys.readouterr().out
+    (folder / 'run' / 'checkpoints' / '5' / 'checksums.sha256').unlink()
+    assert main(['inspect', 'run']) == 0
+    assert 'checksums   unverified (written without checksums)\n' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('item', ['params', 'config'])
 def test_a_damaged_checkpoint_is_one_line(folder, checkpoint, capsys, item):
     shutil.copytree(checkpoint, folder / 'run')

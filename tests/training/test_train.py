@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -54,6 +55,45 @@ def test_continued_run_is_the_uninterrupted_one_bit_for_bit(dataset, tmp_path, u
         log.write('{"step": 5, "loss": 0.123}\n{"step": 6, "lo')
     train(config_of(dataset, tmp_path))
     assert_same_run(tmp_path, uninterrupted)
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize('damage', ['arrays', 'position', 'record'])
+def test_a_damaged_newest_checkpoint_is_passed_over(dataset, tmp_path, uninterrupted, capsys, damage):
+    train(config_of(dataset, tmp_path, steps=4))
+    step = tmp_path / 'checkpoints' / '4'
+    if damage == 'record':
+        shutil.rmtree(step / 'config')
+    else:
+        flip(largest_file(step / {'arrays': 'optimizer', 'position': 'data'}[damage]))
+    train(config_of(dataset, tmp_path))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if 'going back' in line]
+    assert line.startswith(f'going back to step 2, since {step} cannot be read: damaged: ')
+    assert line.endswith('; it is now 4.damaged')
+    assert (tmp_path / 'checkpoints' / '4').is_dir()
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_deleted(dataset, tmp_path):
+    train(config_of(dataset, tmp_path, steps=4))
+    for step in (2, 4):
+        flip(largest_file(tmp_path / 'checkpoints' / str(step) / 'params'))
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(
+        CheckpointError,
+        match=r'no checkpoint is whole \(.*/4 cannot be read: damaged: the checksum of params/.*differs',
+    ):
+        train(config_of(dataset, tmp_path))
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 def test_sigterm_ends_with_a_checkpoint_and_the_run_continues(dataset, tmp_path, uninterrupted, monkeypatch):

@@ -1,0 +1,96 @@
+"""What a run does with its workdir before it trains there: takes the folder's lock, and finds the step to resume.
+
+Process 0 does it on behalf of all processes.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from audiosep_jax.checkpoints.steps import Newest, newest_whole_step, set_aside
+from audiosep_jax.errors import AudioSepError, CheckpointError
+from audiosep_jax.parallel.hosts import gathered
+from audiosep_jax.storage.run_lock import RunLock
+
+
+@contextlib.contextmanager
+def only_run_in(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a workdir. Process 0 takes it on behalf of all processes, and all of them must call this.
+
+    Args:
+        workdir: the run's folder; it is made if it does not exist.
+
+    Yields:
+        A function to call before writing there. It raises CheckpointError once another run has taken the lock over.
+
+    Raises:
+        CheckpointError: another run holds the lock, or the workdir cannot be written.
+    """
+    lock = RunLock(workdir)
+    try:
+        problem = ''
+        if jax.process_index() == 0:
+            try:
+                if note := lock.acquire():
+                    print(note, file=sys.stderr, flush=True)
+            except AudioSepError as error:  # not raised yet, because the other processes are waiting
+                problem = str(error)
+        problem = gathered(problem)[0]
+        if problem:
+            raise CheckpointError(problem)
+        yield lock.check
+    finally:
+        lock.release()
+
+
+def agree_on_newest_step(checkpoints: Path) -> Newest:
+    """Returns the newest whole step, the same on all processes. All of them must call this.
+
+    Args:
+        checkpoints: the folder of the steps, which need not exist.
+
+    Raises:
+        CheckpointError: there are steps, but none of them is whole.
+    """
+    step, damaged, problem = None, [], ''
+    if jax.process_index() == 0:
+        try:
+            newest = newest_whole_step(checkpoints)
+            step, damaged = newest.step, [*newest.damaged.items()]
+        except CheckpointError as error:  # not raised yet, because the other processes are waiting
+            problem = str(error)
+        except OSError as error:
+            problem = f'{checkpoints} cannot be read: {error.strerror or error}'
+    step, damaged, problem = gathered([step, damaged, problem])[0]
+    if problem:
+        raise CheckpointError(problem)
+    return Newest(step, dict(damaged))
+
+
+def go_back_to(newest: Newest, checkpoints: Path) -> None:
+    """Renames the damaged steps that are newer, and says so in one line each. All processes must call this.
+
+    Otherwise the run, when it comes to that step again, could not save it.
+
+    Args:
+        newest: what `agree_on_newest_step` returned.
+        checkpoints: the folder of the steps.
+
+    Raises:
+        CheckpointError: a step cannot be renamed.
+    """
+    if not newest.damaged:
+        return
+    problem = ''
+    if jax.process_index() == 0:
+        try:
+            for step, reason in newest.damaged.items():
+                path = set_aside(checkpoints, step)
+                print(f'going back to step {newest.step}, since {reason}; it is now {path.name}', file=sys.stderr)
+        except OSError as error:
+            problem = f'{checkpoints}: a damaged step cannot be renamed: {error.strerror or error}'
+    if problem := gathered(problem)[0]:
+        raise CheckpointError(problem)
