@@ -12,6 +12,7 @@ import os
 import pathlib
 import secrets
 import socket
+import sys
 import threading
 import time
 
@@ -166,20 +167,26 @@ class RunLock:
         raise CheckpointError(f'{self._folder} is in use by other runs that start at this moment: try again')
 
     def _refusal(self, holder: _Holder) -> str:
-        text = f'{self._folder} is in use by another run ({holder}): wait until it ends, or choose another --workdir'
-        if holder.is_on_this_machine():
-            return text
-        remaining = max(_STALE - holder.age(), 0) + _PERIOD
-        return f'{text}; if that process is dead, try again in {remaining:.0f} seconds'
+        return f'{self._folder} is in use by another run ({holder}): wait until it ends, or choose another --workdir'
 
     def _is_dead(self, holder: _Holder) -> bool:
+        """Finds out about a process of another machine by waiting: a live one refreshes its lock.
+
+        So a job that is started again on another machine, after its own has failed, need not be started a third time.
+        """
         if holder.is_on_this_machine():
             return not _is_running(holder.pid, holder.started)
-        if abs(holder.age()) <= _STALE:
-            return False
         # The clocks of two machines may differ, so an old lock is believed dead only if nothing refreshes it.
-        time.sleep(1.5 * _PERIOD)
-        return self._read() == holder
+        patience = max(_STALE - abs(holder.age()), 1.5 * _PERIOD)
+        print(
+            f'{self._folder} is locked by {holder}; seeing for up to {patience:.0f} s whether it lives', file=sys.stderr
+        )
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            time.sleep(_PERIOD / 10)
+            if self._read() != holder:
+                return False
+        return True
 
     def _create(self, own: _Holder) -> bool:
         """Returns whether the file did not exist and is ours now."""

@@ -104,14 +104,21 @@ def test_a_process_that_has_ended_but_was_not_waited_for_is_dead(tmp_path):
 
 
 @pytest.mark.parametrize('changes', [{'host': 'node7'}, {'machine': 'another boot'}])
-def test_the_lock_of_another_machine_counts_while_it_is_refreshed(tmp_path, changes):
+def test_the_lock_of_a_dead_process_on_another_machine_is_taken_over_after_a_while(tmp_path, capsys, changes):
     other = write_holder(tmp_path, pid=dead_process(), **changes)
-    with pytest.raises(CheckpointError, match=r'if that process is dead, try again in [01] seconds'):
-        RunLock(tmp_path).acquire()
-    time.sleep(0.4)
     lock = RunLock(tmp_path)
     assert str(other) in lock.acquire()
+    assert capsys.readouterr().err.count('whether it lives') == 1
     lock.release()
+
+
+def test_the_lock_of_a_live_process_on_another_machine_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, '_STALE', 60)
+    other = write_holder(tmp_path, host='node7')
+    # It is refreshed while the second run looks.
+    monkeypatch.setattr(run_lock.time, 'sleep', lambda _: (tmp_path / LOCK_FILE).write_bytes(other.refresh().encode()))
+    with pytest.raises(CheckpointError, match=r'in use by another run .*on node7'):
+        RunLock(tmp_path).acquire()
 
 
 @pytest.mark.parametrize('skew', [-1000, 1000])
