@@ -100,11 +100,11 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
     path = folder / _CONFIG
     try:
         settings = json.loads(path.read_text('utf-8'))
-        with errors_about(path):
-            verified = check_seal(settings)
         version, found, encoder = settings['format_version'], settings['step'], settings['encoder']
         if version != _FORMAT_VERSION:
             raise CheckpointError(f'{path} has format {version}; this version reads {_FORMAT_VERSION}')
+        with errors_about(path):
+            verified = check_seal(settings)
         if not isinstance(found, int) or not isinstance(encoder, dict | None):
             raise CheckpointError(f'{path}: its step or its encoder is not usable')
         model = configs.from_dict(ModelConfig, settings['model'])
