@@ -26,7 +26,8 @@ class BackgroundErrors(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self.first: BaseException | None = None
-        absl.logging.get_absl_logger().addFilter(self)
+        # In front of those of earlier runs in this process whose saves failed, because the first refusal is final.
+        absl.logging.get_absl_logger().filters.insert(0, self)
 
     def remove(self) -> None:
         """Leaves the log as it is from now on."""

@@ -66,6 +66,10 @@ def test_damaged_folders_are_one_line(checkpoint, tmp_path):
     make_repository(checkpoint, tmp_path / 'repo', 'me/small')
     config, weights = tmp_path / 'repo' / 'config.json', tmp_path / 'repo' / 'model.safetensors'
     good, data = json.loads(config.read_text()), weights.read_bytes()
+    config.write_text(json.dumps({**good, 'step': 3}))
+    with pytest.raises(CheckpointError, match=r'config\.json: damaged: its checksum differs'):
+        asj.load(tmp_path / 'repo')
+    del good['sha256']  # as older versions wrote it
     for change, message in (
         ({'format_version': 9}, 'has format 9'),
         ({'step': 'x'}, "step: expected a whole number, got 'x'"),

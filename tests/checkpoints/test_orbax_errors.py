@@ -26,6 +26,7 @@ def test_the_reason_is_the_system_s(error, reason):
 
 
 def test_only_what_orbax_logs_with_an_error_is_kept(caplog):
+    earlier = BackgroundErrors()
     errors = BackgroundErrors()
     logger = absl.logging.get_absl_logger()
 
@@ -37,6 +38,8 @@ def test_only_what_orbax_logs_with_an_error_is_kept(caplog):
     log('/site-packages/orbax/checkpoint/c.py', None)
     log('/elsewhere/d.py', ValueError('other'))
     errors.remove()
+    earlier.remove()
+    assert earlier.first is None
     log('/site-packages/orbax/checkpoint/e.py', ValueError('later'))
     assert str(errors.first) == 'first'
     assert [record.getMessage()[-4:] for record in caplog.records] == ['c.py', 'd.py', 'e.py']

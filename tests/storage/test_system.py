@@ -29,3 +29,20 @@ def test_open_files_are_raised_to_the_hard_limit(soft, hard, expected):
     found, again, limit = map(int, run.stdout.split())
     assert found == again == expected
     assert limit >= max(found, soft)
+
+
+def test_threads_that_hang_do_not_keep_the_process():
+    code = """
+import sys, threading, time
+from audiosep_jax.storage.system import abandon_threads_at_exit
+if sys.argv[1] == 'hangs':
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+abandon_threads_at_exit(7, seconds=0.2)
+time.sleep(0.5)
+print('still here', flush=True)
+sys.exit(3)
+"""
+    for kind, expected in {'hangs': 7, 'ends': 3}.items():
+        command = [sys.executable, '-c', code, kind]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (expected, 'still here\n')
