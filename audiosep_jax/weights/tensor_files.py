@@ -158,7 +158,7 @@ def _checksum(tensors: Mapping[str, np.ndarray], strings: Mapping[str, str]) -> 
         value = np.asarray(tensors[name])
         # The type precedes the bytes, so what a name is and where one begins is never ambiguous.
         digest.update(json.dumps([name, value.dtype.name, list(value.shape)]).encode())
-        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
