@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import absl.logging
@@ -19,12 +20,17 @@ class BackgroundErrors(logging.Filter):
 
     Nothing else tells of them before somebody waits for the save, and Orbax logs each with its traceback.
 
+    Args:
+        directory: the folder of the saves. The threads of an earlier run in this process, whose save has failed, may
+            still report errors about another folder.
+
     Attributes:
         first: the first error since this was made; None if there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         super().__init__()
+        self._folder = f'{directory}/'
         self.first: BaseException | None = None
         # In front of those of earlier runs in this process whose saves failed, because the first refusal is final.
         absl.logging.get_absl_logger().filters.insert(0, self)
@@ -38,7 +44,8 @@ class BackgroundErrors(logging.Filter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None or f'{os.sep}orbax{os.sep}' not in record.pathname:
             return True
-        self.first = self.first or error
+        if self._folder in record.getMessage():
+            self.first = self.first or error
         return False
 
 

@@ -37,7 +37,7 @@ class Checkpointer:
     def __init__(self, directory: str | Path, *, keep: int = 2, before_commit: Callable[[], None] = lambda: None):
         self.directory = absolute_path(directory)
         silence_abandoned_futures()
-        self._errors = BackgroundErrors()
+        self._errors = BackgroundErrors(self.directory)
         self._saving: int | None = None  # the step that is being written, as far as is known
         self._check_before_commit = before_commit
         kept = policies.AnyPreservationPolicy(

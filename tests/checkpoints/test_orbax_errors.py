@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import absl.logging
 import pytest
@@ -25,24 +26,25 @@ def test_the_reason_is_the_system_s(error, reason):
     assert reason_of(error) == reason
 
 
-def test_only_what_orbax_logs_with_an_error_is_kept(caplog):
-    earlier = BackgroundErrors()
-    errors = BackgroundErrors()
+def test_only_what_orbax_logs_with_an_error_is_kept(caplog, monkeypatch):
     logger = absl.logging.get_absl_logger()
+    monkeypatch.setattr(logger, 'filters', [])
+    earlier, errors = BackgroundErrors(Path('/runs/a')), BackgroundErrors(Path('/runs/b'))
 
-    def log(path, error):
-        logger.handle(logging.LogRecord('absl', logging.ERROR, path, 1, path, (), error and (type(error), error, None)))
+    def log(path, text, error):
+        logger.handle(logging.LogRecord('absl', logging.ERROR, path, 1, text, (), error and (type(error), error, None)))
 
-    log('/site-packages/orbax/checkpoint/a.py', ValueError('first'))
-    log('/site-packages/orbax/checkpoint/b.py', ValueError('second'))
-    log('/site-packages/orbax/checkpoint/c.py', None)
-    log('/elsewhere/d.py', ValueError('other'))
+    log('/site-packages/orbax/checkpoint/x.py', 'left over: /runs/a/1', ValueError('another run'))
+    log('/site-packages/orbax/checkpoint/x.py', 'failed: /runs/b/1', ValueError('first'))
+    log('/site-packages/orbax/checkpoint/x.py', 'failed: /runs/b/1', ValueError('second'))
+    log('/site-packages/orbax/checkpoint/x.py', 'no error', None)
+    log('/elsewhere/x.py', 'of others: /runs/b/1', ValueError('other'))
     errors.remove()
     earlier.remove()
-    assert earlier.first is None
-    log('/site-packages/orbax/checkpoint/e.py', ValueError('later'))
+    log('/site-packages/orbax/checkpoint/x.py', 'later', ValueError('later'))
     assert str(errors.first) == 'first'
-    assert [record.getMessage()[-4:] for record in caplog.records] == ['c.py', 'd.py', 'e.py']
+    assert earlier.first is None
+    assert [record.getMessage() for record in caplog.records] == ['no error', 'of others: /runs/b/1', 'later']
 
 
 def test_abandoned_futures_are_silent_and_other_ones_are_not():
