@@ -60,5 +60,6 @@ def interruptible(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
-        if not received:
+        # What somebody else has put around it meanwhile stays.
+        if not received and sys.unraisablehook is without_interrupts:
             sys.unraisablehook = hook

@@ -43,7 +43,7 @@ class Checkpointer:
         kept = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
-                policies.BestN(get_metric_fn=lambda m: m['score'], n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         # If the folder of a step cannot be made in the background, Orbax's other threads wait 300 seconds for it.
@@ -58,6 +58,7 @@ class Checkpointer:
                 item_handlers=item_handlers(),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=kept,
+                    best_fn=_score,  # without it the scores are not written, and a resumed run forgets the best step
                     cleanup_tmp_directories=True,
                     save_root_metadata=False,
                     async_options=background,
@@ -219,6 +220,10 @@ class _Deleter:
 
     def close(self) -> None:
         pass
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics['score']
 
 
 def _split(state: TrainState) -> dict[str, Any]:

@@ -50,6 +50,13 @@ def assert_nothing_is_logged(caplog):
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+def test_a_resumed_run_knows_which_step_is_the_best(tmp_path):
+    for step, score in ((10, 1.0), (20, 5.0), (30, 2.0), (40, 3.0), (50, 4.0)):
+        with Checkpointer(tmp_path / 'run', keep=1) as checkpointer:
+            save_step(checkpointer, step, score=score)
+    assert complete_steps(tmp_path / 'run') == [20, 50]
+
+
 @pytest.mark.parametrize('size', [0, 1000, 50_000])
 def test_a_full_disk_is_noticed_without_waiting_for_the_next_save(tmp_path, full_disk, caplog, size):
     started = time.monotonic()
