@@ -114,3 +114,12 @@ def test_handlers_are_put_back():
     assert interrupted()
     sys.unraisablehook = hook
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_hook_that_is_set_within_stays(monkeypatch):
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+    with interruptible():
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: hook(unraisable)
+        ours = sys.unraisablehook
+    assert sys.unraisablehook is ours

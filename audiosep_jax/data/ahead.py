@@ -11,6 +11,7 @@ from typing import Any, Protocol
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
 _END_SECONDS = 5.0  # how long the thread may take to end
+_THREAD_NAME = 'read-ahead'
 
 
 class Source(Protocol):
@@ -19,6 +20,14 @@ class Source(Protocol):
     def __next__(self) -> Any: ...
 
     def close(self) -> None: ...
+
+
+def is_stuck() -> bool:
+    """Returns whether a thread that should have ended still waits for its source, as for a disk that does not answer.
+
+    The interpreter would not exit, because it waits for the source's own threads.
+    """
+    return any(thread.name == _THREAD_NAME for thread in threading.enumerate())
 
 
 class ReadAhead(Iterator[Any]):
@@ -35,7 +44,7 @@ class ReadAhead(Iterator[Any]):
         self._ready: collections.deque[Any] = collections.deque()
         self._failure: Exception | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._read, name='read-ahead', daemon=True)
+        self._thread = threading.Thread(target=self._read, name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
     @property

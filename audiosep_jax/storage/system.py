@@ -35,7 +35,7 @@ def most_open_files() -> int:
 def end_with_parent() -> None:
     """Ends this worker process when its parent has ended; a thread watches for that.
 
-    Otherwise the workers of Grain and of `concurrent.futures` wait forever for a parent that was killed.
+    Otherwise the data workers and those of `concurrent.futures` wait forever for a parent that was killed.
     """
     threading.Thread(target=_wait_and_end, daemon=True).start()
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import jax
 import tyro
 
+from audiosep_jax.data.ahead import is_stuck
 from audiosep_jax.errors import reported
 from audiosep_jax.parallel.launch import LaunchConfig, ending_together, join
 from audiosep_jax.storage.cache import enable_compilation_cache
@@ -53,8 +55,12 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
     if jax.process_index() == 0:
         verb = 'stopped; the same command continues' if result.stopped else 'done'
         print(f'{verb}: step {result.step}, checkpoints in {result.checkpoints}', flush=True)
-    if result.stopped:
-        raise SystemExit(130)  # so that a batch system does not count the run as complete
+    code = 130 if result.stopped else 0  # so that a batch system does not count a stopped run as complete
+    if is_stuck():
+        jax.distributed.shutdown()
+        os._exit(code)
+    if code:
+        raise SystemExit(code)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from audiosep_jax.data.ahead import ReadAhead
+from audiosep_jax.data import ahead
+from audiosep_jax.data.ahead import ReadAhead, is_stuck
 from audiosep_jax.errors import DataError
 
 
@@ -69,3 +70,16 @@ def test_a_signal_is_heard_while_the_source_is_stuck():
         signal.signal(signal.SIGTERM, before)
     assert (reader.ready, reader.failure) == (1, None)
     reader.close()
+    assert not is_stuck()
+
+
+def test_a_source_that_cannot_be_closed_is_known_to_be_stuck(monkeypatch):
+    monkeypatch.setattr(ahead, '_END_SECONDS', 0.1)
+    source = Numbers(0, stuck=True)
+    monkeypatch.setattr(source, 'close', lambda: None)
+    reader = ReadAhead(source)
+    reader.close()
+    assert is_stuck()
+    source.closed.set()
+    reader._thread.join()
+    assert not is_stuck()
