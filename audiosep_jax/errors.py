@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal, NoReturn
 
-from audiosep_jax.interrupts import interruptible
+from audiosep_jax.interrupts import interruptible, leave
 
 
 class AudioSepError(Exception):
@@ -149,4 +149,4 @@ def reported(program: str) -> Iterator[None]:
 
 def _say_interrupted(program: str) -> NoReturn:
     print(f'{program}: interrupted', file=sys.stderr)
-    raise SystemExit(130) from None
+    leave(130)
