@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal, NoReturn
 
-from audiosep_jax.interrupts import interruptible
+from audiosep_jax.interrupts import interruptible, leave
 
 _MAX_MESSAGE = 2000  # characters
 # Whatever ends a line, moves the cursor, reverses the text or cannot be encoded.
@@ -172,7 +172,7 @@ def reported(program: str) -> Iterator[None]:
 
 def _say_interrupted(program: str) -> NoReturn:
     print(f'{program}: interrupted', file=sys.stderr)
-    raise SystemExit(130) from None
+    leave(130)
 
 
 def dash_hint(arguments: Sequence[str]) -> str | None:

@@ -5,29 +5,53 @@ function runs in `interruptible`, within which Ctrl-C raises KeyboardInterrupt, 
 """
 
 import contextlib
+import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import NoReturn
+
+# Whether this process is one of our programs, and not somebody's that imports the library; and what it has received.
+_is_program = False
+_received: list[int] = []
 
 
-def end_quietly() -> bool:
-    """Makes Ctrl-C end this process at once, without a traceback, unless somebody else handles it; returns whether."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return False
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return True
+def begin_program() -> None:
+    """Says that this process is one of our programs, and makes Ctrl-C end it at once, without a traceback."""
+    global _is_program
+    _is_program = True
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def leave(code: int) -> NoReturn:
+    """Exits with this code. A program that was interrupted exits at once.
+
+    The threads of libraries may be in the middle of something, of which they complain, or crash, if Python cleans up
+    around them.
+    """
+    if _is_program and _received:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _be_quiet() -> None:
+    """Hides what threads and callbacks of libraries say about work that was interrupted."""
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    logging.disable()
 
 
 @contextlib.contextmanager
 def interruptible(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
     """A context in which Ctrl-C raises KeyboardInterrupt; a second one ends the process at once.
 
-    Within it, nothing is said of a KeyboardInterrupt that comes where Python cannot raise it, as in a destructor. In a
-    thread other than the main one, or where SIGINT is ignored, the signals are somebody else's business.
+    In a thread other than the main one, or where SIGINT is ignored, the signals are somebody else's business.
 
     Args:
         also: other signals that do the same.
@@ -40,19 +64,15 @@ def interruptible(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        _received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        if _is_program:
+            _be_quiet()
         raise KeyboardInterrupt
 
     usual = signal.SIG_DFL, signal.default_int_handler
     wanted = (signal.SIGINT, *also) if threading.current_thread() is threading.main_thread() else ()
     previous = {s: signal.getsignal(s) for s in wanted if signal.getsignal(s) in usual}
-    hook = sys.unraisablehook
-
-    def without_interrupts(unraisable: Any) -> None:
-        if not (received and issubclass(unraisable.exc_type, KeyboardInterrupt)):
-            hook(unraisable)
-
-    sys.unraisablehook = without_interrupts
     try:
         for number in previous:
             signal.signal(number, handler)
@@ -60,6 +80,3 @@ def interruptible(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
-        # What somebody else has put around it meanwhile stays.
-        if not received and sys.unraisablehook is without_interrupts:
-            sys.unraisablehook = hook

@@ -3,6 +3,6 @@
 No library module imports this.
 """
 
-from audiosep_jax.interrupts import end_quietly
+from audiosep_jax.interrupts import begin_program
 
-end_quietly()
+begin_program()

@@ -4,7 +4,8 @@ Exit codes are those of `audiosep-jax`: 2 for wrong flags, 1 for problems with f
 for existing datasets are in `commands.py`.
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 import pathlib
 import signal
@@ -18,7 +19,7 @@ import tyro
 from audiosep_jax.data.embeddings import Modality
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import dash_hint, explained
-from audiosep_jax.interrupts import interruptible
+from audiosep_jax.interrupts import interruptible, leave
 from audiosep_jax.progress import printed_progress, progress_bar
 from data_prep.commands import inspect, make_eval, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
@@ -159,4 +160,4 @@ def _say_interrupted() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    leave(main())

@@ -20,7 +20,8 @@ Aim:
     MUSIC 10.508 / 9.425, ESC-50 10.040 / 8.810.
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.experiment import run_experiment

@@ -16,7 +16,8 @@ Aim:
     SDRi of 9.144 dB on VGGSound.
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 import dataclasses
 

@@ -16,7 +16,8 @@ Aim:
     The article's scores with text supervision: SDRi 7.739 dB on AudioSet, 8.220 dB on AudioCaps.
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 import dataclasses
 

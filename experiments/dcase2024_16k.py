@@ -20,7 +20,8 @@ Aim:
     SI-SDR 3.862 dB.
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.models.audiosep import ModelConfig

@@ -21,7 +21,8 @@ Aim:
     docs/evaluate.md).
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.experiment import run_experiment

@@ -9,7 +9,8 @@ It takes 3.5 minutes on two CPU cores. Expect an SDRi of 9 dB; a fixed equalizer
 for a wrong sound give less than 0 dB. The same command resumes an interrupted run.
 """
 
-import audiosep_jax.program  # isort: skip  # noqa: F401  # before what takes long to import
+if __name__ == '__main__':
+    import audiosep_jax.program  # noqa: F401  # before what takes long to import
 
 import dataclasses
 from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 from support.paths import ROOT
 
 from audiosep_jax.errors import reported
-from audiosep_jax.interrupts import end_quietly, interruptible
+from audiosep_jax.interrupts import interruptible
 
 PROGRAMS = [
     ['-m', 'audiosep_jax.cli', 'separate', '--help'],
@@ -60,6 +60,16 @@ with reported('script'):
     if sys.argv[1] == 'destructor':
         late = Late()
         del late
+    if sys.argv[1] == 'threads':
+        def complain():
+            time.sleep(1)
+            raise ValueError('the main thread has gone')
+        threading.Thread(target=complain).start()
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        finally:
+            time.sleep(2)
     if sys.argv[1] == 'twice':
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -78,6 +88,7 @@ if sys.argv[1] == 'afterwards':
     [
         ('converted', 130, 'script: interrupted\n'),
         ('destructor', 0, ''),
+        ('threads', 130, 'script: interrupted\n'),
         ('twice', -signal.SIGINT, ''),
         ('afterwards', -signal.SIGINT, ''),
     ],
@@ -94,7 +105,6 @@ def test_somebody_else_s_handler_stays():
 
     before = signal.signal(signal.SIGINT, own)
     try:
-        assert not end_quietly()
         with pytest.raises(ValueError, match='mine'), reported('program'):
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is own
@@ -104,15 +114,14 @@ def test_somebody_else_s_handler_stays():
 
 def test_handlers_are_put_back():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = sys.unraisablehook
+    hooks = sys.excepthook, sys.unraisablehook
     with interruptible(signal.SIGTERM) as interrupted:
         assert not interrupted()
     assert {number: signal.getsignal(number) for number in before} == before
-    assert sys.unraisablehook is hook
     with pytest.raises(KeyboardInterrupt), interruptible(signal.SIGTERM) as interrupted:
         signal.raise_signal(signal.SIGTERM)
     assert interrupted()
-    sys.unraisablehook = hook
+    assert (sys.excepthook, sys.unraisablehook) == hooks, 'this is no program of ours'
     assert {number: signal.getsignal(number) for number in before} == before
 
 
