@@ -43,7 +43,13 @@ def leave(code: int) -> NoReturn:
 
 def _be_quiet() -> None:
     """Hides what threads and callbacks of libraries say about work that was interrupted."""
-    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+
+    def nothing(*_: object) -> None:
+        pass
+
+    sys.excepthook = nothing
+    sys.unraisablehook = nothing
+    threading.excepthook = nothing
     logging.disable()
 
 
