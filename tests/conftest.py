@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,10 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_p
 _CACHE = Path(tempfile.gettempdir()) / f'audiosep_jax_tests_{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+# A shell's background jobs ignore Ctrl-C, and hand that on to the programs that they start, which tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # glibc gives every thread an arena, and XLA, PyTorch and Grain have many threads. With two, a worker holds a third
 # less.
