@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -30,17 +31,13 @@ def only_run_in(workdir: Path) -> Iterator[Callable[[], None]]:
         CheckpointError: another run holds the lock, or the workdir cannot be written.
     """
     lock = RunLock(workdir)
+
+    def acquire() -> None:
+        if note := lock.acquire():
+            print(note, file=sys.stderr, flush=True)
+
     try:
-        problem = ''
-        if jax.process_index() == 0:
-            try:
-                if note := lock.acquire():
-                    print(note, file=sys.stderr, flush=True)
-            except AudioSepError as error:  # not raised yet, because the other processes are waiting
-                problem = str(error)
-        problem = gathered(problem)[0]
-        if problem:
-            raise CheckpointError(problem)
+        _on_first_process(acquire, f'{workdir} cannot be locked')
         yield lock.check
     finally:
         lock.release()
@@ -55,18 +52,12 @@ def agree_on_newest_step(checkpoints: Path) -> Newest:
     Raises:
         CheckpointError: there are steps, but none of them is whole.
     """
-    step, damaged, problem = None, [], ''
-    if jax.process_index() == 0:
-        try:
-            newest = newest_whole_step(checkpoints)
-            step, damaged = newest.step, [*newest.damaged.items()]
-        except CheckpointError as error:  # not raised yet, because the other processes are waiting
-            problem = str(error)
-        except OSError as error:
-            problem = f'{checkpoints} cannot be read: {error.strerror or error}'
-    step, damaged, problem = gathered([step, damaged, problem])[0]
-    if problem:
-        raise CheckpointError(problem)
+
+    def find() -> tuple[int | None, list[tuple[int, str]]]:
+        newest = newest_whole_step(checkpoints)
+        return newest.step, [*newest.damaged.items()]  # keys of JSON are texts
+
+    step, damaged = _on_first_process(find, f'{checkpoints} cannot be read')
     return Newest(step, dict(damaged))
 
 
@@ -84,13 +75,34 @@ def go_back_to(newest: Newest, checkpoints: Path) -> None:
     """
     if not newest.damaged:
         return
-    problem = ''
+
+    def set_damaged_aside() -> None:
+        for step, reason in newest.damaged.items():
+            path = set_aside(checkpoints, step)
+            print(f'going back to step {newest.step}, since {reason}; it is now {path.name}', file=sys.stderr)
+
+    _on_first_process(set_damaged_aside, f'{checkpoints}: a damaged step cannot be renamed')
+
+
+def _on_first_process(action: Callable[[], Any], failure: str) -> Any:
+    """Runs an action on process 0, and returns its JSON-ready result on all processes, which must all call this.
+
+    Args:
+        action: what process 0 does.
+        failure: what an error of the system means.
+
+    Raises:
+        CheckpointError: the action raises an error of this project or of the system.
+    """
+    result, problem = None, ''
     if jax.process_index() == 0:
         try:
-            for step, reason in newest.damaged.items():
-                path = set_aside(checkpoints, step)
-                print(f'going back to step {newest.step}, since {reason}; it is now {path.name}', file=sys.stderr)
+            result = action()
+        except AudioSepError as error:  # not raised yet, because the other processes are waiting
+            problem = str(error)
         except OSError as error:
-            problem = f'{checkpoints}: a damaged step cannot be renamed: {error.strerror or error}'
-    if problem := gathered(problem)[0]:
+            problem = f'{failure}: {error.strerror or error}'
+    result, problem = gathered([result, problem])[0]
+    if problem:
         raise CheckpointError(problem)
+    return result
