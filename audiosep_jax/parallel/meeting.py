@@ -59,36 +59,47 @@ def meet(place: Place, seconds: float) -> None:
             processes.
     """
     if place.count > 1:
-        (_wait_for_others if place.index == 0 else _wait_for_first)(place, time.monotonic() + seconds, seconds)
+        (_wait_for_others if place.index == 0 else _wait_for_first)(place, _Patience(place, seconds))
 
 
 class _Patience:
-    """Says on stderr for whom this process waits: soon after the start, and again every half minute."""
+    """How long this process waits. It says on stderr for whom: soon after the start, and again every half minute."""
 
-    def __init__(self, place: Place, deadline: float, seconds: float):
-        self._place, self._deadline, self._seconds = place, deadline, seconds
+    def __init__(self, place: Place, seconds: float):
+        self._place, self.seconds = place, seconds
+        self.deadline = time.monotonic() + seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Says nothing for a moment, because what is waited for from now on is likely to come at once."""
         self._next = time.monotonic() + _QUIET_SECONDS
 
     def say(self, whom: str) -> None:
-        """Says it if it is time to."""
+        """Says for whom this process waits, if it is time to."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _REPEAT_SECONDS
-        left = max(self._deadline - time.monotonic(), 0)
+        left = max(self.deadline - time.monotonic(), 0)
         print(
             f'process {self._place.index} of {self._place.count} waits for {whom}; {left:.0f} s left '
-            f'(--join-seconds {self._seconds:g})',
+            f'(--join-seconds {self.seconds:g})',
             file=sys.stderr,
             flush=True,
         )
+
+    def go_on(self, whom: str, too_late: str) -> None:
+        """Says for whom this process waits, if it is time to. Raises ConfigError(too_late) if time is up."""
+        if time.monotonic() > self.deadline:
+            raise ConfigError(too_late)
+        self.say(whom)
 
 
 # ---- Process 0 ----
 
 
-def _wait_for_others(place: Place, deadline: float, seconds: float) -> None:
-    _check_name(place, deadline, seconds)
-    patience = _Patience(place, deadline, seconds)
+def _wait_for_others(place: Place, patience: _Patience) -> None:
+    _check_name(place, patience)
+    patience.begin()
     here: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         try:
@@ -103,12 +114,12 @@ def _wait_for_others(place: Place, deadline: float, seconds: float) -> None:
         try:
             while missing := [n for n in range(1, place.count) if n not in here]:
                 names = _processes(missing)
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f'{names} of {place.count} did not come to process 0 at {place.address} within {seconds:g} s: '
-                        'start the same command for each, or correct --num-processes; see --join-seconds'
-                    )
-                patience.say(f'{names} at {place.address}')
+                patience.go_on(
+                    f'{names} at {place.address}',
+                    f'{names} of {place.count} did not come to process 0 at {place.address} within '
+                    f'{patience.seconds:g} s: start the same command for each, or correct --num-processes; see '
+                    '--join-seconds',
+                )
                 for key, _ in selector.select(_RETRY_SECONDS):
                     if key.fileobj is server:
                         guest = stack.enter_context(server.accept()[0])
@@ -202,23 +213,21 @@ def _processes(numbers: list[int]) -> str:
 # ---- The others ----
 
 
-def _wait_for_first(place: Place, deadline: float, seconds: float) -> None:
-    patience = _Patience(place, deadline, seconds)
+def _wait_for_first(place: Place, patience: _Patience) -> None:
     for connection, problem in _attempts(place):
         if connection is not None:
             with connection:
-                answer = _answer(connection, place, deadline, patience)
+                answer = _answer(connection, place, patience)
             if answer == 'go':
                 return
             if answer:
                 raise ConfigError(answer)
             problem = 'it has gone again'
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f'process {place.index} of {place.count} did not reach process 0 at {place.address} within '
-                f'{seconds:g} s ({problem}): is it running, and is --coordinator its address? See --join-seconds'
-            )
-        patience.say(f'process 0 at {place.address} ({problem})')
+        patience.go_on(
+            f'process 0 at {place.address} ({problem})',
+            f'process {place.index} of {place.count} did not reach process 0 at {place.address} within '
+            f'{patience.seconds:g} s ({problem}): is it running, and is --coordinator its address? See --join-seconds',
+        )
         time.sleep(_RETRY_SECONDS)
 
 
@@ -231,14 +240,14 @@ def _attempts(place: Place) -> Iterator[tuple[socket.socket | None, str]]:
             yield None, error.strerror or str(error)
 
 
-def _answer(connection: socket.socket, place: Place, deadline: float, patience: _Patience) -> str:
+def _answer(connection: socket.socket, place: Place, patience: _Patience) -> str:
     """Greets process 0 and returns its answer; '' if it ends without one."""
     said = bytearray()
     with contextlib.suppress(ConnectionError):
         connection.sendall(f'{_GREETING} {place.index} {place.count}\n'.encode())
         connection.settimeout(_RETRY_SECONDS)
         # Process 0 ends the wait in time, and says why; a little longer, in case it is stuck.
-        while not said.endswith(b'\n') and time.monotonic() < deadline + _REPEAT_SECONDS:
+        while not said.endswith(b'\n') and time.monotonic() < patience.deadline + _REPEAT_SECONDS:
             patience.say(f'the other processes, with process 0 at {place.address}')
             with contextlib.suppress(TimeoutError):
                 heard = connection.recv(4096)
@@ -248,19 +257,16 @@ def _answer(connection: socket.socket, place: Place, deadline: float, patience: 
     return said.decode('utf-8', 'replace').strip()
 
 
-def _check_name(place: Place, deadline: float, seconds: float) -> None:
+def _check_name(place: Place, patience: _Patience) -> None:
     """Waits until the name of process 0's host resolves here, too: JAX connects this process to itself by it."""
-    patience = _Patience(place, deadline, seconds)
     while True:
         try:
             socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
             return
         except OSError as error:
             problem = error.strerror or str(error)
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f'the name {place.host!r} of process 0 does not resolve ({problem}): correct --coordinator '
-                f'{place.address}'
-            )
-        patience.say(f'the name {place.host!r} of its own host to resolve ({problem})')
+        patience.go_on(
+            f'the name {place.host!r} of its own host to resolve ({problem})',
+            f'the name {place.host!r} of process 0 does not resolve ({problem}): correct --coordinator {place.address}',
+        )
         time.sleep(_RETRY_SECONDS)
