@@ -25,7 +25,7 @@ from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.torch_names import check_tensors, tensors_from_variables, variables_from_torch
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.checksums import check_seal, sealed
-from audiosep_jax.storage.json_files import read_json
+from audiosep_jax.storage.json_files import check_shape, read_json
 from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import WEIGHTS, SafeTensors, write_tensors
 
@@ -123,10 +123,11 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
         CheckpointError: its files are damaged, of a later version, of another step, or do not fit together.
     """
     path = folder / _CONFIG
-    version = read_json(path, _Version, error=CheckpointError, remedy=_AGAIN)['format_version']
+    settings = read_json(path, _Version, error=CheckpointError, remedy=_AGAIN)
+    version = settings['format_version']
     if version != _FORMAT_VERSION:
         raise CheckpointError(f'{path} has format {version}; this version reads {_FORMAT_VERSION}')
-    settings = read_json(path, _Settings, error=CheckpointError, remedy=_AGAIN)
+    check_shape(settings, _Settings, path, error=CheckpointError, remedy=_AGAIN)
     with errors_about(path):
         verified = check_seal(settings)
     found, encoder = settings['step'], settings['encoder']
