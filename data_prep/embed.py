@@ -32,11 +32,10 @@ from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.errors import AudioSepError, ConfigError, DataError
-from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.locks import AtWork, locked
-from audiosep_jax.storage.npy_files import read_npy, read_npy_header
+from audiosep_jax.storage.npy_files import read_npy, read_npy_header, write_npy
 
 # Batch sizes of the encoder: large enough to fill an accelerator, small enough for any memory.
 _TEXTS_PER_CALL = 256
@@ -237,14 +236,8 @@ def _fits(info: SplitInfo, shard: int, saved: _Saved) -> bool:
 def _save_shard(paths: tuple[pathlib.Path, pathlib.Path], rows: np.ndarray, counts: Sequence[int]) -> None:
     """Writes the rows of a shard after their offsets: `paths` are those of both files, `counts` the rows per clip."""
     rows_path, offsets_path = paths
-    _save(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
-    _save(rows_path, rows)
-
-
-def _save(path: pathlib.Path, array: np.ndarray) -> None:
-    # NumPy would append .npy to a name without that suffix, but not to an open file.
-    with replacing(path) as temporary, open(temporary, 'wb') as file:
-        np.save(file, array)
+    write_npy(offsets_path, np.cumsum([0, *counts], dtype=np.int64))
+    write_npy(rows_path, rows)
 
 
 class _SoundEncoder(Protocol):

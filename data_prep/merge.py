@@ -20,8 +20,9 @@ from audiosep_jax.data.records import Record
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import ConfigError, DataError
-from audiosep_jax.storage.buckets import is_bucket, writing
+from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.storage.json_files import read_json, write_json
+from audiosep_jax.storage.npy_files import write_npy
 from data_prep.build import BuildResult, build_shards
 from data_prep.clips.base import Clip
 
@@ -197,15 +198,9 @@ def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildRe
                 rows = [caches[number].rows(position) for number, position in places]
                 empty = np.zeros((0, caches[0].identity['embedding_size']), np.float16)
                 rows_path, offsets_path = cache_paths(out, encoder, info, shard, what)
-                _save(offsets_path, np.cumsum([0, *map(len, rows)], dtype=np.int64))
-                _save(rows_path, np.concatenate([empty, *rows]))
+                write_npy(offsets_path, np.cumsum([0, *map(len, rows)], dtype=np.int64))
+                write_npy(rows_path, np.concatenate([empty, *rows]))
             write_json(done, note)
-
-
-def _save(path: pathlib.Path, array: np.ndarray) -> None:
-    # NumPy would append .npy to a name without that suffix, but not to an open file.
-    with writing(path) as temporary, open(temporary, 'wb') as file:
-        np.save(file, array)
 
 
 def _merge_shards(shards: list[Shards], prefix_ids: bool) -> MergedRecords:

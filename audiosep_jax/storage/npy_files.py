@@ -1,4 +1,4 @@
-"""NumPy's `.npy` files of numbers, read with limits.
+"""NumPy's `.npy` files of numbers: written atomically, read with limits.
 
 `numpy.load` evaluates the header of a file as a Python literal. Depending on what is damaged it then raises one of a
 dozen classes of errors, prints warnings, or allocates the memory that the header asks for. Here a header has to be one
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from audiosep_jax.storage.buckets import writing
 
 _MAX_HEADER = 10_000  # bytes; NumPy's own limit
 _ENTRY = r"""\s*(?:(['"])descr\1\s*:\s*(['"])(?P<descr>[<>|=]?[biufc]\d{1,2})\2"""
@@ -104,3 +106,14 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         raise ValueError('shorter than its header says')
     array = np.frombuffer(data, header.dtype)
     return array.reshape(header.shape[::-1]).T if header.fortran_order else array.reshape(header.shape)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Writes an array as a `.npy` file, in a folder or a bucket; until it is whole, what was at `path` stays there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # NumPy would append .npy to a name without that suffix, but not to an open file.
+    with writing(path) as temporary, open(temporary, 'wb') as file:
+        np.save(file, array)
