@@ -143,12 +143,8 @@ class ContainerSound:
         """Whether the header promises more than the file holds, as far as its format tells."""
         return structure_of(self._file).is_cut_short
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Returns what `blocks` yields in one float32 array [channels, n]; raises what it raises."""
-        return np.concatenate([np.zeros((self.channels, 0), np.float32), *self.blocks(start, stop)], axis=1)
-
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """Yields samples `start` to `stop` - 1 as float32 [channels, n], n above 0. Call it, or `read`, only once.
+        """Yields samples `start` to `stop` - 1 as float32 [channels, n], n above 0. Call it only once.
 
         Args:
             start: the first sample.

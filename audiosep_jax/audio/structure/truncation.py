@@ -2,17 +2,15 @@
 begins, and whether the last one ends before its header says, which libsndfile and FFmpeg play without an error.
 """
 
-import io
 import re
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import soundfile
 
 from audiosep_jax.audio.structure.kinds import ASF_GUID, Frame, mpeg_frame
-from audiosep_jax.audio.structure.pieces import find_bytes, opened, skip_tags
+from audiosep_jax.audio.structure.pieces import find_bytes, skip_tags
 from audiosep_jax.errors import AudioFileError
 
 # Programs that write to a pipe cannot know the length and leave something like 0x7FFFF000 or 0xFFFFFFFF in the header.
@@ -66,15 +64,6 @@ def is_sound_file_cut_short(sound: soundfile.SoundFile) -> bool:
         return False
     promised, present = map(int, found.groups())
     return promised - present > HEADER_BYTES and promised < UNKNOWN_LENGTH
-
-
-def is_container_cut_short(file: Path | io.BytesIO) -> bool:
-    """Returns whether the outermost boxes (MP4) or elements (Matroska) promise more bytes than there are."""
-    with opened(file) as data:
-        size = data.seek(0, io.SEEK_END)
-        data.seek(0)
-        walk = walk_elements if data.read(4) == b'\x1a\x45\xdf\xa3' else walk_boxes
-        return walk(data, size).is_cut_short
 
 
 def walk_boxes(file: BinaryIO, size: int) -> Walk:

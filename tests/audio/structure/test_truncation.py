@@ -11,7 +11,6 @@ from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.structure.kinds import ASF_GUID
 from audiosep_jax.audio.structure.parts import structure_of
 from audiosep_jax.audio.structure.truncation import (
-    is_container_cut_short,
     is_sound_file_cut_short,
     walk_avi,
     walk_boxes,
@@ -98,9 +97,9 @@ def test_boxes_and_elements_tell_whether_a_container_was_cut_short(tmp_path):
         (element + unknown, False),
         (b'', False),
     ]:
-        assert is_container_cut_short(io.BytesIO(data)) is expected
+        assert structure_of(io.BytesIO(data)).is_cut_short is expected
         (tmp_path / 'x').write_bytes(data)
-        assert is_container_cut_short(tmp_path / 'x') is expected
+        assert structure_of(tmp_path / 'x').is_cut_short is expected
 
 
 def test_chunks_and_objects_tell_whether_a_file_was_cut_short(tmp_path):
