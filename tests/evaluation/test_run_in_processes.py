@@ -1,14 +1,10 @@
 """Tests that two processes share an evaluation, and the validation of a training run."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 from support.band_separator import BandSeparator, make_music
-from support.paths import TESTS
+from support.processes import run_pair
 
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import Options, evaluate
@@ -17,8 +13,8 @@ from audiosep_jax.parallel.hosts import gathered
 PROGRAM = """
 import json, sys
 import jax
-port, process, folder = sys.argv[1:]
-jax.distributed.initialize(f'localhost:{port}', 2, int(process))
+address, process, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
 from support.band_separator import CONFIG, BandSeparator
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.errors import AudioSepError, CheckpointError
@@ -55,23 +51,8 @@ with open(f'{folder}/{process}.json', 'w') as file:
 def test_two_processes_share_the_items_and_agree(tmp_path):
     make_music(tmp_path / 'music')
     (tmp_path / 'music' / 'mixture-3.wav').unlink()
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = str(free.getsockname()[1])
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get('PYTHONPATH', '')])
-    environment = {**os.environ, 'PYTHONPATH': paths, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROGRAM, port, str(process), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
+    codes, errors = run_pair(PROGRAM, tmp_path)
+    assert codes == [0, 0], errors
     found = [json.loads((tmp_path / f'{process}.json').read_text()) for process in range(2)]
     alone = evaluate(BandSeparator(), read_benchmark(tmp_path / 'music'), Options(batch_size=1)).to_dict()
     assert found[0]['results'] == found[1]['results'] == alone

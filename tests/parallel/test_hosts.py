@@ -1,14 +1,10 @@
 """What processes agree on. Two real processes join each other and ask; a single process has nobody to ask."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from support.paths import TESTS
+from support.processes import run_pair
 
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, gathered, wait_for_all
 from audiosep_jax.parallel.mesh import make_mesh
@@ -46,27 +42,8 @@ found['other folders'] = error_of(check_shared, folder / f'folder-{process}')
 
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path):
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        address = f'localhost:{free.getsockname()[1]}'
-    paths = os.pathsep.join([str(TESTS.parent), os.environ.get('PYTHONPATH', '')])
-    environment = {**os.environ, 'PYTHONPATH': paths, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROGRAM, address, str(process), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=600)
-            assert process.returncode == 0, errors
-    finally:
-        for process in running:
-            process.kill()
+    codes, errors = run_pair(PROGRAM, tmp_path)
+    assert codes == [0, 0], errors
     first, second = (json.loads((tmp_path / f'{process}.json').read_text()) for process in range(2))
     assert first['where'] == 'flags'
     assert first['gathered'] == [{'process': 0, 'text': 'x'}, {'process': 1, 'text': 'x' * 10}]

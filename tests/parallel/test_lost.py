@@ -1,13 +1,9 @@
 """Two real processes, one of which is killed: the other says so in one line, and does not abort."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
-from support.paths import ROOT
+from support.processes import run_pair
 
 PROGRAM = """
 import os, signal, sys, time
@@ -26,27 +22,10 @@ time.sleep(300)
 @pytest.mark.slow
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_lost_process_is_one_line(killed):
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        address = f'localhost:{free.getsockname()[1]}'
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROGRAM, address, str(index), str(killed)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=300)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
+    codes, said = run_pair(PROGRAM, killed, timeout=300)
     survivor = 1 - killed
-    assert running[killed].returncode == -signal.SIGKILL
-    assert running[survivor].returncode == 1, said
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[survivor] == 1, said
     lines = [line for line in said[survivor].splitlines() if ' waits for ' not in line]
     assert len(lines) == 1, lines
     assert lines[0].startswith(f'process {survivor}: error: another process of the run is gone or does not answer')

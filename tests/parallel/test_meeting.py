@@ -4,6 +4,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from support.processes import free_address
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.parallel import meeting
@@ -12,9 +13,7 @@ from audiosep_jax.parallel.meeting import Place, meet
 
 @pytest.fixture
 def address():
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        return f'localhost:{free.getsockname()[1]}'
+    return free_address()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The real training program, as one process or as several that find each other: `jax.distributed` with gloo."""
+"""Programs as several processes that find each other, `jax.distributed` with gloo; the training program above all."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-from support.paths import ROOT
+from support.paths import ROOT, TESTS
 from support.small_dataset import SAMPLE_RATE
 
 # The run of test_train.py, as flags.
@@ -38,6 +38,40 @@ def command_of(dataset: Path, workdir: Path, changes: dict[str, Sequence] | None
     return [sys.executable, script, *(str(x) for flag, values in flags.items() for x in (flag, *values))]
 
 
+def free_address() -> str:
+    """HOST:PORT, where nobody listens."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        return f'localhost:{free.getsockname()[1]}'
+
+
+def run_pair(program: str, *arguments: object, timeout: float = 600) -> tuple[list[int], list[str]]:
+    """Runs a program as two processes with two devices each: their exit codes, and what they said on stderr.
+
+    Args:
+        program: its text. It gets the address to meet at, its number, and `arguments`.
+        timeout: in seconds; then both are killed.
+    """
+    paths = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get('PYTHONPATH', '')])
+    environment = {**os.environ, 'PYTHONPATH': paths, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    address = free_address()
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', program, address, str(index), *map(str, arguments)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], said
+
+
 class Processes:
     """A context manager: so many processes of one run, each with two devices, killed at the end if they still live.
 
@@ -47,9 +81,7 @@ class Processes:
     """
 
     def __init__(self, commands: Sequence[Sequence[str]], *, heartbeat: int = 100):
-        with socket.socket() as free:
-            free.bind(('localhost', 0))
-            address = f'localhost:{free.getsockname()[1]}'
+        address = free_address()
         environment = {
             **os.environ,
             'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
