@@ -151,17 +151,15 @@ class OutputFiles:
             encode_m4a(temporary, _waiting_samples(spool, self._channels, gain), self._rate, self._channels)
             return
         subtype = writer.subtype or self._subtype
-        kind, frame_bytes = writer.name, 4 * self._channels
+        kind = writer.name
         # One and two channels need no mask, unless they are for unusual places.
         has_mask = kind == 'WAV' and self._mask and (self._channels > 2 or self._mask != usual_mask(self._channels))
         kind = 'WAVEX' if has_mask else kind
         if kind in ('WAV', 'WAVEX') and spool.tell() // 4 * _SAMPLE_BYTES[self._subtype] > _MAX_WAV_BYTES:
             kind = 'RF64'
-        spool.seek(0)
         shape = self._rate, self._channels
         with soundfile.SoundFile(os.fsencode(temporary), 'w', *shape, subtype, format=kind) as file:
-            while data := spool.read(_BLOCK * frame_bytes):
-                block = np.frombuffer(data, np.float32).reshape(-1, self._channels) * np.float32(gain)
+            for block in _waiting_samples(spool, self._channels, gain):
                 if writer.name == 'OGG':
                     block = np.ascontiguousarray(to_vorbis_order(block.T).T)
                 file.write(quantize(block, subtype))

@@ -25,7 +25,7 @@ from audiosep_jax.errors import ConfigError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_LOCAL = frozenset({'localhost', '127.0.0.1', '::1'})
+LOCAL = ('localhost', '127.0.0.1', '::1')  # the names by which a machine addresses itself
 _NAME = re.compile(r'[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?', re.IGNORECASE)
 _MAX_NAME_BYTES = 255  # of a file; at longer ones the system fails
 _MAX_BODY = 10**6  # bytes; the longest body that the page sends holds a few texts
@@ -72,7 +72,7 @@ class HostNames:
                 )
         self._is_local = is_local(host)
         self._given = {_normal(name) for name in allowed}
-        self._own = {*_LOCAL, _normal(host), _normal(f'{socket.gethostname()}.local')}
+        self._own = {*LOCAL, _normal(host), _normal(f'{socket.gethostname()}.local')}
 
     def allow(self, name: str) -> None:
         """Adds a name."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.separation.separator import Separator
-from audiosep_jax.web.guard import Call, Guard, HostNames, check_root_path
+from audiosep_jax.web.guard import LOCAL, Call, Guard, HostNames, check_root_path
 from audiosep_jax.web.page import CSS, Example, Limits, build_page, theme
 from audiosep_jax.web.scratch import scratch_folder
 
@@ -39,7 +39,6 @@ _LAUNCH: dict[str, Any] = {
     'pwa': False,
     'mcp_server': False,
 }
-_LOCAL = ('localhost', '127.0.0.1', '::1')
 
 
 @contextlib.contextmanager
@@ -158,7 +157,7 @@ def _set_environment(folder: str, host: str) -> None:
     logging.getLogger('python_multipart').setLevel(logging.ERROR)  # it warns of every malformed upload
     # Gradio requests its own address to see whether it is up; a proxy could not reach it.
     for name in ('NO_PROXY', 'no_proxy'):
-        os.environ[name] = ','.join(filter(None, [os.environ.get(name), *_LOCAL, host]))
+        os.environ[name] = ','.join(filter(None, [os.environ.get(name), *LOCAL, host]))
 
 
 def import_gradio() -> None:
