@@ -38,7 +38,11 @@ class TrainConfig:
             checkpoint is best (without it, the mean loss since the previous checkpoint does).
         tensorboard: write TensorBoard's files.
         wandb: project of Weights & Biases that gets the same numbers (extra `wandb`).
-        profile: write a trace of five steps, soon after the start.
+        profile: write a trace of five steps, soon after the start, to WORKDIR/profile.
+        profile_every: steps between further such traces, to WORKDIR/profile/step-N; the newest ten are kept; 0: none.
+        profiler_port: port where each process lets TensorBoard take a trace while the run goes on, to anybody who can
+            reach it; 0: none. Further processes on a host take the next ports.
+        deterministic: on GPUs, compute the same bits each time, which costs speed; CPUs and TPUs always do.
     """
 
     workdir: str = ''
@@ -62,6 +66,9 @@ class TrainConfig:
     tensorboard: bool = True
     wandb: Annotated[str, tyro.conf.arg(metavar='PROJECT')] = ''
     profile: bool = False
+    profile_every: Annotated[int, tyro.conf.arg(metavar='STEPS')] = 0
+    profiler_port: Annotated[int, tyro.conf.arg(metavar='PORT')] = 0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -76,6 +83,12 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 flag = f'--{name.replace("_", "-")}'
                 raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)} ({flag})')
+        if self.profile_every < 0:
+            raise ConfigError(f'profile_every must be at least 0, got {self.profile_every} (--profile-every)')
+        if not 0 <= self.profiler_port < 1 << 16:
+            raise ConfigError(
+                f'profiler_port must be at least 0 and below 65536, got {self.profiler_port} (--profiler-port)'
+            )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay} (--ema-decay)')
 

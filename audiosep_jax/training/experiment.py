@@ -15,6 +15,7 @@ from audiosep_jax.parallel.launch import LaunchConfig, ending_together, join
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.system import abandon_threads_at_exit
 from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.determinism import make_deterministic
 from audiosep_jax.training.dry_run import dry_run
 from audiosep_jax.training.train import train
 
@@ -45,6 +46,8 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
     """
     with _abandoning_threads(), reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
+        if flags.config.deterministic:
+            make_deterministic()
         enable_compilation_cache()
         launched = join(flags.launch)
         with ending_together(program):

@@ -4,17 +4,16 @@
            /log.jsonl     one line per `log_every` steps, and one per validation
            /tensorboard/  the same as curves, with audio and spectrograms of some validation mixtures
            /checkpoints/  see checkpoints/run_folder.py
-           /profile/      with `profile`, a trace of a few steps
+           /profile/      with `profile` or `profile_every`, traces of a few steps
 
 Started again with the same workdir, a run resumes after its newest checkpoint: bit for bit on the same devices, and
 with the same clips in the same order on any others. The same program runs on one device and on all hosts of a cluster
 (parallel/launch.py), which share the workdir.
 """
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,17 @@ from audiosep_jax.checkpoints.steps import complete_steps
 from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
-from audiosep_jax.models.cost import peak_flops, training_flops
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.parallel.mesh import make_mesh, place_of_process
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
-from audiosep_jax.training.log import TrainingLog, check_wandb
+from audiosep_jax.training.determinism import make_deterministic
+from audiosep_jax.training.monitoring.log import TrainingLog, check_wandb
+from audiosep_jax.training.monitoring.profiling import Traces, profiler_server
+from audiosep_jax.training.monitoring.progress import TrainingProgress
+from audiosep_jax.training.monitoring.speed import Speedometer
 from audiosep_jax.training.optim import make_schedule
-from audiosep_jax.training.progress import TrainingProgress
 from audiosep_jax.training.stopping import data_failure, end_together, may_begin, next_batch, stop_signals
 from audiosep_jax.training.train_step import TrainState, make_program
 from audiosep_jax.training.validation import Validation
@@ -47,8 +48,6 @@ from audiosep_jax.training.workdir import agree_on_newest_step, go_back_to, only
 # How many steps are dispatched before the host waits for the oldest: enough to keep the devices busy, and no more,
 # because each holds its batch in their memory.
 _IN_FLIGHT = 2
-# The steps that a profile shows, counted from the start: after the warm-up.
-_PROFILED = range(10, 15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +82,21 @@ def train(config: TrainConfig) -> TrainResult:
     """
     if not config.workdir:
         raise ConfigError('no workdir: give --workdir DIR')
-    with only_run_in(as_path(config.workdir)) as check_lock:
-        return _train(config, check_lock)
+    started = time.time()
+    if config.deterministic:
+        make_deterministic()
+    with only_run_in(as_path(config.workdir)) as check_lock, profiler_server(config.profiler_port):
+        return _train(config, check_lock, started)
 
 
-def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
-    """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed."""
+def _train(config: TrainConfig, check_lock: Callable[[], None], started: float) -> TrainResult:
+    """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed.
+
+    `started` is when this start began, in seconds since 1970.
+    """
     run = _prepare(config)
     batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
-    first = step = _step_to_resume(run)
+    step = _step_to_resume(run)
     program = make_program(config, mesh)
 
     with (
@@ -114,6 +119,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             run.workdir,
             run.record,
             after_step=step,
+            started=started,
             tensorboard=config.tensorboard,
             wandb=config.wandb,
             before_writing=check_lock,
@@ -122,7 +128,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
-        with log, progress, _Trace(config.profile, run.workdir / 'profile') as trace:
+        with log, progress, Traces(config, run.workdir, step, progress.note) as traces:
             train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
             report.speed.start()
@@ -131,7 +137,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
                     batch = next_batch(batches, votes, stop_requested, mesh)
                 stopping = batch is None
                 if not stopping:
-                    trace.begin_step(step - first)
+                    traces.begin_step(step)
                     with jax.transfer_guard('disallow'):
                         state, metrics = train_step(state, batch)
                     pending.append(metrics)
@@ -268,7 +274,7 @@ class _Report:
         self._config, self._mesh, self._log, self._progress = config, mesh, log, progress
         self._schedule = make_schedule(config.optimizer, config.steps)
         self._losses: list[float] = []  # since the last checkpoint
-        self.speed = _Speedometer(config, mesh.size)
+        self.speed = Speedometer(config, mesh.size)
         self.loss = float('nan')  # the mean of the last reported steps
 
     def steps(self, step: int, metrics: list[dict[str, np.ndarray]], corrupt_records: int) -> None:
@@ -281,7 +287,7 @@ class _Report:
         line = _summary(step, metrics) | self.speed.read(len(metrics))
         line['learning_rate'] = float(self._schedule(step - 1 - line['skipped']))
         line['corrupt_records'] = corrupt_records
-        self._log.write(line)
+        self._log.write(line | self._log.goodput.add(line))
         self._losses += [float(m['loss']) for m in metrics if np.isfinite(m['loss'])]
         self.loss = float('nan') if line['loss'] is None else line['loss']
         self._progress.update(step, self.loss, line['clips_per_second'], line['skipped'])
@@ -325,73 +331,3 @@ def _check_finite(metrics: list[dict[str, np.ndarray]], limit: int, step: int) -
             f'stopped at step {step}: the loss or its gradient was not finite for {in_row} steps in a row; '
             'the last checkpoint is intact; lower --optimizer.learning-rate or set --optimizer.clip-norm 1'
         )
-
-
-class _Speedometer:
-    """Measures the speed of the steps since it was last read, without the time of checkpoints and validations."""
-
-    def __init__(self, config: TrainConfig, num_devices: int):
-        self._batch_size, self._num_devices = config.batch_size, num_devices
-        num_samples = round(config.input.segment_seconds * config.model.sample_rate)
-        peak = peak_flops(jax.devices()[0].device_kind, config.model.dtype)
-        # MFU per (clip/s); None if the peak of the device is not known.
-        self._mfu_per_rate = training_flops(config.model, num_samples) / (peak * num_devices) if peak else None
-        self.start()
-
-    def start(self) -> None:
-        """Measures from now on."""
-        self._started, self._waited = time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def waiting_for_input(self) -> Iterator[None]:
-        """Counts the time of the block as waiting for the next batch."""
-        started = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - started
-
-    def read(self, steps: int) -> dict[str, float]:
-        """Returns the figures of `steps` steps for the log, and starts again.
-
-        `input_wait` is the share of the time in which the loop waited for the next batch, while the devices worked on
-        earlier ones. `mfu` counts only the model's own work, not what `remat` computes twice.
-        """
-        seconds = time.perf_counter() - self._started
-        rate = steps * self._batch_size / seconds
-        figures = {
-            'clips_per_second': rate,
-            'clips_per_second_per_device': rate / self._num_devices,
-            'input_wait': self._waited / seconds,
-            'seconds': seconds,
-        }
-        if self._mfu_per_rate:
-            figures['mfu'] = rate * self._mfu_per_rate
-        self.start()
-        return figures
-
-
-class _Trace:
-    """A context manager that traces the steps of `_PROFILED`.
-
-    Args:
-        wanted: without it, nothing is traced.
-        folder: where the trace goes.
-    """
-
-    def __init__(self, wanted: bool, folder: Path):
-        self._wanted, self._folder, self._running = wanted, folder, False
-
-    def __enter__(self) -> '_Trace':
-        return self
-
-    def begin_step(self, step: int) -> None:
-        """Starts or ends the trace if this step is its first or the one after its last, counted from the start."""
-        if self._wanted and step == _PROFILED.start:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-        elif self._running and step == _PROFILED.stop:
-            self.__exit__()
-
-    def __exit__(self, *exception: object) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False

@@ -31,7 +31,7 @@ from audiosep_jax.evaluation.journal import Journal
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import _kept
 from audiosep_jax.separation.queries import Query
-from audiosep_jax.training.log import TrainingLog
+from audiosep_jax.training.monitoring.log import TrainingLog
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 from data_prep.datasets.audioset import read_audioset
 from data_prep.datasets.fsd50k import read_fsd50k

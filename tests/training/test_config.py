@@ -11,7 +11,8 @@ from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 @pytest.mark.parametrize(
     'settings',
     [{name: 0} for name in ('steps', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'keep')]
-    + [{'max_skipped_in_row': 0}, {'ema_decay': 1.0}, {'ema_decay': -0.1}],
+    + [{'max_skipped_in_row': 0}, {'ema_decay': 1.0}, {'ema_decay': -0.1}]
+    + [{'profile_every': -1}, {'profiler_port': -1}, {'profiler_port': 65536}],
 )
 def test_values_out_of_range_are_refused_with_their_flag(settings):
     (name,) = settings

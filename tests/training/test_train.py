@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -20,6 +21,7 @@ from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.separation.separator import load
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
+from audiosep_jax.training.monitoring import profiling, speed
 from audiosep_jax.training.optim import OptimizerConfig
 from audiosep_jax.training.train import train
 
@@ -224,7 +226,7 @@ def test_rate_and_clipping_may_change_where_a_run_is_continued(dataset, tmp_path
 
 @pytest.fixture(scope='module')
 def run(dataset, tmp_path_factory):
-    """A run of six steps, profiled from its third on, on devices of a known peak, with what was compiled meanwhile."""
+    """A run of six steps on devices of a known peak, with what was compiled meanwhile. Steps 3 and 5 are traced."""
     workdir = tmp_path_factory.mktemp('run')
     compiled, at_step = [], {}
     jax.monitoring.register_event_duration_secs_listener(
@@ -238,9 +240,10 @@ def run(dataset, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module.TrainingProgress, 'update', counting)
-        patch.setattr(train_module, 'peak_flops', lambda kind, dtype: 1e9)
-        patch.setattr(train_module, '_PROFILED', range(2, 4))
-        train(config_of(dataset, workdir, profile=True))
+        patch.setattr(speed, 'peak_flops', lambda kind, dtype: 1e9)
+        patch.setattr(profiling, '_WARM_UP', 2)
+        patch.setattr(profiling, '_STEPS', 1)
+        train(config_of(dataset, workdir, profile=True, profile_every=4))
     return workdir, at_step
 
 
@@ -258,14 +261,30 @@ def test_log_tells_speed_utilisation_and_waiting(run):
     for line in lines:
         assert line['clips_per_second_per_device'] == pytest.approx(line['clips_per_second'] / 8)
         assert 0 <= line['input_wait'] <= 1
-        flops = train_module.training_flops(MODEL, 400)
+        flops = speed.training_flops(MODEL, 400)
         assert line['mfu'] == pytest.approx(line['clips_per_second'] * flops / 8e9)
     assert (workdir / 'tensorboard').is_dir()
 
 
 def test_profile_is_a_trace_of_some_steps(run):
     workdir, _ = run
-    assert [*(workdir / 'profile').rglob('*.xplane.pb')]
+    for folder in ('profile', 'profile/step-4'):
+        assert [*(workdir / folder / 'plugins').rglob('*.xplane.pb')]
+
+
+def test_goodput_follows_from_the_log_over_all_starts(dataset, tmp_path):
+    train(config_of(dataset, tmp_path, steps=4))
+    time.sleep(0.5)
+    train(config_of(dataset, tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    in_steps = 0.0
+    for line in lines:
+        in_steps += line['seconds'] * (1 - line['input_wait'])
+        assert line['goodput'] == pytest.approx(in_steps / line['elapsed'])
+        assert line['time'] - line['elapsed'] == pytest.approx(lines[0]['time'] - lines[0]['elapsed'])
+        assert 0 < line['goodput'] < 1
+    assert lines[4]['elapsed'] - lines[3]['elapsed'] > 0.5
+    assert lines[4]['goodput'] < lines[3]['goodput'], 'while the run was down, it took no steps'
 
 
 def test_new_run_starts_from_the_averaged_weights_of_another(dataset, run, tmp_path):
@@ -288,6 +307,14 @@ def test_weights_of_another_network_are_refused(dataset, run, tmp_path):
     with pytest.raises(CheckpointError, match='no such checkpoint'):
         train(config_of(dataset, tmp_path / 'new', init_from=str(tmp_path / 'nothing')))
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_used_port_for_the_profiler_is_refused(dataset, tmp_path):
+    with socket.create_server(('', 0)) as other:
+        config = config_of(dataset, tmp_path / 'run', profiler_port=other.getsockname()[1])
+        with pytest.raises(ConfigError, match='cannot be used: Address already in use; choose another port'):
+            train(config)
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_a_finished_run_is_left_as_it_is(dataset, run, capsys):

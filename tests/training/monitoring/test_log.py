@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.storage.buckets import as_path
-from audiosep_jax.training.log import TrainingLog, check_wandb
+from audiosep_jax.training.monitoring.log import TrainingLog, check_wandb
 
 RECORD = {'format_version': 2, 'config': {'steps': 3}, 'encoder': None}
 
@@ -53,6 +53,20 @@ def test_a_resumed_run_drops_the_lines_that_it_will_write_again(tmp_path):
     assert ('train/grad_norm', 1) not in scalars, 'what is not finite is no number'
     purged = [e.step for e in events_in(tmp_path / 'tensorboard') if e.HasField('session_log')]
     assert 3 in purged, 'TensorBoard forgets step 3 of the first start'
+
+
+def test_goodput_goes_on_after_a_restart(tmp_path):
+    for start in range(2):
+        with TrainingLog(tmp_path, RECORD, after_step=start, started=(1e9, 2e9)[start]) as log:
+            line = {'step': start + 1, 'loss': 0.5, 'seconds': 8.0, 'input_wait': 0.5}
+            log.write(line | log.goodput.add(line))
+    first, second = lines_in(tmp_path)
+    for line, in_steps in ((first, 4.0), (second, 8.0)):
+        assert line['time'] - line['elapsed'] == pytest.approx(1e9)
+        assert line['goodput'] == pytest.approx(in_steps / line['elapsed'])
+    scalars = scalars_in(tmp_path / 'tensorboard')
+    assert scalars['train/goodput', 2] == pytest.approx(second['goodput'])
+    assert ('train/time', 2) not in scalars, 'TensorBoard knows it itself'
 
 
 def test_validation_is_heard_and_seen(tmp_path):

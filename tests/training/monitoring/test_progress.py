@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from support.terminal import wide_terminal
 
-from audiosep_jax.training.progress import TrainingProgress, _clock
+from audiosep_jax.training.monitoring.progress import TrainingProgress, _clock
 
 
 def test_training_writes_a_line_per_update_to_a_log(capsys):

@@ -17,6 +17,7 @@ from audiosep_jax.plots import spectrogram_image
 from audiosep_jax.storage.atomic import replacing
 from audiosep_jax.storage.buckets import is_bucket, reaching, write_bytes
 from audiosep_jax.storage.json_files import parse_json, write_json
+from audiosep_jax.training.monitoring.speed import Goodput
 
 _TENSORBOARD = 'tensorboard'
 _QUEUED_EVENTS = 1000
@@ -45,9 +46,13 @@ class TrainingLog:
         workdir: the run's folder; it is made if it does not exist.
         record: the run's configuration and encoder, from `describe`.
         after_step: the step after which the run resumes.
+        started: when this start began, in seconds since 1970; None: now.
         tensorboard: whether to write TensorBoard's files, to WORKDIR/tensorboard.
         wandb: a project of Weights & Biases that gets the same numbers; '' for none.
         before_writing: called before anything is written; what it raises prevents that.
+
+    Attributes:
+        goodput: of the whole run, from the lines that are in the log already.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -60,6 +65,7 @@ class TrainingLog:
         record: dict[str, Any],
         *,
         after_step: int,
+        started: float | None = None,
         tensorboard: bool = True,
         wandb: str = '',
         before_writing: Callable[[], None] = lambda: None,
@@ -70,6 +76,8 @@ class TrainingLog:
         self._tensorboard: Any = None
         self._wandb: Any = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._started = time.time() if started is None else started
+        self.goodput = Goodput([], after_step=after_step, started=self._started)
         if not self._is_writer:
             return
         self._errors = _ThreadErrors()
@@ -96,9 +104,11 @@ class TrainingLog:
         old = self._workdir / 'log.jsonl'
         if old.exists():
             # As bytes, because a damaged line may hold anything.
-            lines = [line for line in old.read_bytes().split(b'\n') if _logged_step(line) <= after_step]
+            lines = old.read_bytes().split(b'\n')
+            self.goodput = Goodput(lines, after_step=after_step, started=self._started)
+            kept = [line for line in lines if _logged_step(line) <= after_step]
             with replacing(self._path) as temporary:
-                temporary.write_bytes(b''.join(line + b'\n' for line in lines))
+                temporary.write_bytes(b''.join(line + b'\n' for line in kept))
 
     def __enter__(self) -> 'TrainingLog':
         return self
@@ -182,7 +192,9 @@ class TrainingLog:
             self.flush()
 
     def _scalars(self, group: str, line: Mapping[str, Any]) -> None:
-        numbers = {f'{group}/{k}': v for k, v in line.items() if k != 'step' and isinstance(v, int | float)}
+        # TensorBoard and W&B know the time of each number themselves.
+        line_only = ('step', 'time')
+        numbers = {f'{group}/{k}': v for k, v in line.items() if k not in line_only and isinstance(v, int | float)}
         if self._tensorboard:
             with self._writing_to(self._workdir):
                 for name, value in numbers.items():
