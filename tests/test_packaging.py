@@ -25,7 +25,7 @@ def distributions(tmp_path_factory):
     They are built from a copy, because a build writes into the tree, and without isolation, which would need a network.
     """
     tree = tmp_path_factory.mktemp('tree')
-    for name in (*PACKAGES, 'docs'):
+    for name in (*PACKAGES, 'docs', 'launch'):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
     for path in ROOT.iterdir():
         if path.is_file():
@@ -69,10 +69,10 @@ def test_the_wheel_s_metadata(wheel):
     assert '\naudiosep-jax = audiosep_jax.cli' in metadata['entry_points.txt']
 
 
-def test_the_source_archive_holds_the_manual_and_the_tests(distributions):
+def test_the_source_archive_holds_the_manual_the_launch_files_and_the_tests(distributions):
     (path,) = distributions.glob('*.tar.gz')
     with tarfile.open(path) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
-    pages = {page.relative_to(ROOT).as_posix() for page in (ROOT / 'docs').iterdir() if page.is_file()}
-    assert source_files() | pages < names
+    others = [path for folder in ('docs', 'launch') for path in (ROOT / folder).iterdir() if path.is_file()]
+    assert source_files() | {path.relative_to(ROOT).as_posix() for path in others} < names
     assert {'LICENSE', 'CHANGELOG.md', 'constraints.txt', 'tests/test_nothing.py'} < names
