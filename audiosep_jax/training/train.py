@@ -82,18 +82,14 @@ def train(config: TrainConfig) -> TrainResult:
     """
     if not config.workdir:
         raise ConfigError('no workdir: give --workdir DIR')
-    started = time.time()
     if config.deterministic:
         make_deterministic()
     with only_run_in(as_path(config.workdir)) as check_lock, profiler_server(config.profiler_port):
-        return _train(config, check_lock, started)
+        return _train(config, check_lock)
 
 
-def _train(config: TrainConfig, check_lock: Callable[[], None], started: float) -> TrainResult:
-    """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed.
-
-    `started` is when this start began, in seconds since 1970.
-    """
+def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
+    """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed."""
     run = _prepare(config)
     batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
     step = _step_to_resume(run)
@@ -119,7 +115,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None], started: float) 
             run.workdir,
             run.record,
             after_step=step,
-            started=started,
+            started=run.started,
             tensorboard=config.tensorboard,
             wandb=config.wandb,
             before_writing=check_lock,
@@ -165,8 +161,12 @@ def _train(config: TrainConfig, check_lock: Callable[[], None], started: float) 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What `_prepare` makes of a configuration; `variables` are the weights to start from, on the host."""
+    """What `_prepare` makes of a configuration.
 
+    `started` is when it began, in seconds since 1970, and `variables` are the weights to start from, on the host.
+    """
+
+    started: float
     mesh: Mesh
     batches: Batches
     record: dict[str, Any]
@@ -177,6 +177,7 @@ class _Run:
 
 def _prepare(config: TrainConfig) -> _Run:
     """Refuses everything that can be refused before anything is written into the workdir."""
+    started = time.time()
     check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
     config.check(mesh)
@@ -202,7 +203,7 @@ def _prepare(config: TrainConfig) -> _Run:
     wait_for_all('data is here')
     check_same({**record, 'data': batches.get_state()})
     check_shared(workdir)
-    return _Run(mesh, batches, record, workdir, variables, validation)
+    return _Run(started, mesh, batches, record, workdir, variables, validation)
 
 
 def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> InferenceCheckpoint | None:

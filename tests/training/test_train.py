@@ -50,13 +50,33 @@ def test_run_leaves_a_log_a_config_and_checkpoints(uninterrupted):
     assert len(kept) <= 3
 
 
-def test_continued_run_is_the_uninterrupted_one_bit_for_bit(dataset, tmp_path, uninterrupted):
-    assert train(config_of(dataset, tmp_path, steps=4)).step == 4
+@pytest.fixture(scope='module')
+def continued(dataset, tmp_path_factory):
+    """A run that was down for half a second after its fourth step."""
+    workdir = tmp_path_factory.mktemp('continued')
+    assert train(config_of(dataset, workdir, steps=4)).step == 4
     # A run that died after its checkpoint had logged more, and was cut off in the middle of a line.
-    with (tmp_path / 'log.jsonl').open('a') as log:
+    with (workdir / 'log.jsonl').open('a') as log:
         log.write('{"step": 5, "loss": 0.123}\n{"step": 6, "lo')
-    train(config_of(dataset, tmp_path))
-    assert_same_run(tmp_path, uninterrupted)
+    time.sleep(0.5)
+    train(config_of(dataset, workdir))
+    return workdir
+
+
+def test_continued_run_is_the_uninterrupted_one_bit_for_bit(continued, uninterrupted):
+    assert_same_run(continued, uninterrupted)
+
+
+def test_goodput_follows_from_the_log_over_all_starts(continued):
+    lines = [json.loads(line) for line in (continued / 'log.jsonl').read_text().splitlines()]
+    in_steps = 0.0
+    for line in lines:
+        in_steps += line['seconds'] * (1 - line['input_wait'])
+        assert line['goodput'] == pytest.approx(in_steps / line['elapsed'])
+        assert line['time'] - line['elapsed'] == pytest.approx(lines[0]['time'] - lines[0]['elapsed'])
+        assert 0 < line['goodput'] < 1
+    assert lines[4]['elapsed'] - lines[3]['elapsed'] > 0.5
+    assert lines[4]['goodput'] < lines[3]['goodput'], 'while the run was down, it took no steps'
 
 
 def flip(file):
@@ -270,21 +290,6 @@ def test_profile_is_a_trace_of_some_steps(run):
     workdir, _ = run
     for folder in ('profile', 'profile/step-4'):
         assert [*(workdir / folder / 'plugins').rglob('*.xplane.pb')]
-
-
-def test_goodput_follows_from_the_log_over_all_starts(dataset, tmp_path):
-    train(config_of(dataset, tmp_path, steps=4))
-    time.sleep(0.5)
-    train(config_of(dataset, tmp_path))
-    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
-    in_steps = 0.0
-    for line in lines:
-        in_steps += line['seconds'] * (1 - line['input_wait'])
-        assert line['goodput'] == pytest.approx(in_steps / line['elapsed'])
-        assert line['time'] - line['elapsed'] == pytest.approx(lines[0]['time'] - lines[0]['elapsed'])
-        assert 0 < line['goodput'] < 1
-    assert lines[4]['elapsed'] - lines[3]['elapsed'] > 0.5
-    assert lines[4]['goodput'] < lines[3]['goodput'], 'while the run was down, it took no steps'
 
 
 def test_new_run_starts_from_the_averaged_weights_of_another(dataset, run, tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from jax._src.profiler import _profile_state
 
 from audiosep_jax.errors import AudioSepError, ConfigError, first_line
 from audiosep_jax.parallel.hosts import gathered
@@ -112,6 +113,8 @@ class _Trace:
                     if path.is_file():
                         write_bytes(self._folder / path.relative_to(self._local).as_posix(), path.read_bytes())
         finally:
+            # JAX takes a trace that it could not write for one that is still running, and would refuse the next.
+            _profile_state.reset()
             self._clean_up()
 
     def _clean_up(self) -> None:

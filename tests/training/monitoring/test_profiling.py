@@ -110,6 +110,19 @@ def test_a_trace_that_fails_does_not_end_the_run(profiler, tmp_path, problem):
     assert notes == [f'no profile in {tmp_path}/profile: {reason}'] * 2
 
 
+def test_a_trace_that_cannot_be_written_does_not_prevent_the_next(tmp_path):
+    """With JAX's own profiler."""
+    (tmp_path / 'profile').mkdir()
+    (tmp_path / 'profile' / 'step-5').touch()
+    notes = []
+    with Traces(TrainConfig(profile_every=5), tmp_path, 0, notes.append) as traces:
+        for step in range(12):
+            traces.begin_step(step)
+    (note,) = notes
+    assert note.startswith(f'no profile in {tmp_path}/profile: ')
+    assert traces_in(tmp_path) == ['profile/step-10']
+
+
 # ---- The server ----
 
 
