@@ -92,7 +92,8 @@ def with_venv(folder: Path) -> None:
 def assert_good_bash(text: str) -> None:
     subprocess.run(['bash', '-n', '-c', text], check=True)
     if shutil.which('shellcheck'):
-        subprocess.run(['shellcheck', '--shell', 'bash', '-'], input=text, text=True, check=True)
+        command = ['shellcheck', '--severity', 'warning', '--shell', 'bash', '-']
+        subprocess.run(command, input=text, text=True, check=True)
 
 
 # ---- Slurm ----
