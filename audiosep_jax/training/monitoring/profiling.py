@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import shutil
 import socket
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from etils import epath
 from jax._src.profiler import _profile_state
 
 from audiosep_jax.errors import AudioSepError, ConfigError, first_line
@@ -75,14 +77,13 @@ class Traces:
                 trace.end()
 
     def _make_room(self) -> None:
-        """Deletes the oldest traces of `profile_every`, except the newest ones beside which there is room for one."""
+        """Deletes the oldest traces of `profile_every`, so that with the next one there are `_KEPT`."""
         if jax.process_index() > 0 or not self._folder.exists():
             return
-        old = [path for path in self._folder.iterdir() if path.name.removeprefix('step-').isdecimal()]
-        old.sort(key=lambda path: int(path.name.removeprefix('step-')))
-        for path in old[: -(_KEPT - 1)]:
-            remove = path.rmtree if is_bucket(path) else lambda path=path: shutil.rmtree(path, ignore_errors=True)
-            remove()
+        names = [path.name for path in self._folder.iterdir() if re.fullmatch(r'step-\d+', path.name)]
+        names.sort(key=lambda name: int(name.removeprefix('step-')))
+        for name in names[: -(_KEPT - 1)]:
+            epath.Path(self._folder / name).rmtree()
 
     @contextlib.contextmanager
     def _noting_problems(self) -> Iterator[None]:

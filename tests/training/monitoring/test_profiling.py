@@ -85,11 +85,13 @@ def test_traces_that_would_overlap(profiler, tmp_path):
 
 
 def test_the_newest_ten_are_kept(profiler, tmp_path):
-    (tmp_path / 'profile' / 'step-mine').mkdir(parents=True)
+    mine = [tmp_path / 'profile' / name for name in ('step-mine', '1')]
+    for folder in mine:
+        folder.mkdir(parents=True)
     traced(profiler, TrainConfig(profile=True, profile_every=5), tmp_path, 0, 72)
     kept = {f'profile/step-{step}' for step in range(25, 75, 5)}
     assert {*traces_in(tmp_path)} == kept | {'profile'}
-    assert (tmp_path / 'profile' / 'step-mine').exists()
+    assert all(folder.exists() for folder in mine)
 
 
 def test_traces_in_a_bucket(profiler, bucket):
