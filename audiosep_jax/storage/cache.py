@@ -9,6 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from audiosep_jax.storage.buckets import is_bucket
+
 
 def cache_folder() -> Path:
     """Returns this project's cache folder: `$XDG_CACHE_HOME/audiosep_jax`, by default `~/.cache/audiosep_jax`.
@@ -26,7 +28,13 @@ def is_kept() -> bool:
 
 def enable_compilation_cache() -> None:
     """Turns on JAX's compilation cache in this process, unless `JAX_COMPILATION_CACHE_DIR` already names a folder."""
-    if not os.environ.get('JAX_COMPILATION_CACHE_DIR') and is_kept():
+    chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
+    if is_bucket(chosen) and 'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES' not in os.environ:
+        import jax
+
+        # For GPUs, XLA also keeps there which kernels are fast. It cannot write to buckets, so compiling would fail.
+        jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+    elif not chosen and is_kept():
         import jax
 
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'xla'))

@@ -46,9 +46,9 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
     """
     with _abandoning_threads(), reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
+        enable_compilation_cache()
         if flags.config.deterministic:
             make_deterministic()
-        enable_compilation_cache()
         launched = join(flags.launch)
         with ending_together(program):
             if flags.dry_run:

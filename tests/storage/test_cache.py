@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import soundfile
 from support.paths import ROOT
@@ -50,6 +51,23 @@ def homeless():
         return done.stdout, done.stderr
 
     return run
+
+
+@pytest.mark.parametrize(
+    ('variables', 'xla_caches'),
+    [
+        ({'JAX_COMPILATION_CACHE_DIR': '/shared/xla'}, None),
+        ({'JAX_COMPILATION_CACHE_DIR': 'gs://bucket/xla'}, 'none'),
+        ({'JAX_COMPILATION_CACHE_DIR': 'gs://bucket/xla', 'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'all'}, None),
+    ],
+)
+def test_xla_writes_nothing_of_its_own_to_a_bucket(monkeypatch, variables, xla_caches):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    changes = {}
+    monkeypatch.setattr(jax.config, 'update', changes.__setitem__)
+    cache.enable_compilation_cache()
+    assert changes == ({'jax_persistent_cache_enable_xla_caches': xla_caches} if xla_caches else {})
 
 
 @pytest.mark.slow
