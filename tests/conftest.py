@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, one compilation cache for all of them and for the programs that they start."""
 
+import collections
 import ctypes
 import gc
 import os
@@ -9,11 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from support.compiling import xla_flags
 from support.paths import REFERENCE
 
 # Before jax is imported: it reads these once.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {xla_flags(devices=8)}'
 _CACHE = Path(tempfile.gettempdir()) / f'audiosep_jax_tests_{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
@@ -41,6 +43,12 @@ check_shapes_of('audiosep_jax.models', 'audiosep_jax.separation', 'audiosep_jax.
 # No deadline: the first example imports or compiles, and machines that run tests are busy.
 hypothesis.settings.register_profile('suite', deadline=None)
 hypothesis.settings.load_profile('suite')
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker has one left when the others have nothing more to do."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 _GROWTH_BYTES = 400 << 20
@@ -135,3 +143,12 @@ def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp('dataset')
     build_small(directory, 24)
     return directory
+
+
+@pytest.fixture(scope='module')
+def shared_programs():
+    """For a file with many equal training runs: what they compile, they share."""
+    from support.training_runs import shared_programs
+
+    with shared_programs():
+        yield

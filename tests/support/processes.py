@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from support.compiling import xla_flags
 from support.paths import ROOT, TESTS
 from support.small_dataset import SAMPLE_RATE
 
@@ -53,7 +54,7 @@ def run_pair(program: str, *arguments: object, timeout: float = 600) -> tuple[li
         timeout: in seconds; then both are killed.
     """
     paths = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get('PYTHONPATH', '')])
-    environment = {**os.environ, 'PYTHONPATH': paths, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    environment = {**os.environ, 'PYTHONPATH': paths, 'XLA_FLAGS': xla_flags(devices=2)}
     address = free_address()
     running = [
         subprocess.Popen(
@@ -84,8 +85,7 @@ class Processes:
         address = free_address()
         environment = {
             **os.environ,
-            'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # each compiles for itself
+            'XLA_FLAGS': xla_flags(devices=2),
             'PYTHONUNBUFFERED': '1',
         }
         self.all = []

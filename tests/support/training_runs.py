@@ -1,16 +1,24 @@
-"""Small training runs: their configuration, and what they leave behind."""
+"""Small training runs: their configuration, their programs, and what they leave behind."""
 
+import contextlib
+import dataclasses
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import pytest
 from support.small_dataset import SAMPLE_RATE
 
+import audiosep_jax.training.train as train_module
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.mixing import SegmentMixer
 from audiosep_jax.training.optim import OptimizerConfig
+from audiosep_jax.training.train_step import Program
 
 MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, widths=(2, 2, 2, 2, 2, 2))
 OPTIMIZER = OptimizerConfig(schedule='constant')
@@ -29,6 +37,43 @@ def config_of(dataset, workdir, **settings) -> TrainConfig:
         optimizer=settings.pop('optimizer', OPTIMIZER),
         **settings,
     )
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Within it, equal runs of this process share their program: to trace, load and initialize it takes most of theirs.
+
+    Runs are equal if only their folders, their length and what they save and log differ.
+    """
+    programs = {}
+    make_program = train_module.make_program
+
+    def shared(config, mesh):
+        constant = config.optimizer.schedule == 'constant'
+        apart = {'workdir': '', 'init_from': '', 'checkpoint_every': 1, 'steps': 1 if constant else config.steps}
+        key = repr(dataclasses.replace(config, **apart)), mesh
+        if key not in programs:
+            programs[key] = _computing_once(make_program(config, mesh))
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, 'make_program', shared)
+        yield
+
+
+def _computing_once(program: Program) -> Program:
+    first_weights = functools.cache(lambda: jax.device_get(program.initial_state()))
+
+    class Once(Program):
+        compile_step = staticmethod(functools.cache(program.compile_step))
+
+        def initial_state(self, variables=None):
+            if variables is not None:
+                return program.initial_state(variables)
+            # A copy, whose memory the step reuses.
+            return jax.device_put(first_weights(), jax.tree.map(lambda leaf: leaf.sharding, self.state))
+
+    return Once(program.mesh, program.state, program.batch, program.config)
 
 
 def losses_in(workdir) -> dict[int, float]:

@@ -18,6 +18,8 @@ from audiosep_jax.data.batches import Batches
 from audiosep_jax.errors import DataError
 from audiosep_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture(scope='module')
 def uninterrupted(dataset, tmp_path_factory):

@@ -25,6 +25,8 @@ from audiosep_jax.training.monitoring import profiling, speed
 from audiosep_jax.training.optim import OptimizerConfig
 from audiosep_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 @pytest.fixture(scope='module')
 def uninterrupted(dataset, tmp_path_factory):

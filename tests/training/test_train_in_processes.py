@@ -14,7 +14,7 @@ from audiosep_jax.parallel.mesh import MeshConfig
 from audiosep_jax.training.optim import OptimizerConfig
 from audiosep_jax.training.train import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('shared_programs')]
 
 # At Adam's usual 1e-8 runs drift apart by percents: what is only rounding in a gradient moves a weight like the rest.
 EPS = 1e-2

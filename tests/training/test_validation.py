@@ -10,6 +10,8 @@ from audiosep_jax.errors import DataError
 from audiosep_jax.separation.separator import load
 from audiosep_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 def test_validation_scores_checkpoints_and_its_faults_cost_none(dataset, tmp_path, capsys):
     bench = tmp_path / 'bench'

@@ -16,6 +16,8 @@ from audiosep_jax.storage import run_lock
 from audiosep_jax.storage.run_lock import LOCK_FILE, RunLock
 from audiosep_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 def test_a_second_run_is_refused_before_anything_is_touched(dataset, tmp_path):
     train(config_of(dataset, tmp_path, steps=2))
