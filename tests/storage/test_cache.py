@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 import soundfile
+from support.compiling import xla_flags
 from support.paths import ROOT
 from support.processes import command_of
 from support.small_dataset import SAMPLE_RATE, tone
@@ -37,6 +38,7 @@ def homeless():
 
     def run(folder, *arguments):
         environment = {k: v for k, v in os.environ.items() if k not in (*VARIABLES, 'JAX_COMPILATION_CACHE_DIR')}
+        environment['XLA_FLAGS'] = xla_flags(devices=1)  # all compile for themselves
         environment['PYTHONPATH'] = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
         done = subprocess.run(
             [*NAMELESS, sys.executable, *map(str, arguments)],
