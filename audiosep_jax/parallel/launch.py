@@ -259,10 +259,13 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
         return 'interrupted', 130
     if isinstance(error, SystemExit):
         return 'stopped', error.code if isinstance(error.code, int) else 1
-    if isinstance(error, Exception) and (explanation := explained(error)):
+    explanation = explained(error) if isinstance(error, Exception) else None
+    # Without the other process a checkpoint cannot be written either, and this is why.
+    cause = error.__cause__ if explanation else error
+    if isinstance(cause, jax.errors.JaxRuntimeError) and _LOST_PROCESS.search(str(cause)):
+        return f'error: another process is gone, see what it said; every checkpoint is whole ({first_line(cause)})', 1
+    if explanation:
         return f'error: {explanation[0]}', explanation[1]
-    if isinstance(error, jax.errors.JaxRuntimeError) and _LOST_PROCESS.search(str(error)):
-        return f'error: another process is gone, see what it said; every checkpoint is whole ({first_line(error)})', 1
     return ''.join(traceback.format_exception(error)), 1
 
 

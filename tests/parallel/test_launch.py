@@ -3,9 +3,10 @@
 import importlib.util
 import re
 
+import jax
 import pytest
 
-from audiosep_jax.errors import ConfigError
+from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.parallel import launch
 from audiosep_jax.parallel.launch import Detected, LaunchConfig, detect
 
@@ -127,3 +128,29 @@ def test_halves_are_refused(config, environment, says):
 def test_values_out_of_range(settings):
     with pytest.raises(ConfigError):
         LaunchConfig(**settings)
+
+
+LOST = jax.errors.JaxRuntimeError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:18048')
+FULL = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+
+@pytest.mark.parametrize(
+    ('error', 'cause', 'message'),
+    [
+        (LOST, None, 'error: another process is gone'),
+        (CheckpointError('step 4 could not be written'), LOST, 'error: another process is gone'),
+        (CheckpointError('step 4 could not be written'), OSError('disk full'), 'error: step 4 could not be written'),
+        (CheckpointError('step 4 could not be written'), FULL, 'error: step 4 could not be written'),
+        (FULL, None, 'error: out of memory'),
+    ],
+)
+def test_a_lost_process_is_the_reason_also_where_it_let_a_save_fail(monkeypatch, capsys, error, cause, message):
+    codes = []
+    monkeypatch.setattr(launch.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(launch.os, '_exit', codes.append)
+    monkeypatch.setattr(launch.time, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(launch, 'only_this_thread_ends', lambda: None)
+    with launch.ending_together('train'):
+        raise error from cause
+    assert codes == [1]
+    assert capsys.readouterr().err.startswith(f'train: process 0: {message}')
