@@ -74,18 +74,19 @@ def run_pair(program: str, *arguments: object, timeout: float = 600) -> tuple[li
 
 
 class Processes:
-    """A context manager: so many processes of one run, each with two devices, killed at the end if they still live.
+    """A context manager: so many processes of one run, killed at the end if they still live.
 
     Args:
         commands: one for each.
+        devices: how many each has.
         heartbeat: seconds after which a silent process counts as dead.
     """
 
-    def __init__(self, commands: Sequence[Sequence[str]], *, heartbeat: int = 100):
+    def __init__(self, commands: Sequence[Sequence[str]], *, devices: int = 2, heartbeat: int = 100):
         address = free_address()
         environment = {
             **os.environ,
-            'XLA_FLAGS': xla_flags(devices=2),
+            'XLA_FLAGS': xla_flags(devices),
             'PYTHONUNBUFFERED': '1',
         }
         self.all = []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from support.compiling import xla_flags
 from support.processes import Processes, command_of, worker_processes
 from support.training_runs import config_of, losses_in, variables_of
 
@@ -117,7 +118,7 @@ def test_a_signal_during_the_last_save_does_not_cut_it_off(dataset, tmp_path, mo
 
 
 def long_run(dataset, workdir) -> list[str]:
-    changes = {'--steps': [100_000], '--checkpoint-every': [100_000], '--workers': [2], '--segment-seconds': [2.0]}
+    changes = {'--steps': [100_000], '--checkpoint-every': [100_000], '--workers': [2], '--segment-seconds': [0.5]}
     return command_of(dataset, workdir, changes)
 
 
@@ -128,7 +129,9 @@ def last_logged(workdir: Path) -> int:
 
 @pytest.mark.slow
 def test_a_killed_data_worker_ends_the_run_with_a_checkpoint(dataset, tmp_path):
-    with subprocess.Popen(long_run(dataset, tmp_path), stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, 'XLA_FLAGS': xla_flags(devices=1)}
+    command = long_run(dataset, tmp_path)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             wait_until(lambda: last_logged(tmp_path) >= 3, process)
             os.kill(worker_processes(process.pid)[-1], signal.SIGKILL)
@@ -149,7 +152,7 @@ def test_a_killed_data_worker_ends_the_run_with_a_checkpoint(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_data_worker_of_one_process_lets_all_save_the_same_step(dataset, tmp_path):
-    with Processes([long_run(dataset, tmp_path)] * 2) as two:
+    with Processes([long_run(dataset, tmp_path)] * 2, devices=1) as two:
         two.wait_for(lambda: last_logged(tmp_path) >= 3)
         os.kill(worker_processes(two.all[1].pid)[0], signal.SIGKILL)
         codes, said = two.ends(timeout=300)
