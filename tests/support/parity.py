@@ -14,7 +14,7 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-def value_and_grad_of(config, reference):
+def value_and_grad_of(config, reference, *, donate=()):
     def loss_fn(params, batch_stats):
         out, updated = AudioSep(config).apply(
             {'params': params, 'batch_stats': batch_stats},
@@ -25,7 +25,7 @@ def value_and_grad_of(config, reference):
         )
         return l1_waveform(out, reference['train_target']), (out, updated['batch_stats'])
 
-    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True), donate_argnames=donate)
 
 
 def gradient_errors(gradients):
