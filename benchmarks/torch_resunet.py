@@ -106,7 +106,9 @@ class Separator(nn.Module):
         """Magnitudes [B, N, F] -> the network's three maps [B, 3, N, F - 1]."""
         base, frames = self.base, magnitude.shape[1]
         shifts = {name: layer(embedding)[:, :, None, None] for name, layer in self.film.items()}
-        x = base.bn0(magnitude.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)[:, None, :, :-1]
+        # On a transposed view, PyTorch 2.13 computes wrong gradients of the norm on CPUs.
+        x = magnitude.transpose(1, 2)[..., None].contiguous()
+        x = base.bn0(x)[..., 0].transpose(1, 2)[:, None, :, :-1]
         x = base.pre_conv(F.pad(x, (0, 0, 0, -frames % TIME_DOWNSAMPLING)))
         skips = []
         for i, downsampling in enumerate(DOWNSAMPLING, 1):

@@ -17,8 +17,10 @@ is the allocator's on a GPU and the process's on a CPU. MFU is the model's opera
 by the device's published peak, the last column the share of the roofline bound; both are empty where none is known.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import resource
 import statistics
@@ -27,12 +29,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
-import tyro
-from rich.console import Console
-from rich.table import Table
+
+if TYPE_CHECKING:
+    import jax
+    from rich.table import Table
 
 # For glibc: large blocks from the heap, which grows in large steps and never shrinks.
 KEEP_MEMORY = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(16 << 30), 'MALLOC_TOP_PAD_': str(64 << 20)}
@@ -40,6 +44,7 @@ REMAT = ('none', 'norms', 'blocks')
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 EAGER, COMPILED = 'PyTorch eager', 'PyTorch compiled'
 OURS, DERIVED = 'audiosep_jax', 'audiosep_jax, gradients as JAX derives them'
+MAX_AUTOTUNE = {'mode': 'max-autotune'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,27 +100,29 @@ def doubled(key, waveforms, labels=None):
     return 2 * waveforms, waveforms
 
 
-def jax_step(case: Case, size: Size) -> Callable[[], None]:
-    """A function that takes one step and waits for it."""
+def derived_gradients():
+    """A context in which JAX derives the gradients of functions that have their own (`jax.custom_vjp`)."""
     import jax
 
-    from audiosep_jax.models import convolution, resunet
+    return mock.patch.object(jax.custom_vjp, '__call__', lambda function, *arguments: function.fun(*arguments))
+
+
+def jax_step(case: Case, size: Size) -> tuple[Callable[[], None], 'jax.stages.Compiled']:
+    """A function that takes one step and waits for it, and the compiled step that it calls."""
+    import jax
+
     from audiosep_jax.training.mixing import SegmentMixer
     from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
-    from audiosep_jax.training.train_step import init_state, make_train_step
+    from audiosep_jax.training.train_step import make_train_step, state_from_variables
 
     config = size.config(case)
     optimizer = make_optimizer(OptimizerConfig(schedule='constant'), total_steps=1000)
-    state = jax.jit(lambda key: init_state(config, optimizer, key, ema=False))(jax.random.key(0))
+    state = jax.jit(lambda weights: state_from_variables(weights, optimizer, ema=False))(random_variables(config))
     arrays = jax.device_put(batch(case, size))
     mixer = SegmentMixer() if case.batch_size > 1 else doubled
-    step = jax.jit(make_train_step(config, optimizer, mixer, seed=0), donate_argnums=0)
-    if case.program == DERIVED:
-        with (
-            mock.patch.object(resunet, 'conv3x3', convolution.native_conv3x3),
-            mock.patch.object(convolution, '_product', convolution.matmul),
-        ):
-            step = step.lower(state, arrays).compile()
+    jitted = jax.jit(make_train_step(config, optimizer, mixer, seed=0), donate_argnums=0)
+    with derived_gradients() if case.program == DERIVED else contextlib.nullcontext():
+        step = jitted.lower(state, arrays).compile()
 
     def run():
         nonlocal state
@@ -123,14 +130,25 @@ def jax_step(case: Case, size: Size) -> Callable[[], None]:
         if not np.isfinite(jax.device_get(metrics['loss'])):
             raise FloatingPointError('the loss is not finite')
 
-    return run
+    return run, step
 
 
-def torch_step(case: Case, size: Size) -> Callable[[], None]:
-    """The same in PyTorch."""
+def torch_step(case: Case, size: Size, compiler: dict[str, Any] = MAX_AUTOTUNE) -> Callable[[], None]:
+    """The same in PyTorch.
+
+    Args:
+        case: of the row.
+        size: of the network.
+        compiler: the options of `torch.compile`, where the case says that PyTorch compiles.
+    """
+    import jax
     import torch
     from torch_resunet import Separator, make_step
 
+    from audiosep_jax.models.torch_names import tensors_from_variables
+
+    # JAX says which weights there are. If it saw the GPU, it would take three quarters of the memory from PyTorch.
+    jax.config.update('jax_platforms', 'cpu')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
@@ -139,11 +157,11 @@ def torch_step(case: Case, size: Size) -> Callable[[], None]:
     separator = Separator(config, dft_matrices=False)
     if not compiled:
         separator = Separator(config, dft_matrices=True)
-        separator.load_tensors(fresh_tensors(config))
+        separator.load_tensors(tensors_from_variables(random_variables(config), config))
     separator.to(device, memory_format=torch.channels_last if compiled else torch.contiguous_format)
     if compiled:
         # The network alone: complex arithmetic would break the graph.
-        separator.maps = torch.compile(separator.maps, mode='max-autotune')
+        separator.maps = torch.compile(separator.maps, **compiler)
     step = make_step(separator, autocast=compiled, fused=compiled and device == 'cuda')
     arrays = batch(case, size)
     waveforms = torch.as_tensor(arrays['waveforms'], device=device).float() / 32768
@@ -156,15 +174,23 @@ def torch_step(case: Case, size: Size) -> Callable[[], None]:
     return run
 
 
-def fresh_tensors(config) -> dict[str, np.ndarray]:
-    """Returns random weights under the original's names, DFT matrices included."""
+def random_variables(config) -> dict[str, Any]:
+    """Random weights as arrays of NumPy. The network's own `init` takes longer to compile than a short session has."""
     import jax
 
     from audiosep_jax.models.audiosep import init_variables
-    from audiosep_jax.models.torch_names import tensors_from_variables
 
-    with jax.default_device(jax.devices('cpu')[0]):
-        return tensors_from_variables(init_variables(config, jax.random.key(0)), config)
+    rng = np.random.default_rng(0)
+
+    def values(path, leaf) -> np.ndarray:
+        if path[-1].key in ('bias', 'mean'):
+            return np.zeros(leaf.shape, np.float32)
+        if path[-1].key in ('scale', 'var'):
+            return np.ones(leaf.shape, np.float32)
+        return rng.standard_normal(leaf.shape, np.float32) / np.float32(math.sqrt(math.prod(leaf.shape[:-1])))
+
+    shapes = jax.eval_shape(lambda key: init_variables(config, key), jax.random.key(0))
+    return jax.tree.map_with_path(values, shapes)
 
 
 def difference_of_outputs(size: Size) -> dict[str, float]:
@@ -173,12 +199,12 @@ def difference_of_outputs(size: Size) -> dict[str, float]:
     import torch
     from torch_resunet import Separator
 
-    from audiosep_jax.models.audiosep import AudioSep, init_variables
+    from audiosep_jax.models.audiosep import AudioSep
     from audiosep_jax.models.torch_names import tensors_from_variables
 
     config = size.config(Case(OURS))
+    variables = random_variables(config)
     with jax.default_device(jax.devices('cpu')[0]):
-        variables = init_variables(config, jax.random.key(0))
         arrays = batch(Case(OURS, batch_size=2), size)
         mixtures = arrays['waveforms'].astype(np.float32) / 32768
         apply = jax.jit(lambda *inputs: AudioSep(config).apply(*inputs, train=True, mutable=['batch_stats'])[0])
@@ -196,7 +222,12 @@ def difference_of_outputs(size: Size) -> dict[str, float]:
 def measure(case: Case, size: Size, repeats: int) -> dict:
     """Measures in a separate process: seconds of the first and the later steps, their CPU time, peak bytes."""
     started = time.perf_counter()
-    run = torch_step(case, size) if case.program in (EAGER, COMPILED) else jax_step(case, size)
+    run = torch_step(case, size) if case.program in (EAGER, COMPILED) else jax_step(case, size)[0]
+    return timed(run, case, repeats, started)
+
+
+def timed(run: Callable[[], None], case: Case, repeats: int, started: float) -> dict:
+    """The figures of `measure`, of a step that began to be made at `started`."""
     run()
     first = time.perf_counter() - started
     run()
@@ -294,6 +325,8 @@ def main(
     if worker:
         print(json.dumps(work(*json.loads(worker))))
         return
+    from rich.console import Console
+
     console, size = Console(), Size()
     sized = dataclasses.asdict(size)
     at_hand, difference = elsewhere('device'), elsewhere('difference', sized)
@@ -313,8 +346,10 @@ def main(
         json_file.write_text(json.dumps({'device': at_hand, 'difference': difference, 'rows': rows}, indent=2) + '\n')
 
 
-def table(rows: list[dict]) -> Table:
+def table(rows: list[dict]) -> 'Table':
     """The best first; the ratio is of clips a second to those of the best row of eager PyTorch as it comes."""
+    from rich.table import Table
+
     plain = [r['clips_per_second'] for r in rows if r['program'] == EAGER and not r['keep_memory']]
     result = Table(
         'program', 'malloc', 'type', 'remat', 'batch', 's', 'CPU s', 'clips/s', 'ratio', 'GB', 'MFU', 'of bound'
@@ -338,4 +373,6 @@ def table(rows: list[dict]) -> Table:
 
 
 if __name__ == '__main__':
+    import tyro
+
     tyro.cli(main)

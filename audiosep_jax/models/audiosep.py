@@ -78,9 +78,11 @@ class AudioSep(nn.Module):
 
     config: ModelConfig
     by_clip: Callable[[Callable], Callable] = lambda function: function
+    lanes: int = 1
 
     def setup(self) -> None:
-        self.resunet = ResUNet30(self.config.widths, jnp.dtype(self.config.dtype), self.config.remat)
+        config = self.config
+        self.resunet = ResUNet30(config.widths, jnp.dtype(config.dtype), config.remat, self.lanes)
 
     def mask(
         self,

@@ -3,12 +3,18 @@
 Letters: B clips, N frames, F frequency bins, C and D channels.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from audiosep_jax.models.packing import pack_upsampling
+
+_FEW_CHANNELS = 3  # as many as there are maps
 _ROW_PRODUCT_BINS = 128  # with fewer bins XLA's own gradient is as fast
 
 
@@ -24,11 +30,22 @@ def matmul(x: Float[Array | np.ndarray, '... C'], kernel: Float[Array, 'C D']) -
 
 @jax.custom_vjp
 def conv3x3(x: Float[Array, 'B N F C'], kernel: Float[Array, '3 3 C D']) -> Float[Array, 'B N F D']:
-    """Convolves with zero padding of one frame and one bin.
-
-    Its gradients are those of XLA's convolution, except that programs for the CPU compute the kernel's row by row.
-    """
+    """Convolves with zero padding of one frame and one bin; its gradients are those of `conv3x3_gradients`."""
     return native_conv3x3(x, kernel)
+
+
+def _conv3x3_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,), (dkernel,) = conv3x3_gradients(x, [kernel], g)
+    return dx, dkernel
+
+
+conv3x3.defvjp(lambda x, kernel: (native_conv3x3(x, kernel), (x, kernel)), _conv3x3_backward)
+
+
+def joined(arrays: Sequence[Array], axis: int) -> Array:
+    """Puts arrays side by side."""
+    return jnp.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
 
 
 def native_conv3x3(
@@ -45,25 +62,38 @@ def native_conv3x3(
     )
 
 
-def _conv3x3_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return native_conv3x3(x, kernel), (x, kernel)
+def conv3x3_gradients(
+    x: Float[Array, 'B N F C'], kernels: list[Float[Array, '3 3 _ D']], g: Float[Array, 'B N F D']
+) -> tuple[list[Array], list[Array]]:
+    """Returns the gradients of joined arrays and of their parts of the kernel.
 
+    They are those of XLA's convolution, except that programs for the CPU compute the kernel's row by row.
 
-def _conv3x3_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    (dx,) = jax.linear_transpose(lambda x: native_conv3x3(x, kernel), x)(g)
+    Args:
+        x: arrays side by side in the channels.
+        kernels: of each array.
+        g: the output's gradient.
+    """
+
+    def input_gradient(kernel: Array) -> Array:
+        like = jax.ShapeDtypeStruct((*x.shape[:-1], kernel.shape[2]), x.dtype)
+        (dx,) = jax.linear_transpose(lambda x: native_conv3x3(x, kernel), like)(g)
+        return dx
 
     def by_convolution(x: Array, g: Array) -> Array:
+        kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
         (dkernel,) = jax.linear_transpose(lambda kernel: native_conv3x3(x, kernel), kernel)(g)
         return dkernel
 
     if x.shape[2] < _ROW_PRODUCT_BINS:
-        return dx, by_convolution(x, g)
-    # The choice is made at lowering, for the platform that the program is lowered for.
-    return dx, lax.platform_dependent(x, g, cpu=_kernel_gradient_by_rows, default=by_convolution)
-
-
-conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+        dkernel = by_convolution(x, g)
+    else:
+        # The choice is made at lowering, for the platform that the program is lowered for.
+        dkernel = lax.platform_dependent(x, g, cpu=_kernel_gradient_by_rows, default=by_convolution)
+    ends = np.cumsum([kernel.shape[2] for kernel in kernels])[:-1]
+    # The barrier has the kernel's gradient computed now, while x is there, rather than at the end of the step.
+    dx, dkernel = lax.optimization_barrier(([input_gradient(kernel) for kernel in kernels], dkernel))
+    return dx, jnp.split(dkernel, ends, axis=2)
 
 
 def _kernel_gradient_by_rows(x: Float[Array, 'B N F C'], g: Float[Array, 'B N F D']) -> Float[Array, '3 3 C D']:
@@ -102,41 +132,186 @@ def _kernel_gradient_by_rows(x: Float[Array, 'B N F C'], g: Float[Array, 'B N F 
 
 
 @jax.custom_vjp
-def _product(x: Array, kernel: Array) -> Array:
-    """`matmul` whose kernel's gradient is one product of two matrices in the order that they have in memory.
+def product(x: Array, kernel: Array) -> Array:
+    """`matmul`, whose kernel's gradient is one product of two matrices in the order that they have in memory.
 
     JAX would write it with the factors swapped, and XLA for the CPU would then make transposed copies of both.
     """
+    if kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4:
+        return _as_convolution(x, kernel)
     return matmul(x, kernel)
+
+
+def _as_convolution(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Float[Array, 'B N F D']:
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(
+        x, kernel[None, None], (1, 1), 'VALID', dimension_numbers=layout, precision=_precision(x)
+    )
 
 
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    if kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4:
+        # XLA for GPUs pads the results of products to eight channels; convolutions need not be.
+        (dkernel,) = jax.linear_transpose(lambda kernel: _as_convolution(x, kernel), kernel)(g)
+        # Written out, XLA computes it where it is needed rather than keep it in memory.
+        parts = (g[..., i : i + 1].astype(jnp.float32) * kernel[:, i].astype(jnp.float32) for i in range(g.shape[-1]))
+        return functools.reduce(jnp.add, parts).astype(x.dtype), dkernel
     rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     dkernel = lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())), precision=_precision(x))
     return matmul(g, kernel.T), dkernel
 
 
-_product.defvjp(lambda x, kernel: (matmul(x, kernel), (x, kernel)), _product_backward)
+product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
 
 
 def conv1x1(x: Float[Array, '... C'], kernel: Float[Array, 'C D'], bias: Float[Array, ' D']) -> Float[Array, '... D']:
     """Applies the kernel to the channels at each position."""
-    return _product(x, kernel) + bias
+    return product(x, kernel) + bias
 
 
-def upsample(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C s t D']) -> Float[Array, 'B N*s F*t D']:
-    """The transposed convolution whose stride is its kernel's size: a matrix product and a depth-to-space."""
-    b, n, f, _ = x.shape
-    c, s, t, c_out = kernel.shape
-    y = _product(x, kernel.reshape(c, s * t * c_out)).reshape(b, n, f, s, t, c_out)
-    return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, n * s, f * t, c_out)
+def upsample(
+    x: Float[Array, 'B N G _'], kernel: Float[Array, 'C s t D'], packing: tuple[int, int] = (1, 1)
+) -> Float[Array, 'B N_up G_up _']:
+    """The transposed convolution whose stride is its kernel's size.
+
+    Args:
+        x: packed or not.
+        kernel: of s frames and t bins.
+        packing: of x and of the result.
+    """
+    before, after = packing
+    return _upsample(x, pack_upsampling(kernel, before).astype(x.dtype), after * kernel.shape[-1])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _upsample(x: Float[Array, 'B N G C'], kernel: Float[Array, 'C s tD'], channels: int) -> Float[Array, 'B N_up _ _']:
+    # On a CPU a matrix product, whose results are then put in order, is faster.
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_upsample_by_product, channels=channels),
+        default=functools.partial(_upsample_by_convolution, channels=channels),
+    )
+
+
+def _upsample_by_product(x: Array, kernel: Array, channels: int) -> Array:
+    b, n, g, _ = x.shape
+    c, s, width = kernel.shape
+    y = matmul(x, kernel.reshape(c, s * width)).reshape(b, n, g, s, width // channels, channels)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, n * s, -1, channels)
+
+
+def _upsample_by_convolution(x: Array, kernel: Array, channels: int) -> Array:
+    taps = _taps(kernel, channels)
+    s, t = taps.shape[:2]
+    # The gradient of a strided convolution, in the form in which XLA for GPUs knows it.
+    return lax.conv_general_dilated(
+        x,
+        lax.rev(taps, (0, 1)),
+        (1, 1),
+        ((s - 1, s - 1), (t - 1, t - 1)),
+        lhs_dilation=(s, t),
+        dimension_numbers=('NHWC', 'HWOI', 'NHWC'),
+        precision=_precision(x),
+    )
+
+
+def _strided(y: Float[Array, 'B N_up G_up D'], kernel: Float[Array, 'C s tD'], channels: int) -> Array:
+    """The convolution of which `upsample` is the transpose."""
+    taps = _taps(kernel, channels)
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(y, taps, taps.shape[:2], 'VALID', dimension_numbers=layout, precision=_precision(y))
+
+
+def _taps(kernel: Float[Array, 'C s tD'], channels: int) -> Float[Array, 's t D C']:
+    c, s, width = kernel.shape
+    return kernel.reshape(c, s, width // channels, channels).transpose(1, 2, 3, 0)
+
+
+def _upsample_forward(x: Array, kernel: Array, channels: int) -> tuple[Array, tuple[Array, Array]]:
+    return _upsample(x, kernel, channels), (x, kernel)
+
+
+def _upsample_backward(channels: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    def by_product(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        b, n, groups, _ = x.shape
+        c, s, width = kernel.shape
+        g = g.reshape(b, n, s, groups, width // channels, channels).transpose(0, 1, 3, 2, 4, 5)
+        dx, dkernel = _product_backward((x, kernel.reshape(c, s * width)), g.reshape(b, n, groups, s * width))
+        return dx, dkernel.reshape(kernel.shape)
+
+    def by_convolution(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        (dkernel,) = jax.linear_transpose(lambda kernel: _strided(g, kernel, channels), kernel)(x)
+        return _strided(g, kernel, channels), dkernel
+
+    return lax.platform_dependent(*saved, g, cpu=by_product, default=by_convolution)
+
+
+_upsample.defvjp(_upsample_forward, _upsample_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def average_pool(
-    x: Float[Array, 'B N F C'], window: tuple[int, int]
-) -> Float[Array, 'B N//{window[0]} F//{window[1]} C']:
-    """Takes the mean over windows of (frames, bins)."""
-    b, n, f, c = x.shape
+    x: Float[Array, 'B N G C'], window: tuple[int, int], packing: int = 1
+) -> Float[Array, 'B N//{window[0]} G_down C_down']:
+    """Takes the mean over windows of (frames, bins).
+
+    Args:
+        x: packed or not. If bins are packed together, those of a window are, and the result is packed by that less.
+        window: (frames, bins).
+        packing: of x.
+    """
+    # Without the barrier, XLA keeps the sums in float32 for what follows, which are as large as twice the means.
+    return lax.optimization_barrier(
+        lax.platform_dependent(
+            x,
+            cpu=functools.partial(_mean_by_sums, window=window, packing=packing),
+            cuda=functools.partial(_mean_by_sums, window=window, packing=packing),
+            default=functools.partial(_mean_by_convolution, window=window, packing=packing),
+        )
+    )
+
+
+def _mean_by_sums(x: Array, window: tuple[int, int], packing: int) -> Array:
+    b, n, g, width = x.shape
     s, t = window
-    return jnp.mean(x.reshape(b, n // s, s, f // t, t, c), axis=(2, 4))
+    bins = x.reshape(b, n // s, s, g * packing // t, t, width // packing)
+    return jnp.mean(bins, axis=(2, 4)).reshape(b, n // s, -1, _pooled_width(window, packing, width))
+
+
+def _mean_by_convolution(x: Array, window: tuple[int, int], packing: int) -> Array:
+    """A TPU has no better way to add up frames, or channels, than to multiply them by a constant matrix."""
+    s, t = window
+    width = x.shape[-1]
+    if packing > 1:
+        mean = np.kron(np.kron(np.eye(packing // t), np.ones((t, 1))), np.eye(width // packing))[None, None] / (s * t)
+        taps, stride = np.repeat(mean, s, axis=0), (s, 1)
+    else:
+        taps, stride = np.broadcast_to(np.eye(width) / (s * t), (s, t, width, width)), window
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(
+        x, jnp.asarray(taps, x.dtype), stride, 'VALID', dimension_numbers=layout, precision=_precision(x)
+    )
+
+
+def _pooled_width(window: tuple[int, int], packing: int, width: int) -> int:
+    return width // window[1] if packing > 1 else width
+
+
+def _average_pool_backward(window: tuple[int, int], packing: int, shape: tuple[int, ...], g: Array) -> tuple[Array]:
+    b, n, groups, width = shape
+    s, t = window
+
+    def by_broadcast(g: Array) -> Array:
+        each = (g * (1 / (s * t))).reshape(b, n // s, 1, groups * packing // t, 1, width // packing)
+        return jnp.broadcast_to(each, (b, n // s, s, groups * packing // t, t, width // packing)).reshape(shape)
+
+    def by_convolution(g: Array) -> Array:
+        x = jax.ShapeDtypeStruct(shape, g.dtype)
+        return jax.linear_transpose(lambda x: _mean_by_convolution(x, window, packing), x)(g)[0]
+
+    return (lax.platform_dependent(g, cpu=by_broadcast, cuda=by_broadcast, default=by_convolution),)
+
+
+average_pool.defvjp(lambda x, window, packing: (average_pool(x, window, packing), x.shape), _average_pool_backward)

@@ -6,6 +6,7 @@ are not counted, because they are under 2 % of the total; bytes are counted wher
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -27,35 +28,138 @@ class Device:
         peak: operations per second of matrix products, by the type of their inputs. 'tensorfloat32' is how a GPU
             multiplies float32 unless it is asked for more precision.
         bandwidth: bytes per second of its memory.
+        memory: bytes of its memory.
+        topology: what it is called in a topology (`v5e:4x4`, `h100:8`); empty for a device that XLA is not asked to
+            compile for without having it.
+        axes: how many numbers the shape of a topology has: 2 or 3 for a TPU's torus, 1 for a number of GPUs.
+        largest: the most chips of a slice, or of GPUs that are one job.
+        clock: cycles per second, in which a TPU's compiler estimates time.
+        gpu: what XLA has to know of a GPU, as a `GpuTargetConfigProto` in text form.
     """
 
     names: tuple[str, ...]
     peak: Mapping[str, float]
     bandwidth: float
+    memory: float
+    topology: str = ''
+    axes: int = 1
+    largest: int = 4096
+    clock: float = 0.0
+    gpu: str = ''
 
 
-def _gpu(names: tuple[str, ...], bandwidth: float, bfloat16: float, tensorfloat32: float, float32: float) -> Device:
+def _gpu(
+    names: tuple[str, ...],
+    gigabytes: float,
+    bandwidth: float,
+    bfloat16: float,
+    tensorfloat32: float,
+    float32: float,
+    *,
+    topology: str = '',
+    target: str = '',
+) -> Device:
     peak = {'bfloat16': bfloat16, 'tensorfloat32': tensorfloat32, 'float32': float32}
-    return Device(names, {dtype: tera * 1e12 for dtype, tera in peak.items()}, bandwidth * 1e9)
+    peak = {dtype: tera * 1e12 for dtype, tera in peak.items()}
+    return Device(names, peak, bandwidth * 1e9, gigabytes * 1e9, topology, gpu=target)
 
 
-def _tpu(names: tuple[str, ...], bandwidth: float, bfloat16: float) -> Device:
-    return Device(names, {'bfloat16': bfloat16 * 1e12}, bandwidth * 1e9)  # no figure is published for float32
+def _tpu(
+    names: tuple[str, ...],
+    gibibytes: float,
+    bandwidth: float,
+    bfloat16: float,
+    *,
+    topology: str,
+    axes: int,
+    largest: int,
+    gigahertz: float,
+) -> Device:
+    peak = {'bfloat16': bfloat16 * 1e12}  # no figure is published for float32
+    return Device(names, peak, bandwidth * 1e9, gibibytes * 2**30, topology, axes, largest, gigahertz * 1e9)
 
 
-# From the makers' data sheets: GB/s, then TFLOP/s.
+def _target(
+    name: str,
+    *,
+    capability: int,
+    cores: int,
+    fpus: int,
+    shared: int,
+    shared_per_block: int,
+    cache: int,
+    gigahertz: float,
+    memory: int,
+    bandwidth: int,
+) -> str:
+    """What XLA asks a GPU for, as text: sizes in bytes, the bandwidth in bytes per second."""
+    return f'''gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {shared_per_block}
+  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {gigahertz}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth} l2_cache_size: {cache} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {capability} }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 12 minor: 9 patch: 0 }}
+device_description_str: "{name}"
+'''
+
+
+_hopper = functools.partial(
+    _target,
+    capability=9,
+    cores=132,
+    fpus=128,
+    shared=233472,
+    shared_per_block=232448,
+    cache=52428800,
+    gigahertz=1.98,
+)
+# Data sheets call 80 GB what a driver reports as 84.9e9 bytes; these are the bytes.
+_A100_TARGET = _target(
+    'NVIDIA A100-SXM4-80GB',
+    capability=8,
+    cores=108,
+    fpus=64,
+    shared=167936,
+    shared_per_block=166912,
+    cache=41943040,
+    gigahertz=1.41,
+    memory=85_100_068_864,
+    bandwidth=2_039_040_000_000,
+)
+_H100_TARGET = _hopper('NVIDIA H100 80GB HBM3', memory=84_929_347_584, bandwidth=3_352_320_000_000)
+_H200_TARGET = _hopper('NVIDIA H200', memory=151_397_597_184, bandwidth=4_800_000_000_000)
+_B200_TARGET = _target(
+    'NVIDIA B200',
+    capability=10,
+    cores=148,
+    fpus=128,
+    shared=233472,
+    shared_per_block=232448,
+    cache=132_644_864,
+    gigahertz=1.965,
+    memory=191_514_411_008,
+    bandwidth=7_672_320_000_000,
+)
+# From the makers' data sheets: GB (GPU) or GiB (TPU) of memory, GB/s, then TFLOP/s.
 DEVICES = (
-    _gpu(('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'), 1555, 312, 156, 19.5),
-    _gpu(('NVIDIA A100-SXM4-80GB',), 2039, 312, 156, 19.5),
-    _gpu(('NVIDIA A100 80GB PCIe',), 1935, 312, 156, 19.5),
-    _gpu(('NVIDIA H100 80GB HBM3',), 3350, 989.4, 494.7, 66.9),
-    _gpu(('NVIDIA H100 PCIe',), 2000, 756, 378, 51),
-    _gpu(('NVIDIA H200',), 4800, 989.4, 494.7, 66.9),
-    _gpu(('NVIDIA L4',), 300, 121, 60, 30.3),
-    _tpu(('TPU v4',), 1228, 275),
-    _tpu(('TPU v5 lite', 'TPU v5e'), 819, 197),
-    _tpu(('TPU v5p', 'TPU v5'), 2765, 459),
-    _tpu(('TPU v6 lite', 'TPU v6e'), 1640, 918),
+    _gpu(('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'), 42.4, 1555, 312, 156, 19.5),
+    _gpu(('NVIDIA A100-SXM4-80GB',), 85.1, 2039, 312, 156, 19.5, topology='a100', target=_A100_TARGET),
+    _gpu(('NVIDIA A100 80GB PCIe',), 85.1, 1935, 312, 156, 19.5),
+    _gpu(('NVIDIA H100 80GB HBM3',), 84.9, 3350, 989.4, 494.7, 66.9, topology='h100', target=_H100_TARGET),
+    _gpu(('NVIDIA H100 PCIe',), 84.9, 2000, 756, 378, 51),
+    _gpu(('NVIDIA H200',), 151.4, 4800, 989.4, 494.7, 66.9, topology='h200', target=_H200_TARGET),
+    _gpu(('NVIDIA B200',), 191.5, 7700, 2250, 1125, 75, topology='b200', target=_B200_TARGET),
+    _gpu(('NVIDIA L4',), 24.0, 300, 121, 60, 30.3),
+    _tpu(('TPU v4',), 32, 1228, 275, topology='v4', axes=3, largest=4096, gigahertz=1.05),
+    _tpu(('TPU v5 lite', 'TPU v5e'), 16, 819, 197, topology='v5e', axes=2, largest=256, gigahertz=1.5),
+    _tpu(('TPU v5p', 'TPU v5'), 95, 2765, 459, topology='v5p', axes=3, largest=8960, gigahertz=1.75),
+    _tpu(('TPU v6 lite', 'TPU v6e'), 32, 1640, 918, topology='v6e', axes=2, largest=256, gigahertz=1.75),
 )
 
 
@@ -114,6 +218,20 @@ class Convolution:
     def rematerialized(self) -> bool:
         """Whether it is in a block that `remat` recomputes."""
         return self.layer.block.startswith(('encoder', 'decoder'))
+
+    @property
+    def kept(self) -> int:
+        """The numbers that the backward pass finds in memory without `remat`, as resunet.py keeps them."""
+        layer = self.layer
+        if layer.name in ('shortcut', 'after_conv'):  # they read what is counted elsewhere, or never computed
+            return 0
+        if not self.normalized:
+            return self.read
+        # Before the norm, for its gradient; and after it, for the kernel's.
+        if layer.scale != (1, 1):
+            return 2 * self.read
+        at_full_resolution = {'encoder_block1/conv1': 0, 'encoder_block1/conv2': 1, 'decoder_block6/conv1': 1}
+        return at_full_resolution.get(self.name, 2) * self.read
 
     @property
     def block_inputs(self) -> int:
@@ -259,10 +377,7 @@ def training_memory(
     kept, widest = 0, 0
     by_block: dict[str, int] = {}
     for convolution in convolutions(config, num_samples):
-        # A normalized convolution needs its input before the norm for the norm's gradient, and after it for the
-        # kernel's gradient. A shortcut has the same input as conv1.
-        shortcut = convolution.layer.name == 'shortcut'
-        inputs = 2 * convolution.read if convolution.normalized else convolution.read * (not shortcut)
+        inputs = convolution.kept
         remat = config.remat != 'none' and convolution.rematerialized
         if remat and config.remat == 'blocks':
             kept += convolution.block_inputs

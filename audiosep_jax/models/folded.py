@@ -29,7 +29,8 @@ from jaxtyping import Bool, Complex, Complex64, Float, Int
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, block_layers, film_layout
-from audiosep_jax.models.resunet import LEAKY_SLOPE, NORM_EPSILON, complex_mask
+from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
+from audiosep_jax.models.resunet import complex_mask
 
 Weights = dict[str, Any]  # what `fold` returns
 Frame = int | Int[Array, '']

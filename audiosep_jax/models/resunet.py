@@ -8,7 +8,8 @@ original; layers.py lists the same layers.
 Letters: B clips, N frames, F frequency bins, C and D channels, E embedding size.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,13 +20,17 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Complex64, Float, Float32, Int
 
-from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, matmul, upsample
+from audiosep_jax.models.activated_conv import activated_conv3x3
+from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, joined, matmul, product, upsample
 from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
+from audiosep_jax.models.normalization import NORM_EPSILON, batch_norm_shift_activate, normalize_shift_activate
+from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_of, tile
 
-NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.99  # PyTorch calls it 0.01
-LEAKY_SLOPE = 0.01
 _CONVOLVED = 'convolved'  # names the outputs of convolutions, which the backward pass keeps under remat 'norms'
+# What ConvBlock.keep says of blocks at the full resolution, which hold half of all activations: of the first block even
+# the input, which is one multiplication of each bin; of the last one not what the backward pass begins with.
+_KEPT, _KEPT_OF_FIRST, _KEPT_OF_LAST = (True, True, True), (False, False, False), (True, False, True)
 # The least squared magnitude of (tanh real, tanh imaginary). torchlibrosa's floor on the magnitude is 1e-10.
 _MASK_FLOOR = 1e-20
 
@@ -63,77 +68,179 @@ class BatchNorm(nn.Module):
         return (x - mean) * (scale * jax.lax.rsqrt(var + NORM_EPSILON)) + bias
 
 
+class _Norm(nn.Module):
+    """Holds the parameters and running statistics of a batch norm of C channels."""
+
+    channels: int
+
+    def setup(self) -> None:
+        self.scale = self.param('scale', nn.initializers.ones, (self.channels,))
+        self.bias = self.param('bias', nn.initializers.zeros, (self.channels,))
+        self.mean = self.variable('batch_stats', 'mean', jnp.zeros, (self.channels,))
+        self.var = self.variable('batch_stats', 'var', jnp.ones, (self.channels,))
+
+    def update(self, mean: Float[Array, ' C'], var: Float[Array, ' C'], count: int) -> None:
+        """Moves the running statistics towards those of a batch with `count` numbers a channel."""
+        if not self.is_initializing():
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean.value = _NORM_MOMENTUM * self.mean.value + (1 - _NORM_MOMENTUM) * mean
+            self.var.value = _NORM_MOMENTUM * self.var.value + (1 - _NORM_MOMENTUM) * unbiased
+
+
 class NormShiftActivate(nn.Module):
-    """leaky_relu(batch_norm(x) + shift), in `dtype`."""
+    """leaky_relu(batch_norm(x) + shift), in `dtype`, and the 3×3 convolution of it if there are kernels.
 
+    The channels may come in several arrays, because no channel's statistics depend on the others: joining the arrays
+    first would be a copy. The convolution's result is one array.
+
+    Attributes:
+        channels: of each array; their sum is C.
+        dtype: of the outputs.
+        keep_inputs: whether the inputs are kept for the backward pass, or computed again from what they are made of.
+        keep_activations: whether the results before a convolution are kept, or computed again from the inputs.
+    """
+
+    channels: tuple[int, ...]
     dtype: DTypeLike
+    keep_inputs: bool = True
+    keep_activations: bool = True
 
-    @nn.compact
+    def setup(self) -> None:
+        self.norm = _Norm(sum(self.channels))
+
     def __call__(
-        self, x: Float[Array, 'B N F C'], shift: Float[Array, 'B C'], *, train: bool
-    ) -> Float[Array, 'B N F C']:
-        x = BatchNorm(name='norm')(x, train=train) + shift[:, None, None, :]
-        return nn.leaky_relu(x, LEAKY_SLOPE).astype(self.dtype)
+        self,
+        arrays: Sequence[Float[Array, 'B N G _']],
+        shift: Float[Array, 'B C'],
+        kernels: Sequence[Float[Array, '3 3 _ D']] = (),
+        *,
+        train: bool,
+    ) -> Float[Array, 'B N G _']:
+        norm, dtype, ends = self.norm, self.dtype, np.cumsum(self.channels)[:-1]
+        of_all = norm.scale, norm.bias, shift, norm.mean.value, norm.var.value
+        of_each = [*zip(arrays, *(jnp.split(vector, ends, axis=-1) for vector in of_all), strict=True)]
+        if not train:
+            y = joined([normalize_shift_activate(*each, dtype=dtype) for each in of_each], -1)
+            return conv3x3(y, joined(kernels, 2)) if kernels else y
+        inputs = [each[:-1] for each in of_each]
+        if kernels:
+            keep = self.keep_inputs, self.keep_activations
+            y, means, variances = activated_conv3x3(inputs, list(kernels), dtype, *keep)
+        else:
+            y, mean, var = batch_norm_shift_activate(*inputs[0], dtype)
+            means, variances = [mean], [var]
+        norm.update(joined(means, 0), joined(variances, 0), arrays[0].size // self.channels[0])
+        return y
 
 
 class ConvBlock(nn.Module):
-    """Two 3×3 convolutions, each after norm, shift and activation, and a shortcut around both."""
+    """Two 3×3 convolutions, each after norm, shift and activation, and a shortcut around both.
 
+    Attributes:
+        inputs: channels of each of its inputs, which stand for one array that has all of them.
+        features: channels of its output.
+        packing: of its inputs and its output.
+        dtype: of the activations.
+        keep: of (its inputs, the activations before the first convolution, those before the second one), whether the
+            backward pass finds them in memory or computes them again.
+    """
+
+    inputs: tuple[int, ...]
     features: int
+    packing: int
     dtype: DTypeLike
+    keep: tuple[bool, bool, bool] = (True, True, True)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'B N F C'], shifts: dict[str, Float[Array, 'B _']], *, train: bool
-    ) -> Float[Array, 'B N F {self.features}']:
-        init = nn.initializers.xavier_uniform()
-        into = x.shape[-1]
-        kernel1 = self.param('conv1', init, (3, 3, into, self.features)).astype(self.dtype)
-        kernel2 = self.param('conv2', init, (3, 3, self.features, self.features)).astype(self.dtype)
-        y = conv3x3(NormShiftActivate(self.dtype, name='norm1')(x, shifts['norm1'], train=train), kernel1)
-        y = checkpoint_name(y, _CONVOLVED)
-        y = conv3x3(NormShiftActivate(self.dtype, name='norm2')(y, shifts['norm2'], train=train), kernel2)
-        if into != self.features:
-            x = _Linear(self.features, self.dtype, name='shortcut')(x)
-        return checkpoint_name(x + y, _CONVOLVED)
+        self,
+        inputs: Sequence[Float[Array, 'B N G _']],
+        shifts: dict[str, Float[Array, 'B _']],
+        then: 'Linear | None' = None,
+        *,
+        train: bool,
+    ) -> Float[Array, 'B N G pD']:
+        """Computes the block, and the 1×1 convolution `then` if one follows it.
+
+        The last operations of the block are linear, so what follows is a matter of other kernels for them.
+        """
+        init, into = nn.initializers.xavier_uniform(), sum(self.inputs)
+        kernel1 = self.param('conv1', init, (3, 3, into, self.features))
+        kernel2 = self.param('conv2', init, (3, 3, self.features, self.features))
+        if then is not None:
+            kernel2 = matmul(kernel2, then.kernel)
+        keep_inputs, *keep_activations = self.keep
+        norm1 = NormShiftActivate(self.inputs, self.dtype, keep_inputs, keep_activations[0], name='norm1')
+        norm2 = NormShiftActivate((self.features,), self.dtype, True, keep_activations[1], name='norm2')
+        kernels1 = [self._packed(kernel) for kernel in self._of_inputs(kernel1)]
+        y = checkpoint_name(norm1(inputs, shifts['norm1'], kernels1, train=train), _CONVOLVED)
+        kernel2 = self._packed(kernel2)
+        if then is not None:
+            kernel2 = maps_first(kernel2, self.packing)
+        y = norm2([y], shifts['norm2'], [kernel2], train=train)
+        if into == self.features:
+            return checkpoint_name(inputs[0] + y, _CONVOLVED)
+        shortcut = _Linear(into, self.features, name='shortcut')()
+        if then is not None:
+            shortcut = Linear(matmul(shortcut.kernel, then.kernel), matmul(shortcut.bias, then.kernel) + then.bias)
+        for x, kernel in zip(inputs, self._of_inputs(shortcut.kernel), strict=True):
+            kernel = pack_conv1x1(kernel, self.packing).astype(self.dtype)
+            y = y + product(x, kernel if then is None else maps_first(kernel, self.packing))
+        bias = tile(shortcut.bias, self.packing).astype(self.dtype)
+        return checkpoint_name(y + (bias if then is None else maps_first(bias, self.packing)), _CONVOLVED)
+
+    def _of_inputs(self, kernel: Float[Array, '... C D']) -> list[Array]:
+        return jnp.split(kernel, np.cumsum(self.inputs)[:-1], axis=-2)
+
+    def _packed(self, kernel: Array) -> Array:
+        return pack_conv3x3(kernel, self.packing).astype(self.dtype)
 
 
 class EncoderBlock(nn.Module):
     """A ConvBlock. Returns its output average-pooled, and as it is for the skip connection."""
 
+    inputs: int
     features: int
+    packing: int
     downsampling: tuple[int, int]
     dtype: DTypeLike
+    keep: tuple[bool, bool, bool] = (True, True, True)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'B N F C'], shifts: dict[str, Float[Array, 'B _']], train: bool
-    ) -> tuple[Float[Array, 'B N_down F_down D'], Float[Array, 'B N F D']]:
-        x = ConvBlock(self.features, self.dtype, name='conv_block')(x, shifts, train=train)
-        return average_pool(x, self.downsampling), x
+        self, x: Float[Array, 'B N G C'], shifts: dict[str, Float[Array, 'B _']], train: bool
+    ) -> tuple[Float[Array, 'B N_down G_down C_down'], Float[Array, 'B N G D']]:
+        block = ConvBlock((self.inputs,), self.features, self.packing, self.dtype, self.keep, name='conv_block')
+        x = block([x], shifts, train=train)
+        return average_pool(x, self.downsampling, self.packing), x
 
 
 class DecoderBlock(nn.Module):
-    """Upsamples, appends the encoder's output of that level and applies a ConvBlock."""
+    """Upsamples, and applies a ConvBlock to that and the encoder's output of that level."""
 
+    inputs: int
     features: int
+    packing: tuple[int, int]
     upsampling: tuple[int, int]
     dtype: DTypeLike
+    keep: tuple[bool, bool, bool] = (True, True, True)
 
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, 'B N F C'],
-        skip: Float[Array, 'B N_up F_up D'],
+        x: Float[Array, 'B N G C'],
+        skip: Float[Array, 'B N_up G_up D'],
         shifts: dict[str, Float[Array, 'B _']],
         train: bool,
-    ) -> Float[Array, 'B N_up F_up D']:
+        then: 'Linear | None',
+    ) -> Float[Array, 'B N_up G_up _']:
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=3)
-        kernel = self.param('upsample', init, (x.shape[-1], *self.upsampling, self.features)).astype(self.dtype)
-        x = upsample(NormShiftActivate(self.dtype, name='norm_up')(x, shifts['norm_up'], train=train), kernel)
-        x = checkpoint_name(x, _CONVOLVED)
-        x = jnp.concatenate([x, skip], axis=-1)
-        return ConvBlock(self.features, self.dtype, name='conv_block')(x, shifts, train=train)
+        kernel = self.param('upsample', init, (self.inputs, *self.upsampling, self.features))
+        x = NormShiftActivate((self.inputs,), self.dtype, name='norm_up')([x], shifts['norm_up'], train=train)
+        x = checkpoint_name(upsample(x, kernel, self.packing), _CONVOLVED)
+        widths = self.features, self.features
+        block = ConvBlock(widths, self.features, self.packing[1], self.dtype, self.keep, name='conv_block')
+        return block([x, skip], shifts, then, train=train)
 
 
 class FiLM(nn.Module):
@@ -172,11 +279,14 @@ class ResUNet30(nn.Module):
         dtype: type of the activations and of the kernels when they are applied. Parameters, statistics and masks are
             float32.
         remat: `none`, `norms` or `blocks`; see `ModelConfig`.
+        lanes: how many channels the hardware computes at once; arrays with fewer are packed (packing.py). It changes
+            how the network is computed, and nothing else. 1: nothing is packed.
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 384, 384)
     dtype: DTypeLike = jnp.float32
     remat: Literal['none', 'norms', 'blocks'] = 'none'
+    lanes: int = 1
 
     @nn.compact
     def __call__(
@@ -216,20 +326,31 @@ class ResUNet30(nn.Module):
             valid = (jnp.arange(n) < frame_count[:, None])[..., None]
             x = jnp.where(valid, x, 0)
         x = jnp.pad(x[..., : f - 1], [(0, 0), (0, -n % TIME_DOWNSAMPLING), (0, 0)])
-        x = _Linear(self.widths[0], self.dtype, name='pre_conv')(x[..., None].astype(self.dtype))
+        packings = _packings(self.lanes, self.widths[0], f - 1)
+        x = _spread(x, _Linear(1, self.widths[0], name='pre_conv')(), packings[0], self.dtype)
 
-        skips = []
+        skips, channels = [], self.widths[0]
         for i, (width, downsampling) in enumerate(zip(self.widths, DOWNSAMPLING, strict=True), 1):
             name = f'encoder_block{i}'
-            x, skip = encoder_block(width, downsampling, self.dtype, name=name)(x, shifts[name], train)
+            keep = _KEPT if i > 1 else _KEPT_OF_FIRST
+            encoder = encoder_block(channels, width, packings[i - 1], downsampling, self.dtype, keep, name=name)
+            x, skip = encoder(x, shifts[name], train)
             skips.append(skip)
-        x = ConvBlock(self.widths[-1], self.dtype, name='bottleneck')(x, shifts['bottleneck'], train=train)
+            channels = width
+        bottleneck = ConvBlock((channels,), channels, packings[-1], self.dtype, name='bottleneck')
+        x = bottleneck([x], shifts['bottleneck'], train=train)
         mirrored = zip(reversed(self.widths), reversed(DOWNSAMPLING), reversed(skips), strict=True)
         for i, (width, upsampling, skip) in enumerate(mirrored, 1):
             name = f'decoder_block{i}'
-            x = decoder_block(width, upsampling, self.dtype, name=name)(x, skip, shifts[name], train)
+            packing = packings[-i], packings[-i - 1]
+            keep = _KEPT if i < len(self.widths) else _KEPT_OF_LAST
+            decoder = decoder_block(channels, width, packing, upsampling, self.dtype, keep, name=name)
+            then = _Linear(width, 3, name='after_conv')() if i == len(self.widths) else None
+            x = decoder(x, skip, shifts[name], train, then)
+            channels = width
 
-        maps = _Linear(3, self.dtype, name='after_conv')(x).astype(jnp.float32)[:, :n]
+        maps = x.reshape(*x.shape[:3], 3, packings[0]).astype(jnp.float32)[:, :n]
+        maps = jnp.moveaxis(maps, 3, -1).reshape(*maps.shape[:2], f - 1, 3)
         mask = complex_mask(maps)
         if valid is not None:
             mask = jnp.where(valid, mask, 0)
@@ -238,17 +359,55 @@ class ResUNet30(nn.Module):
         return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])
 
 
-class _Linear(nn.Module):
+def _packings(lanes: int, channels: int, bins: int) -> list[int]:
+    """Returns the packing of each level; pooling two bins, which are packed together, halves it."""
+    first = packing_of(lanes, channels, bins)
+    packings = [first]
+    for _, bins_pooled in DOWNSAMPLING:
+        packings.append(max(packings[-1] // bins_pooled, 1))
+    return packings
+
+
+class Linear(NamedTuple):
     """A 1×1 convolution with a bias."""
 
+    kernel: Float[Array, 'C D']
+    bias: Float[Array, ' D']
+
+    def packed(self, packing: int, dtype: DTypeLike) -> 'Linear':
+        """Returns the same for packed arrays, in `dtype`."""
+        kernel, bias = pack_conv1x1(self.kernel, packing), tile(self.bias, packing)
+        return Linear(kernel.astype(dtype), bias.astype(dtype))
+
+    def __call__(self, x: Float[Array, '... C']) -> Float[Array, '... D']:
+        return conv1x1(x, self.kernel, self.bias)
+
+
+class _Linear(nn.Module):
+    """Holds the parameters of a `Linear`."""
+
+    inputs: int
     features: int
-    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, '... C']) -> Float[Array, '... {self.features}']:
-        kernel = self.param('kernel', nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return conv1x1(x, kernel.astype(self.dtype), bias.astype(self.dtype))
+    def __call__(self) -> Linear:
+        kernel = self.param('kernel', nn.initializers.xavier_uniform(), (self.inputs, self.features))
+        return Linear(kernel, self.param('bias', nn.initializers.zeros, (self.features,)))
+
+
+def maps_first(x: Float[Array, '*shape D'], packing: int) -> Float[Array, '*shape D']:
+    """Orders packed channels by map, and then by bin, so that the bins of a map are side by side."""
+    return x.reshape(*x.shape[:-1], packing, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _spread(x: Float[Array, 'B N F'], layer: Linear, packing: int, dtype: DTypeLike) -> Float[Array, 'B N G pC']:
+    """Applies the 1×1 convolution of one channel to bins side by side, which gives packed channels."""
+    b, n, f = x.shape
+    if packing == 1:
+        # One multiplication for each result, which XLA does again where it is needed rather than keep the results.
+        return (x[..., None] * layer.kernel[0] + layer.bias).astype(dtype)
+    # A product moves each bin to lanes of its own.
+    return layer.packed(packing, dtype)(x.astype(dtype).reshape(b, n, f // packing, packing))
 
 
 def complex_mask(maps: Float32[Array, '*shape 3']) -> Complex64[Array, '*shape']:

@@ -7,16 +7,18 @@ E embedding size.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Complex64, Float, Float32, Int
 
 from audiosep_jax.audio.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
 from audiosep_jax.models import folded
-from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.folded import Frame, Shifts, Weights
 from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
@@ -38,19 +40,9 @@ class Network:
 
     @functools.cached_property
     def on_all_devices(self) -> tuple[Callable, Weights]:
-        """`_separate_rows` with rows split over all devices of this process, and the weights on each device.
-
-        It uses `shard_map`, because XLA would gather all rows on every device for an FFT.
-        """
+        """`_separate_rows` with rows split over all devices of this process, and the weights on each device."""
         mesh = make_mesh(devices=jax.local_devices())
-        rows, whole = batch_sharded(mesh).spec, replicated(mesh).spec
-        split = jax.shard_map(
-            functools.partial(_separate_rows, self.config),
-            mesh=mesh,
-            in_specs=(whole, rows, rows, rows),
-            out_specs=rows,
-        )
-        return jax.jit(split), jax.device_put(self.weights, replicated(mesh))
+        return _split_over(mesh, self.config), jax.device_put(self.weights, replicated(mesh))
 
     def shifts(self, embedding: Float[np.ndarray, ' E']) -> Shifts:
         """Computes the shifts for a query, for one row."""
@@ -98,6 +90,40 @@ def separate_batch(
         separate, weights = network.on_all_devices
     outputs = np.asarray(separate(weights, *inputs))
     return [output[: len(mixture)].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
+
+
+def lower_separation(config: ModelConfig, mesh: Mesh, rows: int, num_samples: int) -> jax.stages.Lowered:
+    """Lowers what `separate_batch` does for a mesh, whose devices need not be there.
+
+    Args:
+        config: of the model.
+        mesh: the devices, over which the rows are split.
+        rows: B, the number of mixtures.
+        num_samples: of each mixture.
+    """
+
+    def on(sharding: jax.sharding.Sharding, shape: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shape)
+
+    variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
+    weights = on(replicated(mesh), jax.eval_shape(functools.partial(folded.fold, config), variables))
+    samples = (padded_frames(num_samples, config) - 1) * config.hop_size + config.window_size
+    shapes = (
+        jax.ShapeDtypeStruct((rows, samples), jnp.float32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32),
+        jax.ShapeDtypeStruct((rows, config.condition_size), jnp.float32),
+    )
+    return _split_over(mesh, config).lower(weights, *on(batch_sharded(mesh), shapes))
+
+
+def _split_over(mesh: Mesh, config: ModelConfig) -> Any:
+    """`_separate_rows` with rows split over a mesh.
+
+    It uses `shard_map`, because XLA would gather all rows on every device for an FFT.
+    """
+    rows, whole = batch_sharded(mesh).spec, replicated(mesh).spec
+    separate = functools.partial(_separate_rows, config)
+    return jax.jit(jax.shard_map(separate, mesh=mesh, in_specs=(whole, rows, rows, rows), out_specs=rows))
 
 
 def padded_frames(num_samples: int, config: ModelConfig) -> int:

@@ -13,11 +13,22 @@ from audiosep_jax.models import cost
 from audiosep_jax.parallel.launch import Detected
 from audiosep_jax.parallel.mesh import make_mesh
 from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.planning.compiled import Compiled
+from audiosep_jax.training.planning.estimate import compile_for, estimate, largest_batch, usable_memory
+from audiosep_jax.training.planning.topologies import Topology, topology_devices
 from audiosep_jax.training.train import starting_checkpoint
 from audiosep_jax.training.train_step import Program, make_program
 
+_LESS_MEMORY = 'use a smaller --batch-size, --accumulate or --model.remat norms'
 
-def dry_run(config: TrainConfig, launched: Detected | None = None) -> None:
+
+def dry_run(
+    config: TrainConfig,
+    launched: Detected | None = None,
+    *,
+    topology: Topology | None = None,
+    find_batch: bool = False,
+) -> None:
     """Prints mesh, shapes, memory and plan, compiles the step, and prints how much memory the compiler needs.
 
     Nothing is written, except the copy of the data in --stage-dir. Without data, everything is shown except the number
@@ -26,12 +37,14 @@ def dry_run(config: TrainConfig, launched: Detected | None = None) -> None:
     Args:
         config: the run.
         launched: how its processes found each other; None for a single process.
+        topology: devices that this machine need not have, for which the step is compiled; None: those that it has.
+        find_batch: whether to look for the largest batch that fits into their memory.
 
     Raises:
         ConfigError, DataError, EncoderMismatchError, CheckpointError, DownloadError: the run itself would fail at its
             start.
     """
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, topology_devices(topology) if topology else None)
     config.check(mesh)
     program = make_program(config, mesh)
     data, encoder = config.input, None
@@ -40,12 +53,21 @@ def dry_run(config: TrainConfig, launched: Detected | None = None) -> None:
         encoder = encoder_identity(data)
     config.check(mesh, encoder)
     lines = [*_launch(config, program, launched), *_data(config, data, encoder), *_init(config, encoder)]
-    for line in [*lines, *_memory(config, program), *_work(config, mesh)]:
+    for line in [*lines, *_memory(config, program, topology), *_work(config, mesh)]:
         _show(line)
     _show('compiling …')
     started = time.perf_counter()
-    compiled = program.compile_step()
-    _show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
+    if topology is None:
+        compiled = program.compile_step()
+        _show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
+        return
+    step = compile_for(config, topology)
+    _show(f'compiled in {time.perf_counter() - started:.0f} s for {topology}')
+    for line in _reached(config, topology, step):
+        _show(line)
+    if find_batch:
+        clips = largest_batch(config, topology, step, tried=_show_tried)
+        _show(_largest(clips, topology))
 
 
 def _show(line: str) -> None:
@@ -86,7 +108,7 @@ def _init(config: TrainConfig, encoder: dict[str, Any] | None) -> Iterator[str]:
         yield f'init     {checkpoint.path}, step {checkpoint.step}'
 
 
-def _memory(config: TrainConfig, program: Program) -> Iterator[str]:
+def _memory(config: TrainConfig, program: Program, topology: Topology | None) -> Iterator[str]:
     clips = config.batch_size // program.mesh.size // config.accumulate
     memory = cost.training_memory(
         config.model,
@@ -101,7 +123,7 @@ def _memory(config: TrainConfig, program: Program) -> Iterator[str]:
         f'memory   {_size(memory.total)} on each device, estimated: {_size(state)} of weights and optimizer, '
         f'{_size(memory.activations)} of activations ({clips} clips at a time), {_size(memory.workspace)} of workspace'
     )
-    if (limit := _device_memory()) and memory.total > limit:
+    if (limit := usable_memory(topology.chip) if topology else _device_memory()) and memory.total > limit:
         yield (
             f'         more than the {_size(limit)} of the device: use --model.dtype bfloat16, --model.remat norms, '
             '--accumulate or a smaller --batch-size'
@@ -144,9 +166,39 @@ def _compiled(compiled: jax.stages.Compiled) -> str:
     )
 
 
+def _reached(config: TrainConfig, topology: Topology, step: Compiled | None) -> Iterator[str]:
+    usable = usable_memory(topology.chip)
+    if step is None:
+        yield f'         more than the {_size(usable)} of each device: {_LESS_MEMORY}'
+        return
+    found = estimate(config, topology, step)
+    fits = 'it fits' if found.fits else f'too much, {_LESS_MEMORY}'
+    yield f'needs    {_size(step.memory)} of the {_size(usable)} that a program has on each device: {fits}'
+    yield f'         {_size(step.arguments)} of state and batch, {_size(step.temporary)} of workspace'
+    yield f'moves    {_size(step.traffic)} through the memory of each device in a step'
+    per_device = found.clips_per_second / topology.size
+    yield (
+        f'reaches  {found.seconds * 1000:,.0f} ms a step, {found.clips_per_second:,.0f} clips/s '
+        f'({per_device:,.1f} on each device), MFU {found.mfu:.0%}'
+    )
+    hours = config.steps * found.seconds / 3600
+    how = "the compiler's estimate of cycles" if step.cycles else 'a bound, by bytes and bandwidth, operations and peak'
+    yield f'         {config.steps:,} steps in {hours:,.0f} hours, without waiting for data ({how})'
+
+
+def _show_tried(clips: int, memory: float | None) -> None:
+    _show(f'tried    {clips} clips on each device: {_size(memory) if memory else "do not fit"}')
+
+
+def _largest(clips: int, topology: Topology) -> str:
+    if not clips:
+        return 'largest  not even the smallest batch fits'
+    return f'largest  {clips} clips on each device: --batch-size {clips * topology.size}'
+
+
 def _millions(count: int) -> str:
     return f'{count / 1e6:,.1f} M' if count >= 1e6 else f'{count:,}'
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'

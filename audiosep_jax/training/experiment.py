@@ -10,13 +10,14 @@ import jax
 import tyro
 
 from audiosep_jax.data.ahead import is_stuck
-from audiosep_jax.errors import reported
+from audiosep_jax.errors import ConfigError, reported
 from audiosep_jax.parallel.launch import LaunchConfig, ending_together, join
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.system import abandon_threads_at_exit
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.determinism import make_deterministic
 from audiosep_jax.training.dry_run import dry_run
+from audiosep_jax.training.planning.topologies import look_for_no_devices, parse_topology
 from audiosep_jax.training.train import train
 
 
@@ -28,6 +29,16 @@ class Flags:
     launch: Annotated[LaunchConfig, tyro.conf.arg(name='')] = dataclasses.field(default_factory=LaunchConfig)
     dry_run: bool = False
     """Print mesh, shapes, memory and plan, compile the step, and exit."""
+    topology: Annotated[str, tyro.conf.arg(metavar='CHIP:SHAPE')] = ''
+    """With --dry-run: compile for these devices, which this machine need not have: `v5e:16x16`, `h100:8`."""
+    find_batch: bool = False
+    """With --topology: find the largest batch that fits into the memory of each device."""
+
+    def __post_init__(self) -> None:
+        if self.topology and not self.dry_run:
+            raise ConfigError('--topology is for --dry-run: nothing can run on devices that are not there')
+        if self.find_batch and not self.topology:
+            raise ConfigError('--find-batch needs --dry-run and --topology')
 
 
 def run_experiment(default: Callable[[], TrainConfig], program: str, description: str | None) -> None:
@@ -47,6 +58,11 @@ def run_experiment(default: Callable[[], TrainConfig], program: str, description
     with _abandoning_threads(), reported(program):
         flags = tyro.cli(Flags, default=Flags(default()), description=description)
         enable_compilation_cache()
+        if flags.topology:
+            topology = parse_topology(flags.topology)
+            look_for_no_devices()
+            dry_run(flags.config, topology=topology, find_batch=flags.find_batch)
+            return
         if flags.config.deterministic:
             make_deterministic()
         launched = join(flags.launch)

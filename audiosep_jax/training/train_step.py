@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32
 from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.segments import MAX_LABELS
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
+from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.parallel.mesh import batch_sharded, by_clip, replicated, state_shardings
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.losses import l1_waveform
@@ -101,7 +102,8 @@ def make_train_step(
         mesh: the devices over which the state is split (`parallel.mesh.state_shardings`). Weights are gathered for the
             step, and gradients are split again before the optimizer, so each device updates its own part.
     """
-    model = AudioSep(config) if mesh is None else AudioSep(config, by_clip(mesh))
+    lanes = lanes_of(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
+    model = AudioSep(config, lanes=lanes) if mesh is None else AudioSep(config, by_clip(mesh), lanes)
 
     def loss_fn(
         params: Any,
@@ -236,8 +238,12 @@ class Program:
         begin = jax.jit(lambda values: state_from_variables(values, optimizer, ema=ema), out_shardings=shardings)
         return begin(jax.tree.map(np.asarray, variables))
 
-    def compile_step(self) -> jax.stages.Compiled:
-        """Returns the compiled step, (state, batch) -> (state, metrics). It reuses the memory of the state it gets."""
+    def compile_step(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+        """Returns the compiled step, (state, batch) -> (state, metrics). It reuses the memory of the state it gets.
+
+        Args:
+            options: the compiler's, by name.
+        """
         config = self.config
         step = make_train_step(
             config.model,
@@ -251,7 +257,7 @@ class Program:
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(self.mesh)))
-        return jitted.lower(self.state, self.batch).compile()
+        return jitted.lower(self.state, self.batch).compile(options)
 
 
 def make_program(config: TrainConfig, mesh: Mesh) -> Program:

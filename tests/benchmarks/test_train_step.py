@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import numpy as np
 import pytest
 from support.paths import ROOT
@@ -29,6 +30,20 @@ def test_the_network_in_pytorch_is_ours(benchmark, size):
     differences = benchmark.difference_of_outputs(size)
     assert set(differences) == {'DFT matrices', 'torch.stft'}
     assert all(0 < difference < 1e-4 for difference in differences.values())
+
+
+def test_gradients_that_jax_derives(benchmark):
+    """Every gradient of our own is left out, whatever function has it."""
+
+    @jax.custom_vjp
+    def square(x):
+        return x * x
+
+    square.defvjp(lambda x: (x * x, None), lambda _, g: (0 * g,))
+    assert jax.grad(square)(3.0) == 0
+    with benchmark.derived_gradients():
+        assert jax.grad(square)(3.0) == 6
+    assert jax.grad(square)(3.0) == 0
 
 
 def test_pytorch_s_step_trains(benchmark, size):

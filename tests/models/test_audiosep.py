@@ -104,7 +104,8 @@ def test_remat_changes_memory_and_nothing_else(variables):
 
     (plain, all_of_it), *others = (gradient(remat) for remat in ('none', 'norms', 'blocks'))
     norms, blocks = (kept for _, kept in others)
-    assert blocks < norms < all_of_it / 2
+    # What is at the full resolution is computed again in any case.
+    assert blocks < norms < 0.75 * all_of_it
     # Recomputed sums are fused and rounded differently, so the tolerance is that for the original's gradients. The
     # gradient of some biases before a norm is rounding only.
     rounding = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(plain))

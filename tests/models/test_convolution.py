@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from audiosep_jax.models import convolution, resunet
+from audiosep_jax.models import convolution
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv3x3, upsample
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
@@ -90,7 +90,7 @@ def test_bfloat16_sums_in_float32():
 def test_gradients_of_a_product(dtype):
     x, kernel, g = arrays((2, 3, 5, 4), (4, 6), (2, 3, 5, 6), dtype=dtype)
     theirs = gradients(convolution.matmul, x, kernel, g)
-    for ours, expected in zip(gradients(convolution._product, x, kernel, g), theirs, strict=True):
+    for ours, expected in zip(gradients(convolution.product, x, kernel, g), theirs, strict=True):
         assert_close(ours, expected, 1e-6 if dtype == jnp.float32 else 2**-7)
 
 
@@ -136,8 +136,7 @@ def test_the_network_s_gradients_are_those_that_jax_derives(monkeypatch):
         return jnp.mean((out - targets) ** 2)
 
     ours = jax.jit(jax.grad(loss))(variables['params'])
-    monkeypatch.setattr(resunet, 'conv3x3', plain)
-    monkeypatch.setattr(convolution, '_product', convolution.matmul)
+    monkeypatch.setattr(jax.custom_vjp, '__call__', lambda function, *arguments: function.fun(*arguments))
     derived = jax.jit(jax.grad(lambda params: loss(params)))(variables['params'])
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(derived))
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(derived), strict=True):

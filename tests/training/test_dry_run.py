@@ -43,7 +43,7 @@ def test_full_size_on_eight_devices(uncompiled, capsys):
         'embeddings float32 [96, 512], [12, 512] on each device',
         '128.2 M numbers, 99.9% of them split over fsdp',
         'none given: --data DIR',
-        '8.6 GB of activations (12 clips at a time)',  # 0.72 GB a clip
+        '6.2 GB of activations (12 clips at a time)',  # 0.52 GB a clip
         '700 GFLOP a clip, 1,000,000 steps, 96.0 M clips',
         '200 checkpoints, every 5,000 steps; kept: the newest 2, and the best',
     ):

@@ -1,0 +1,163 @@
+"""Batch norm, the shift by the query and the activation as one operation, whose gradient keeps nothing but its input.
+
+Letters: B clips, C channels, p packing (see packing.py). An array is [B, …, p·C].
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from audiosep_jax.models.packing import tile, untile_sum
+
+NormInputs = tuple[Array, Array, Array, Array, Array]  # x, scale, bias, shift and center
+Saved = tuple[Array, Array, Array, Array, Array]  # see norm_gradients
+
+NORM_EPSILON = 1e-5
+LEAKY_SLOPE = 0.01
+
+
+def normalize_shift_activate(
+    x: Float[Array, 'B *positions pC'],
+    scale: Float[Array, ' C'],
+    bias: Float[Array, ' C'],
+    shift: Float[Array, 'B C'],
+    mean: Float[Array, ' C'],
+    var: Float[Array, ' C'],
+    *,
+    dtype: DTypeLike,
+) -> Float[Array, 'B *positions pC']:
+    """leaky_relu((x - mean) / sqrt(var + epsilon) * scale + bias + shift), in `dtype`, with the given statistics."""
+    scale = scale * lax.rsqrt(var + NORM_EPSILON)
+    return _leaky_relu(_affine(x, scale, bias + shift, mean)).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def batch_norm_shift_activate(
+    x: Float[Array, 'B *positions pC'],
+    scale: Float[Array, ' C'],
+    bias: Float[Array, ' C'],
+    shift: Float[Array, 'B C'],
+    center: Float[Array, ' C'],
+    dtype: DTypeLike,
+    keep_x: bool = True,
+) -> tuple[Float[Array, 'B *positions pC'], Float[Array, ' C'], Float[Array, ' C']]:
+    """Does the same with the statistics of the batch, and returns the mean and the (biased) variance as well.
+
+    JAX's own gradient would keep the normalized input, the activation's sign and more; this one keeps x and computes
+    the rest again, which is arithmetic on what it reads anyway.
+
+    Args:
+        x: any number of axes between clips and channels.
+        scale: of the batch norm.
+        bias: of the batch norm.
+        shift: of the query.
+        center: values near the means. Mean and variance are computed in one pass from x - center; without it the
+            variance E[x²] - E[x]² would lose digits where the mean is large. The result does not depend on it.
+        dtype: of the output.
+        keep_x: whether x is kept for the gradient as it is. Otherwise XLA may compute it again.
+    """
+    return normalized((x, scale, bias, shift, center), dtype)[:3]
+
+
+def normalized(inputs: NormInputs, dtype: DTypeLike) -> tuple[Array, Array, Array, Saved]:
+    """Returns output, mean and variance, and what `norm_gradients` needs."""
+    x, scale, bias, shift, center = inputs
+    mean, var = batch_statistics(x, center)
+    saved = (x, scale, bias + shift, mean, lax.rsqrt(var + NORM_EPSILON))
+    return activated(saved, dtype), mean, var, saved
+
+
+def activated(saved: Saved, dtype: DTypeLike) -> Array:
+    """Computes the output from what `norm_gradients` needs."""
+    x, scale, shift, mean, inverse = saved
+    return _leaky_relu(_affine(x, scale * inverse, shift, mean)).astype(dtype)
+
+
+def batch_statistics(
+    x: Float[Array, 'B *positions pC'], center: Float[Array, ' C']
+) -> tuple[Float[Array, ' C'], Float[Array, ' C']]:
+    """Computes mean and biased variance of each channel in one pass; see `batch_norm_shift_activate`."""
+    packing, axes = _packing(x, center), tuple(range(x.ndim - 1))
+    count = x.size // center.size
+    centered = x.astype(jnp.float32) - tile(center, packing)
+    offset = untile_sum(jnp.sum(centered, axes), packing) / count
+    square = untile_sum(jnp.sum(jnp.square(centered), axes), packing) / count
+    return center + offset, jnp.maximum(square - jnp.square(offset), 0)
+
+
+def _forward(x, scale, bias, shift, center, dtype, keep_x):
+    y, mean, var, saved = normalized((x, scale, bias, shift, center), dtype)
+    return (y, mean, var), saved
+
+
+def _backward(dtype, keep_x, saved, gradients):
+    # Statistics are for the running averages, which have no gradient.
+    return (*norm_gradients(saved, gradients[0], keep_x), jnp.zeros_like(saved[3]))
+
+
+batch_norm_shift_activate.defvjp(_forward, _backward)
+
+
+def norm_gradients(saved: Saved, g: Array, keep_x: bool) -> tuple[Array, Array, Array, Array]:
+    """Returns the gradients of x, scale, bias and shift from the output's.
+
+    Args:
+        saved: x; scale [C], bias + shift [B, C], mean [C] and 1 / sqrt(var + epsilon) [C].
+        g: the gradient of the output.
+        keep_x: see `batch_norm_shift_activate`.
+    """
+    x, *vectors = saved
+    channels = vectors[0].size
+    packing, positions, count = x.shape[-1] // channels, tuple(range(1, x.ndim - 1)), x.size // channels
+
+    def before_activation(x, scale, shift, mean, inverse):
+        """The gradient before the activation, and x - mean."""
+        wide = g.astype(jnp.float32)
+        wide = jnp.where(_affine(x, scale * inverse, shift, mean) >= 0, wide, LEAKY_SLOPE * wide)
+        return wide, x.astype(jnp.float32) - tile(mean, packing)
+
+    def after(others):
+        """Keeps XLA from noticing that it compares the same numbers with 0 as before.
+
+        It would store what it found then, which is as large as x.
+        """
+        if keep_x:
+            return lax.optimization_barrier((others, x, vectors))
+        others, again = lax.optimization_barrier((others, vectors))
+        return others, x, again
+
+    _, x_again, vectors_again = after(())
+    before, centered = before_activation(x_again, *vectors_again)
+    # Sums of frames first, and both of the same axes: one pass computes both, at every size of the array.
+    sums = lax.optimization_barrier((jnp.sum(before, positions[1:]), jnp.sum(before * centered, positions[1:])))
+    sums, x_again, vectors_again = after(sums)
+    scale, _, _, inverse = vectors_again
+    dshift, products = (untile_sum(each.sum(1), packing) for each in sums)
+    dbias, dscale = dshift.sum(0), products.sum(0) * inverse
+    # x has a gradient by itself and through both statistics.
+    before, centered = before_activation(x_again, *vectors_again)
+    before = before - tile(dbias / count, packing) - centered * tile(dscale * inverse / count, packing)
+    dx = tile(scale * inverse, packing) * before
+    return dx.astype(x.dtype), dscale, dbias, dshift
+
+
+def _affine(x: Array, scale: Array, shift: Array, mean: Array) -> Array:
+    """(x - mean) * scale + shift in float32, with a shift [B, C] for each clip.
+
+    x is centered before it is scaled: in x * scale + (shift - mean * scale) large numbers would cancel.
+    """
+    packing = _packing(x, scale)
+    shift = jnp.expand_dims(tile(shift, packing), tuple(range(1, x.ndim - 1)))
+    return (x.astype(jnp.float32) - tile(mean, packing)) * tile(scale, packing) + shift
+
+
+def _leaky_relu(x: Array) -> Array:
+    return jnp.where(x >= 0, x, LEAKY_SLOPE * x)
+
+
+def _packing(x: Array, channels: Array) -> int:
+    return x.shape[-1] // channels.size

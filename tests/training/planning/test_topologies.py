@@ -1,0 +1,80 @@
+"""What a topology is called, and what is said where its compiler is missing."""
+
+import importlib.util
+
+import pytest
+
+from audiosep_jax.errors import ConfigError
+from audiosep_jax.models.cost import DEVICES
+from audiosep_jax.training.planning import topologies
+from audiosep_jax.training.planning.topologies import compiler_options, parse_topology, topology_devices
+
+has_tpu_compiler = importlib.util.find_spec('libtpu') is not None
+
+
+def test_names_and_shapes():
+    slice_ = parse_topology('v5e:16x16')
+    assert (slice_.chip.names[0], slice_.shape, slice_.size, str(slice_)) == ('TPU v5 lite', (16, 16), 256, 'v5e:16x16')
+    assert parse_topology(' H100:8 ').size == 8
+    assert {device.topology for device in DEVICES if device.topology} == {
+        *('v4', 'v5e', 'v5p', 'v6e'),
+        *('a100', 'h100', 'h200', 'b200'),
+    }
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('v5e', "'v5e' is not CHIP:SHAPE, such as v5e:16x16 or h100:8"),
+        ('v9:2x2', "there is no chip 'v9'; choose one of a100, h100, h200, b200, v4, v5e, v5p, v6e"),
+        ('v5e:8', 'the shape of v5e is written like v5e:4x4'),
+        ('v4:4x4', 'the shape of v4 is written like v4:4x4x4'),
+        ('h100:2x4', 'the shape of h100 is written like h100:8'),
+        ('v5e:32x32', 'v5e comes in 1 to 256 chips'),
+        ('h100:0', 'h100 comes in 1 to'),
+    ],
+)
+def test_what_is_no_topology_is_refused_in_one_line(text, message):
+    with pytest.raises(ConfigError, match=f'^--topology .*{message}') as refused:
+        parse_topology(text)
+    assert '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'remedy'),
+    [('v5e:2x4', "pip install 'audiosep_jax[aot]'"), ('h100:8', "pip install 'audiosep_jax[cuda12]'")],
+)
+def test_a_missing_compiler_is_named(text, remedy, monkeypatch):
+    monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match='needs the compiler') as refused:
+        topology_devices(parse_topology(text))
+    assert remedy in str(refused.value)
+
+
+def test_gpus_of_several_hosts_come_in_eights(monkeypatch):
+    monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda name: object())
+    with pytest.raises(ConfigError, match='above 8 GPUs, use a multiple of 8'):
+        topology_devices(parse_topology('h100:12'))
+
+
+def test_nothing_is_timed_on_a_gpu_that_is_not_there():
+    assert compiler_options(parse_topology('v5e:2x4')) == {}
+    options = compiler_options(parse_topology('h200:1'))
+    assert options['xla_gpu_autotune_level'] == 0
+    assert options['xla_gpu_enable_triton_gemm'] is False
+
+
+@pytest.mark.skipif(not has_tpu_compiler, reason='libtpu is not installed')
+@pytest.mark.parametrize(('text', 'count'), [('v5e:16x16', 256), ('v4:2x2x2', 8), ('v5p:2x2x1', 4), ('v6e:1x1', 1)])
+def test_the_devices_of_slices(text, count):
+    topology = parse_topology(text)
+    devices = topology_devices(topology)
+    assert len(devices) == count
+    assert {device.device_kind for device in devices} <= set(topology.chip.names)
+
+
+@pytest.mark.skipif(not has_tpu_compiler, reason='libtpu is not installed')
+def test_a_slice_that_does_not_exist_is_one_line():
+    with pytest.raises(ConfigError, match=r'^--topology v5e:3x2: ') as refused:
+        topology_devices(parse_topology('v5e:3x2'))
+    assert '\n' not in str(refused.value)
