@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from audiosep_jax.models.convolution import conv3x3_gradients, joined, native_conv3x3
-from audiosep_jax.models.normalization import NormInputs, Saved, activated, norm_gradients, normalized
+from audiosep_jax.models.normalization import NormInputs, Saved, activated, behind_barrier, norm_gradients, normalized
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -64,20 +64,16 @@ def _backward(dtype, keep_inputs, keep_activations, saved, gradients):
     g = gradients[0]  # the statistics are for the running averages, which have no gradient
     if not keep_activations:
         # The barrier has them computed again, and not before their gradient is there.
-        again, g = _after(norms, g, keep_inputs)
-        y = joined([activated(norm, dtype) for norm in again], -1)
+        activations = []
+        for norm in norms:
+            again, g = behind_barrier(norm, g, keep_inputs)
+            activations.append(activated(again, dtype))
+        y = joined(activations, -1)
     dys, dkernels = conv3x3_gradients(y, kernels, g)
     dnorms = []
     for norm, dy in zip(norms, dys, strict=True):
         dnorms.append((*norm_gradients(norm, dy, keep_inputs), jnp.zeros_like(norm[3])))
     return dnorms, dkernels
-
-
-def _after(norms: list[Saved], g: Array, keep_inputs: bool) -> tuple[list[Saved], Array]:
-    if keep_inputs:
-        return lax.optimization_barrier((norms, g))
-    vectors, g = lax.optimization_barrier(([norm[1:] for norm in norms], g))
-    return [(norm[0], *rest) for norm, rest in zip(norms, vectors, strict=True)], g
 
 
 activated_conv3x3.defvjp(_forward, _backward)

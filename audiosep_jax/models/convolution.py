@@ -52,14 +52,17 @@ def native_conv3x3(
     x: Float[Array, 'B N F C'], kernel: Float[Array, '3 3 C D'], *, frame_padding: int = 1
 ) -> Float[Array, 'B N-2+2*{frame_padding} F D']:
     """Does the same as `conv3x3` by XLA's convolution alone, derivatives included."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((frame_padding, frame_padding), (1, 1)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=_precision(x),
-    )
+    return _convolve(x, kernel, padding=((frame_padding, frame_padding), (1, 1)))
+
+
+def _convolve(
+    x: Float[Array, 'B N F C'],
+    kernel: Float[Array, 's t C D'],
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+) -> Float[Array, 'B N_out F_out D']:
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=layout, precision=_precision(x))
 
 
 def conv3x3_gradients(
@@ -137,23 +140,22 @@ def product(x: Array, kernel: Array) -> Array:
 
     JAX would write it with the factors swapped, and XLA for the CPU would then make transposed copies of both.
     """
-    if kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4:
-        return _as_convolution(x, kernel)
-    return matmul(x, kernel)
+    return _narrow_product(x, kernel) if _is_narrow(x, kernel) else matmul(x, kernel)
 
 
-def _as_convolution(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Float[Array, 'B N F D']:
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(
-        x, kernel[None, None], (1, 1), 'VALID', dimension_numbers=layout, precision=_precision(x)
-    )
+def _is_narrow(x: Array, kernel: Array) -> bool:
+    return kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4
+
+
+def _narrow_product(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Float[Array, 'B N F D']:
+    """XLA for GPUs pads the results of products to eight channels; those of convolutions need not be."""
+    return _convolve(x, kernel[None, None])
 
 
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    if kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4:
-        # XLA for GPUs pads the results of products to eight channels; convolutions need not be.
-        (dkernel,) = jax.linear_transpose(lambda kernel: _as_convolution(x, kernel), kernel)(g)
+    if _is_narrow(x, kernel):
+        (dkernel,) = jax.linear_transpose(lambda kernel: _narrow_product(x, kernel), kernel)(g)
         # Written out, XLA computes it where it is needed rather than keep it in memory.
         parts = (g[..., i : i + 1].astype(jnp.float32) * kernel[:, i].astype(jnp.float32) for i in range(g.shape[-1]))
         return functools.reduce(jnp.add, parts).astype(x.dtype), dkernel
@@ -220,8 +222,7 @@ def _upsample_by_convolution(x: Array, kernel: Array, channels: int) -> Array:
 def _strided(y: Float[Array, 'B N_up G_up D'], kernel: Float[Array, 'C s tD'], channels: int) -> Array:
     """The convolution of which `upsample` is the transpose."""
     taps = _taps(kernel, channels)
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(y, taps, taps.shape[:2], 'VALID', dimension_numbers=layout, precision=_precision(y))
+    return _convolve(y, taps, stride=taps.shape[:2])
 
 
 def _taps(kernel: Float[Array, 'C s tD'], channels: int) -> Float[Array, 's t D C']:
@@ -289,10 +290,7 @@ def _mean_by_convolution(x: Array, window: tuple[int, int], packing: int) -> Arr
         taps, stride = np.repeat(mean, s, axis=0), (s, 1)
     else:
         taps, stride = np.broadcast_to(np.eye(width) / (s * t), (s, t, width, width)), window
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(
-        x, jnp.asarray(taps, x.dtype), stride, 'VALID', dimension_numbers=layout, precision=_precision(x)
-    )
+    return _convolve(x, jnp.asarray(taps, x.dtype), stride)
 
 
 def _pooled_width(window: tuple[int, int], packing: int, width: int) -> int:

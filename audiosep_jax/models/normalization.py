@@ -4,6 +4,7 @@ Letters: B clips, C channels, p packing (see packing.py). An array is [B, …, p
 """
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from audiosep_jax.models.packing import tile, untile_sum
 
 NormInputs = tuple[Array, Array, Array, Array, Array]  # x, scale, bias, shift and center
 Saved = tuple[Array, Array, Array, Array, Array]  # see norm_gradients
+T = TypeVar('T')
 
 NORM_EPSILON = 1e-5
 LEAKY_SLOPE = 0.01
@@ -31,8 +33,7 @@ def normalize_shift_activate(
     dtype: DTypeLike,
 ) -> Float[Array, 'B *positions pC']:
     """leaky_relu((x - mean) / sqrt(var + epsilon) * scale + bias + shift), in `dtype`, with the given statistics."""
-    scale = scale * lax.rsqrt(var + NORM_EPSILON)
-    return _leaky_relu(_affine(x, scale, bias + shift, mean)).astype(dtype)
+    return activated((x, scale, bias + shift, mean, lax.rsqrt(var + NORM_EPSILON)), dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -73,8 +74,8 @@ def normalized(inputs: NormInputs, dtype: DTypeLike) -> tuple[Array, Array, Arra
 
 def activated(saved: Saved, dtype: DTypeLike) -> Array:
     """Computes the output from what `norm_gradients` needs."""
-    x, scale, shift, mean, inverse = saved
-    return _leaky_relu(_affine(x, scale * inverse, shift, mean)).astype(dtype)
+    z = _before_activation(*saved)
+    return jnp.where(z >= 0, z, LEAKY_SLOPE * z).astype(dtype)
 
 
 def batch_statistics(
@@ -110,53 +111,56 @@ def norm_gradients(saved: Saved, g: Array, keep_x: bool) -> tuple[Array, Array, 
         g: the gradient of the output.
         keep_x: see `batch_norm_shift_activate`.
     """
-    x, *vectors = saved
-    channels = vectors[0].size
+    x, channels = saved[0], saved[1].size
     packing, positions, count = x.shape[-1] // channels, tuple(range(1, x.ndim - 1)), x.size // channels
 
-    def before_activation(x, scale, shift, mean, inverse):
+    def before_activation(saved: Saved) -> tuple[Array, Array]:
         """The gradient before the activation, and x - mean."""
+        x, _, _, mean, _ = saved
         wide = g.astype(jnp.float32)
-        wide = jnp.where(_affine(x, scale * inverse, shift, mean) >= 0, wide, LEAKY_SLOPE * wide)
+        wide = jnp.where(_before_activation(*saved) >= 0, wide, LEAKY_SLOPE * wide)
         return wide, x.astype(jnp.float32) - tile(mean, packing)
 
-    def after(others):
-        """Keeps XLA from noticing that it compares the same numbers with 0 as before.
-
-        It would store what it found then, which is as large as x.
-        """
-        if keep_x:
-            return lax.optimization_barrier((others, x, vectors))
-        others, again = lax.optimization_barrier((others, vectors))
-        return others, x, again
-
-    _, x_again, vectors_again = after(())
-    before, centered = before_activation(x_again, *vectors_again)
+    # Without the barriers XLA would notice that it compares the same numbers with 0 as before, and store what it found
+    # then, which is as large as x.
+    again, _ = behind_barrier(saved, (), keep_x)
+    before, centered = before_activation(again)
     # Sums of frames first, and both of the same axes: one pass computes both, at every size of the array.
     sums = lax.optimization_barrier((jnp.sum(before, positions[1:]), jnp.sum(before * centered, positions[1:])))
-    sums, x_again, vectors_again = after(sums)
-    scale, _, _, inverse = vectors_again
+    again, sums = behind_barrier(saved, sums, keep_x)
+    _, scale, _, _, inverse = again
     dshift, products = (untile_sum(each.sum(1), packing) for each in sums)
     dbias, dscale = dshift.sum(0), products.sum(0) * inverse
     # x has a gradient by itself and through both statistics.
-    before, centered = before_activation(x_again, *vectors_again)
+    before, centered = before_activation(again)
     before = before - tile(dbias / count, packing) - centered * tile(dscale * inverse / count, packing)
     dx = tile(scale * inverse, packing) * before
     return dx.astype(x.dtype), dscale, dbias, dshift
 
 
-def _affine(x: Array, scale: Array, shift: Array, mean: Array) -> Array:
-    """(x - mean) * scale + shift in float32, with a shift [B, C] for each clip.
+def behind_barrier(saved: Saved, others: T, keep_x: bool) -> tuple[Saved, T]:
+    """Returns the same values. For XLA, what is computed from them is new, and needs all of them first.
 
-    x is centered before it is scaled: in x * scale + (shift - mean * scale) large numbers would cancel.
+    Args:
+        saved: what `norm_gradients` takes.
+        others: any arrays.
+        keep_x: whether x is behind the barrier as well, and therefore kept as it is.
     """
-    packing = _packing(x, scale)
+    if keep_x:
+        return lax.optimization_barrier((saved, others))
+    x, *vectors = saved
+    (scale, shift, mean, inverse), others = lax.optimization_barrier((vectors, others))
+    return (x, scale, shift, mean, inverse), others
+
+
+def _before_activation(x: Array, scale: Array, shift: Array, mean: Array, inverse: Array) -> Array:
+    """(x - mean) * scale * inverse + shift in float32, with a shift [B, C] for each clip.
+
+    x is centered before it is scaled: in x * a + (shift - mean * a) large numbers would cancel.
+    """
+    packing, scale = _packing(x, scale), scale * inverse
     shift = jnp.expand_dims(tile(shift, packing), tuple(range(1, x.ndim - 1)))
     return (x.astype(jnp.float32) - tile(mean, packing)) * tile(scale, packing) + shift
-
-
-def _leaky_relu(x: Array) -> Array:
-    return jnp.where(x >= 0, x, LEAKY_SLOPE * x)
 
 
 def _packing(x: Array, channels: Array) -> int:

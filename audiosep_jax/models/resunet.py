@@ -57,15 +57,21 @@ class BatchNorm(nn.Module):
             # In two passes, because E[x²] − E[x]² loses digits where the mean is large, as it is for spectrogram bins.
             var = jnp.mean(jnp.square(x - mean), axes)
             if not self.is_initializing():
-                count = x.size // channels
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = _NORM_MOMENTUM * running_mean.value + (1 - _NORM_MOMENTUM) * mean
-                running_var.value = _NORM_MOMENTUM * running_var.value + (1 - _NORM_MOMENTUM) * unbiased
+                _move_statistics(running_mean, running_var, mean, var, x.size // channels)
         else:
             mean, var = running_mean.value, running_var.value
         # x is centered before it is scaled: in x * a + (bias - mean * a) the gradients of scale and mean would be
         # differences of large sums, and ten training steps would drift 5 % from the original's instead of 1 %.
         return (x - mean) * (scale * jax.lax.rsqrt(var + NORM_EPSILON)) + bias
+
+
+def _move_statistics(
+    running_mean: nn.Variable, running_var: nn.Variable, mean: Float[Array, ' C'], var: Float[Array, ' C'], count: int
+) -> None:
+    """Moves running statistics towards mean and biased variance of a batch with `count` numbers a channel."""
+    unbiased = var * (count / max(count - 1, 1))
+    running_mean.value = _NORM_MOMENTUM * running_mean.value + (1 - _NORM_MOMENTUM) * mean
+    running_var.value = _NORM_MOMENTUM * running_var.value + (1 - _NORM_MOMENTUM) * unbiased
 
 
 class _Norm(nn.Module):
@@ -82,9 +88,7 @@ class _Norm(nn.Module):
     def update(self, mean: Float[Array, ' C'], var: Float[Array, ' C'], count: int) -> None:
         """Moves the running statistics towards those of a batch with `count` numbers a channel."""
         if not self.is_initializing():
-            unbiased = var * (count / max(count - 1, 1))
-            self.mean.value = _NORM_MOMENTUM * self.mean.value + (1 - _NORM_MOMENTUM) * mean
-            self.var.value = _NORM_MOMENTUM * self.var.value + (1 - _NORM_MOMENTUM) * unbiased
+            _move_statistics(self.mean, self.var, mean, var, count)
 
 
 class NormShiftActivate(nn.Module):
@@ -174,20 +178,20 @@ class ConvBlock(nn.Module):
         norm2 = NormShiftActivate((self.features,), self.dtype, True, keep_activations[1], name='norm2')
         kernels1 = [self._packed(kernel) for kernel in self._of_inputs(kernel1)]
         y = checkpoint_name(norm1(inputs, shifts['norm1'], kernels1, train=train), _CONVOLVED)
-        kernel2 = self._packed(kernel2)
-        if then is not None:
-            kernel2 = maps_first(kernel2, self.packing)
-        y = norm2([y], shifts['norm2'], [kernel2], train=train)
+
+        def in_order(of_outputs: Array) -> Array:
+            return of_outputs if then is None else maps_first(of_outputs, self.packing)
+
+        y = norm2([y], shifts['norm2'], [in_order(self._packed(kernel2))], train=train)
         if into == self.features:
             return checkpoint_name(inputs[0] + y, _CONVOLVED)
         shortcut = _Linear(into, self.features, name='shortcut')()
         if then is not None:
             shortcut = Linear(matmul(shortcut.kernel, then.kernel), matmul(shortcut.bias, then.kernel) + then.bias)
         for x, kernel in zip(inputs, self._of_inputs(shortcut.kernel), strict=True):
-            kernel = pack_conv1x1(kernel, self.packing).astype(self.dtype)
-            y = y + product(x, kernel if then is None else maps_first(kernel, self.packing))
+            y = y + product(x, in_order(pack_conv1x1(kernel, self.packing).astype(self.dtype)))
         bias = tile(shortcut.bias, self.packing).astype(self.dtype)
-        return checkpoint_name(y + (bias if then is None else maps_first(bias, self.packing)), _CONVOLVED)
+        return checkpoint_name(y + in_order(bias), _CONVOLVED)
 
     def _of_inputs(self, kernel: Float[Array, '... C D']) -> list[Array]:
         return jnp.split(kernel, np.cumsum(self.inputs)[:-1], axis=-2)

@@ -107,9 +107,8 @@ def lower_separation(config: ModelConfig, mesh: Mesh, rows: int, num_samples: in
 
     variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
     weights = on(replicated(mesh), jax.eval_shape(functools.partial(folded.fold, config), variables))
-    samples = (padded_frames(num_samples, config) - 1) * config.hop_size + config.window_size
     shapes = (
-        jax.ShapeDtypeStruct((rows, samples), jnp.float32),
+        jax.ShapeDtypeStruct((rows, _padded_samples(num_samples, config)), jnp.float32),
         jax.ShapeDtypeStruct((rows,), jnp.int32),
         jax.ShapeDtypeStruct((rows, config.condition_size), jnp.float32),
     )
@@ -131,12 +130,16 @@ def padded_frames(num_samples: int, config: ModelConfig) -> int:
     return -(-num_frames(num_samples, config.hop_size) // TIME_DOWNSAMPLING) * TIME_DOWNSAMPLING
 
 
+def _padded_samples(num_samples: int, config: ModelConfig) -> int:
+    return (padded_frames(num_samples, config) - 1) * config.hop_size + config.window_size
+
+
 def _pad(
     mixtures: list[Float32[np.ndarray, '...']], config: ModelConfig
 ) -> tuple[Float32[np.ndarray, 'B ...'], Int[np.ndarray, ' B']]:
     """Pads mixtures [..., T_i] of one padded shape by reflection at both ends, and counts their frames."""
     window, hop = config.window_size, config.hop_size
-    samples = (padded_frames(mixtures[0].shape[-1], config) - 1) * hop + window
+    samples = _padded_samples(mixtures[0].shape[-1], config)
     padded = np.zeros((len(mixtures), *mixtures[0].shape[:-1], samples), np.float32)
     counts = np.empty(len(mixtures), np.int32)
     for row, mixture in enumerate(mixtures):

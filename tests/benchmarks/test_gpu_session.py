@@ -39,12 +39,10 @@ sys.meta_path.insert(0, OnlyThese())
 
 
 @pytest.fixture(scope='module')
-def session():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
+def session(benchmarks_on_path):
     import gpu_session
 
-    yield gpu_session
-    sys.path.pop(0)
+    return gpu_session
 
 
 @pytest.fixture(scope='module')

@@ -1,11 +1,8 @@
 """The pieces of benchmarks/train_step.py, small: PyTorch's network is ours, and each row is what it says."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
-from support.paths import ROOT
 
 from audiosep_jax.models import cost
 
@@ -13,12 +10,10 @@ torch = pytest.importorskip('torch', reason='compares with PyTorch: pip install 
 
 
 @pytest.fixture(scope='module')
-def benchmark():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
+def benchmark(benchmarks_on_path):
     import train_step
 
-    yield train_step
-    sys.path.pop(0)
+    return train_step
 
 
 @pytest.fixture(scope='module')

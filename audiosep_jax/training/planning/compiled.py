@@ -129,18 +129,16 @@ def entry_instructions(text: str) -> Iterator[Instruction]:
         operands = _NAME.findall(arguments[: _closing(arguments)])
         target = re.search(r'custom_call_target="([^"]+)"', rest)
         result = _without_workspace(shape) if target else shape
-        if opcode[1].endswith('-start'):
-            result = ''  # it names its operands once more
-        moved = _bytes(result) + sum(_bytes(shapes.get(operand, '')) for operand in operands)
-        if opcode[1].endswith('-start'):
-            moved *= 2
+        read = sum(_bytes(shapes.get(operand, '')) for operand in operands)
+        # The result of `…-start` names the operands once more; as much is written as is read.
+        written = read if opcode[1].endswith('-start') else _bytes(result)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', rest)
         yield Instruction(
             name=name,
             kind=target[1].lstrip('_').replace('$', ' ') if target else opcode[1],
             module=_module(rest),
-            result=_largest(result or shape),
-            bytes=moved,
+            result=_largest(result),
+            bytes=read + written,
             flops=_product_flops(rest, result, [shapes.get(operand, '') for operand in operands]) if target else 0,
             cycles=int(cycles[1]) if cycles else None,
         )

@@ -86,10 +86,10 @@ class Estimate:
 
 def estimate(config: TrainConfig, topology: Topology, compiled: Compiled) -> Estimate:
     """Returns what a compiled step means for a run."""
-    chip, dtype = topology.chip, config.model.dtype
+    chip = topology.chip
     # No peak of float32 is published for TPUs, which multiply it in several passes of bfloat16.
-    peak = chip.peak.get(dtype, chip.peak['bfloat16'])
-    seconds = step_seconds(compiled, chip, dtype if dtype in chip.peak else 'bfloat16')
+    dtype = config.model.dtype if config.model.dtype in chip.peak else 'bfloat16'
+    seconds = step_seconds(compiled, chip, dtype)
     num_samples = round(config.input.segment_seconds * config.model.sample_rate)
     rate = config.batch_size / seconds
     return Estimate(
@@ -99,7 +99,7 @@ def estimate(config: TrainConfig, topology: Topology, compiled: Compiled) -> Est
         traffic=compiled.traffic,
         seconds=seconds,
         clips_per_second=rate,
-        mfu=rate * cost.training_flops(config.model, num_samples) / (peak * topology.size),
+        mfu=rate * cost.training_flops(config.model, num_samples) / (chip.peak[dtype] * topology.size),
     )
 
 
