@@ -32,7 +32,7 @@ from audiosep_jax.training.planning.compiled import Compiled, Instruction, read_
 from audiosep_jax.training.planning.estimate import estimate
 from audiosep_jax.training.planning.topologies import (
     Topology,
-    compiler_options,
+    compile_lowered,
     look_for_no_devices,
     parse_topology,
     topology_devices,
@@ -107,14 +107,14 @@ def with_description(topology: Topology, file: Path) -> Topology:
 
 def compile_program(program: str, config: TrainConfig, topology: Topology) -> jax.stages.Compiled:
     """Compiles the training step or the separation of clips for a topology."""
-    mesh, options = make_mesh(config.mesh, topology_devices(topology)), compiler_options(topology)
+    mesh = make_mesh(config.mesh, topology_devices(topology))
     if program == 'step':
         config.check(mesh)
-        return make_program(config, mesh).compile_step(options)
+        return compile_lowered(make_program(config, mesh).lower_step(), topology)
     from audiosep_jax.separation.network import lower_separation
 
     samples = round(config.input.segment_seconds * config.model.sample_rate)
-    return lower_separation(config.model, mesh, config.batch_size, samples).compile(options)
+    return compile_lowered(lower_separation(config.model, mesh, config.batch_size, samples), topology)
 
 
 def summary(program: str, config: TrainConfig, topology: Topology, read: Compiled) -> dict[str, Any]:

@@ -238,12 +238,12 @@ class Program:
         begin = jax.jit(lambda values: state_from_variables(values, optimizer, ema=ema), out_shardings=shardings)
         return begin(jax.tree.map(np.asarray, variables))
 
-    def compile_step(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
-        """Returns the compiled step, (state, batch) -> (state, metrics). It reuses the memory of the state it gets.
+    def compile_step(self) -> jax.stages.Compiled:
+        """Returns the compiled step, (state, batch) -> (state, metrics). It reuses the memory of the state it gets."""
+        return self.lower_step().compile()
 
-        Args:
-            options: the compiler's, by name.
-        """
+    def lower_step(self) -> jax.stages.Lowered:
+        """Returns the step before it is compiled."""
         config = self.config
         step = make_train_step(
             config.model,
@@ -257,7 +257,7 @@ class Program:
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(self.mesh)))
-        return jitted.lower(self.state, self.batch).compile(options)
+        return jitted.lower(self.state, self.batch)
 
 
 def make_program(config: TrainConfig, mesh: Mesh) -> Program:

@@ -12,7 +12,7 @@ from audiosep_jax.models.cost import Device
 from audiosep_jax.parallel.mesh import make_mesh
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.planning.compiled import Compiled, read_compiled
-from audiosep_jax.training.planning.topologies import Topology, compiler_options, topology_devices
+from audiosep_jax.training.planning.topologies import Topology, compile_lowered, topology_devices
 from audiosep_jax.training.train_step import make_program
 
 # What JAX takes of a GPU's memory at its start (XLA_PYTHON_CLIENT_MEM_FRACTION), and what libtpu leaves of a TPU's.
@@ -29,7 +29,7 @@ def compile_for(config: TrainConfig, topology: Topology) -> Compiled | None:
     mesh = make_mesh(config.mesh, topology_devices(topology))
     config.check(mesh)
     try:
-        compiled = make_program(config, mesh).compile_step(compiler_options(topology))
+        compiled = compile_lowered(make_program(config, mesh).lower_step(), topology)
     except jax.errors.JaxRuntimeError as error:
         if _OUT_OF_MEMORY in str(error):
             return None

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from audiosep_jax.errors import ConfigError, first_line
 from audiosep_jax.models.cost import DEVICES, Device
@@ -118,6 +119,22 @@ def look_for_no_devices(environment: MutableMapping[str, str] = os.environ) -> N
     """Keeps JAX from looking for accelerators of this machine. Call it before JAX is used for anything else."""
     jax.config.update('jax_platforms', 'cpu')
     environment['JAX_SKIP_CUDA_CONSTRAINTS_CHECK'] = '1'  # the plugin would ask the driver for its version
+
+
+def compile_lowered(lowered: jax.stages.Lowered, topology: Topology) -> jax.stages.Compiled:
+    """Compiles a program for the devices of a topology."""
+    # JAX would write the program into its compilation cache, and could not read it there without the devices.
+    enabled = jax.config.jax_enable_compilation_cache
+    _use_compilation_cache(False)
+    try:
+        return lowered.compile(compiler_options(topology))
+    finally:
+        _use_compilation_cache(enabled)
+
+
+def _use_compilation_cache(enabled: bool) -> None:
+    jax.config.update('jax_enable_compilation_cache', enabled)
+    compilation_cache.reset_cache()  # in this process: JAX looks at the setting once, and then remembers it
 
 
 def compiler_options(topology: Topology) -> dict[str, Any]:

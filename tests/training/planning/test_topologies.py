@@ -2,12 +2,20 @@
 
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.cost import DEVICES
 from audiosep_jax.training.planning import topologies
-from audiosep_jax.training.planning.topologies import compiler_options, parse_topology, topology_devices
+from audiosep_jax.training.planning.topologies import (
+    compile_lowered,
+    compiler_options,
+    parse_topology,
+    topology_devices,
+)
 
 has_tpu_compiler = importlib.util.find_spec('libtpu') is not None
 
@@ -78,3 +86,25 @@ def test_a_slice_that_does_not_exist_is_one_line():
     with pytest.raises(ConfigError, match=r'^--topology v5e:3x2: ') as refused:
         topology_devices(parse_topology('v5e:3x2'))
     assert '\n' not in str(refused.value)
+
+
+@pytest.mark.skipif(not has_tpu_compiler, reason='libtpu is not installed')
+def test_programs_for_absent_devices_are_not_cached(tmp_path):
+    """JAX cannot read them again, and would warn at the second time."""
+    topology = parse_topology('v6e:1x1')
+    sharding = jax.sharding.SingleDeviceSharding(topology_devices(topology)[0])
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=sharding)
+    folder, seconds = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    compilation_cache.reset_cache()
+    try:
+        for _ in range(2):
+            compile_lowered(jax.jit(lambda x: x + 1).lower(x), topology)
+        assert not [*tmp_path.iterdir()]
+        jax.jit(lambda x: x - 1)(jnp.zeros(3))  # those of devices that are there still are
+        assert [*tmp_path.iterdir()]
+    finally:
+        jax.config.update('jax_compilation_cache_dir', folder)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
+        compilation_cache.reset_cache()
