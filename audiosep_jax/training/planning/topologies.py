@@ -124,7 +124,8 @@ def look_for_no_devices(environment: MutableMapping[str, str] = os.environ) -> N
 def compile_lowered(lowered: jax.stages.Lowered, topology: Topology) -> jax.stages.Compiled:
     """Compiles a program for the devices of a topology."""
     # JAX would write the program into its compilation cache, and could not read it there without the devices.
-    enabled = jax.config.jax_enable_compilation_cache
+    config: Any = jax.config  # whose settings type checkers do not know
+    enabled = config.jax_enable_compilation_cache
     _use_compilation_cache(False)
     try:
         return lowered.compile(compiler_options(topology))
