@@ -53,7 +53,14 @@ def test_inverse_of_any_window_hop_and_length(window_size, data, length, seed):
     restored = istft(stft(x, window_size, hop_size), window_size, hop_size, length=length)
     # The Hann window is zero at its first sample: with a window of 2 some samples are in no frame at all.
     if window_size >= 4:
-        np.testing.assert_allclose(restored, x, atol=2e-6 * max(1, np.abs(x).max()))
+        # A sample that frames cover only with their ends is divided by little: its rounding grows by one over the root
+        # of the window's energy there.
+        square, energy = hann_window(window_size) ** 2, np.zeros(length + 2 * window_size)
+        for start in range(0, length + 1, hop_size):
+            energy[start : start + window_size] += square
+        energy = energy[window_size // 2 :][:length]
+        error = np.abs(restored - x) * np.sqrt(np.minimum(energy, 1))
+        assert error.max() <= 1e-6 * max(1, np.abs(x).max())
 
 
 def test_short_signals_reflect_back_and_forth():
