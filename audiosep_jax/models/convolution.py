@@ -15,7 +15,7 @@ from jaxtyping import Float
 from audiosep_jax.models.packing import pack_upsampling
 
 _FEW_CHANNELS = 3  # as many as there are maps
-_ROW_PRODUCT_BINS = 128  # with fewer bins XLA's own gradient is as fast
+_ROW_PRODUCT_BINS = 64  # with fewer bins XLA's own gradient is about as fast
 
 
 def _precision(x: Array | np.ndarray) -> lax.Precision | None:
@@ -149,19 +149,30 @@ def _is_narrow(x: Array, kernel: Array) -> bool:
 
 def _narrow_product(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Float[Array, 'B N F D']:
     """XLA for GPUs pads the results of products to eight channels; those of convolutions need not be."""
-    return _convolve(x, kernel[None, None])
+
+    def by_convolution(x: Array, kernel: Array) -> Array:
+        return _convolve(x, kernel[None, None])
+
+    return lax.platform_dependent(x, kernel, cpu=matmul, default=by_convolution)
 
 
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
+
+    def by_convolution(x: Array, g: Array) -> Array:
+        (dkernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel[None, None]), kernel)(g)
+        return dkernel
+
+    def by_product(x: Array, g: Array) -> Array:
+        rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        return lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())), precision=_precision(x))
+
     if _is_narrow(x, kernel):
-        (dkernel,) = jax.linear_transpose(lambda kernel: _narrow_product(x, kernel), kernel)(g)
+        dkernel = lax.platform_dependent(x, g, cpu=by_product, default=by_convolution)
         # Written out, XLA computes it where it is needed rather than keep it in memory.
         parts = (g[..., i : i + 1].astype(jnp.float32) * kernel[:, i].astype(jnp.float32) for i in range(g.shape[-1]))
         return functools.reduce(jnp.add, parts).astype(x.dtype), dkernel
-    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    dkernel = lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())), precision=_precision(x))
-    return matmul(g, kernel.T), dkernel
+    return matmul(g, kernel.T), by_product(x, g)
 
 
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)

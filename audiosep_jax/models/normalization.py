@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
@@ -82,12 +83,30 @@ def batch_statistics(
     x: Float[Array, 'B *positions pC'], center: Float[Array, ' C']
 ) -> tuple[Float[Array, ' C'], Float[Array, ' C']]:
     """Computes mean and biased variance of each channel in one pass; see `batch_norm_shift_activate`."""
-    packing, axes = _packing(x, center), tuple(range(x.ndim - 1))
-    count = x.size // center.size
+    packing, count = _packing(x, center), x.size // center.size
     centered = x.astype(jnp.float32) - tile(center, packing)
-    offset = untile_sum(jnp.sum(centered, axes), packing) / count
-    square = untile_sum(jnp.sum(jnp.square(centered), axes), packing) / count
+    sums = _sums(centered, jnp.square(centered), tuple(range(x.ndim - 1)))
+    offset, square = (untile_sum(each, packing) / count for each in sums)
     return center + offset, jnp.maximum(square - jnp.square(offset), 0)
+
+
+def _sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Adds up each of two arrays over the same axes, of which the last one is that before the channels."""
+
+    def at_once(a: Array, b: Array) -> tuple[Array, Array]:
+        # XLA for CPUs gives sums of products to a library, for which it writes the products to memory. One reduction of
+        # both is a loop of its own, but a quick one only over one axis.
+        def add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+            return x[0] + y[0], x[1] + y[1]
+
+        zero = np.zeros((), a.dtype)
+        a, b = lax.reduce((a, b), (zero, zero), add, axes[-1:])
+        return a.sum(axes[:-1]), b.sum(axes[:-1])
+
+    def separately(a: Array, b: Array) -> tuple[Array, Array]:
+        return a.sum(axes), b.sum(axes)
+
+    return lax.platform_dependent(a, b, cpu=at_once, default=separately)
 
 
 def _forward(x, scale, bias, shift, center, dtype, keep_x):
@@ -126,7 +145,7 @@ def norm_gradients(saved: Saved, g: Array, keep_x: bool) -> tuple[Array, Array, 
     again, _ = behind_barrier(saved, (), keep_x)
     before, centered = before_activation(again)
     # Sums of frames first, and both of the same axes: one pass computes both, at every size of the array.
-    sums = lax.optimization_barrier((jnp.sum(before, positions[1:]), jnp.sum(before * centered, positions[1:])))
+    sums = lax.optimization_barrier(_sums(before, before * centered, positions[1:]))
     again, sums = behind_barrier(saved, sums, keep_x)
     _, scale, _, _, inverse = again
     dshift, products = (untile_sum(each.sum(1), packing) for each in sums)
