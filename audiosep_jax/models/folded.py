@@ -10,9 +10,12 @@ skip connections wait in delay lines of the same length. Therefore pieces need n
 their length, and memory holds one piece and the delay lines. The output is late by `look_ahead()` frames, which is how
 far ahead the network looks.
 
+**Packing.** For TPUs, neighboring bins are packed into the channels, as in training (packing.py). `fold` makes kernels
+and norms for packed arrays; how far they are packed shows in the first layer's kernel.
+
 Frames before the beginning and past the end are zeros to every convolution, as they are when the recording is whole.
 
-Letters: B rows, N frames, F frequency bins, C channels, E embedding size.
+Letters: B rows, N frames, F frequency bins, G groups of bins, C channels, p packing, E embedding size.
 """
 
 import dataclasses
@@ -28,8 +31,9 @@ from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
-from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, block_layers, film_layout
+from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers, film_layout
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
+from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_of, tile
 from audiosep_jax.models.resunet import complex_mask
 
 Weights = dict[str, Any]  # what `fold` returns
@@ -38,10 +42,15 @@ Shifts = dict[str, Array]  # 'block/norm' -> [B, C]: running mean, bias and FiLM
 _UNKNOWN_END = 2**30  # frames; the end of a recording whose length is not known yet
 
 
-def fold(config: ModelConfig, variables: Mapping[str, Any]) -> Weights:
+def fold(config: ModelConfig, variables: Mapping[str, Any], lanes: int = 1) -> Weights:
     """Folds the `params` and `batch_stats` of an AudioSep into the weights that the functions of this module take.
 
     Kernels are of `config.dtype`. Scales, shifts and FiLM stay float32, as in training.
+
+    Args:
+        config: of the model.
+        variables: of the model.
+        lanes: how many channels the hardware computes at once (packing.lanes_of). 1: nothing is packed.
     """
     params, statistics = variables['params'], variables['batch_stats']
 
@@ -60,12 +69,20 @@ def fold(config: ModelConfig, variables: Mapping[str, Any]) -> Weights:
     params, statistics = params['resunet'], statistics['resunet']
     last = f'decoder_block{len(config.widths)}'
     blocks[last] = _with_last_layer(blocks[last], params['after_conv'])
-    dtype = jnp.dtype(config.dtype)
+    packing = packing_of(lanes, config.widths[0], config.window_size // 2)
+    for layer in block_layers(config.widths):
+        if layer.kind == 'norm':
+            name = f'{layer.block}/{layer.name}'
+            norms[name] = {key: _tile(x, layer, packing) for key, x in norms[name].items()}
+        else:
+            blocks[layer.block][layer.name] = _packed(blocks[layer.block][layer.name], layer, packing)
+    dtype, first = jnp.dtype(config.dtype), params['pre_conv']
+    first = {'kernel': pack_conv1x1(first['kernel'], packing), 'bias': tile(first['bias'], packing)}
     return {
         'norm0': affine(params['norm0'], statistics['norm0']),
         'norms': norms,
         'film': params['film'],
-        'pre_conv': jax.tree.map(lambda x: x.astype(dtype), params['pre_conv']),
+        'pre_conv': jax.tree.map(lambda x: x.astype(dtype), first),
         'blocks': jax.tree.map(lambda x: x.astype(dtype), blocks),
     }
 
@@ -87,12 +104,50 @@ def _with_last_layer(block: dict, layer: dict) -> dict:
     }
 
 
+def _packed(weights: Any, layer: Layer, first: int) -> Any:
+    """Returns a layer's weights for packed arrays. `upsample` packs its kernel itself."""
+    if layer.kind == 'transposed':
+        return weights
+    packing = _packing(first, layer.scale[1])
+    if layer.kind == 'conv3x3':
+        parts = jnp.split(weights, _inputs(layer), axis=2)
+        return jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
+    parts = jnp.split(weights['kernel'], _inputs(layer))
+    kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
+    return {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
+
+
+def _tile(x: Float[Array, '*B C'], layer: Layer, first: int) -> Float[Array, '*B pC']:
+    """Repeats what belongs to each channel of a norm for packed arrays."""
+    packing = _packing(first, layer.scale[1])
+    return jnp.concatenate([tile(part, packing) for part in jnp.split(x, _inputs(layer), axis=-1)], axis=-1)
+
+
+def _first_packing(weights: Weights) -> int:
+    """Returns the packing at the full resolution."""
+    return weights['pre_conv']['kernel'].shape[0]
+
+
+def _packing(first: int, bins: int) -> int:
+    """Returns the packing of arrays one bin of which stands for so many of the spectrogram's."""
+    return max(first // bins, 1)
+
+
+def _inputs(layer: Layer) -> int:
+    """Returns how many arrays lie side by side in the channels of a layer's input: in decoders those of the skip."""
+    return 2 if layer.block.startswith('decoder') and layer.name in ('norm1', 'conv1', 'shortcut') else 1
+
+
 def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array | np.ndarray, 'B E']) -> Shifts:
-    """Computes the shifts [B, C] of every batch norm from the query embeddings."""
-    layout = film_layout(config.widths)
+    """Computes the shifts [B, pC] of every batch norm from the query embeddings."""
+    layers = [layer for layer in block_layers(config.widths) if layer.kind == 'norm']
+    sizes, first = list(film_layout(config.widths).values()), _first_packing(weights)
     fused = matmul(embedding.astype(jnp.float32), weights['film']['kernel']) + weights['film']['bias']
-    shares = jnp.split(fused, np.cumsum(list(layout.values()))[:-1], axis=-1)
-    return {name: weights['norms'][name]['shift'] + share for name, share in zip(layout, shares, strict=True)}
+    shifts: Shifts = {}
+    for layer, share in zip(layers, jnp.split(fused, np.cumsum(sizes)[:-1], axis=-1), strict=True):
+        name = f'{layer.block}/{layer.name}'
+        shifts[name] = weights['norms'][name]['shift'] + _tile(share, layer, first)
+    return shifts
 
 
 def features(weights: Weights, spectrum: Complex[Array, 'B N F'], valid: Bool[Array, 'B N']) -> Float[Array, 'B N F-1']:
@@ -144,16 +199,17 @@ def piece_mask(
 @functools.cache
 def look_ahead() -> int:
     """Returns how many frames late the masks of `piece_mask` are. It is the same for every configuration."""
-    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * 6), 1)[0]
+    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * 6), 1, 1)[0]
 
 
-def initial_state(config: ModelConfig, rows: int) -> list[Array]:
+def initial_state(config: ModelConfig, weights: Weights, rows: int) -> list[Array]:
     """Returns the state of `piece_mask` at the beginning of `rows` recordings: zeros."""
-    return [jnp.zeros(shape.shape, shape.dtype) for shape in _trace_pieces(config, rows)[1]]
+    lanes = _first_packing(weights) * config.widths[0]
+    return [jnp.zeros(shape.shape, shape.dtype) for shape in _trace_pieces(config, rows, lanes)[1]]
 
 
 @functools.cache
-def _trace_pieces(config: ModelConfig, rows: int) -> tuple[int, list[jax.ShapeDtypeStruct]]:
+def _trace_pieces(config: ModelConfig, rows: int, lanes: int) -> tuple[int, list[jax.ShapeDtypeStruct]]:
     """Finds the delay and the shapes of the state by tracing the network without computing anything."""
     delays: list[int] = []
 
@@ -164,7 +220,7 @@ def _trace_pieces(config: ModelConfig, rows: int) -> tuple[int, list[jax.ShapeDt
         return time.new_state
 
     variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    weights = jax.eval_shape(functools.partial(fold, config), variables)
+    weights = jax.eval_shape(functools.partial(fold, config, lanes=lanes), variables)
     x = jax.ShapeDtypeStruct((rows, TIME_DOWNSAMPLING, config.window_size // 2), jnp.float32)
     state = jax.eval_shape(run, weights, x)
     return delays[0], state
@@ -178,12 +234,14 @@ class _Activations:
     """Activations at one level of the network.
 
     Attributes:
-        values: [B, n, F, C].
+        values: [B, n, G, pC].
+        packing: how many bins are side by side in the channels.
         scale: frames of the spectrogram that one frame of these stands for.
         delay: how late they are, in their own frames.
     """
 
     values: Array
+    packing: int
     scale: int = 1
     delay: int = 0
 
@@ -221,7 +279,8 @@ class _Pieces:
         inside = (frame >= 0) & (frame < self._end // x.scale)
         values = self._append_to_last(jnp.where(inside[:, None, None], x.values, 0), 2)
         self.new_state[-1] = values[:, -2:]
-        return _Activations(native_conv3x3(values, kernel, frame_padding=0), x.scale, x.delay + 1)
+        y = native_conv3x3(values, kernel, frame_padding=0)
+        return dataclasses.replace(x, values=y, delay=x.delay + 1)
 
     def delay_to(self, x: _Activations, delay: int) -> _Activations:
         more = delay - x.delay
@@ -229,7 +288,7 @@ class _Pieces:
             return x
         values = self._append_to_last(x.values, more)
         self.new_state[-1] = values[:, -more:]
-        return _Activations(values[:, :-more], x.scale, delay)
+        return dataclasses.replace(x, values=values[:, :-more], delay=delay)
 
     def _append_to_last(self, values: Array, frames: int) -> Array:
         """Puts the last `frames` frames of the piece before in front of the values."""
@@ -258,22 +317,28 @@ def _maps(
         x = time.delay_to(x, y.delay)
         return y.map(lambda v: x.values + v)
 
-    level = _Activations(conv1x1(x[..., None].astype(dtype), **weights['pre_conv']))
+    packing = _first_packing(weights)
+    groups = x.astype(dtype).reshape(*x.shape[:2], -1, packing)
+    level = _Activations(conv1x1(groups, **weights['pre_conv']), packing)
     skips = []
     for i, (frames, bins) in enumerate(DOWNSAMPLING, 1):
         level = conv_block(level, f'encoder_block{i}')
         # Pooling must group the same frames as in the whole recording.
         level = time.delay_to(level, -(-level.delay // frames) * frames)
         skips.append(level)
-        level = _Activations(average_pool(level.values, (frames, bins)), level.scale * frames, level.delay // frames)
+        pooled = average_pool(level.values, (frames, bins), level.packing)
+        packing = _packing(level.packing, bins)
+        level = _Activations(pooled, packing, level.scale * frames, level.delay // frames)
     level = conv_block(level, 'bottleneck')
     for i, ((frames, _), skip) in enumerate(zip(reversed(DOWNSAMPLING), reversed(skips), strict=True), 1):
         name = f'decoder_block{i}'
-        y = upsample(activate(level, f'{name}/norm_up').values, blocks[name]['upsample'])
+        y = activate(level, f'{name}/norm_up').values
+        y = upsample(y, blocks[name]['upsample'], (level.packing, skip.packing))
         delay = level.delay * frames
         skip = time.delay_to(skip, delay)
-        level = conv_block(_Activations(jnp.concatenate([y, skip.values], axis=-1), skip.scale, delay), name)
-    return level.map(lambda v: v.astype(jnp.float32))
+        joined = jnp.concatenate([y, skip.values], axis=-1)
+        level = conv_block(dataclasses.replace(skip, values=joined, delay=delay), name)
+    return level.map(lambda v: v.astype(jnp.float32).reshape(*x.shape, 3))
 
 
 def _as_mask(maps: Float[Array, 'B N F 3'], valid: Bool[Array, '... N']) -> Complex64[Array, 'B N F+1']:

@@ -21,6 +21,7 @@ from audiosep_jax.models import folded
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.folded import Frame, Shifts, Weights
 from audiosep_jax.models.layers import TIME_DOWNSAMPLING
+from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
 from audiosep_jax.separation.exclusion import exclude
 from audiosep_jax.separation.queries import Embedded
@@ -105,8 +106,9 @@ def lower_separation(config: ModelConfig, mesh: Mesh, rows: int, num_samples: in
     def on(sharding: jax.sharding.Sharding, shape: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shape)
 
+    lanes = lanes_of(mesh.devices.flat[0].platform)
     variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    weights = on(replicated(mesh), jax.eval_shape(functools.partial(folded.fold, config), variables))
+    weights = on(replicated(mesh), jax.eval_shape(functools.partial(folded.fold, config, lanes=lanes), variables))
     shapes = (
         jax.ShapeDtypeStruct((rows, _padded_samples(num_samples, config)), jnp.float32),
         jax.ShapeDtypeStruct((rows,), jnp.int32),

@@ -33,6 +33,7 @@ from audiosep_jax.errors import (
 )
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
+from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.separation.cancellation import warn_of_cancellation
 from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
 from audiosep_jax.separation.queries import Embedded, Query, embed
@@ -106,7 +107,8 @@ class Separator:
         self.max_whole_seconds = max_whole_seconds
         self._whole = max_whole_seconds * config.sample_rate
         local = {key: jax.tree.map(_local_copy, variables[key]) for key in ('params', 'batch_stats')}
-        self._network = Network(config, jax.jit(functools.partial(fold, config))(local))
+        lanes = lanes_of(jax.default_backend())
+        self._network = Network(config, jax.jit(functools.partial(fold, config, lanes=lanes))(local))
 
     def embed(self, queries: Queries) -> Float32[np.ndarray, 'Q E']:
         """Computes the embeddings of queries. Arrays [E] or [Q, E] stay as they are.

@@ -45,7 +45,7 @@ class NetworkStream:
         self._shifts = [network.shifts(embedding) for embedding in embeddings]
         # Rows go through the network one by one: on a CPU that is as fast, and needs the memory of one row only.
         rows = range(channels if per_channel else 1)
-        self._states = [[initial_state(config, 1) for _ in rows] for _ in embeddings]
+        self._states = [[initial_state(config, network.weights, 1) for _ in rows] for _ in embeddings]
         self._spectra = jnp.zeros((channels, look_ahead(), window // 2 + 1), jnp.complex64)
         self._tails = [jnp.zeros((channels, window - hop), jnp.float32) for _ in embeddings]
         self._weight = jnp.zeros(window - hop, jnp.float32)

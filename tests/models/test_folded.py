@@ -17,8 +17,8 @@ FRAMES = 352
 COUNT = 337  # frames of the first recording
 
 
-@pytest.fixture(scope='module')
-def case():
+@pytest.fixture(scope='module', params=[1, 8], ids=['plain', 'packed by 4'])
+def case(request):
     """Folded weights, spectra, embeddings, numbers of frames, and the spectra masked by the trained network."""
     variables = noisy_variables(CONFIG)
     samples = np.stack([sound((FRAMES - 1) * 64 + 128, seed=seed) for seed in (0, 1)])
@@ -26,7 +26,8 @@ def case():
     embeddings = jax.random.normal(jax.random.key(3), (2, 512)) / 20
     counts = jnp.array([COUNT, FRAMES])
     expected = jax.jit(lambda *x: AudioSep(CONFIG).apply(*x, method='mask'))(variables, spectra, embeddings, counts)
-    network = jax.jit(functools.partial(folded.fold, CONFIG))(variables)
+    network = jax.jit(functools.partial(folded.fold, CONFIG, lanes=request.param))(variables)
+    assert network['pre_conv']['kernel'].shape[0] == (4 if request.param > 1 else 1)
     return network, spectra, embeddings, counts, np.asarray(expected * spectra)
 
 
@@ -59,7 +60,7 @@ def test_in_pieces(case):
     padded = jnp.pad(spectra[:1], [(0, 0), (0, -(-(COUNT + late) // size) * size - FRAMES), (0, 0)])
     shifts = folded.query_shifts(CONFIG, network, embeddings[:1])
     piece = jax.jit(functools.partial(folded.piece_mask, CONFIG))
-    state, masks = folded.initial_state(CONFIG, 1), []
+    state, masks = folded.initial_state(CONFIG, network, 1), []
     for start in range(0, padded.shape[1], size):
         # The number of frames is not known until the last piece.
         count = COUNT if start + size > COUNT else 2**30
