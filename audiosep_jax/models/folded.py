@@ -30,7 +30,7 @@ from jax import Array
 from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
-from audiosep_jax.models.convolution import average_pool, conv1x1, matmul, native_conv3x3, upsample
+from audiosep_jax.models.convolution import average_pool, conv1x1, joined, matmul, native_conv3x3, upsample
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers, film_layout
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
 from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_of, tile
@@ -304,41 +304,55 @@ def _maps(
     """Computes the three output maps float32 [B, N, F, 3] from `features`, as `ResUNet30` in resunet.py does."""
     dtype, blocks = jnp.dtype(config.dtype), weights['blocks']
 
-    def activate(x: _Activations, name: str) -> _Activations:
-        scale, shift = weights['norms'][name]['scale'], shifts[name][:, None, None, :]
-        return x.map(lambda v: jax.nn.leaky_relu(v.astype(jnp.float32) * scale + shift, LEAKY_SLOPE).astype(dtype))
+    def activate(inputs: list[_Activations], name: str) -> _Activations:
+        ends = _ends(inputs)
+        scales, shifts_ = (
+            jnp.split(x, ends, axis=-1) for x in (weights['norms'][name]['scale'], shifts[name][:, None, None, :])
+        )
+        activations = [
+            jax.nn.leaky_relu(x.values.astype(jnp.float32) * scale + shift, LEAKY_SLOPE).astype(dtype)
+            for x, scale, shift in zip(inputs, scales, shifts_, strict=True)
+        ]
+        return dataclasses.replace(inputs[0], values=joined(activations, -1))
 
-    def conv_block(x: _Activations, name: str) -> _Activations:
+    def conv_block(inputs: list[_Activations], name: str) -> _Activations:
+        """Computes a block of inputs side by side. Only their activations are joined: each join is a copy."""
         block = blocks[name]
-        y = time.conv3x3(activate(x, f'{name}/norm1'), block['conv1'])
-        y = time.conv3x3(activate(y, f'{name}/norm2'), block['conv2'])
+        y = time.conv3x3(activate(inputs, f'{name}/norm1'), block['conv1'])
+        y = time.conv3x3(activate([y], f'{name}/norm2'), block['conv2'])
+        late = [time.delay_to(x, y.delay).values for x in inputs]
         if 'shortcut' in block:
-            x = x.map(lambda v: conv1x1(v, **block['shortcut']))
-        x = time.delay_to(x, y.delay)
-        return y.map(lambda v: x.values + v)
+            kernels = jnp.split(block['shortcut']['kernel'], _ends(inputs))
+            late = [matmul(x, kernel) for x, kernel in zip(late, kernels, strict=True)]
+            late[0] = late[0] + block['shortcut']['bias']
+        return y.map(lambda v: functools.reduce(jnp.add, late, v))
 
     packing = _first_packing(weights)
     groups = x.astype(dtype).reshape(*x.shape[:2], -1, packing)
     level = _Activations(conv1x1(groups, **weights['pre_conv']), packing)
     skips = []
     for i, (frames, bins) in enumerate(DOWNSAMPLING, 1):
-        level = conv_block(level, f'encoder_block{i}')
+        level = conv_block([level], f'encoder_block{i}')
         # Pooling must group the same frames as in the whole recording.
         level = time.delay_to(level, -(-level.delay // frames) * frames)
         skips.append(level)
         pooled = average_pool(level.values, (frames, bins), level.packing)
         packing = _packing(level.packing, bins)
         level = _Activations(pooled, packing, level.scale * frames, level.delay // frames)
-    level = conv_block(level, 'bottleneck')
+    level = conv_block([level], 'bottleneck')
     for i, ((frames, _), skip) in enumerate(zip(reversed(DOWNSAMPLING), reversed(skips), strict=True), 1):
         name = f'decoder_block{i}'
-        y = activate(level, f'{name}/norm_up').values
+        y = activate([level], f'{name}/norm_up').values
         y = upsample(y, blocks[name]['upsample'], (level.packing, skip.packing))
         delay = level.delay * frames
         skip = time.delay_to(skip, delay)
-        joined = jnp.concatenate([y, skip.values], axis=-1)
-        level = conv_block(dataclasses.replace(skip, values=joined, delay=delay), name)
+        level = conv_block([dataclasses.replace(skip, values=y, delay=delay), skip], name)
     return level.map(lambda v: v.astype(jnp.float32).reshape(*x.shape, 3))
+
+
+def _ends(inputs: list[_Activations]) -> list[int]:
+    """Returns where, in the channels of inputs side by side, one ends and the next begins."""
+    return list(np.cumsum([x.values.shape[-1] for x in inputs])[:-1])
 
 
 def _as_mask(maps: Float[Array, 'B N F 3'], valid: Bool[Array, '... N']) -> Complex64[Array, 'B N F+1']:
