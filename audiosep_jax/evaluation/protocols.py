@@ -38,6 +38,7 @@ class Protocol:
         statistic: see `Benchmark`.
         query_types: see `Benchmark`.
         num_items: number of items of the complete benchmark; None if it is not fixed.
+        num_classes: number of its classes; None if it does not matter. See `_is_benchmark`.
         sample_rate: see `Benchmark`.
         speech: see `Benchmark`.
         published: see `Benchmark`.
@@ -49,6 +50,7 @@ class Protocol:
     statistic: Statistic = 'mean'
     query_types: tuple[str, ...] = ('caption',)
     num_items: int | None = None
+    num_classes: int | None = None
     sample_rate: int | None = None
     speech: bool = False
     published: tuple[Published, ...] = ()
@@ -79,6 +81,7 @@ def read_benchmark(
     """
     folder = Path(folder)
     table_folder = None if metadata is None else Path(metadata)
+    named = name is not None
     name = detect(folder, table_folder) if name is None else name
     if name not in PROTOCOLS:
         raise ConfigError(f'unknown benchmark {name!r}: {", ".join(PROTOCOLS)}')
@@ -87,8 +90,11 @@ def read_benchmark(
     if not items:
         raise DataError(f'{folder}: no usable row in the table of {name}{": " + bad[0].message if bad else ""}')
     notes = []
+    is_benchmark = named or _is_benchmark(protocol, items, bad)
     if protocol.num_items and len(items) + len(bad) != protocol.num_items:
         notes.append(f'{len(items) + len(bad)} items here, the complete benchmark has {protocol.num_items}')
+    if not is_benchmark:
+        notes.append(f'taken for other data in the layout of {name}; --benchmark {name} adds its published scores')
     types = tuple(kind for kind in protocol.query_types if any(kind in item.queries for item in items))
     if query is not None:
         items = [dataclasses.replace(item, queries={'given': query}) for item in items]
@@ -101,16 +107,25 @@ def read_benchmark(
         items = [items[i * len(items) // most_items] for i in range(most_items)]
     return Benchmark(
         name=name,
-        title=protocol.title,
+        title=protocol.title if is_benchmark else f'data in the layout of {name}',
         items=tuple(items),
         bad_rows=tuple(bad),
         statistic=protocol.statistic,
         query_types=types,
         sample_rate=protocol.sample_rate,
         speech=protocol.speech,
-        published=protocol.published,
+        published=protocol.published if is_benchmark else (),
         notes=tuple(notes),
     )
+
+
+def _is_benchmark(protocol: Protocol, items: Sequence[Item], bad: Sequence[LeftOut]) -> bool:
+    """Returns whether data is probably the benchmark itself, and not somebody's own in the same layout."""
+    num_classes = len({item.label for item in items})
+    if protocol.read is _read_audioset:  # of whose clips some are no longer on YouTube
+        return num_classes + len(bad) == protocol.num_classes
+    is_size = protocol.num_items in (None, len(items) + len(bad))
+    return is_size and protocol.num_classes in (None, num_classes)
 
 
 def detect(folder: Path, metadata: Path | None = None) -> str:
@@ -443,7 +458,7 @@ def _four_million_steps(sdri: float, si_sdr: float) -> tuple[Published, ...]:
 _COLUMNS = ('idx', 'caption')
 PROTOCOLS: dict[str, Protocol] = {
     'audioset': Protocol(
-        'AudioSet', '', _read_audioset, 'mean of class medians', ('label',), 5270,
+        'AudioSet', '', _read_audioset, 'mean of class medians', ('label',), 5270, 527,
         published=_four_million_steps(7.739, 6.903),
     ),
     'audiocaps': Protocol(
@@ -453,7 +468,7 @@ PROTOCOLS: dict[str, Protocol] = {
         query_types=('caption', 'label'), num_items=4820, published=_four_million_steps(8.220, 7.189),
     ),
     'vggsound': Protocol(
-        'VGGSound', 'vggsound_eval.csv', _read_vggsound, query_types=('label',), num_items=1000,
+        'VGGSound', 'vggsound_eval.csv', _read_vggsound, query_types=('label',), num_items=1000, num_classes=85,
         published=_four_million_steps(9.144, 9.043),
     ),
     'clotho': Protocol(
@@ -462,14 +477,14 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     'music': Protocol(
         'MUSIC', 'music_eval.csv', _numbered_reader('music_eval.csv', _COLUMNS, {'label': 'caption'}, label='caption'),
-        'mean of class means', ('label',), 5004, published=_four_million_steps(10.508, 9.425),
+        'mean of class means', ('label',), 5004, 10, published=_four_million_steps(10.508, 9.425),
     ),
     'esc50': Protocol(
         'ESC-50', 'esc50_eval.csv', _numbered_reader('esc50_eval.csv', _COLUMNS, {'label': 'caption'}, label='caption'),
-        query_types=('label',), num_items=2000, published=_four_million_steps(10.040, 8.810),
+        query_types=('label',), num_items=2000, num_classes=50, published=_four_million_steps(10.040, 8.810),
     ),
     'dcase2024': Protocol(
-        'DCASE 2024 Task 9', 'lass_synthetic_validation.csv', _read_dcase, sample_rate=16000,
+        'DCASE 2024 Task 9', 'lass_synthetic_validation.csv', _read_dcase, num_items=3000, sample_rate=16000,
         published=(Published('DCASE baseline (published)', {'SDR': 5.708, 'SDRi': 5.673, 'SI-SDR': 3.862}),),
     ),
     # The scores of the noisy signals in Pascual et al. 2017 (SEGAN), repeated by later articles, check the metrics.
