@@ -121,10 +121,11 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             before_writing=check_lock,
         )
         report = _Report(config, mesh, log, progress)
+        traces = Traces(config, run.workdir, step, progress.note, before_writing=check_lock)
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
-        with log, progress, Traces(config, run.workdir, step, progress.note) as traces:
+        with log, progress, traces:
             train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
             report.speed.start()
