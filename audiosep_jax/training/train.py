@@ -31,6 +31,7 @@ from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.parallel.mesh import make_mesh, place_of_process
+from audiosep_jax.progress import explained_compilation
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
@@ -126,7 +127,8 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
         with log, progress, traces:
-            train_step = program.compile_step()
+            with explained_compilation(progress.note, then='now training'):
+                train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
             report.speed.start()
             while step < config.steps and not stopping:
