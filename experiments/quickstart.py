@@ -49,7 +49,12 @@ EXAMPLES = 4
 
 
 def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
-    """Returns a small version of the article's network and recipe: 1.3 M parameters, most of them for the query."""
+    """Returns a small version of the article's network and recipe: 1.3 M parameters, most of them for the query.
+
+    Three sources and many absent queries teach it to leave out what it is not asked for. AMSGrad would keep the steps
+    of so short a run small, because it remembers the large gradients of the start. For recordings, begin with the
+    command in docs/train.md, "On a CPU".
+    """
     return TrainConfig(
         workdir=str(workdir),
         input=DataConfig(data=(str(workdir / 'dataset'),), segment_seconds=CLIP_SECONDS),
