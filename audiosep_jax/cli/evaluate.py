@@ -32,8 +32,9 @@ _MAX_LEFT_OUT_SHOWN = 20
 class Evaluate:
     """Score a checkpoint on a benchmark, as the original's evaluators do.
 
-    The report compares it with no separation, an oracle mask, shuffled queries and the published scores. The same
-    command resumes an interrupted evaluation. docs/evaluate.md describes the layouts and the protocols.
+    The report compares it with no separation, half of the mixture, an oracle mask, shuffled queries and the published
+    scores. The same command resumes an interrupted evaluation. docs/evaluate.md describes the layouts and the
+    protocols.
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
@@ -74,6 +75,8 @@ class Evaluate:
     """Omit the row of shuffled queries, which takes half of the time."""
     skip_pictures: bool = False
     """Draw no pictures."""
+    train_data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar='DIR')] = ()
+    """Datasets for training, from data_prep: adds the row of a fixed spectral mask per class, fitted on them."""
     clap: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
     """CLAP weights (a path, org/name, or `own` for the checkpoint's): adds the similarity of query and output."""
     several_hosts: bool = False
@@ -119,6 +122,7 @@ def _evaluate(command: Evaluate) -> int:
         batch_size=command.batch_size,
         shuffled=not command.skip_shuffled,
         clap=None if command.clap is None else _clap(command.clap, separator),
+        train_data=command.train_data,
     )
     command.out.mkdir(exist_ok=True)
     found: dict[str, Results] = {}

@@ -311,7 +311,7 @@ class _Report:
             self._progress.note(
                 f'not validated: {scores.problem}'
                 if scores.problem
-                else f'SDRi {scores.sdri:.2f} dB on {self._config.validation}'
+                else f'SDRi {scores.sdri:.2f} dB, SI-SDR {scores.values["SI-SDR"]:.2f} dB on {self._config.validation}'
             )
         return score
 
