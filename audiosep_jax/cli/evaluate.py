@@ -49,6 +49,9 @@ class Evaluate:
     """Folder of the results: OUT/BENCHMARK/results.json, report.md, pictures, and the journal to resume from."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """Also write the results to this file; an existing one is replaced."""
+    report: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
+    """Also write a page about where it fails, DIR/index.html: classes, confusions, levels, durations, and the worst
+    items with their sounds. For all benchmarks: DIR/BENCHMARK/index.html."""
     metadata: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
     """Folder of the benchmarks' tables, if they are neither beside the audio nor where AudioSep keeps them."""
     query_type: Annotated[
@@ -172,6 +175,8 @@ def _check(command: Evaluate) -> None:
     check_writable(command.out, '--out', kind='folder')
     if command.json is not None:
         check_writable(command.json, '--json')
+    if command.report is not None:
+        check_writable(command.report, '--report', kind='folder')
 
 
 def _folders(command: Evaluate) -> dict[str | None, Path]:
@@ -266,12 +271,28 @@ def _finish(command: Evaluate, results: 'Results', folder: Path, separator: 'Sep
     show(results.table(f'{results.benchmark.title}: {len(results.items)} mixtures'))
     report = write_report(results, folder, separator, pictures=not command.skip_pictures)
     terminal.say(f'{report}')
+    if command.report is not None:
+        _write_page(command, results, separator)
     if results.left_out:
         counts = ', '.join(f'{reason} {count}' for reason, count in results.counts.items())
         terminal.complain(
             f'left out in all: {len(results.left_out)} ({counts}), listed in {folder / "results.json"}; '
             f'the scores are those of the other {len(results.items)}'
         )
+
+
+def _write_page(command: Evaluate, results: 'Results', separator: 'Separator') -> None:
+    from audiosep_jax.evaluation.failures.page import write_page
+
+    assert command.report is not None
+    folder = command.report
+    if command.benchmark == 'all':
+        folder.mkdir(exist_ok=True)
+        folder /= results.benchmark.name
+    try:
+        terminal.say(f'{write_page(results, folder, separator, pictures=not command.skip_pictures)}')
+    except DataError as error:  # the scores are worth more than the page
+        terminal.complain(str(error))
 
 
 def _conclude(command: Evaluate, found: dict[str, 'Results']) -> None:

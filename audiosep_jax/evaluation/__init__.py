@@ -14,4 +14,5 @@ journal.py      scores on disk, with which a killed evaluation resumes
 statistics.py   aggregation and bootstrap intervals
 results.py      the results, as JSON and as a table
 report.py       Markdown and pictures
+failures/       a page about where it fails
 """

@@ -24,6 +24,7 @@ class Item:
         group: equal for all items with the same target; a bootstrap resample takes all of them or none.
         noise: the file that is added to the target at `snr_db` to make the mixture.
         snr_db: ratio of the target's energy to the noise's in the mixture, in dB.
+        other: the class of what the target is mixed with; '' if the table does not tell.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Item:
     group: str = ''
     noise: Path | None = None
     snr_db: float | None = None
+    other: str = ''
 
     @property
     def kind(self) -> str:

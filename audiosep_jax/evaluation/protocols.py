@@ -199,6 +199,8 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
         path, rows, bad = _read_rows(folder, metadata, table, columns)
         items: list[Item] = []
         names: set[str] = set()
+        class_of = {row.get('src_wav', ''): row[label].strip() for _, row in rows} if label else {}
+        class_of.pop('', None)
         for line, row in rows:
             index = row['idx'].strip()
             queries = {kind: row[column] for kind, column in texts.items() if row[column].strip()}
@@ -209,9 +211,8 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
             # The original scores an item twice if its row occurs twice.
             name = index if index not in names else f'{index} (line {line})'
             names.add(name)
-            items.append(
-                Item(name, queries, mixture, target, row[label].strip() if label else '', row.get('src_wav', ''))
-            )
+            kind, other = row[label].strip() if label else '', class_of.get(row.get('noise_wav', ''), '')
+            items.append(Item(name, queries, mixture, target, kind, row.get('src_wav', ''), other=other))
         return items, bad
 
     return read
@@ -250,7 +251,8 @@ def _read_vggsound(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
             continue
         mixture, target = folder / row['mix_wav'], folder / row['s0_wav']
         clip = row['file_id'].partition('+++')[0]  # the target's name, which several mixtures share
-        items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, row['s0_text'].strip(), clip))
+        kind, other = row['s0_text'].strip(), row.get('s1_text', '').strip()
+        items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, kind, clip, other=other))
     return _with_distinct_names(items), bad
 
 
@@ -301,7 +303,7 @@ def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], li
 def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
     """Reads a folder with one table `mixture,target,query`; paths are relative to the table.
 
-    The columns `target` and `label` are optional.
+    The columns `target`, `label` and `other`, the class of the rest of the mixture, are optional.
     """
     tables = [folder] if folder.is_file() else _tables_in(folder)
     if len(tables) != 1:
@@ -315,18 +317,12 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
         if not row['mixture'].strip() or not row['query'].strip():
             bad.append(_bad_row(table, line, 'no mixture or no query in it'))
             continue
-        target = row.get('target', '').strip()
-        queries = {'caption': row['query']} | ({'label': row['label']} if row.get('label', '').strip() else {})
-        items.append(
-            Item(
-                row['mixture'].strip(),
-                queries,
-                table.parent / row['mixture'].strip(),
-                table.parent / target if target else None,
-                row.get('label', '').strip() or row['query'].strip(),
-                target,
-            )
-        )
+        name, target, other = (row.get(key, '').strip() for key in ('mixture', 'target', 'other'))
+        label = row.get('label', '').strip()
+        queries = {'caption': row['query']} | ({'label': row['label']} if label else {})
+        path = table.parent / target if target else None
+        kind = label or row['query'].strip()
+        items.append(Item(name, queries, table.parent / name, path, kind, target, other=other))
     return _with_distinct_names(items), bad
 
 

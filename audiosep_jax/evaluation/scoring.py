@@ -108,6 +108,8 @@ class BatchScorer:
             sdr_scores = sdr_family(list(targets.values()), mixtures, by_row, self._batch_size)
             for i, item_scores in zip(targets, sdr_scores, strict=True):
                 scores[i] |= item_scores
+                for row in (row for row in item_scores if row.startswith(SEPARATED)):
+                    scores[i][row]['leak'] = leak(targets[i], sounds[i].mixture, estimates[i][row])
         if targets and self._speech is not None:
             for i, row, speech_scores in self._speech.scores({i: (t, estimates[i]) for i, t in targets.items()}):
                 scores[i][row] |= speech_scores
@@ -170,6 +172,19 @@ class BatchScorer:
                 text = self._texts.get(row, right_texts)[i]
                 if text is not None:
                     scores[i].setdefault(row, {})['CLAP'] = cosine(clap_texts[text], embedding)
+
+
+def leak(target: np.ndarray, mixture: np.ndarray, estimate: np.ndarray) -> float:
+    """Returns the share of the rest of the mixture in the energy of what an estimate has of target and rest, 0 to 1.
+
+    The estimate is taken for a multiple of the target, a multiple of the rest, and something unlike both, which does
+    not count. All are float [T].
+    """
+    parts = np.stack([target, mixture - target]).astype(np.float64)
+    products = parts @ parts.T
+    weights = np.linalg.lstsq(products, parts @ np.asarray(estimate, np.float64), rcond=None)[0]
+    energies = np.square(weights) * np.diag(products)
+    return float(energies[1] / max(energies.sum(), 1e-20))
 
 
 def stft_sizes(separator: 'Separator', rate: int) -> tuple[int, int]:
