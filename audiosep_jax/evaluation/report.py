@@ -153,7 +153,9 @@ def _draw_pictures(results: Results, folder: Path, separator: 'Separator') -> li
     drawn.append(('SDRi against the SDR of the mixture', 'input_sdr.png'))
     for name, item in _examples(scored, primary).items():
         file = f'example_{name}.png'
-        text = f'query: {item.texts[primary]}   ({item.item.name}, SDRi {item.scores[primary]["SDRi"]:.1f} dB)'
+        scores = item.scores[primary]
+        decibels = f'SDRi {scores["SDRi"]:.1f} dB, SI-SDR {scores["SI-SDR"]:.1f} dB'
+        text = f'query: {item.texts[primary]}   ({item.item.name}, {decibels})'
         try:
             panels = example_sounds(item, primary, results.sample_rate, separator)
         except DataError:  # the file has been removed since; the scores remain valid

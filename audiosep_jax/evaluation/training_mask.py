@@ -98,7 +98,7 @@ def fit_training_mask(
         num_clips += 1
         classes = dict.fromkeys(record.labels or record.captions)
         for name in classes:
-            sums[name] = sums.get(name, 0) + power
+            sums[name] = sums[name] + power if name in sums else power
             counts[name] += 1
         for caption in record.captions:
             by_caption.setdefault(_key(caption), collections.Counter()).update(classes)
