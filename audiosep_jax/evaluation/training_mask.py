@@ -14,6 +14,7 @@ import numpy as np
 
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.audio.samples import INT16_SCALE
+from audiosep_jax.audio.stft import reflect_pad
 from audiosep_jax.data.layout import split_names
 from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
@@ -96,7 +97,7 @@ def fit_training_mask(
         if power is None:
             continue
         num_clips += 1
-        classes = dict.fromkeys(record.labels or record.captions)
+        classes = [*dict.fromkeys(record.labels or record.captions)]
         for name in classes:
             sums[name] = sums[name] + power if name in sums else power
             counts[name] += 1
@@ -133,7 +134,7 @@ def _power(samples: np.ndarray, window_size: int, hop_size: int) -> np.ndarray |
     if energy <= _SILENCE:
         return None
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_size) / window_size)
-    padded = np.pad(samples / np.sqrt(energy), window_size // 2)
+    padded = reflect_pad(np.asarray(samples / np.sqrt(energy), np.float32), window_size)
     padded = np.pad(padded, (0, max(window_size - len(padded), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, window_size)[::hop_size]
     total = np.zeros(window_size // 2 + 1)
