@@ -119,7 +119,7 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
     print(f'checkpoint    {results.info["path"]}')
     print(f'all scores    {workdir / "results.json"}')
     print(f'floors        {"; ".join(_scores(row) for row in results.rows if row.name in (HALF, FIXED_MASK))}')
-    print(f'SDRi {results.sdri:.2f} dB, SI-SDR {results.si_sdr:.2f} dB on {TEST_CLIPS} mixtures of unseen clips')
+    print(f'SDRi {results.sdri:.2f} dB and SI-SDR {results.si_sdr:.2f} dB on {TEST_CLIPS} mixtures of unseen clips')
 
 
 def _scores(row: Row) -> str:

@@ -122,11 +122,10 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             before_writing=check_lock,
         )
         report = _Report(config, mesh, log, progress)
-        traces = Traces(config, run.workdir, step, progress.note, before_writing=check_lock)
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
-        with log, progress, traces:
+        with log, progress, Traces(config, run.workdir, step, progress.note, before_writing=check_lock) as traces:
             with explained_compilation(progress.note, then='now training'):
                 train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)

@@ -88,7 +88,7 @@ def test_a_run_whose_workdir_was_removed_writes_nothing_into_the_next_one(datase
 
     monkeypatch.setattr(train_module.TrainingProgress, 'update', start_another_after_3)
     with pytest.raises(CheckpointError, match=r'taken over by another run .* after it was removed') as caught:
-        train(config_of(dataset, workdir))
+        train(config_of(dataset, workdir, checkpoint_every=6))  # so none is being written meanwhile
     assert '\n' not in str(caught.value)
     assert [path.name for path in workdir.iterdir()] == [LOCK_FILE]
     following.check()
