@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+_PATIENCE = 5.0  # seconds that need no explanation
+_MINUTE = 60.0  # seconds
+_XLA_WARNS_AFTER = 2  # minutes
 
 
 class _RateColumn(ProgressColumn):
@@ -73,3 +78,42 @@ def printed_progress(
             print(f'{verb} {done} of {total}, {rate:.1f} a second', file=sys.stderr, flush=True)
 
     yield report
+
+
+@contextlib.contextmanager
+def explained_compilation(show: Callable[[str], None], *, then: str = '') -> Iterator[None]:
+    """While the block compiles a training step, says what takes so long, and each minute that it still goes on.
+
+    XLA's own warning, 'Very slow compile?', cannot be turned off without losing the reasons of real failures, so a line
+    says what it means.
+
+    Args:
+        show: shows a line to the user; called from another thread.
+        then: what a last line announces, if there were others; '' for no such line.
+    """
+    ended = threading.Event()
+    started = time.monotonic()
+
+    def explain() -> None:
+        if ended.wait(_PATIENCE):
+            return
+        show(
+            'compiling the training step: usually less than a minute for a small network and one to three for the full '
+            'size, several times as long on a busy machine'
+        )
+        minutes = 1
+        while not ended.wait(max(started + minutes * _MINUTE - time.monotonic(), 0)):
+            xla = '; if XLA asks "Very slow compile?", nothing is wrong' if minutes + 1 == _XLA_WARNS_AFTER else ''
+            show(f'still compiling after {minutes} min{xla}')
+            minutes += 1
+
+    thread = threading.Thread(target=explain, name='compiling', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    seconds = time.monotonic() - started
+    if then and seconds > _PATIENCE:
+        show(f'compiled in {seconds:.0f} s; {then}')

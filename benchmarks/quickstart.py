@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 SCRIPT = Path(__file__).parents[1] / 'experiments' / 'quickstart.py'
-ROWS = ('separated', 'fixed spectral mask', 'shuffled query')
+ROWS = ('separated', 'half of the mixture', 'fixed spectral mask', 'shuffled query')
+METRICS = ('SDRi', 'SI-SDR')
 
 
 def measure(seed: int) -> dict:
-    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the SDRi of each row in dB."""
+    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the scores of each row in dB."""
     with tempfile.TemporaryDirectory() as workdir:
         started = time.perf_counter()
         command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed)]
@@ -31,7 +32,7 @@ def measure(seed: int) -> dict:
         rows = json.loads((Path(workdir) / 'results.json').read_text())['rows']
     printed = float(re.match(r'SDRi (\S+) dB', done.stdout.splitlines()[-1])[1])
     assert abs(printed - rows['separated']['SDRi']) < 0.01
-    return {'seed': seed, 'seconds': seconds, **{name: rows[name]['SDRi'] for name in ROWS}}
+    return {'seed': seed, 'seconds': seconds, **{name: [rows[name][metric] for metric in METRICS] for name in ROWS}}
 
 
 def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None) -> None:
@@ -42,9 +43,10 @@ def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None) -> N
         json_file: where to write the figures as well.
     """
     runs = [measure(seed) for seed in seeds]
-    table = Table('seed', 'minutes', *(f'{name}, SDRi dB' for name in ROWS))
+    table = Table('seed', 'minutes', *(f'{name}, {" / ".join(METRICS)} dB' for name in ROWS))
     for run in runs:
-        table.add_row(str(run['seed']), f'{run["seconds"] / 60:.1f}', *(f'{run[name]:.2f}' for name in ROWS))
+        scores = [' / '.join(f'{score:.2f}' for score in run[name]) for name in ROWS]
+        table.add_row(str(run['seed']), f'{run["seconds"] / 60:.1f}', *scores)
     Console().print(table)
     if json_file:
         json_file.write_text(json.dumps(runs, indent=2) + '\n')

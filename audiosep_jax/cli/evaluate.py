@@ -32,8 +32,9 @@ _MAX_LEFT_OUT_SHOWN = 20
 class Evaluate:
     """Score a checkpoint on a benchmark, as the original's evaluators do.
 
-    The report compares it with no separation, an oracle mask, shuffled queries and the published scores. The same
-    command resumes an interrupted evaluation. docs/evaluate.md describes the layouts and the protocols.
+    The report compares it with no separation, half of the mixture, an oracle mask, shuffled queries and the published
+    scores. The same command resumes an interrupted evaluation. docs/evaluate.md describes the layouts and the
+    protocols.
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
@@ -48,6 +49,9 @@ class Evaluate:
     """Folder of the results: OUT/BENCHMARK/results.json, report.md, pictures, and the journal to resume from."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """Also write the results to this file; an existing one is replaced."""
+    report: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
+    """Also write a page about where it fails, DIR/index.html: classes, confusions, levels, durations, and the worst
+    items with their sounds. For all benchmarks: DIR/BENCHMARK/index.html."""
     metadata: Annotated[Path | None, tyro.conf.arg(metavar='DIR')] = None
     """Folder of the benchmarks' tables, if they are neither beside the audio nor where AudioSep keeps them."""
     query_type: Annotated[
@@ -74,6 +78,8 @@ class Evaluate:
     """Omit the row of shuffled queries, which takes half of the time."""
     skip_pictures: bool = False
     """Draw no pictures."""
+    train_data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar='DIR')] = ()
+    """Datasets for training, from data_prep: adds the row of a fixed spectral mask per class, fitted on them."""
     clap: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
     """CLAP weights (a path, org/name, or `own` for the checkpoint's): adds the similarity of query and output."""
     several_hosts: bool = False
@@ -119,6 +125,7 @@ def _evaluate(command: Evaluate) -> int:
         batch_size=command.batch_size,
         shuffled=not command.skip_shuffled,
         clap=None if command.clap is None else _clap(command.clap, separator),
+        train_data=command.train_data,
     )
     command.out.mkdir(exist_ok=True)
     found: dict[str, Results] = {}
@@ -168,6 +175,8 @@ def _check(command: Evaluate) -> None:
     check_writable(command.out, '--out', kind='folder')
     if command.json is not None:
         check_writable(command.json, '--json')
+    if command.report is not None:
+        check_writable(command.report, '--report', kind='folder')
 
 
 def _folders(command: Evaluate) -> dict[str | None, Path]:
@@ -262,12 +271,28 @@ def _finish(command: Evaluate, results: 'Results', folder: Path, separator: 'Sep
     show(results.table(f'{results.benchmark.title}: {len(results.items)} mixtures'))
     report = write_report(results, folder, separator, pictures=not command.skip_pictures)
     terminal.say(f'{report}')
+    if command.report is not None:
+        _write_page(command, results, separator)
     if results.left_out:
         counts = ', '.join(f'{reason} {count}' for reason, count in results.counts.items())
         terminal.complain(
             f'left out in all: {len(results.left_out)} ({counts}), listed in {folder / "results.json"}; '
             f'the scores are those of the other {len(results.items)}'
         )
+
+
+def _write_page(command: Evaluate, results: 'Results', separator: 'Separator') -> None:
+    from audiosep_jax.evaluation.failures.page import write_page
+
+    assert command.report is not None
+    folder = command.report
+    if command.benchmark == 'all':
+        folder.mkdir(exist_ok=True)
+        folder /= results.benchmark.name
+    try:
+        terminal.say(f'{write_page(results, folder, separator, pictures=not command.skip_pictures)}')
+    except DataError as error:  # the scores are worth more than the page
+        terminal.complain(str(error))
 
 
 def _conclude(command: Evaluate, found: dict[str, 'Results']) -> None:

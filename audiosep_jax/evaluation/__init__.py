@@ -9,8 +9,10 @@ scoring.py      separates and scores a batch of items
 speech.py       scores of speech: PESQ, STOI, SSNR
 composite.py    the composite measures of speech: CSIG, CBAK, COVL
 baselines.py    an equalizer per class, and an oracle mask
+training_mask.py  the equalizers of a training set
 journal.py      scores on disk, with which a killed evaluation resumes
 statistics.py   aggregation and bootstrap intervals
 results.py      the results, as JSON and as a table
 report.py       Markdown and pictures
+failures/       a page about where it fails
 """

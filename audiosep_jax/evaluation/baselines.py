@@ -1,4 +1,7 @@
-"""Baselines to compare a trained model with: one equalizer per class, and an oracle mask."""
+"""Baselines to compare a trained model with: one equalizer per class, and an oracle mask.
+
+`training_mask.py` fits the equalizers on a dataset.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -42,12 +45,27 @@ class SpectralMask:
         Raises:
             DataError: fewer than two classes, or a class whose clips are all silent.
         """
-        if len(clips) < 2:
-            raise DataError('a spectral mask needs clips of at least two classes')
         power = {name: _mean_power(name, np.asarray(audio), window_size, hop_size) for name, audio in clips.items()}
+        return cls.from_power(power, window_size=window_size, hop_size=hop_size)
+
+    @classmethod
+    def from_power(cls, power: Mapping[str, np.ndarray], *, window_size: int, hop_size: int) -> 'SpectralMask':
+        """Returns the masks for classes with these mean power spectra.
+
+        Args:
+            power: float [F] for each class, of clips of the same energy.
+            window_size: window of the STFT, in samples.
+            hop_size: hop of the STFT, in samples.
+
+        Raises:
+            DataError: fewer than two classes.
+        """
+        if len(power) < 2:
+            raise DataError('a spectral mask needs clips of at least two classes')
+        total = np.sum([*power.values()], axis=0)
         masks = {}
         for name, target in power.items():
-            others = np.mean([p for other, p in power.items() if other != name], axis=0)
+            others = np.maximum(total - target, 0) / (len(power) - 1)
             masks[name] = (target / np.maximum(target + others, 1e-20)).astype(np.float32)
         return cls(window_size, hop_size, masks)
 

@@ -24,6 +24,7 @@ class Item:
         group: equal for all items with the same target; a bootstrap resample takes all of them or none.
         noise: the file that is added to the target at `snr_db` to make the mixture.
         snr_db: ratio of the target's energy to the noise's in the mixture, in dB.
+        other: the class of what the target is mixed with; '' if the table does not tell.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Item:
     group: str = ''
     noise: Path | None = None
     snr_db: float | None = None
+    other: str = ''
 
     @property
     def kind(self) -> str:
@@ -55,14 +57,14 @@ class Benchmark:
 
     Attributes:
         name: the name on the command line.
-        title: the name in tables and reports.
+        title: the name in tables and reports; a neutral one for other data in the benchmark's layout.
         items: all items, in the order of the benchmark's table.
         bad_rows: rows of the table that do not describe an item.
         statistic: how the scores of items become one number.
         query_types: the types of text that the items have, the protocol's own first.
         sample_rate: rate in Hz at which the protocol mixes and scores; None: the model's rate.
         speech: whether to score PESQ and the other measures of speech as well.
-        published: published scores.
+        published: published scores; none for other data in the benchmark's layout.
         notes: what a reader of the scores should know about this copy of the benchmark.
     """
 

@@ -38,6 +38,7 @@ class Protocol:
         statistic: see `Benchmark`.
         query_types: see `Benchmark`.
         num_items: number of items of the complete benchmark; None if it is not fixed.
+        num_classes: number of its classes; None if it does not matter. See `_is_benchmark`.
         sample_rate: see `Benchmark`.
         speech: see `Benchmark`.
         published: see `Benchmark`.
@@ -49,6 +50,7 @@ class Protocol:
     statistic: Statistic = 'mean'
     query_types: tuple[str, ...] = ('caption',)
     num_items: int | None = None
+    num_classes: int | None = None
     sample_rate: int | None = None
     speech: bool = False
     published: tuple[Published, ...] = ()
@@ -79,6 +81,7 @@ def read_benchmark(
     """
     folder = Path(folder)
     table_folder = None if metadata is None else Path(metadata)
+    named = name is not None
     name = detect(folder, table_folder) if name is None else name
     if name not in PROTOCOLS:
         raise ConfigError(f'unknown benchmark {name!r}: {", ".join(PROTOCOLS)}')
@@ -87,8 +90,11 @@ def read_benchmark(
     if not items:
         raise DataError(f'{folder}: no usable row in the table of {name}{": " + bad[0].message if bad else ""}')
     notes = []
+    is_benchmark = named or _is_benchmark(protocol, items, bad)
     if protocol.num_items and len(items) + len(bad) != protocol.num_items:
         notes.append(f'{len(items) + len(bad)} items here, the complete benchmark has {protocol.num_items}')
+    if not is_benchmark:
+        notes.append(f'taken for other data in the layout of {name}; --benchmark {name} adds its published scores')
     types = tuple(kind for kind in protocol.query_types if any(kind in item.queries for item in items))
     if query is not None:
         items = [dataclasses.replace(item, queries={'given': query}) for item in items]
@@ -101,16 +107,25 @@ def read_benchmark(
         items = [items[i * len(items) // most_items] for i in range(most_items)]
     return Benchmark(
         name=name,
-        title=protocol.title,
+        title=protocol.title if is_benchmark else f'data in the layout of {name}',
         items=tuple(items),
         bad_rows=tuple(bad),
         statistic=protocol.statistic,
         query_types=types,
         sample_rate=protocol.sample_rate,
         speech=protocol.speech,
-        published=protocol.published,
+        published=protocol.published if is_benchmark else (),
         notes=tuple(notes),
     )
+
+
+def _is_benchmark(protocol: Protocol, items: Sequence[Item], bad: Sequence[LeftOut]) -> bool:
+    """Returns whether data is probably the benchmark itself, and not somebody's own in the same layout."""
+    num_classes = len({item.label for item in items})
+    if protocol.read is _read_audioset:  # of whose clips some are no longer on YouTube
+        return num_classes + len(bad) == protocol.num_classes
+    is_size = protocol.num_items in (None, len(items) + len(bad))
+    return is_size and protocol.num_classes in (None, num_classes)
 
 
 def detect(folder: Path, metadata: Path | None = None) -> str:
@@ -184,6 +199,8 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
         path, rows, bad = _read_rows(folder, metadata, table, columns)
         items: list[Item] = []
         names: set[str] = set()
+        class_of = {row.get('src_wav', ''): row[label].strip() for _, row in rows} if label else {}
+        class_of.pop('', None)
         for line, row in rows:
             index = row['idx'].strip()
             queries = {kind: row[column] for kind, column in texts.items() if row[column].strip()}
@@ -194,9 +211,8 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
             # The original scores an item twice if its row occurs twice.
             name = index if index not in names else f'{index} (line {line})'
             names.add(name)
-            items.append(
-                Item(name, queries, mixture, target, row[label].strip() if label else '', row.get('src_wav', ''))
-            )
+            kind, other = row[label].strip() if label else '', class_of.get(row.get('noise_wav', ''), '')
+            items.append(Item(name, queries, mixture, target, kind, row.get('src_wav', ''), other=other))
         return items, bad
 
     return read
@@ -235,7 +251,8 @@ def _read_vggsound(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
             continue
         mixture, target = folder / row['mix_wav'], folder / row['s0_wav']
         clip = row['file_id'].partition('+++')[0]  # the target's name, which several mixtures share
-        items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, row['s0_text'].strip(), clip))
+        kind, other = row['s0_text'].strip(), row.get('s1_text', '').strip()
+        items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, kind, clip, other=other))
     return _with_distinct_names(items), bad
 
 
@@ -286,7 +303,7 @@ def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], li
 def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
     """Reads a folder with one table `mixture,target,query`; paths are relative to the table.
 
-    The columns `target` and `label` are optional.
+    The columns `target`, `label` and `other`, the class of the rest of the mixture, are optional.
     """
     tables = [folder] if folder.is_file() else _tables_in(folder)
     if len(tables) != 1:
@@ -300,18 +317,12 @@ def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[Lef
         if not row['mixture'].strip() or not row['query'].strip():
             bad.append(_bad_row(table, line, 'no mixture or no query in it'))
             continue
-        target = row.get('target', '').strip()
-        queries = {'caption': row['query']} | ({'label': row['label']} if row.get('label', '').strip() else {})
-        items.append(
-            Item(
-                row['mixture'].strip(),
-                queries,
-                table.parent / row['mixture'].strip(),
-                table.parent / target if target else None,
-                row.get('label', '').strip() or row['query'].strip(),
-                target,
-            )
-        )
+        name, target, other = (row.get(key, '').strip() for key in ('mixture', 'target', 'other'))
+        label = row.get('label', '').strip()
+        queries = {'caption': row['query']} | ({'label': row['label']} if label else {})
+        path = table.parent / target if target else None
+        kind = label or row['query'].strip()
+        items.append(Item(name, queries, table.parent / name, path, kind, target, other=other))
     return _with_distinct_names(items), bad
 
 
@@ -443,7 +454,7 @@ def _four_million_steps(sdri: float, si_sdr: float) -> tuple[Published, ...]:
 _COLUMNS = ('idx', 'caption')
 PROTOCOLS: dict[str, Protocol] = {
     'audioset': Protocol(
-        'AudioSet', '', _read_audioset, 'mean of class medians', ('label',), 5270,
+        'AudioSet', '', _read_audioset, 'mean of class medians', ('label',), 5270, 527,
         published=_four_million_steps(7.739, 6.903),
     ),
     'audiocaps': Protocol(
@@ -453,7 +464,7 @@ PROTOCOLS: dict[str, Protocol] = {
         query_types=('caption', 'label'), num_items=4820, published=_four_million_steps(8.220, 7.189),
     ),
     'vggsound': Protocol(
-        'VGGSound', 'vggsound_eval.csv', _read_vggsound, query_types=('label',), num_items=1000,
+        'VGGSound', 'vggsound_eval.csv', _read_vggsound, query_types=('label',), num_items=1000, num_classes=85,
         published=_four_million_steps(9.144, 9.043),
     ),
     'clotho': Protocol(
@@ -462,14 +473,14 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     'music': Protocol(
         'MUSIC', 'music_eval.csv', _numbered_reader('music_eval.csv', _COLUMNS, {'label': 'caption'}, label='caption'),
-        'mean of class means', ('label',), 5004, published=_four_million_steps(10.508, 9.425),
+        'mean of class means', ('label',), 5004, 10, published=_four_million_steps(10.508, 9.425),
     ),
     'esc50': Protocol(
         'ESC-50', 'esc50_eval.csv', _numbered_reader('esc50_eval.csv', _COLUMNS, {'label': 'caption'}, label='caption'),
-        query_types=('label',), num_items=2000, published=_four_million_steps(10.040, 8.810),
+        query_types=('label',), num_items=2000, num_classes=50, published=_four_million_steps(10.040, 8.810),
     ),
     'dcase2024': Protocol(
-        'DCASE 2024 Task 9', 'lass_synthetic_validation.csv', _read_dcase, sample_rate=16000,
+        'DCASE 2024 Task 9', 'lass_synthetic_validation.csv', _read_dcase, num_items=3000, sample_rate=16000,
         published=(Published('DCASE baseline (published)', {'SDR': 5.708, 'SDRi': 5.673, 'SI-SDR': 3.862}),),
     ),
     # The scores of the noisy signals in Pascual et al. 2017 (SEGAN), repeated by later articles, check the metrics.

@@ -77,8 +77,10 @@ def _markdown(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
         f'encoder {(info.get("encoder") or {}).get("name", "none")}. Scored at {results.sample_rate} Hz.',
         markdown_table(['', *metrics, 'items'], rows),
         f'Every number is the {results.aggregation}, with its 95 % bootstrap interval in brackets.{_unit(metrics)} *No '
-        'separation*: the mixture itself. *Oracle ratio mask*: a mask computed from the target, which no separator '
-        'comes near. *Shuffled query*: each mixture queried for a wrong sound.',
+        'separation*: the mixture itself. *Half of the mixture*: SDRi gives it 3 dB where both sounds are equally '
+        'loud, SI-SDR sees no difference. *Fixed spectral mask*: an equalizer per class, fitted on the training set. '
+        '*Oracle ratio mask*: a mask computed from the target, which no separator comes near. *Shuffled query*: each '
+        'mixture queried for a wrong sound.',
     ]
     if results.notes:
         parts.append('\n'.join(f'- {note}' for note in results.notes))
@@ -151,9 +153,11 @@ def _draw_pictures(results: Results, folder: Path, separator: 'Separator') -> li
     drawn.append(('SDRi against the SDR of the mixture', 'input_sdr.png'))
     for name, item in _examples(scored, primary).items():
         file = f'example_{name}.png'
-        text = f'query: {item.texts[primary]}   ({item.item.name}, SDRi {item.scores[primary]["SDRi"]:.1f} dB)'
+        scores = item.scores[primary]
+        decibels = f'SDRi {scores["SDRi"]:.1f} dB, SI-SDR {scores["SI-SDR"]:.1f} dB'
+        text = f'query: {item.texts[primary]}   ({item.item.name}, {decibels})'
         try:
-            panels = _panels(item, primary, results.sample_rate, separator)
+            panels = example_sounds(item, primary, results.sample_rate, separator)
         except DataError:  # the file has been removed since; the scores remain valid
             continue
         spectrogram_panels(folder / file, panels, results.sample_rate, text)
@@ -168,11 +172,22 @@ def _examples(scored: Sequence[ItemScore], primary: str) -> dict[str, ItemScore]
     return {name: usable[int(share * (len(usable) - 1))] for name, share in _EXAMPLES.items()} if usable else {}
 
 
-def _panels(item: ItemScore, primary: str, rate: int, separator: 'Separator') -> dict[str, np.ndarray]:
+def example_sounds(item: ItemScore, row: str, rate: int, separator: 'Separator') -> dict[str, np.ndarray]:
+    """Returns the mixture, the target and the separated sound of an item, float [T] each, at `rate` Hz.
+
+    Args:
+        item: an item with a target.
+        row: the row of the table whose query is used.
+        rate: in Hz.
+        separator: the model.
+
+    Raises:
+        DataError: a file cannot be read any more.
+    """
     sound, model_rate = load_item(item.item, rate), separator.config.sample_rate
     assert sound.target is not None, 'examples have a target'
     mixture = resample(sound.mixture, rate, model_rate)
-    separated = separator.separate_batch([mixture], separator.embed([item.texts[primary]]), batch_size=1)[0]
+    separated = separator.separate_batch([mixture], separator.embed([item.texts[row]]), batch_size=1)[0]
     return {'mixture': sound.mixture, 'target': sound.target, 'separated': resample(separated, model_rate, rate)}
 
 

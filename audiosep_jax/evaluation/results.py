@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SEPARATED, NO_SEPARATION, ORACLE = 'separated', 'no separation', 'oracle ratio mask'
+HALF, FIXED_MASK = 'half of the mixture', 'fixed spectral mask'
 SHUFFLED, TARGET = 'shuffled query', 'target'
 # The order of the columns.
 METRICS = ('SDR', 'SDRi', 'SI-SDR', 'SI-SDRi', 'PESQ', 'STOI', 'CSIG', 'CBAK', 'COVL', 'SSNR', 'CLAP')

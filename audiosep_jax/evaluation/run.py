@@ -5,6 +5,8 @@ The table has these rows, all of the same items:
     separated             each mixture queried with the item's own text
     separated, TYPE …     the same for further query types
     no separation         the mixture as the estimate: its SDRi is 0
+    half of the mixture   its SDRi is 3 dB where both sounds are equally loud, and its SI-SDR that of the mixture
+    fixed spectral mask   an equalizer per class, fitted on the training set (`training_mask.py`), if that is given
     oracle ratio mask     a mask computed from the target (`baselines.oracle_ratio_mask`), which no separator comes near
     shuffled query        each mixture queried with another item's text; a model that ignores the query scores the same
                           as with the right one
@@ -32,7 +34,8 @@ from audiosep_jax.evaluation.loading import Sound, item_seconds, load_item
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.query_texts import query_texts
 from audiosep_jax.evaluation.results import TARGET, ItemScore, Results, Row, make_rows
-from audiosep_jax.evaluation.scoring import BatchScorer, sdr_family
+from audiosep_jax.evaluation.scoring import BatchScorer, sdr_family, stft_sizes
+from audiosep_jax.evaluation.training_mask import TrainingMask, fit_training_mask
 from audiosep_jax.parallel.hosts import gathered
 from audiosep_jax.storage.json_files import check_shape
 
@@ -52,7 +55,7 @@ class _Kept(TypedDict):
 
 
 # Part of every journal key. Raise it when the computation of scores changes.
-_VERSION = 1
+_VERSION = 2
 _READERS = 4  # threads
 
 
@@ -65,12 +68,14 @@ class Options:
         batch_size: mixtures through the network at a time; None: 8 for each accelerator, 2 on a CPU.
         shuffled: whether to query each mixture for a wrong sound as well, which doubles the time.
         clap: adds the cosine similarity of text and output in this encoder's space, which needs no target.
+        train_data: folders of datasets for training, which add the row of the fixed spectral mask.
     """
 
     seed: int = 0
     batch_size: int | None = None
     shuffled: bool = True
     clap: AudioTextEncoder | None = None
+    train_data: tuple[str | os.PathLike, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -255,6 +260,8 @@ class _Evaluation:
         self._options, self._speech, self._lengths = options, speech, lengths
         self._batch_size = options.batch_size or default_batch_size()
         self._texts = query_texts(items, types, options.seed if options.shuffled else None)
+        self._mask = self._fit_mask()
+        self._classes = [self._mask.class_of(item) for item in items] if self._mask else []
         self._scorer = BatchScorer(
             separator,
             [item.name for item in items],
@@ -263,9 +270,26 @@ class _Evaluation:
             batch_size=self._batch_size,
             clap=options.clap,
             speech=speech,
+            mask=self._mask,
+            classes=self._classes,
         )
         self._hash = separator.fingerprint()
         self._num_damaged = 0  # lines of the journal
+
+    def _fit_mask(self) -> TrainingMask | None:
+        folders = self._options.train_data
+        if not folders:
+            return None
+        window, hop = stft_sizes(self._separator, self._rate)
+        mask = fit_training_mask(folders, sample_rate=self._rate, window_size=window, hop_size=hop)
+        if not any(mask.class_of(item) for item in self._items):
+            item = self._items[0]
+            text = item.label or next(iter(item.queries.values()), '')
+            raise DataError(
+                f'no label or text of the items is a label or caption of the {mask.about}; the first is {text!r}: give '
+                'the set that the model was trained on, or leave the fixed spectral mask out'
+            )
+        return mask
 
     # ---- running ----
 
@@ -329,7 +353,11 @@ class _Evaluation:
         separator, clap = self._separator, self._options.clap
         encoders = [comparable(encoder.identity()) if encoder else None for encoder in (separator.encoder, clap)]
         model = dataclasses.asdict(separator.config)
-        return [_VERSION, name, self._hash, model, encoders, self._rate, separator.max_whole_seconds, self._speech]
+        mask = [self._mask.digest()] if self._mask else []
+        return [
+            *(_VERSION, name, self._hash, model, encoders, self._rate, separator.max_whole_seconds, self._speech),
+            *mask,
+        ]
 
     def _key(self, i: int, settings: list[Any]) -> str:
         """Returns the journal key of an item, which depends on the settings, the item's files and its texts."""
@@ -407,7 +435,7 @@ class _Evaluation:
             sample_rate=self._rate,
             seed=seed,
             info={**self._separator.info, 'hash': self._hash},
-            notes=(*benchmark.notes, *self._rate_notes(benchmark), *self._damage_notes()),
+            notes=(*benchmark.notes, *self._rate_notes(benchmark), *self._mask_notes(), *self._damage_notes()),
         )
 
     def _rate_notes(self, benchmark: Benchmark) -> list[str]:
@@ -418,6 +446,13 @@ class _Evaluation:
         if benchmark.published and benchmark.sample_rate is None and model_rate != 32000 and not benchmark.speech:
             return [f"scored at the model's rate of {model_rate} Hz; published scores are at 32000 Hz"]
         return []
+
+    def _mask_notes(self) -> list[str]:
+        if self._mask is None:
+            return []
+        unknown = self._classes.count(None)
+        rest = f'; {unknown} of {len(self._items)} items have no class there, and get half of the mixture'
+        return [f'fixed spectral mask: fitted on {self._mask.about}{rest if unknown else ""}']
 
     def _damage_notes(self) -> list[str]:
         if not self._num_damaged:

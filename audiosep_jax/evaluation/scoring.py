@@ -13,8 +13,9 @@ from audiosep_jax.encoders.base import AudioTextEncoder
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.evaluation.baselines import oracle_ratio_mask
 from audiosep_jax.evaluation.loading import Sound
-from audiosep_jax.evaluation.results import NO_SEPARATION, ORACLE, SEPARATED, TARGET
+from audiosep_jax.evaluation.results import FIXED_MASK, HALF, NO_SEPARATION, ORACLE, SEPARATED, TARGET
 from audiosep_jax.evaluation.speech import SpeechScorer
+from audiosep_jax.evaluation.training_mask import TrainingMask
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
@@ -39,6 +40,8 @@ class BatchScorer:
         batch_size: mixtures through the network at a time.
         clap: adds the cosine similarity of text and output to the scores.
         speech: whether to add the scores of speech.
+        mask: adds the row of the fixed spectral mask.
+        classes: its class for every item; needed with `mask`.
 
     Raises:
         ConfigError: speech is to be scored and the packages for it are missing.
@@ -54,13 +57,17 @@ class BatchScorer:
         batch_size: int,
         clap: AudioTextEncoder | None = None,
         speech: bool = False,
+        mask: TrainingMask | None = None,
+        classes: Sequence[str | None] = (),
     ):
         self._separator, self._names, self._texts = separator, names, texts
         self._rate, self._batch_size, self._clap = sample_rate, batch_size, clap
         self._speech = SpeechScorer(sample_rate) if speech else None
+        self._mask, self._classes = mask, classes
         separated = [row for row in texts if row.startswith(SEPARATED)]
         others = [row for row in texts if row not in separated]
-        self.rows = [*separated, NO_SEPARATION, ORACLE, *others]  # in the order of the table
+        floors = [NO_SEPARATION, HALF, *([FIXED_MASK] if mask else [])]
+        self.rows = [*separated, *floors, ORACLE, *others]  # in the order of the table
 
     def __enter__(self) -> 'BatchScorer':
         return self
@@ -88,15 +95,21 @@ class BatchScorer:
             estimates[i][NO_SEPARATION] = sound.mixture
         targets = {i: sound.target for i, sound in sounds.items() if sound.target is not None}
         scores: dict[int, Scores] = {i: {row: {} for row in self.rows} for i in sounds}
+        if self._mask is not None:
+            self._apply_fixed_mask(self._mask, sounds, estimates)
         if targets:
             mixtures = [sounds[i].mixture for i in targets]
             masked = self._apply_oracle_masks(mixtures, list(targets.values()))
             for i, estimate in zip(targets, masked, strict=True):
                 estimates[i][ORACLE] = estimate
-            by_row = {row: [estimates[i].get(row) for i in targets] for row in self.rows}
+            # Only SDR takes the half for something else than the mixture, so the other scores do without it.
+            half = [mixture / 2 for mixture in mixtures]
+            by_row = {row: half if row == HALF else [estimates[i].get(row) for i in targets] for row in self.rows}
             sdr_scores = sdr_family(list(targets.values()), mixtures, by_row, self._batch_size)
             for i, item_scores in zip(targets, sdr_scores, strict=True):
                 scores[i] |= item_scores
+                for row in (row for row in item_scores if row.startswith(SEPARATED)):
+                    scores[i][row]['leak'] = leak(targets[i], sounds[i].mixture, estimates[i][row])
         if targets and self._speech is not None:
             for i, row, speech_scores in self._speech.scores({i: (t, estimates[i]) for i, t in targets.items()}):
                 scores[i][row] |= speech_scores
@@ -127,12 +140,19 @@ class BatchScorer:
 
     def _apply_oracle_masks(self, mixtures: list[np.ndarray], targets: list[np.ndarray]) -> list[np.ndarray]:
         """Returns the oracle's estimates, float32 [T]; its window and hop are as long as the model's, in seconds."""
-        config, scale = self._separator.config, self._rate / self._separator.config.sample_rate
-        window, hop = round(config.window_size * scale), round(config.hop_size * scale)
+        window, hop = stft_sizes(self._separator, self._rate)
         padded_mixtures, counts = padded_batch(mixtures, self._batch_size)
         padded_targets, _ = padded_batch(targets, self._batch_size)
         masked = np.asarray(oracle_ratio_mask(padded_mixtures, padded_targets, window, hop))
         return [estimate[:count] for estimate, count in zip(masked, counts, strict=False)]
+
+    def _apply_fixed_mask(
+        self, mask: TrainingMask, sounds: Mapping[int, Sound], estimates: Mapping[int, dict[str, np.ndarray]]
+    ) -> None:
+        padded, counts = padded_batch([sound.mixture for sound in sounds.values()], self._batch_size)
+        classes = [*(self._classes[i] for i in sounds), *[None] * (len(padded) - len(sounds))]
+        for i, estimate, count in zip(sounds, mask.separate(padded, classes), counts, strict=False):
+            estimates[i][FIXED_MASK] = estimate[:count]
 
     def _add_similarity(
         self,
@@ -152,6 +172,25 @@ class BatchScorer:
                 text = self._texts.get(row, right_texts)[i]
                 if text is not None:
                     scores[i].setdefault(row, {})['CLAP'] = cosine(clap_texts[text], embedding)
+
+
+def leak(target: np.ndarray, mixture: np.ndarray, estimate: np.ndarray) -> float:
+    """Returns the share of the rest of the mixture in the energy of what an estimate has of target and rest, 0 to 1.
+
+    The estimate is taken for a multiple of the target, a multiple of the rest, and something unlike both, which does
+    not count. All are float [T].
+    """
+    parts = np.stack([target, mixture - target]).astype(np.float64)
+    products = parts @ parts.T
+    weights = np.linalg.lstsq(products, parts @ np.asarray(estimate, np.float64), rcond=None)[0]
+    energies = np.square(weights) * np.diag(products)
+    return float(energies[1] / max(energies.sum(), 1e-20))
+
+
+def stft_sizes(separator: 'Separator', rate: int) -> tuple[int, int]:
+    """Returns the window and the hop, in samples at `rate` Hz, that are as long as the model's in seconds."""
+    config, scale = separator.config, rate / separator.config.sample_rate
+    return round(config.window_size * scale), round(config.hop_size * scale)
 
 
 def sdr_family(

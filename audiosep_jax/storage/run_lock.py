@@ -3,6 +3,9 @@
 The system's own file locks cannot be trusted on network file systems, and buckets have none. Here the lock is a file
 that names its holder, and that the holder refreshes while it lives. The lock of a dead process is taken over: on the
 same machine, at once; from another machine, when the file has not been refreshed for a while.
+
+If the folder is removed and another run starts in its place, the first run finds the lock of the other one, or a folder
+that is not its own, and writes nothing more.
 """
 
 import contextlib
@@ -92,7 +95,9 @@ class RunLock:
         self._own: _Holder | None = None
         self._made: list[pathlib.Path] = []
         self._refreshed = 0.0
-        self._loser_to: _Holder | None = None
+        self._lost = ''  # why this process does not hold the lock any more
+        # While the folder is open, no other can get its inode, so it can be told from one of the same name.
+        self._open_folder: int | None = None
         self._refreshing = threading.Lock()
         self._stopped = threading.Event()
 
@@ -117,6 +122,9 @@ class RunLock:
             self._remove_folder()
             raise
         self._refreshed = time.time()
+        if not self._in_bucket:
+            with contextlib.suppress(OSError):
+                self._open_folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         threading.Thread(target=self._keep_refreshing, name='run-lock', daemon=True).start()
         return note
 
@@ -124,18 +132,16 @@ class RunLock:
         """Checks that this process still holds the lock; call it before writing into the folder.
 
         Raises:
-            CheckpointError: another run has taken the lock over, because this one was suspended for too long.
+            CheckpointError: another run has taken the lock over, because this one was suspended for too long or because
+                the folder was removed.
         """
-        if self._own is None:
+        own = self._own
+        if own is None:
             return
-        # Nobody takes over a lock that was refreshed a moment ago, so the file need not be read each time.
-        if not 0 <= time.time() - self._refreshed < 2 * _PERIOD:
+        if not self._is_surely_held(own):
             self._refresh()
-        if self._loser_to is not None:
-            raise CheckpointError(
-                f'{self._folder} was taken over by another run ({self._loser_to}) while this one was suspended: this '
-                'one ends and writes nothing more'
-            )
+        if self._lost:
+            raise CheckpointError(f'{self._folder} {self._lost}: this one ends and writes nothing more')
 
     def release(self) -> None:
         """Gives the lock back if this process holds it, and removes the folder if it was made here and is empty."""
@@ -144,10 +150,39 @@ class RunLock:
         if own is None:
             return
         with self._refreshing, contextlib.suppress(Exception):  # the folder may be gone, or the disk
+            if self._open_folder is not None:
+                os.close(self._open_folder)
+                self._open_folder = None
             holder = self._read()
             if holder is not None and holder.id == own.id:
                 self._path.unlink()
                 self._remove_folder()
+
+    def _is_surely_held(self, own: _Holder) -> bool:
+        if self._in_bucket:
+            # Nobody takes over a lock that was refreshed a moment ago, so the file need not be fetched each time.
+            return 0 <= time.time() - self._refreshed < 2 * _PERIOD
+        try:
+            holder = self._read()
+        except OSError:
+            return False
+        return holder is not None and holder.id == own.id
+
+    def _is_in_another_folder(self) -> bool:
+        """Returns whether another folder has taken the place of the one that was locked.
+
+        Inodes change on some file systems, so this counts only where the lock is not to be found either.
+        """
+        if self._open_folder is None:
+            return False
+        try:
+            there = os.stat(self._folder)
+        except OSError:
+            return False
+        try:
+            return not os.path.samestat(there, os.fstat(self._open_folder))
+        except OSError:  # of a removed folder, on network file systems
+            return True
 
     def _take(self, own: _Holder) -> str:
         for _ in range(10):
@@ -239,11 +274,15 @@ class RunLock:
     def _refresh(self) -> None:
         with self._refreshing:
             own = self._own
-            if own is None or self._loser_to is not None:
+            if own is None or self._lost:
                 return
             try:
                 holder = self._refresh_in_bucket(own) if self._in_bucket else self._refresh_in_place(own)
-            except FileNotFoundError:  # somebody removed the file, or renamed the folder
+            except FileNotFoundError:  # somebody removed the file, is removing the folder, or has renamed it
+                time.sleep(_SETTLE)
+                if self._is_in_another_folder():
+                    self._lost = 'was removed, and there is another folder in its place'
+                    return
                 with contextlib.suppress(OSError):
                     if self._create(own.refresh()):
                         self._refreshed = time.time()
@@ -251,7 +290,8 @@ class RunLock:
             except OSError:
                 return
             if holder is not None and holder.id != own.id:
-                self._loser_to = holder
+                cause = 'after it was removed' if self._is_in_another_folder() else 'while this one was suspended'
+                self._lost = f'was taken over by another run ({holder}) {cause}'
             else:
                 self._refreshed = time.time()
 
@@ -259,6 +299,8 @@ class RunLock:
         """Refreshes the file if it is ours, and returns whose it was."""
         with self._path.open('r+b') as file:
             holder = _Holder.decode(file.read())
+            if holder is None and self._is_in_another_folder():  # whose run is writing the file at this moment
+                raise FileNotFoundError
             if holder is None or holder.id == own.id:
                 file.seek(0)
                 file.write(own.refresh().encode())

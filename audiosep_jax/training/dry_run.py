@@ -12,6 +12,7 @@ from audiosep_jax.data.shards import Shards
 from audiosep_jax.models import cost
 from audiosep_jax.parallel.launch import Detected
 from audiosep_jax.parallel.mesh import make_mesh
+from audiosep_jax.progress import explained_compilation
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.planning.compiled import Compiled
 from audiosep_jax.training.planning.estimate import compile_for, estimate, largest_batch, usable_memory
@@ -58,10 +59,12 @@ def dry_run(
     _show('compiling …')
     started = time.perf_counter()
     if topology is None:
-        compiled = program.compile_step()
+        with explained_compilation(_show):
+            compiled = program.compile_step()
         _show(f'compiled in {time.perf_counter() - started:.0f} s: {_compiled(compiled)}')
         return
-    step = compile_for(config, topology)
+    with explained_compilation(_show):
+        step = compile_for(config, topology)
     _show(f'compiled in {time.perf_counter() - started:.0f} s for {topology}')
     for line in _reached(config, topology, step):
         _show(line)

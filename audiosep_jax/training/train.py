@@ -31,6 +31,7 @@ from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.parallel.mesh import make_mesh, place_of_process
+from audiosep_jax.progress import explained_compilation
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
@@ -124,8 +125,9 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
-        with log, progress, Traces(config, run.workdir, step, progress.note) as traces:
-            train_step = program.compile_step()
+        with log, progress, Traces(config, run.workdir, step, progress.note, before_writing=check_lock) as traces:
+            with explained_compilation(progress.note, then='now training'):
+                train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
             report.speed.start()
             while step < config.steps and not stopping:
@@ -308,7 +310,7 @@ class _Report:
             self._progress.note(
                 f'not validated: {scores.problem}'
                 if scores.problem
-                else f'SDRi {scores.sdri:.2f} dB on {self._config.validation}'
+                else f'SDRi {scores.sdri:.2f} dB, SI-SDR {scores.values["SI-SDR"]:.2f} dB on {self._config.validation}'
             )
         return score
 

@@ -13,7 +13,7 @@ from audiosep_jax.errors import AudioSepError, LeftOutError
 from audiosep_jax.evaluation.loading import load_item
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import validate
-from audiosep_jax.metrics import sdri
+from audiosep_jax.metrics import sdri, si_sdr
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.parallel.mesh import on_this_process
 from audiosep_jax.separation.separator import Separator
@@ -85,8 +85,9 @@ class Validation:
             text = next(iter(item.queries.values()))
             (separated,) = separator.separate_batch([sound.mixture], separator.embed(text))
             target, estimate, mixture = (jnp.asarray(x) for x in (sound.target, separated, sound.mixture))
-            improvement = float(sdri(target, estimate, mixture))
-            panels[f'{item.name}: {text}, SDRi {improvement:.1f} dB'] = {
+            scores = {'SDRi': sdri(target, estimate, mixture), 'SI-SDR': si_sdr(target, estimate)}
+            decibels = ', '.join(f'{metric} {float(value):.1f} dB' for metric, value in scores.items())
+            panels[f'{item.name}: {text}, {decibels}'] = {
                 'mixture': sound.mixture,
                 'target': sound.target,
                 'separated': separated,

@@ -9,6 +9,9 @@ semicolons or tabs between its fields. Keys, and CSV columns:
     label, labels       optional: class names, a list in JSON, separated by ';' in CSV
     id                  optional: the clip's name in the dataset; by default the `wav` as written
 
+Other keys and columns are passed over, and `build` names them in a note. A manifest without captions, or with a name
+that seems to be a misspelled `caption`, is refused, because its clips would be left out.
+
 Entries with the same file (and id) are one clip with several captions, of which training draws one at a time.
 """
 
@@ -17,10 +20,11 @@ import difflib
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any, TypeGuard
 
-from audiosep_jax.errors import DataError, LeftOutError
+from audiosep_jax.errors import DataError, LeftOutError, listed, printable, single_line
 from audiosep_jax.storage.json_files import parse_json
 from audiosep_jax.storage.tables import rows_of
 from data_prep.clips.base import Clip, ClipSource
@@ -28,7 +32,9 @@ from data_prep.clips.listing import delimiter_of, read_json_lines
 from data_prep.clips.media import read_sound
 from data_prep.options import BuildOptions
 
-_KEYS = ('wav', 'caption', 'captions', 'label', 'labels', 'id')
+_CAPTIONS = ('caption', 'captions')
+_KEYS = ('wav', *_CAPTIONS, 'label', 'labels', 'id')
+_KNOWN = 'wav, caption (or captions), label (or labels), id'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +48,16 @@ class Entry:
 
 
 class Manifest:
-    """The clips of a list of entries, with paths relative to `folder`."""
+    """The clips of a list of entries, with paths relative to `folder`.
 
-    def __init__(self, entries: Sequence[Entry], folder: pathlib.Path):
+    Attributes:
+        passed_over: the keys or columns of the file that mean nothing here.
+    """
+
+    def __init__(self, entries: Sequence[Entry], folder: pathlib.Path, passed_over: Sequence[str] = ()):
         self.entries = list(entries)
         self.folder = folder
+        self.passed_over = tuple(passed_over)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -78,8 +89,8 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     """Returns all entries of a manifest after checking them, without reading audio.
 
     Raises:
-        DataError: the manifest is missing, is neither JSON, JSON Lines nor CSV or has no entries, a key is unknown or
-            missing, a value has the wrong type, or two files have the same id.
+        DataError: the manifest is missing, is neither JSON, JSON Lines nor CSV or has no entries, a key is missing or
+            misspelled, a value has the wrong type, or two files have the same id.
     """
     path = pathlib.Path(path)
     try:
@@ -98,9 +109,15 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
     else:
         rows, unit = _json_rows(path, text), 'entry'
     merged: dict[str, Entry] = {}
+    unknown: dict[str, str] = {}  # the first place of each
+    has_captions = False
     for number, row in rows:
         where = f'{path}: {unit} {number}'
         entry = _entry(where, row)
+        for key in row:
+            if key not in _KEYS:
+                unknown.setdefault(key, where)
+        has_captions = has_captions or any(key in row for key in _CAPTIONS)
         known = merged.get(entry.id)
         if known is None:
             merged[entry.id] = entry
@@ -112,7 +129,10 @@ def read_manifest(path: str | pathlib.Path) -> Manifest:
             raise DataError(f'{where}: the id {entry.id!r} is taken by another file, {known.wav}: ids must differ')
     if not merged:
         raise DataError(f'{path}: lists no clips')
-    return Manifest(list(merged.values()), path.parent)
+    if unknown and not has_captions:
+        key, where = next(iter(unknown.items()))
+        raise DataError(f'{where}: unknown key {key!r}: known: {_KNOWN}; no entry has a caption')
+    return Manifest(list(merged.values()), path.parent, tuple(unknown))
 
 
 def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
@@ -126,7 +146,7 @@ def _json_rows(path: pathlib.Path, text: str) -> list[tuple[int, dict]]:
 
 def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], str]:
     table = ((line, fields) for line, fields in rows_of(path, text, delimiter=delimiter_of(text)) if fields)
-    names = next(table, (0, []))[1]
+    names = [name.strip() for name in next(table, (0, []))[1]]
     _check_keys(f'{path}: header', names)
     rows = []
     for line, fields in table:
@@ -135,7 +155,7 @@ def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], st
                 f'{path}: line {line}: {"more" if len(fields) > len(names) else "fewer"} fields than the header has; '
                 'put quotes around a caption that holds a separator'
             )
-        row: dict[str, Any] = {key: value for key, value in zip(names, fields, strict=True) if value or key == 'wav'}
+        row: dict[str, Any] = {key: value for key, value in zip(names, fields, strict=True) if value or key != 'id'}
         for key in ('label', 'labels'):
             if key in row:
                 row[key] = [label for label in row[key].split(';') if label.strip()]
@@ -144,13 +164,13 @@ def _csv_rows(path: pathlib.Path, text: str) -> tuple[list[tuple[int, dict]], st
 
 
 def _check_keys(where: str, keys: Collection[str]) -> None:
-    for key in keys:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(_KEYS)}'
-            raise DataError(f'{where}: unknown key {key!r}: {hint}')
+    """Raises DataError if there is no audio file, or if a key seems to be a misspelled name of the captions."""
+    if not any(key in keys for key in _CAPTIONS):
+        for key in keys:
+            if key not in _KEYS and (near := difflib.get_close_matches(key, _CAPTIONS, n=1, cutoff=0.8)):
+                raise DataError(f'{where}: unknown key {key!r}: did you mean {near[0]!r}? known: {_KNOWN}')
     if 'wav' not in keys:
-        raise DataError(f"{where}: no key 'wav', the audio file")
+        raise DataError(f"{where}: no key 'wav', the audio file: found {listed([*keys]) or 'none'}; known: {_KNOWN}")
 
 
 def _entry(where: str, row: Any) -> Entry:
@@ -193,8 +213,13 @@ class BuildManifest(BuildOptions):
     """Shards from audio files listed with their captions in JSON (AudioSep's datafile format), JSON Lines or CSV."""
 
     source: pathlib.Path
-    """The manifest: {"data": [{"wav": …, "caption": …}]}, a .jsonl with such an object on each line, or a .csv or .tsv
-    with columns wav, caption. Relative paths start at its folder."""
+    """The manifest: {"data": [{"wav": …, "caption": …}]}, a .jsonl with such an object on each line, a .csv or a .tsv.
+    Its keys or columns are wav, caption (or captions), label (or labels) and id; others are passed over. Relative paths
+    start at its folder."""
 
     def clips(self) -> ClipSource:
-        return read_manifest(self.source)
+        manifest = read_manifest(self.source)
+        if manifest.passed_over:
+            names = single_line(printable(listed([repr(name) for name in manifest.passed_over])))
+            print(f'note: {self.source}: passed over {names}; the known names are {_KNOWN}', file=sys.stderr)
+        return manifest

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from support import tiny_clap
-from support.band_separator import BandSeparator, make_music, make_numbered, write_pair, write_table
+from support.band_separator import HERTZ, BandSeparator, make_music, make_numbered, sound, write_pair, write_table
 from support.quarter_separator import one_error
 
 from audiosep_jax.audio.writing import write_audio
@@ -17,6 +17,8 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.evaluation import protocols
 from audiosep_jax.evaluation.loading import load_mono
 from audiosep_jax.weights.tensor_files import write_tensors
+from data_prep.build import build_shards
+from data_prep.clips.base import Clip
 
 AUDIOCAPS = 'idx,caption,labels,src_wav,noise_wav'
 
@@ -85,6 +87,29 @@ def test_what_is_left_out_is_said_and_ends_with_1(folder, band, capsys):
     assert '1 target is silent but counts, as in the original: 3' in captured.err
     assert 'separated, without 1 silent target' in captured.out
     assert (folder / 'r.json').exists()
+
+
+def test_the_page_and_the_row_of_the_training_set(folder, band, capsys):
+    make_music(folder / 'bench')
+    make_music(folder / 'bench' / 'data' / 'music')
+    clips = [Clip(kind, sound(kind), (f'a {kind}',), (kind,)) for kind in HERTZ]
+    build_shards(clips, folder / 'shards', sample_rate=8000, name='small')
+    arguments = ('--train-data', 'shards', '--report', 'page', '--json', 'r.json')
+    assert evaluate(*arguments) == 0
+    captured = capsys.readouterr()
+    assert 'page/index.html' in captured.out
+    assert 'half of the mixture' in captured.out
+    assert 'fixed spectral mask: fitted on 3 clips of 3 classes in shards' in captured.err
+    rows = json.loads((folder / 'r.json').read_text())['rows']
+    assert rows['fixed spectral mask']['SDRi'] > 15
+    assert rows['half of the mixture']['SDRi'] == pytest.approx(3.01, abs=0.1)
+    assert 'fixed spectral mask' in (folder / 'page' / 'index.html').read_text()
+    assert not list((folder / 'page').glob('*.png'))
+    assert evaluate('--benchmark', 'all', '--report', 'pages') == 0
+    assert (folder / 'pages' / 'music' / 'index.html').is_file()
+    capsys.readouterr()
+    assert evaluate('--report', 'no/page') == 1
+    assert '--report no/page: the folder' in capsys.readouterr().err
 
 
 def test_all_benchmarks(folder, band, capsys):

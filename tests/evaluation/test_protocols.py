@@ -1,5 +1,7 @@
 """Tests that every layout is read as the original's evaluators read it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from support.band_separator import KINDS, BandSeparator, make_music, make_numbered, write_pair, write_table
@@ -219,6 +221,34 @@ def test_one_query_for_all_items_and_own_captions(tmp_path):
         read_benchmark(tmp_path, 'music', captions=tmp_path / 'new.csv')
     with pytest.raises(DataError, match=r'nowhere\.csv: No such file'):
         read_benchmark(tmp_path, 'music', captions=tmp_path / 'nowhere.csv')
+
+
+def test_other_data_in_the_layout_of_a_benchmark_gets_neither_its_title_nor_its_scores(tmp_path, monkeypatch):
+    make_music(tmp_path)
+    found = read_benchmark(tmp_path)
+    assert (found.name, found.title, found.published) == ('music', 'data in the layout of music', ())
+    assert any('--benchmark music adds its published scores' in note for note in found.notes)
+    assert 'MUSIC' not in str(found)
+    named = read_benchmark(tmp_path, 'music')
+    assert (named.title, named.published) == ('MUSIC', PROTOCOLS['music'].published)
+    for changes, is_music in (
+        ({'num_items': 4, 'num_classes': 3}, True),
+        ({'num_items': 4, 'num_classes': 10}, False),
+        ({'num_items': 5, 'num_classes': 3}, False),
+    ):
+        monkeypatch.setitem(PROTOCOLS, 'music', dataclasses.replace(PROTOCOLS['music'], **changes))
+        found = read_benchmark(tmp_path)
+        assert bool(found.published) == is_music
+        assert (found.title == 'MUSIC') == is_music
+        assert read_benchmark(tmp_path, most_items=2).title == found.title
+
+
+def test_audioset_is_known_by_its_classes(tmp_path, monkeypatch):
+    write_table(tmp_path / 'class_labels_indices.csv', 'index,mid,display_name', CLASSES)
+    write_pair(tmp_path / 'class_id=0' / 'a,source.wav', tmp_path / 'class_id=0' / 'a,mixture.wav', 'hiss', 'whistle')
+    assert read_benchmark(tmp_path).title == 'data in the layout of audioset'
+    monkeypatch.setitem(PROTOCOLS, 'audioset', dataclasses.replace(PROTOCOLS['audioset'], num_classes=3))
+    assert read_benchmark(tmp_path).title == 'AudioSet'
 
 
 def test_published_scores_are_those_of_the_originals_readme():

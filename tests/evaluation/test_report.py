@@ -48,7 +48,7 @@ def test_a_report_without_the_examples_whose_files_are_gone(tmp_path, results):
 
 def test_summary_of_several_benchmarks(tmp_path, results):
     make_numbered(tmp_path / 'esc50', 'esc50_eval.csv', 'idx,caption,src_wav,noise_wav', lambda i, kind: [kind])
-    found = [results, evaluate(BandSeparator(), read_benchmark(tmp_path / 'esc50'))]
+    found = [results, evaluate(BandSeparator(), read_benchmark(tmp_path / 'esc50', 'esc50'))]
     text = summary_markdown(found)
     assert '[MUSIC](music/report.md)' in text
     assert f'| {results.sdri:.3f} | {results.si_sdr:.3f} | 10.508 | 9.425 | 4 | 2 |' in text

@@ -32,7 +32,7 @@ from audiosep_jax.evaluation.run import Options, evaluate, evaluate_arrays, scor
 from audiosep_jax.models.audiosep import init_variables
 from audiosep_jax.separation.separator import Separator
 
-ROWS = ['separated', 'no separation', 'oracle ratio mask', 'shuffled query']
+ROWS = ['separated', 'no separation', 'half of the mixture', 'oracle ratio mask', 'shuffled query']
 
 
 def test_rows_for_known_separators():
@@ -43,6 +43,8 @@ def test_rows_for_known_separators():
     assert good['separated'].si_sdr > 15
     assert (good['no separation'].sdri, good['no separation'].scores['SDRi'].interval) == (0.0, (0.0, 0.0))
     assert good['no separation'].si_sdr == pytest.approx(0, abs=0.1)
+    assert good['half of the mixture'].sdri == pytest.approx(3.01, abs=0.05)
+    assert good['half of the mixture'].si_sdr == pytest.approx(good['no separation'].si_sdr, abs=1e-4)
     assert good['oracle ratio mask'].sdri > 15
     assert good['shuffled query'].sdri < 0.1  # silence, or the interfering sound, in another band
     assert all(row.n == 4 for row in good.values())
@@ -52,7 +54,7 @@ def test_rows_for_known_separators():
     assert half['separated'].sdri == pytest.approx(3.01, abs=0.05)
     assert half['shuffled query'].scores == half['separated'].scores
     without = evaluate_arrays(NoQuerySeparator(), mixtures, targets, KINDS, options=Options(shuffled=False))
-    assert list(rows_of(without)) == ROWS[:3]
+    assert list(rows_of(without)) == ROWS[:4]
 
 
 def test_a_network_in_uneven_batches_over_all_devices():

@@ -45,8 +45,14 @@ def test_it_leaves_what_it_says_and_ends_with_the_score(quickstart, tmp_path, ca
     results = json.loads((workdir / 'results.json').read_text())
     assert float(score[1]) == pytest.approx(results['SDRi'], abs=0.01)
     assert set(results['rows']) == {
-        'separated', 'fixed spectral mask', 'no separation', 'oracle ratio mask', 'shuffled query',
+        'separated', 'fixed spectral mask', 'no separation', 'half of the mixture', 'oracle ratio mask',
+        'shuffled query',
     }  # fmt: skip
+    lines = printed.splitlines()
+    assert f'SI-SDR {results["SI-SDR"]:.2f} dB' in lines[-1]
+    for floor in ('half of the mixture', 'fixed spectral mask'):
+        row = results['rows'][floor]
+        assert f'{floor}: SDRi {row["SDRi"]:.2f} dB, SI-SDR {row["SI-SDR"]:.2f} dB' in lines[-2]
     assert all(row['n'] == 8 for row in results['rows'].values())
     for name in ('mixture', 'target', 'separated'):
         samples, rate = soundfile.read(workdir / f'{name}.wav')

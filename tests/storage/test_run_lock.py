@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -160,6 +161,39 @@ def test_a_run_that_was_suspended_learns_that_another_took_over(tmp_path):
         lock.check()
     lock.release()
     assert holder_in(tmp_path) == other, 'the lock of the other run stays as it is'
+
+
+def test_a_run_whose_folder_was_removed_learns_at_once_that_another_started_there(tmp_path):
+    first, second = RunLock(tmp_path / 'run'), RunLock(tmp_path / 'run')
+    first.acquire()
+    first.check()
+    shutil.rmtree(tmp_path / 'run')
+    second.acquire()
+    other = holder_in(tmp_path / 'run')
+    with pytest.raises(CheckpointError, match=r'taken over by another run .* after it was removed: .* writes nothing'):
+        first.check()
+    first.release()
+    assert dataclasses.replace(holder_in(tmp_path / 'run'), refreshed=other.refreshed) == other
+    second.check()
+    second.release()
+
+
+@pytest.mark.parametrize('lock', [None, ''])
+def test_a_run_whose_folder_was_removed_does_not_lock_the_next_one(tmp_path, lock):
+    first = RunLock(tmp_path / 'run')
+    first.acquire()
+    first._stopped.set()
+    shutil.rmtree(tmp_path / 'run')
+    (tmp_path / 'run').mkdir()  # the other run is starting: it has not taken its lock, or is writing it
+    if lock is not None:
+        (tmp_path / 'run' / LOCK_FILE).write_text(lock)
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match='was removed, and there is another folder in its place: this one ends'
+        ):
+            first.check()
+    first.release()
+    assert [path.read_text() for path in (tmp_path / 'run').iterdir()] == ([] if lock is None else [lock])
 
 
 def test_a_lock_file_that_somebody_removed_or_damaged_is_written_again(tmp_path):

@@ -20,7 +20,7 @@ def evaluate_flawed_music(folder: Path) -> Results:
     write_audio(folder / 'music' / 'segment-3.wav', np.zeros((1, 8000)), 16000)
     with (folder / 'music' / 'music_eval.csv').open('a') as file:
         file.write('7,hiss,a|b,c\n8\n')
-    return evaluate(BandSeparator(), read_benchmark(folder / 'music'))
+    return evaluate(BandSeparator(), read_benchmark(folder / 'music', 'music'))
 
 
 def printed(*tables: Table) -> str:

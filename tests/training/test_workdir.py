@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 
@@ -72,6 +73,26 @@ def test_a_run_that_lost_its_lock_ends_before_it_writes(dataset, tmp_path, monke
     with pytest.raises(CheckpointError, match=r'taken over by another run .process 5 on node7'):
         train(config_of(dataset, tmp_path))
     assert len((tmp_path / 'log.jsonl').read_text().splitlines()) == 3
+
+
+def test_a_run_whose_workdir_was_removed_writes_nothing_into_the_next_one(dataset, tmp_path, monkeypatch):
+    update = train_module.TrainingProgress.update
+    workdir = tmp_path / 'run'
+    following = RunLock(workdir)
+
+    def start_another_after_3(self, step, *args):
+        update(self, step, *args)
+        if step == 3:
+            shutil.rmtree(workdir)
+            following.acquire()
+
+    monkeypatch.setattr(train_module.TrainingProgress, 'update', start_another_after_3)
+    with pytest.raises(CheckpointError, match=r'taken over by another run .* after it was removed') as caught:
+        train(config_of(dataset, workdir, checkpoint_every=6))  # so none is being written meanwhile
+    assert '\n' not in str(caught.value)
+    assert [path.name for path in workdir.iterdir()] == [LOCK_FILE]
+    following.check()
+    following.release()
 
 
 @pytest.mark.slow

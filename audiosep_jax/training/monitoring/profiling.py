@@ -34,9 +34,19 @@ class Traces:
         workdir: traces go to its folder `profile`, those of `profile_every` to one subfolder each.
         first_step: the step after which the run starts or resumes.
         note: shows a line to the user.
+        before_writing: called before anything is written; what it raises prevents that.
     """
 
-    def __init__(self, config: TrainConfig, workdir: Path, first_step: int, note: Callable[[str], None]):
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: Path,
+        first_step: int,
+        note: Callable[[str], None],
+        *,
+        before_writing: Callable[[], None] = lambda: None,
+    ):
+        self._before_writing = before_writing
         self._folder, self._first, self._note = workdir / 'profile', first_step, note
         self._once, self._every = config.profile, config.profile_every
         self._trace: _Trace | None = None
@@ -62,11 +72,13 @@ class Traces:
             self._begin(step, self._folder)
         elif self._every and step % self._every == 0 and step > self._first:
             with self._noting_problems():
+                self._before_writing()
                 self._make_room()
             self._begin(step, self._folder / f'step-{step}')
 
     def _begin(self, step: int, folder: Path) -> None:
         with self._noting_problems():
+            self._before_writing()
             self._trace = _Trace(folder)
             self._last_step = step + _STEPS
 
@@ -74,6 +86,11 @@ class Traces:
         trace, self._trace = self._trace, None
         if trace is not None:
             with self._noting_problems():
+                try:
+                    self._before_writing()
+                except BaseException:
+                    trace.discard()
+                    raise
                 trace.end()
 
     def _make_room(self) -> None:
@@ -114,9 +131,12 @@ class _Trace:
                     if path.is_file():
                         write_bytes(self._folder / path.relative_to(self._local).as_posix(), path.read_bytes())
         finally:
-            # JAX takes a trace that it could not write for one that is still running, and would refuse the next.
-            _profile_state.reset()
-            self._clean_up()
+            self.discard()
+
+    def discard(self) -> None:
+        # JAX takes a trace that it could not write for one that is still running, and would refuse the next.
+        _profile_state.reset()
+        self._clean_up()
 
     def _clean_up(self) -> None:
         if self._local != self._folder:

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from audiosep_jax.errors import AudioFileError, DataError, LeftOutError
-from data_prep.datasets.manifest import read_manifest
+from data_prep.datasets.manifest import BuildManifest, read_manifest
 
 
 def write(path, value):
@@ -57,6 +57,39 @@ def test_captions_and_labels_of_one_file_are_united(tmp_path):
     assert [e.labels for e in read_manifest(write(tmp_path / 'm.csv', text)).entries] == [('Dog', 'Bark'), ()]
 
 
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('m.json', json.dumps({'data': [TWO[0] | {'seconds': 3.5, 'level': None}, TWO[1] | {'split': ['train']}]})),
+        ('m.jsonl', '\n'.join(json.dumps(row) for row in (TWO[0] | {'level': 1}, TWO[1] | {'seconds': 2, 'split': 0}))),
+        ('m.csv', ' wav, caption,level,seconds,split\na.wav,a dog,,3.5,\nsub/b.flac,"rain, heavy",,,train\n'),
+    ],
+)
+def test_further_columns_are_passed_over_and_named(tmp_path, capsys, name, text):
+    path = write(tmp_path / name, text)
+    manifest = BuildManifest(source=path, out=str(tmp_path / 'out')).clips()
+    assert captions_of(manifest) == {'a.wav': ('a dog',), 'sub/b.flac': ('rain, heavy',)}
+    assert sorted(manifest.passed_over) == ['level', 'seconds', 'split']
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith(f'note: {path}: passed over ')
+    assert all(repr(column) in note for column in manifest.passed_over)
+    assert note.endswith('known names are wav, caption (or captions), label (or labels), id')
+
+
+def test_a_column_without_meaning_may_resemble_a_known_one(tmp_path, capsys):
+    text = 'wav,caption,caption_source,lable,\na.wav,a dog,web,Dog,\nb.wav,,web,,\n'
+    manifest = BuildManifest(source=write(tmp_path / 'm.csv', text), out=str(tmp_path / 'out')).clips()
+    assert captions_of(manifest) == {'a.wav': ('a dog',), 'b.wav': ()}
+    assert "passed over 'caption_source', 'lable', ''; " in capsys.readouterr().err
+    known = write(tmp_path / 'known.csv', 'wav,caption,captions,label,labels,id\na.wav,x,y,A,B;C,one\nb.wav,x,,,,\n')
+    manifest = BuildManifest(source=known, out=str(tmp_path / 'out')).clips()
+    assert [(e.id, e.captions, e.labels) for e in manifest.entries] == [
+        ('one', ('x', 'y'), ('A', 'B', 'C')),
+        ('b.wav', ('x',), ()),
+    ]
+    assert not capsys.readouterr().err
+
+
 def test_ids_name_clips(tmp_path):
     rows = [{'wav': 'a.wav', 'caption': 'x', 'id': 'one'}, {'wav': 'a.wav', 'caption': 'y', 'id': 'two'}]
     assert captions_of(read_manifest(write(tmp_path / 'm.json', rows))) == {'one': ('x',), 'two': ('y',)}
@@ -78,6 +111,14 @@ def test_ids_name_clips(tmp_path):
         ('m.json', [{'wav': 'half a \ud83d', 'caption': 'x'}], "'wav' must name an audio file"),
         ('m.json', [TWO[0], {'wav': 'b.wav', 'capton': 'x'}], "entry 2: unknown key 'capton': did you mean 'caption'"),
         ('m.json', [{'wav': 'b.wav', 'zzz': 'x'}], "entry 1: unknown key 'zzz': known: wav, caption"),
+        ('m.json', [TWO[0] | {'text': 'x'}, {'wav': 'b.wav', 'caption_': 'x'}], "entry 2: unknown key 'caption_'"),
+        (
+            'm.json',
+            [{'wav': 'b.wav'}, {'wav': 'c.wav', 'text': 'x'}],
+            "entry 2: unknown key 'text': known: wav, caption",
+        ),
+        ('m.csv', 'wav,text\na.wav,x\n', "line 2: unknown key 'text': known: wav, caption"),
+        ('m.csv', 'path,caption\na.wav,x\n', "header: no key 'wav', the audio file: found path, caption; known: wav"),
         ('m.json', [{'caption': 'x'}], "entry 1: no key 'wav'"),
         ('m.json', [{'wav': 3, 'caption': 'x'}], "'wav' must name an audio file"),
         ('m.json', [{'wav': ' ', 'caption': 'x'}], "'wav' must name an audio file"),
