@@ -81,7 +81,8 @@ def embed(
 
     Args:
         shards: Directory of the dataset.
-        encoder: Query encoder: words; clap or clip (fetched from the hub); or a path to CLAP or CLIP weights.
+        encoder: Query encoder: words; wordllama (needs the package wordllama); clap or clip (fetched from the hub); or
+            a path to CLAP or CLIP weights.
         what: Captions (text), whole sounds (audio, for clap) or the pictures of videos (image, for clip).
         split: Only these splits (default: all complete ones).
         shard_range: Only these shards of each split, FIRST:END, such as 0:100.

@@ -32,7 +32,9 @@ from audiosep_jax.storage.system import most_open_files
 Modality = Literal['text', 'audio', 'image']
 
 # Embeddings that an encoder does not make, so that no command is suggested for them.
-_UNAVAILABLE = {('words', 'audio'), ('words', 'image'), ('clap', 'image'), ('clip', 'audio')}
+_UNAVAILABLE = {('clap', 'image'), ('clip', 'audio')} | {
+    (encoder, what) for encoder in ('words', 'wordllama') for what in ('audio', 'image')
+}
 
 
 def cache_directory(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> pathlib.Path:

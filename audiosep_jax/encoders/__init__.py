@@ -3,12 +3,13 @@
 Caches and checkpoints record the `identity()` of their encoder. `load_encoder` finds the encoder again from it, so that
 a model is never used with embeddings that it was not trained on.
 
-`words` needs no weights. `clap` and `clip` are pretrained: their weights are a folder, a file, or a repository of the
-Hugging Face hub.
+`words` needs no weights, and a Python package carries those of `wordllama`. `clap` and `clip` are pretrained: their
+weights are a folder, a file, or a repository of the Hugging Face hub.
 
 base.py        what every query encoder does, and when two are the same
 registry.py    encoders by name: `load_encoder`
 words.py       the encoder `words`
+wordllama.py   the encoder `wordllama`
 clap/, clip/   the encoders `clap` and `clip`
 pretrained.py  finds and stores the weights of pretrained encoders
 tokenizer.py   the tokenizers of RoBERTa and CLIP
