@@ -81,8 +81,8 @@ def embed(
 
     Args:
         shards: Directory of the dataset.
-        encoder: Query encoder: words; wordllama (needs the package wordllama); clap or clip (fetched from the hub); or
-            a path to CLAP or CLIP weights.
+        encoder: Query encoder: words; wordllama (needs the package wordllama); minilm, clap or clip (fetched from the
+            hub); or a path to weights of one of these three.
         what: Captions (text), whole sounds (audio, for clap), the pictures of videos (image, for clip) or the captions'
             variants (see caption-variants).
         split: Only these splits (default: all complete ones).

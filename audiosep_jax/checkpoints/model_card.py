@@ -33,6 +33,7 @@ def model_card(
         None: 'embeddings',
         'words': 'the words of its training captions',
         'wordllama': 'words',
+        'minilm': 'words',
         'clip': 'words or pictures',
     }
     example = _example_query(checkpoint)

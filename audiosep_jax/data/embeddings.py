@@ -35,7 +35,7 @@ Modality = Literal['text', 'audio', 'image', 'variants']
 
 # Embeddings that an encoder does not make, so that no command is suggested for them.
 _UNAVAILABLE = {('clap', 'image'), ('clip', 'audio')} | {
-    (encoder, what) for encoder in ('words', 'wordllama') for what in ('audio', 'image')
+    (encoder, what) for encoder in ('words', 'wordllama', 'minilm') for what in ('audio', 'image')
 }
 
 

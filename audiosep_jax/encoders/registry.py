@@ -15,10 +15,11 @@ from audiosep_jax.errors import ConfigError, EncoderMismatchError
 _ENCODERS = {
     'words': ('audiosep_jax.encoders.words', 'WordsEncoder'),
     'wordllama': ('audiosep_jax.encoders.wordllama', 'WordLlamaEncoder'),
+    'minilm': ('audiosep_jax.encoders.minilm', 'MiniLMEncoder'),
     'clap': ('audiosep_jax.encoders.clap.encoder', 'ClapEncoder'),
     'clip': ('audiosep_jax.encoders.clip.encoder', 'ClipEncoder'),
 }
-_PRETRAINED = ('clap', 'clip')
+_PRETRAINED = ('clap', 'clip', 'minilm')
 
 
 def encoder_names() -> tuple[str, ...]:
@@ -32,7 +33,7 @@ def load_encoder(
     """Returns the encoder of a name, of a path or hub repository with its weights, or of a recorded identity.
 
     Args:
-        reference: `words`, `wordllama`, `clap` or `clip`; a folder or file of CLAP or CLIP weights;
+        reference: `words`, `wordllama`, `minilm`, `clap` or `clip`; a folder or file of weights of the last three;
             `organization/name` on the hub; or the identity that a cache or checkpoint recorded.
         folders: folders in which to look first for the weights of an identity; missing folders are skipped.
 

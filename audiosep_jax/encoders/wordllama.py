@@ -10,13 +10,13 @@ ignored. `benchmarks/paraphrases.py` compares the encoders: `minilm` understands
 """
 
 import functools
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audiosep_jax.encoders.base import check_texts
+from audiosep_jax.encoders.pretrained import package_folder
 from audiosep_jax.encoders.towers import fingerprint
 from audiosep_jax.encoders.words import STOP_WORDS, words_of
 from audiosep_jax.errors import CheckpointError, ConfigError, first_line
@@ -58,7 +58,7 @@ class WordLlamaEncoder:
             raise ConfigError(f'encoder wordllama: stop_weight {stop_weight} must be in (0, 1]')
         self.embedding_size = embedding_size
         self.stop_weight = float(stop_weight)
-        folder = folder or _package_folder()
+        folder = folder or package_folder(PACKAGE)
         if folder is None:
             raise ConfigError(
                 f'query encoder {self.name!r} needs the package {PACKAGE}, which is not installed: '
@@ -106,14 +106,7 @@ class WordLlamaEncoder:
 
 def is_installed() -> bool:
     """Returns whether the package with the vectors is installed, without importing it."""
-    return _package_folder() is not None
-
-
-def _package_folder() -> Path | None:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:  # a folder of that name in the working directory has no origin
-        return None
-    return Path(spec.origin).parent
+    return package_folder(PACKAGE) is not None
 
 
 def _read_tokenizer(path: Path) -> 'tokenizers.Tokenizer':
