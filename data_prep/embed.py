@@ -87,8 +87,7 @@ def embed_dataset(
     Args:
         directory: directory of the dataset.
         encoder: the query encoder.
-        what: what to embed: captions, whole sounds, the pictures of their videos that the records hold, or variants of
-            the captions.
+        what: what to embed: captions, their variants, whole sounds, or the pictures of videos that the records hold.
         splits: names of the splits; by default all complete ones.
         shard_range: the shards of each split that this call embeds, (first, last + 1); other calls do the others.
         process_index: number of this host among those that run the same call.

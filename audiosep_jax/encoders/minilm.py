@@ -77,9 +77,7 @@ class MiniLMEncoder:
         for name, shape in _shapes(config).items():
             if name not in tensors or tensors[name].shape != shape:
                 found = list(tensors[name].shape) if name in tensors else 'none'
-                raise CheckpointError(
-                    f'{path}: tensor {name} should be {list(shape)}, but is {found}: download it again'
-                )
+                raise CheckpointError(f'{path}: tensor {name}: expected {list(shape)}, got {found}: download it again')
         return cls(tensors, config, folder, source=source)
 
     def identity(self) -> dict[str, Any]:

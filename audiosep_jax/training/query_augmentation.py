@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, Key, PRNGKeyArray
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.training.mixing import SegmentMixer
@@ -83,7 +83,7 @@ class QueryAugmentation:
 
 
 def mix_up(
-    keys: PRNGKeyArray, embeddings: Float[Array, 'B E'], others: Float[Array, 'B E'], most: float
+    keys: Key[Array, ' B'], embeddings: Float[Array, 'B E'], others: Float[Array, 'B E'], most: float
 ) -> Float[Array, 'B E']:
     """Returns (1 - a) e + a e' at the length of e, with a between 0 and `most`; `keys` has one key per row."""
     shares = jax.vmap(lambda key: jax.random.uniform(key, maxval=most))(keys)[:, None]
@@ -91,14 +91,14 @@ def mix_up(
     return mixed * (_length(embeddings) / jnp.maximum(_length(mixed), 1e-12))
 
 
-def add_noise(keys: PRNGKeyArray, embeddings: Float[Array, 'B E'], noise: float) -> Float[Array, 'B E']:
+def add_noise(keys: Key[Array, ' B'], embeddings: Float[Array, 'B E'], noise: float) -> Float[Array, 'B E']:
     """Returns e + noise |e| n / sqrt(E), with standard normal n; `keys` has one key per row."""
     size = embeddings.shape[1]
     normal = jax.vmap(lambda key: jax.random.normal(key, (size,), embeddings.dtype))(keys)
     return embeddings + noise / size**0.5 * _length(embeddings) * normal
 
 
-def drop_out(keys: PRNGKeyArray, embeddings: Float[Array, 'B E'], share: float) -> Float[Array, 'B E']:
+def drop_out(keys: Key[Array, ' B'], embeddings: Float[Array, 'B E'], share: float) -> Float[Array, 'B E']:
     """Returns e with each number 0 with probability `share`, and else divided by 1 - share; one key per row."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - share, embeddings.shape[1:]))(keys)
     return jnp.where(kept, embeddings / (1 - share), 0)
