@@ -21,11 +21,11 @@ SCRIPT = Path(__file__).parents[1] / 'experiments' / 'quickstart.py'
 ROWS = ('separated', 'fixed spectral mask', 'shuffled query')
 
 
-def measure(seed: int) -> dict:
+def measure(seed: int, encoder: str = '') -> dict:
     """Runs the quickstart in a separate folder; returns the seed, the seconds, and the SDRi of each row in dB."""
     with tempfile.TemporaryDirectory() as workdir:
         started = time.perf_counter()
-        command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed)]
+        command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed), '--encoder', encoder]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - started
         rows = json.loads((Path(workdir) / 'results.json').read_text())['rows']
@@ -34,14 +34,15 @@ def measure(seed: int) -> dict:
     return {'seed': seed, 'seconds': seconds, **{name: rows[name]['SDRi'] for name in ROWS}}
 
 
-def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None) -> None:
+def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None, encoder: str = '') -> None:
     """Runs the quickstart once per seed and prints its scores and times.
 
     Args:
         seeds: one run each.
         json_file: where to write the figures as well.
+        encoder: query encoder (default: the quickstart's).
     """
-    runs = [measure(seed) for seed in seeds]
+    runs = [measure(seed, encoder) for seed in seeds]
     table = Table('seed', 'minutes', *(f'{name}, SDRi dB' for name in ROWS))
     for run in runs:
         table.add_row(str(run['seed']), f'{run["seconds"] / 60:.1f}', *(f'{run[name]:.2f}' for name in ROWS))
