@@ -22,11 +22,16 @@ ROWS = ('separated', 'half of the mixture', 'fixed spectral mask', 'shuffled que
 METRICS = ('SDRi', 'SI-SDR')
 
 
+<<<<<<< HEAD
 def measure(seed: int) -> dict:
     """Runs the quickstart in a separate folder; returns the seed, the seconds, and the scores of each row in dB."""
+=======
+def measure(seed: int, encoder: str = '') -> dict:
+    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the SDRi of each row in dB."""
+>>>>>>> w14-words
     with tempfile.TemporaryDirectory() as workdir:
         started = time.perf_counter()
-        command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed)]
+        command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed), '--encoder', encoder]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - started
         rows = json.loads((Path(workdir) / 'results.json').read_text())['rows']
@@ -35,15 +40,21 @@ def measure(seed: int) -> dict:
     return {'seed': seed, 'seconds': seconds, **{name: [rows[name][metric] for metric in METRICS] for name in ROWS}}
 
 
-def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None) -> None:
+def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None, encoder: str = '') -> None:
     """Runs the quickstart once per seed and prints its scores and times.
 
     Args:
         seeds: one run each.
         json_file: where to write the figures as well.
+        encoder: query encoder (default: the quickstart's).
     """
+<<<<<<< HEAD
     runs = [measure(seed) for seed in seeds]
     table = Table('seed', 'minutes', *(f'{name}, {" / ".join(METRICS)} dB' for name in ROWS))
+=======
+    runs = [measure(seed, encoder) for seed in seeds]
+    table = Table('seed', 'minutes', *(f'{name}, SDRi dB' for name in ROWS))
+>>>>>>> w14-words
     for run in runs:
         scores = [' / '.join(f'{score:.2f}' for score in run[name]) for name in ROWS]
         table.add_row(str(run['seed']), f'{run["seconds"] / 60:.1f}', *scores)

@@ -21,7 +21,7 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible, leave
 from audiosep_jax.progress import printed_progress, progress_bar
-from data_prep.commands import inspect, make_eval, merge, stage, stats, verify
+from data_prep.commands import caption_variants, inspect, make_eval, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
 from data_prep.datasets.audioset import BuildAudioSet
 from data_prep.datasets.clotho import BuildClotho
@@ -81,8 +81,10 @@ def embed(
 
     Args:
         shards: Directory of the dataset.
-        encoder: Query encoder: words; clap or clip (fetched from the hub); or a path to CLAP or CLIP weights.
-        what: Captions (text), whole sounds (audio, for clap) or the pictures of videos (image, for clip).
+        encoder: Query encoder: words; wordllama (needs the package wordllama); minilm, clap or clip (fetched from the
+            hub); or a path to weights of one of these three.
+        what: Captions (text), whole sounds (audio, for clap), the pictures of videos (image, for clip) or the captions'
+            variants (see caption-variants).
         split: Only these splits (default: all complete ones).
         shard_range: Only these shards of each split, FIRST:END, such as 0:100.
         process_index: Number of this call among those that share the shards.
@@ -103,7 +105,7 @@ def embed(
             progress=progress,
         )
     seconds = time.perf_counter() - started
-    things = {'text': 'captions', 'audio': 'sounds', 'image': 'pictures'}[what]
+    things = {'text': 'captions', 'audio': 'sounds', 'image': 'pictures', 'variants': 'caption variants'}[what]
     rate = f' ({done.num_encoded} encoded, {done.num_encoded / seconds:.0f} a second)' if done.num_encoded else ''
     end = f'{done.num_missing} shards of other calls are missing' if done.num_missing else 'complete'
     print(
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[..., int]] = {
         'build': build,
         'embed': embed,
+        'caption-variants': caption_variants,
         'verify': verify,
         'stats': stats,
         'merge': merge,

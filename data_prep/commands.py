@@ -9,15 +9,18 @@ import tyro
 
 from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.audio.writing import check_format, write_audio
-from audiosep_jax.data.embeddings import cached_encoders
+from audiosep_jax.data.embeddings import cached_encoders, read_encoder_identity
 from audiosep_jax.data.layout import read_split_info, split_names
 from audiosep_jax.data.records import decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.data.staging import stage as stage_dataset
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.storage.buckets import write_bytes
 from audiosep_jax.storage.json_files import write_json
+from data_prep.caption_variants import add_variants
+from data_prep.embed import embed_dataset
 from data_prep.make_eval import make_eval as make_benchmark
 from data_prep.merge import merge_datasets
 from data_prep.options import PROBLEMS_SHOWN, num_cores, print_result
@@ -26,6 +29,36 @@ from data_prep.verify import verify_dataset
 
 _Dataset = tyro.conf.Positional[pathlib.Path]
 _Output = Annotated[pathlib.Path | None, tyro.conf.arg(aliases=['-o'])]
+
+
+def caption_variants(
+    shards: _Dataset, file: tyro.conf.Positional[pathlib.Path], /, encoder: tuple[str, ...] = ()
+) -> int:
+    """Add other wordings of the captions to a dataset and embed them; training then draws among all wordings.
+
+    The shards stay as they are. Variants that the dataset had before are replaced.
+
+    Args:
+        shards: Directory of the dataset.
+        file: A .json file of {"caption": ["variant", …]}, or a .csv or .tsv of rows caption,variant,variant….
+        encoder: Query encoders that embed them (default: all that the dataset has embeddings of).
+    """
+    encoders = [load_encoder(name) for name in encoder] or [
+        load_encoder(read_encoder_identity(shards, name)) for name in cached_encoders(shards)
+    ]
+    added = add_variants(shards, file)
+    for loaded in encoders:
+        embed_dataset(shards, loaded, what='variants')
+    then = f'not embedded: run `python -m data_prep embed {shards} --encoder NAME`, and again with --what variants'
+    done = f'embedded with {", ".join(e.name for e in encoders)}' if encoders else then
+    verb = 'replaced by' if added.replaced else 'now has'
+    print(f'{shards}: {verb} {added.num_variants} variants of {added.num_captions} captions, {done}')
+    if added.num_without:
+        print(f'note: {added.num_without} captions have no variants')
+    if added.unknown:
+        examples = ', '.join(map(repr, added.unknown[:3]))
+        print(f'note: {len(added.unknown)} captions of {file} are not in the dataset: {examples}', file=sys.stderr)
+    return 0
 
 
 def verify(shards: _Dataset, /, jobs: int = num_cores()) -> int:

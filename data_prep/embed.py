@@ -19,12 +19,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from audiosep_jax.audio.samples import INT16_SCALE
+from audiosep_jax.data.caption_variants import read_variants, variants_of
 from audiosep_jax.data.embeddings import (
     Modality,
     are_offsets,
     cache_directory,
     cache_paths,
     check_same_encoder,
+    content_id,
     read_encoder_identity,
 )
 from audiosep_jax.data.layout import SplitInfo, read_split_info, read_summary, split_names
@@ -44,7 +46,7 @@ _PICTURES_PER_CALL = 64
 # Number of caption embeddings kept in memory, about 1.5 kB each. A caption that is frequent enough to matter occurs
 # again within this many others.
 _CAPTIONS_KEPT = 131_072
-_METHODS = {'text': 'encode_text', 'audio': 'encode_audio', 'image': 'encode_image'}
+_METHODS = {'text': 'encode_text', 'audio': 'encode_audio', 'image': 'encode_image', 'variants': 'encode_text'}
 
 Progress = Callable[[int, int], None]
 
@@ -85,7 +87,7 @@ def embed_dataset(
     Args:
         directory: directory of the dataset.
         encoder: the query encoder.
-        what: what to embed: captions, whole sounds, or the pictures of their videos that the records hold.
+        what: what to embed: captions, their variants, whole sounds, or the pictures of videos that the records hold.
         splits: names of the splits; by default all complete ones.
         shard_range: the shards of each split that this call embeds, (first, last + 1); other calls do the others.
         process_index: number of this host among those that run the same call.
@@ -116,14 +118,15 @@ def embed_dataset(
         for info, shards in work:
             folder.mkdir(parents=True, exist_ok=True)
             with AtWork(folder / f'.{info.split}.lock') as at_work:
-                _begin(folder, info, directory, encoder, what)
+                content = content_id(directory, info, what)
+                _begin(folder, content, info, directory, encoder, what)
                 for shard in shards:
                     saved = _load(directory, encoder, info, shard, what)
                     if saved is not None and source.is_done(info, shard, saved):
                         has_rows |= saved[0] > 0
                         tick(info.shard_lengths[shard])
                         continue
-                    _write_status(folder, info, complete=False)
+                    _write_status(folder, content, info, complete=False)
                     rows, counts = source.embed(info, shard, tick)
                     _save_shard(cache_paths(directory, encoder.name, info, shard, what), rows, counts)
                     num_rows += len(rows)
@@ -131,10 +134,10 @@ def embed_dataset(
                 others = [shard for shard in range(len(info.shard_lengths)) if shard not in shards]
                 missing = [k for k in others if not _fits(info, k, _load(directory, encoder, info, k, what))]
                 num_missing += len(missing)
-                if not (has_rows or others):
+                if what == 'image' and not (has_rows or others):
                     raise DataError(f'{directory}: no clip has a picture: build it with --frames N, from videos')
                 if not missing:
-                    _finish(folder, info, alone=at_work.alone() or (at_work.alone() is None and not others))
+                    _finish(folder, content, info, alone=at_work.alone() or (at_work.alone() is None and not others))
     except OSError as error:
         raise DataError(f'{folder}: cannot be written: {error}') from error
     return Embedded(num_rows, source.num_encoded, num_missing)
@@ -144,7 +147,7 @@ def _check_encoder(encoder: QueryEncoder, what: Modality) -> None:
     """Raises ConfigError if the encoder has no embeddings of `what`, or another error if it cannot be loaded."""
     if not hasattr(encoder, _METHODS[what]):
         raise ConfigError(f'encoder {encoder.name!r} has no embeddings of {what}: use clap (audio) or clip (image)')
-    if what == 'text':
+    if what in ('text', 'variants'):
         _ = getattr(encoder, 'tokenizer', None)  # fails here, before anything is written, if it cannot be fetched
 
 
@@ -179,25 +182,27 @@ def _claim(directory: str | os.PathLike, encoder: QueryEncoder) -> None:
         write_json(folder / 'encoder.json', encoder.identity())
 
 
-def _begin(folder: pathlib.Path, info: SplitInfo, directory, encoder: QueryEncoder, what: Modality) -> None:
-    """Removes embeddings of another build of the split, before a host could take them for its own."""
+def _begin(
+    folder: pathlib.Path, content: str, info: SplitInfo, directory, encoder: QueryEncoder, what: Modality
+) -> None:
+    """Removes embeddings of another build of the split or of other variants, before a host could reuse them."""
     with locked(folder / f'.{info.split}.begin.lock'):
-        if _content(folder, info) != info.content:
+        if _content(folder, info) != content:
             for shard in range(info.num_shards):
                 for path in cache_paths(directory, encoder.name, info, shard, what):
                     path.unlink(missing_ok=True)
-            _write_status(folder, info, complete=False)
+            _write_status(folder, content, info, complete=False)
 
 
-def _finish(folder: pathlib.Path, info: SplitInfo, *, alone: bool) -> None:
+def _finish(folder: pathlib.Path, content: str, info: SplitInfo, *, alone: bool) -> None:
     if alone:
         for leftover in folder.glob(f'.{info.split}[.-]*.tmp-*'):  # left by runs that were killed
             leftover.unlink(missing_ok=True)
-    _write_status(folder, info, complete=True)
+    _write_status(folder, content, info, complete=True)
 
 
-def _write_status(folder: pathlib.Path, info: SplitInfo, *, complete: bool) -> None:
-    path, note = folder / f'{info.split}.json', {'content': info.content, 'complete': complete}
+def _write_status(folder: pathlib.Path, content: str, info: SplitInfo, *, complete: bool) -> None:
+    path, note = folder / f'{info.split}.json', {'content': content, 'complete': complete}
     with contextlib.suppress(DataError):
         if read_json(path) == note:
             return
@@ -276,12 +281,16 @@ class _Captions:
     def is_done(self, info: SplitInfo, shard: int, saved: _Saved) -> bool:
         if saved is None:
             return False
-        captions = read_summary(self.directory, info, shard)['captions']
-        return _fits(info, shard, saved) and np.array_equal(np.diff(saved[1]), [len(clip) for clip in captions])
+        texts = self.texts(info, shard)
+        return _fits(info, shard, saved) and np.array_equal(np.diff(saved[1]), [len(clip) for clip in texts])
+
+    def texts(self, info: SplitInfo, shard: int) -> list[list[str]]:
+        """Returns the texts of each clip."""
+        return read_summary(self.directory, info, shard)['captions']
 
     def embed(self, info: SplitInfo, shard: int, tick: Callable[[int], None]) -> tuple[np.ndarray, Sequence[int]]:
-        captions = read_summary(self.directory, info, shard)['captions']
-        texts = [text for clip in captions for text in clip]
+        by_clip = self.texts(info, shard)
+        texts = [text for clip in by_clip for text in clip]
         rows, new = {}, []
         for text in dict.fromkeys(texts):
             if text in self._known:
@@ -297,8 +306,21 @@ class _Captions:
         self.num_encoded += len(new)
         while len(self._known) > _CAPTIONS_KEPT:
             self._known.popitem(last=False)
-        tick(len(captions))
-        return _stack(self.encoder, [rows[text] for text in texts]), [len(clip) for clip in captions]
+        tick(len(by_clip))
+        return _stack(self.encoder, [rows[text] for text in texts]), [len(clip) for clip in by_clip]
+
+
+class _Variants(_Captions):
+    """Embeds the variants of captions."""
+
+    def __init__(self, directory: str | os.PathLike, encoder: QueryEncoder):
+        super().__init__(directory, encoder)
+        self._variants = read_variants(directory)
+        if not self._variants:
+            raise DataError(f'{directory}: no caption variants: add them with `python -m data_prep caption-variants`')
+
+    def texts(self, info: SplitInfo, shard: int) -> list[list[str]]:
+        return [variants_of(clip, self._variants) for clip in super().texts(info, shard)]
 
 
 class _Recordings(abc.ABC):
@@ -390,6 +412,7 @@ _SOURCES: dict[str, Callable[[str | os.PathLike, QueryEncoder], _Source]] = {
     'text': _Captions,
     'audio': _Sounds,
     'image': _Pictures,
+    'variants': _Variants,
 }
 
 

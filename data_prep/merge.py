@@ -24,6 +24,7 @@ from audiosep_jax.storage.buckets import is_bucket
 from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.npy_files import write_npy
 from data_prep.build import BuildResult, build_shards
+from data_prep.caption_variants import merge_variants
 from data_prep.clips.base import Clip
 
 
@@ -162,6 +163,8 @@ def merge_datasets(
         before += len(source)
         if not is_bucket(out):
             _merge_caches(source, out, results[-1])
+    if not is_bucket(out):
+        merge_variants(directories, out)
     return results
 
 
@@ -179,6 +182,8 @@ def _merge_caches(source: MergedRecords, out: str | os.PathLike, result: BuildRe
     info, left_out = result.info, {skipped.id for skipped in result.skipped}
     for encoder in cached_encoders(source.shards[0].directory):
         for what in get_args(Modality):
+            if what == 'variants':
+                continue  # the merged dataset has the variants of all, so that a clip may have more of them
             try:
                 caches = [EmbeddingCache(shards, encoder, what) for shards in source.shards]
             except DataError:

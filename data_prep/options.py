@@ -82,7 +82,7 @@ class BuildOptions(abc.ABC):
         print_result(self.out, result)
         if not result.info.complete:
             return 0
-        then = f'stage {self.out} --to FOLDER' if is_bucket(self.out) else f'embed {self.out} --encoder words'
+        then = f'stage {self.out} --to FOLDER' if is_bucket(self.out) else f'embed {self.out} --encoder wordllama'
         print(f'next: python -m data_prep {then}')
         return 1 if self.strict and any(skipped.reason != 'excluded' for skipped in result.skipped) else 0
 

@@ -22,6 +22,9 @@ from rich.console import Console
 
 from audiosep_jax.audio.writing import write_together
 from audiosep_jax.data.batches import DataConfig
+from audiosep_jax.data.embeddings import cached_encoders
+from audiosep_jax.encoders import wordllama
+from audiosep_jax.encoders.base import QueryEncoder
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import reported
 from audiosep_jax.evaluation.baselines import SpectralMask
@@ -71,22 +74,25 @@ def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
     )
 
 
-def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -> None:
+def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400, encoder: str = '') -> None:
     """Builds a corpus, trains on it, evaluates, and separates a mixture.
 
     Args:
         workdir: folder for all results; if it holds a run, that run is resumed.
         seed: seed of the sounds, the weights and the mixtures.
         steps: number of optimizer steps.
+        encoder: query encoder; without one, that of the run to resume, or else wordllama where its package is installed
+            and words elsewhere.
     """
     enable_compilation_cache()
-    config = get_config(workdir, seed, steps)
+    queries = load_encoder(encoder or default_encoder(workdir / 'dataset'))
+    config = for_encoder(get_config(workdir, seed, steps), queries)
     rate = config.model.sample_rate
 
     print(f'1/4  corpus: {TRAINING_CLIPS} clips of {", ".join(CLASSES)}', flush=True)
     sounds = SyntheticClips(TRAINING_CLIPS, seed, CLIP_SECONDS, CLASSES)
     build_shards(sounds, workdir / 'dataset', sample_rate=rate, name='quickstart', clips_per_shard=160)
-    embed_captions(workdir / 'dataset', load_encoder('words'))
+    embed_captions(workdir / 'dataset', queries)
 
     print(f'2/4  training: {steps} steps of {config.batch_size} clips', flush=True)
     result = train(config)
@@ -124,6 +130,25 @@ def main(workdir: Path = Path('quickstart'), seed: int = 0, steps: int = 1400) -
 
 def _scores(row: Row) -> str:
     return f'{row.name}: SDRi {row.sdri:.2f} dB, SI-SDR {row.si_sdr:.2f} dB'
+
+
+def default_encoder(dataset: Path) -> str:
+    """Returns the encoder that the dataset has embeddings of, or else the best one that needs no download."""
+    if existing := cached_encoders(dataset):
+        return existing[0]
+    if wordllama.is_installed():
+        return 'wordllama'
+    print('note: queries may use the words of the captions only; for others, pip install wordllama')
+    return 'words'
+
+
+def for_encoder(config: TrainConfig, encoder: QueryEncoder) -> TrainConfig:
+    """Returns the configuration for training with an encoder's embeddings."""
+    return dataclasses.replace(
+        config,
+        input=dataclasses.replace(config.input, encoder=encoder.name),
+        model=dataclasses.replace(config.model, condition_size=encoder.embedding_size),
+    )
 
 
 def mix_pairs(clips: list[synthetic.Clip], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,7 @@ from audiosep_jax.weights.tensor_files import (
 from audiosep_jax.weights.torch_files import write_torch
 
 _ENCODER_PREFIX = 'query_encoder.model.'  # in the original's Lightning module
+_WITHOUT_FILES = ('words', 'wordllama')  # query encoders with no weights to store beside a checkpoint
 _REQUIRED_ENTRIES = {'checkpoints', 'original'}
 _CONVERTED_ENTRIES = {*_REQUIRED_ENTRIES, 'encoder'}
 
@@ -306,7 +307,7 @@ def _add_encoder(
     elif reference is None:
         notes.append('the file holds no query encoder, so queries can only be embeddings; --encoder PATH adds one')
         return None
-    elif reference == 'words':
+    elif reference in _WITHOUT_FILES:
         identity = load_encoder({'name': reference, 'embedding_size': model.condition_size}).identity()
     else:
         store(locate(reference), folder)
@@ -365,10 +366,12 @@ def _stored_encoder(checkpoint: InferenceCheckpoint) -> Mapping[str, np.ndarray]
 
 def _separator_only_note(checkpoint: InferenceCheckpoint) -> str:
     model = checkpoint.model
-    is_words = (checkpoint.encoder or {}).get('name') == 'words'  # which has no weights
+    name = (checkpoint.encoder or {}).get('name')
+    is_complete = name in _WITHOUT_FILES
+    what = 'the separator' if is_complete else 'the separator, not its query encoder'
     return (
-        f'the file holds only the separator{"" if is_words else ", not its query encoder"}; to convert it back, give '
-        f'--encoder {"words" if is_words else "PATH"} --sample-rate {model.sample_rate} '
+        f'the file holds only {what}; to convert it back, give '
+        f'--encoder {name if is_complete else "PATH"} --sample-rate {model.sample_rate} '
         f'--window-size {model.window_size} --hop-size {model.hop_size}'
     )
 

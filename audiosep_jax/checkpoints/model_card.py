@@ -29,7 +29,13 @@ def model_card(
     """
     name = repository.partition('/')[2]
     model, encoder = checkpoint.model, (checkpoint.encoder or {}).get('name')
-    queries = {None: 'embeddings', 'words': 'the words of its training captions', 'clip': 'words or pictures'}
+    queries = {
+        None: 'embeddings',
+        'words': 'the words of its training captions',
+        'wordllama': 'words',
+        'minilm': 'words',
+        'clip': 'words or pictures',
+    }
     example = _example_query(checkpoint)
     query = f'[{example!r}]' if encoder else f'embeddings  # float32 [queries, {model.condition_size}]'
     return f"""---

@@ -37,7 +37,7 @@ class Convert:
     hop_size: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
     """STFT hop in samples, instead of the preset's."""
     encoder: Annotated[str | None, tyro.conf.arg(metavar='PATH')] = None
-    """Query encoder for a file with the separator only: `words`, or CLAP weights (a file, a folder, org/name)."""
+    """Query encoder for a file with only the separator: `words`, `wordllama`, CLAP weights (file, folder, org/name)."""
     ignore_unknown: bool = False
     """Go past tensors that are neither the separator's nor CLAP's, such as EMA copies; keep them for the way back."""
     force: bool = False

@@ -20,6 +20,7 @@ import grain
 import numpy as np
 
 from audiosep_jax.data.ahead import ReadAhead, Source
+from audiosep_jax.data.caption_variants import variants_digest
 from audiosep_jax.data.clip_stream import clip_stream, independent_seeds
 from audiosep_jax.data.embeddings import (
     EmbeddingCache,
@@ -59,6 +60,8 @@ class DataConfig:
         use_text_ratio: share of the examples whose query is a caption, 0 to 1; the query of the rest is `other`.
         other: the embedding of the clip's audio, or of a random frame of its video (a caption for clips without
             frames); made by `python -m data_prep embed --what audio|image`.
+        caption_variants: whether a clip's query may also be one of its captions' variants, in datasets that have any
+            (`python -m data_prep caption-variants`); all wordings of a clip are equally likely.
         ratio_per: whether use_text_ratio is drawn for each example or, as in the original, for each batch.
         max_corrupt_share: the run ends if a larger share of the records is unreadable; judged after 100 records, and
             allowing for chance (two standard deviations); 1: never.
@@ -79,6 +82,7 @@ class DataConfig:
     encoder: str = ''
     use_text_ratio: float = 1.0
     other: Literal['audio', 'image'] = 'audio'
+    caption_variants: bool = True
     ratio_per: Literal['example', 'batch'] = 'example'
     max_corrupt_share: float = 0.01
     stage_dir: str = ''
@@ -189,9 +193,10 @@ def make_batches(
     keep_freed_memory()
     shards = [Shards(directory, config.split) for directory in config.data]
     weights = [float(w) for w in config.weights or map(len, shards)]
+    variants = [variants_digest(s.directory) if _uses_variants(config) else '' for s in shards]
     load = LoadSegment(
         shards,
-        [{what: EmbeddingCache(s, encoder, what) for what in config.modalities} for s in shards],
+        [_open_caches(s, encoder, config, with_variants=bool(v)) for s, v in zip(shards, variants, strict=True)],
         num_samples=num_samples,
         sample_rate=sample_rate,
         use_text_ratio=config.use_text_ratio,
@@ -207,6 +212,8 @@ def make_batches(
     fingerprint_parts += [weights, seed, num_samples, sample_rate]
     if config.use_text_ratio < 1:
         fingerprint_parts += [config.use_text_ratio, config.other, load.text_block]
+    if any(variants):
+        fingerprint_parts.append(variants)
     return Batches(
         stream,
         shards,
@@ -216,6 +223,17 @@ def make_batches(
         fingerprint=hashlib.sha256(json.dumps(fingerprint_parts).encode()).hexdigest()[:16],
         config=config,
     )
+
+
+def _uses_variants(config: DataConfig) -> bool:
+    return config.caption_variants and 'text' in config.modalities
+
+
+def _open_caches(
+    shards: Shards, encoder: str, config: DataConfig, *, with_variants: bool
+) -> dict[Modality, EmbeddingCache]:
+    kinds: tuple[Modality, ...] = (*config.modalities, 'variants') if with_variants else config.modalities
+    return {what: EmbeddingCache(shards, encoder, what) for what in kinds}
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -323,7 +341,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if type(position) is not int or position < 0 or state.get('stream') != self._fingerprint:
             raise DataError(
                 f'the saved data position {state} is not of this stream: resume with the same data, weights, '
-                'segment length, sample rate, share of text and seed, or start a new run'
+                'segment length, sample rate, share of text, caption variants and seed, or start a new run'
             )
         self.close()
         self._position = position

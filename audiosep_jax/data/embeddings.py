@@ -6,6 +6,7 @@
     embeddings/ENCODER/SPLIT.json                         written last: the build of the split that this belongs to
     embeddings/ENCODER/audio/SPLIT…                       the same for the audio, one row per clip
     embeddings/ENCODER/image/SPLIT…                       the same for video frames, any number per clip
+    embeddings/ENCODER/variants/SPLIT…                    the same for variants of the captions, any number per clip
 
 So a new encoder needs no new shards. Letters: E embedding size.
 """
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from audiosep_jax.data.caption_variants import variants_digest
 from audiosep_jax.data.layout import SplitInfo
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import Identity, comparable
@@ -29,14 +31,16 @@ from audiosep_jax.storage.json_files import read_json
 from audiosep_jax.storage.npy_files import read_npy, read_npy_header
 from audiosep_jax.storage.system import most_open_files
 
-Modality = Literal['text', 'audio', 'image']
+Modality = Literal['text', 'audio', 'image', 'variants']
 
 # Embeddings that an encoder does not make, so that no command is suggested for them.
-_UNAVAILABLE = {('words', 'audio'), ('words', 'image'), ('clap', 'image'), ('clip', 'audio')}
+_UNAVAILABLE = {('clap', 'image'), ('clip', 'audio')} | {
+    (encoder, what) for encoder in ('words', 'wordllama', 'minilm') for what in ('audio', 'image')
+}
 
 
 def cache_directory(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> pathlib.Path:
-    """Returns the folder of one encoder's embeddings of a dataset's captions, audio or video frames."""
+    """Returns the folder of one encoder's embeddings of a dataset's captions, audio, video frames or variants."""
     folder = pathlib.Path(directory) / 'embeddings' / encoder_name
     return folder if what == 'text' else folder / what
 
@@ -48,6 +52,15 @@ def cache_paths(
     folder = cache_directory(directory, encoder_name, what)
     stem = f'{info.split}-{shard:05d}-of-{info.num_shards:05d}'
     return folder / f'{stem}.npy', folder / f'{stem}.offsets.npy'
+
+
+def content_id(directory: str | os.PathLike, info: SplitInfo, what: Modality = 'text') -> str:
+    """Returns what identifies the inputs of a split's embeddings: its build, and for variants the texts as well.
+
+    Raises:
+        DataError: the file with the variants is damaged.
+    """
+    return f'{info.content}-{variants_digest(directory)}' if what == 'variants' else info.content
 
 
 def embed_command(directory: str | os.PathLike, encoder_name: str, what: Modality = 'text') -> str:
@@ -125,7 +138,7 @@ class EmbeddingCache:
     Args:
         shards: the split.
         encoder_name: the name of the cache, which is the encoder's.
-        what: whether to read the embeddings of captions, audio or video frames.
+        what: whether to read the embeddings of captions, audio, video frames or variants of the captions.
 
     Raises:
         DataError: the cache is missing, not complete, from another build of the split, or damaged.
@@ -157,9 +170,11 @@ class EmbeddingCache:
                     'use clap (audio) or clip (image) for all of its embeddings'
                 )
             raise DataError(f'{self._folder}: no complete embeddings of split {info.split!r}: run {self._embed}')
-        if read_json(done, remedy=f'run {self._embed}') != {'content': info.content, 'complete': True}:
+        content = content_id(self._shards.directory, info, self._what)
+        if read_json(done, remedy=f'run {self._embed}') != {'content': content, 'complete': True}:
+            inputs = 'other variants' if self._what == 'variants' else 'another build'
             raise DataError(
-                f'{self._folder}: unfinished, or embeddings of another build of split {info.split!r}: run {self._embed}'
+                f'{self._folder}: unfinished, or embeddings of {inputs} of split {info.split!r}: run {self._embed}'
             )
         with futures.ThreadPoolExecutor(16) as pool:  # thousands of files, perhaps over a network
             for problem in pool.map(self._problem, range(len(info.shard_lengths))):
@@ -173,8 +188,8 @@ class EmbeddingCache:
             return str(error)
         if len(rows.shape) != 2 or rows.shape[1] != self.identity['embedding_size'] or rows.dtype != np.float16:
             return f'{self._folder}: shard {shard} is {rows.dtype} {rows.shape}: delete it and run {self._embed}'
-        # Every clip has captions and audio, and so at least one row; only clips from videos have frames.
-        least = 0 if self._what == 'image' else 1
+        # Every clip has captions and audio, and so at least one row; not all have frames or variants.
+        least = 0 if self._what in ('image', 'variants') else 1
         length = self._shards.info.shard_lengths[shard]
         if not are_offsets(offsets, length, rows.shape[0]) or (np.diff(offsets) < least).any():
             return f'{self._folder}: shard {shard} does not fit its clips: delete it and run {self._embed}'
@@ -190,7 +205,7 @@ class EmbeddingCache:
             ) from error
 
     def rows(self, index: int) -> np.ndarray:
-        """Returns the embeddings of clip `index`: float16 [captions, 1 or frames, E].
+        """Returns the embeddings of clip `index`: float16 [captions, 1, frames or variants, E].
 
         Raises:
             DataError: the file was cut short after it was opened.

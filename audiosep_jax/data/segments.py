@@ -29,7 +29,8 @@ class LoadSegment(grain.transforms.RandomMap):
 
     Args:
         shards: the shards of each dataset.
-        caches: the embeddings of each dataset by modality: 'text', `other`, or both.
+        caches: the embeddings of each dataset by modality: 'text', `other`, or both; with 'variants', a caption's
+            embedding may also be that of one of its variants.
         num_samples: T.
         sample_rate: sample rate of the segments in Hz.
         use_text_ratio: share of the rows that get a caption's embedding.
@@ -102,9 +103,13 @@ class LoadSegment(grain.transforms.RandomMap):
         return row | {'labels': label_numbers(record)} if self.labels else row
 
     def _rows(self, dataset: int, clip: int, what: Modality) -> np.ndarray:
-        """Returns a clip's embeddings of a modality, or else its captions', float16 [1 or more, E]."""
-        rows = self.caches[dataset][what].rows(clip)
-        return rows if len(rows) else self.caches[dataset]['text'].rows(clip)
+        """Returns a clip's embeddings of a modality, or else of its captions, float16 [1 or more, E]."""
+        caches = self.caches[dataset]
+        rows = caches[what].rows(clip)
+        if len(rows) and what != 'text':
+            return rows
+        rows = rows if len(rows) else caches['text'].rows(clip)
+        return np.concatenate([rows, caches['variants'].rows(clip)]) if 'variants' in caches else rows
 
 
 def label_numbers(record: Record) -> np.ndarray:

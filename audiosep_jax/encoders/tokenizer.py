@@ -1,10 +1,10 @@
-"""Byte-level BPE tokenizers of RoBERTa and CLIP, read from the files next to their weights by the `tokenizers` package.
+"""Tokenizers of RoBERTa, CLIP and BERT, read from the files next to their weights by the `tokenizers` package.
 
 A folder holds either `tokenizer.json`, which describes the whole tokenizer, or the older pair `vocab.json` and
 `merges.txt`, from which the same tokenizer is built. RoBERTa's is GPT-2's byte-level BPE between `<s>` and `</s>`, with
 the padding `<pad>`. CLIP's composes and lower-cases the text, collapses spaces, ends words in `</w>`, and puts the text
 between `<|startoftext|>` and `<|endoftext|>`. Both give the same ids as transformers' `RobertaTokenizerFast` and
-`CLIPTokenizerFast` of the same folder (`tests/encoders/test_tokenizer.py`).
+`CLIPTokenizerFast` of the same folder (`tests/encoders/test_tokenizer.py`). BERT's is read from `tokenizer.json` only.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from audiosep_jax.storage.json_files import read_json
 if TYPE_CHECKING:
     import tokenizers
 
-Kind = Literal['roberta', 'clip']
+Kind = Literal['roberta', 'clip', 'bert']
 TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt')
 
 # CLIP cuts its text into these pieces before BPE. The spaces between them are dropped.
@@ -39,6 +39,7 @@ class _Conventions:
 _CONVENTIONS = {
     'roberta': _Conventions('<s>', '</s>', '<pad>', ('<unk>', '<mask>')),
     'clip': _Conventions('<|startoftext|>', '<|endoftext|>', '<|endoftext|>'),
+    'bert': _Conventions('[CLS]', '[SEP]', '[PAD]'),
 }
 
 
@@ -103,9 +104,9 @@ def open_tokenizer(folder: str | Path, kind: Kind) -> Tokenizer:
         CheckpointError: the files are missing, damaged or of another kind.
     """
     folder = Path(folder)
-    if not has_tokenizer(folder):
-        raise CheckpointError(f'{folder}: no tokenizer.json in this folder, and no vocab.json with merges.txt')
     single = folder / 'tokenizer.json'
+    if not has_tokenizer(folder) or (kind == 'bert' and not single.is_file()):
+        raise CheckpointError(f'{folder}: no tokenizer.json in this folder, and no vocab.json with merges.txt')
     backend = _read_single_file(single) if single.is_file() else _build_from_pair(folder, kind)
     conventions = _CONVENTIONS[kind]
     missing = [t for t in (conventions.begin, conventions.end, conventions.padding) if backend.token_to_id(t) is None]

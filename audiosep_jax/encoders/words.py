@@ -5,7 +5,8 @@ different stems of the sentence, with stop words damped, scaled to length 1. So 
 siren' nearly coincide, 'a dog barking' shares a direction with 'a dog', and unrelated words are close to orthogonal.
 
 It suits closed vocabularies: a model learns what the words in its training captions sound like. It is not a language
-model: an unknown synonym ('hound') means nothing to it, and it ignores word order ('man bites dog'). CLAP handles both.
+model: an unknown synonym ('hound') means nothing to it, and it ignores word order ('man bites dog'). `wordllama` knows
+synonyms, and CLAP handles both.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ _STOP_TEXT = (
     'audio background clip foreground hearing listen loud loudly nearby noise perform performed performing play played '
     'playing plays quiet quietly recorded recording recordings record solo sound sounding sounds'
 )
-_STOP_WORDS = frozenset(_STOP_TEXT.split())
+STOP_WORDS = frozenset(_STOP_TEXT.split())
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _VOWEL = re.compile('[aeiouy]')
 
@@ -77,7 +78,7 @@ class WordsEncoder:
     def _encode(self, text: str) -> np.ndarray:
         weights: dict[str, float] = {}
         for word in words_of(text):
-            weight = self.stop_weight if word in _STOP_WORDS else 1.0
+            weight = self.stop_weight if word in STOP_WORDS else 1.0
             weights[stem(word)] = max(weight, weights.get(stem(word), 0.0))
         # Sort, because float addition is not associative and word order must not change even the last bit.
         total = np.zeros(self.embedding_size)

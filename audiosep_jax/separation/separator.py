@@ -330,9 +330,10 @@ def _load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
         if checkpoint.encoder.get('name') not in encoder_names():
             raise CheckpointError(f'{checkpoint.path}: {error}') from error
         # Queries by embedding work without the encoder. A query by text will raise this error.
-        place = checkpoint.root / 'encoder'
-        missing = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
-        return UnavailableEncoder(checkpoint.encoder, missing)
+        if 'source' in checkpoint.encoder:
+            place = checkpoint.root / 'encoder'
+            error = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
+        return UnavailableEncoder(checkpoint.encoder, error)
 
 
 def _local_copy(array: Any) -> Any:

@@ -14,6 +14,7 @@ from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.parallel.mesh import MeshConfig
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import OptimizerConfig
+from audiosep_jax.training.query_augmentation import QueryAugmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mixing: SegmentMixer = dataclasses.field(default_factory=lambda: SegmentMixer(mix_group=4))
     absent: AbsentQueries = dataclasses.field(default_factory=AbsentQueries)
+    query: QueryAugmentation = dataclasses.field(default_factory=QueryAugmentation)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     ema_decay: float = 0.0
@@ -107,6 +109,7 @@ class TrainConfig:
         """
         check_batch_size(self.batch_size, self.mixing, mesh, accumulate=self.accumulate)
         self.absent.check(self.mixing, self.batch_size)
+        self.query.check(self.mixing, self.batch_size)
         if encoder is not None and encoder['embedding_size'] != self.model.condition_size:
             raise ConfigError(
                 f'model.condition_size is {self.model.condition_size}, but the embeddings of {encoder["name"]!r} '

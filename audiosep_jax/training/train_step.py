@@ -22,8 +22,10 @@ from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.losses import l1_waveform
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import make_optimizer
+from audiosep_jax.training.query_augmentation import QueryAugmentation
 
 _ALL_PRESENT = AbsentQueries()
+_UNCHANGED = QueryAugmentation()
 
 # ---- State ----
 
@@ -79,6 +81,7 @@ def make_train_step(
     seed: int,
     ema_decay: float = 0.0,
     absent: AbsentQueries = _ALL_PRESENT,
+    query: QueryAugmentation = _UNCHANGED,
     accumulate: int = 1,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
@@ -97,6 +100,7 @@ def make_train_step(
         seed: of the random keys.
         ema_decay: decay of the moving average of the weights, 0 for a state without one.
         absent: replaces some queries with ones for absent sounds.
+        query: changes the embeddings of the queries at random.
         accumulate: the batch goes through the network in this many parts, one after the other, and their gradients are
             averaged, which takes the memory of a smaller batch. Batch norm sees one part at a time.
         mesh: the devices over which the state is split (`parallel.mesh.state_shardings`). Weights are gathered for the
@@ -118,10 +122,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
-        mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        mix_key, absent_key = jax.random.split(step_key)
         labels = batch.get('labels')
         mixtures, targets = mixer(mix_key, waveforms, labels)
         embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets, labels)
+        embeddings = query(jax.random.fold_in(step_key, 2), mixer, embeddings, labels)
 
         weights = _gather(state.params, mesh)
         examples = mixtures, targets, embeddings
@@ -252,6 +258,7 @@ class Program:
             seed=config.seed,
             ema_decay=config.ema_decay,
             absent=config.absent,
+            query=config.query,
             accumulate=config.accumulate,
             mesh=self.mesh,
         )

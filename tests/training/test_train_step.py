@@ -22,6 +22,7 @@ from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.losses import l1_waveform
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import make_optimizer
+from audiosep_jax.training.query_augmentation import QueryAugmentation
 from audiosep_jax.training.train_step import init_state, make_program, make_train_step
 
 
@@ -82,6 +83,16 @@ def test_a_mixer_that_avoids_labels_needs_them():
     del batch['labels']
     with pytest.raises(ValueError, match='avoid_same_label needs labels'):
         jax.eval_shape(step, state, batch)
+
+
+def test_changed_queries_depend_on_the_seed_and_the_step_alone(single_step):
+    plain, state = single_step
+    optimizer, query = make_optimizer(OPTIMIZER, 10), QueryAugmentation(noise=0.5, dropout=0.5)
+    step = jax.jit(make_train_step(MODEL, optimizer, MIXER, seed=0, ema_decay=0.9, query=query))
+    states = state, state.replace(step=state.step + 1)
+    losses = [float(f(s, make_batch())[1]['loss']) for f in (step, plain) for s in states]
+    assert float(step(state, make_batch())[1]['loss']) == losses[0]
+    assert len(set(losses)) == 4
 
 
 def test_state_and_batch_have_the_shapes_of_the_run():
