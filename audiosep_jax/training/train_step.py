@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.segments import MAX_LABELS
@@ -117,10 +117,8 @@ def make_train_step(
         return l1_waveform(estimates, targets), updated['batch_stats']
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
-        mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         labels = batch.get('labels')
-        mixtures, targets = mixer(mix_key, waveforms, labels)
+        mixtures, targets, absent_key = mix_batch(mixer, seed, state.step, batch)
         embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets, labels)
 
         weights = _gather(state.params, mesh)
@@ -129,6 +127,16 @@ def make_train_step(
         return _update(state, optimizer, loss, batch_stats, _split(grads, mesh), ema_decay)
 
     return train_step
+
+
+def mix_batch(
+    mixer: SegmentMixer, seed: int | Array, step: int | Array, batch: dict[str, Array]
+) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T'], PRNGKeyArray]:
+    """Returns the mixtures and targets that a step trains on, and the key of its absent queries."""
+    waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
+    mix_key, absent_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    mixtures, targets = mixer(mix_key, waveforms, batch.get('labels'))
+    return mixtures, targets, absent_key
 
 
 def _loss_and_gradients(
