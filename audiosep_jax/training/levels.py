@@ -31,11 +31,12 @@ class MixtureLevels:
         mesh: its devices.
         known: the record of the checkpoint that the run resumes from. If that says the level, and the mixtures are made
             as they were, nothing is measured again.
+        record: of the run's checkpoints, without the level.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, known: Mapping[str, Any] | None, record: Mapping[str, Any]):
         self._config, self._mesh = config, mesh
-        self._squares: list[np.ndarray] = []
+        self._squares: list[Array] = []  # they stay on the devices, because fetching them would stall the steps
         same = known is not None and known['config'].get('mixing') == record['config']['mixing']
         self._known = {'level': known['level']} if known is not None and same and 'level' in known else None
 
@@ -43,14 +44,13 @@ class MixtureLevels:
         """Measures the mixtures of the batch of a step, unless enough are measured. Every process calls this."""
         if self._known is None and sum(map(len, self._squares)) < _ENOUGH:
             config = self._config
-            squares = _mean_squares(config.mixing, self._mesh, config.seed, step, dict(batch))
-            self._squares.append(jax.device_get(squares))
+            self._squares.append(_mean_squares(config.mixing, self._mesh, config.seed, step, dict(batch)))
 
     def record(self) -> dict[str, Any]:
         """Returns the entry for the checkpoint's record: empty if all mixtures so far were silent."""
         if self._known is not None:
             return self._known
-        squares = np.concatenate([np.zeros(0), *self._squares])
+        squares = np.concatenate([np.zeros(0), *jax.device_get(self._squares)])
         heard = squares[squares > _SILENCE]
         if not len(heard):
             return {}
