@@ -1,6 +1,7 @@
 """What the network hears is brought to its level; the sounds stay in proportion to the recording."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.noisy_separator import CONFIG, noisy_separator, noisy_variables, sound
@@ -59,7 +60,8 @@ def test_a_power_of_two_changes_no_bit(separator):
 
 def test_a_recording_as_loud_as_the_training_is_left_alone(separator):
     x = at(-20, 2, 9000)
-    np.testing.assert_array_equal(targets(separator, x), targets(separator, x, 'off'))
+    np.testing.assert_array_equal(gains_of(x, TRAINED), 1)
+    assert_near(targets(separator, x), targets(separator, x, 'off'), 1e-6)
 
 
 def test_a_quiet_recording_is_heard_at_the_median_and_a_loud_one_at_the_90th_percentile():
@@ -104,14 +106,15 @@ def test_the_level_is_of_the_last_ten_seconds_and_never_of_what_comes():
     gains = 20 * np.log10(gains_of(x, TRAINED))
     second = 8000 / CONFIG.hop_size
     np.testing.assert_allclose(gains[:, : int(4.7 * second)], 14, atol=0.5)
-    np.testing.assert_allclose(gains[:, int(6 * second) : int(14.7 * second)], 0, atol=4)
+    loud = gains[:, int(6 * second) : int(14.7 * second)]
+    assert -7 < loud.min() < loud.max() < -3  # one second of 0 dB in the last ten, or in as many as there are
     np.testing.assert_allclose(gains[:, int(16.6 * second) :], 14, atol=0.5)
 
 
 def test_rows_of_different_lengths_are_measured_by_themselves():
     spectra = np.ones((2, 64, CONFIG.window_size // 2 + 1), np.complex64)
     spectra[1, 40:] = 1000  # past its end
-    heard, state = leveled(CONFIG, spectra, 0, np.array([64, 40]), initial_level(CONFIG, TRAINED, 2))
+    heard, state = leveled(CONFIG, spectra, 0, jnp.array([64, 40]), initial_level(CONFIG, TRAINED, 2))
     np.testing.assert_allclose(heard[0, :40], heard[1, :40], rtol=1e-6)
     assert isinstance(state, LevelState)
     np.testing.assert_allclose(state.sums[0, -1] / 32, state.sums[1, -1] / 8, rtol=1e-6)
@@ -215,7 +218,7 @@ def test_it_is_on_where_the_level_is_known_and_off_elsewhere():
     np.testing.assert_array_equal(targets(unknown, x), targets(known, x, 'off'))
     assert_near(targets(known, x), targets(known, x, 'auto'), 0)
     # Without a record, a usual level is assumed.
-    assert_near(targets(unknown, x / 10, 'auto'), targets(unknown, x, 'auto') / 10)
+    assert_near(targets(unknown, x / 4, 'auto'), targets(unknown, x, 'auto') / 4)
     assert_near(targets(Separator(CONFIG, variables, encoder, level='auto'), x), targets(unknown, x, 'auto'), 0)
 
 
