@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from audiosep_jax import config as configs
 from audiosep_jax.errors import CheckpointError
@@ -14,6 +15,52 @@ from audiosep_jax.storage.atomic import check_writable
 FORMAT_VERSION = 2  # version 1 stored `model.remat` as a bool
 # What precedes the separator's tensors in the original's Lightning module, and so in every file made for PyTorch.
 SEPARATOR_PREFIX = 'ss_model.'
+
+
+class LevelRecord(TypedDict):
+    """A `Level` in the JSON records."""
+
+    low_db: float
+    median_db: float
+    high_db: float
+    mixtures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """How loud the mixtures were on which a network was trained: percentiles of their RMS levels over a segment.
+
+    A level of 0 dB is a mean square of 1.
+
+    Attributes:
+        low_db: the 10th percentile.
+        median_db: the 50th.
+        high_db: the 90th.
+        mixtures: how many mixtures were measured; 0 if the level is only assumed.
+
+    Raises:
+        CheckpointError: the numbers are not finite or not in order.
+    """
+
+    low_db: float
+    median_db: float
+    high_db: float
+    mixtures: int
+
+    def __post_init__(self) -> None:
+        percentiles = (self.low_db, self.median_db, self.high_db)
+        if not all(map(math.isfinite, percentiles)) or list(percentiles) != sorted(percentiles) or self.mixtures < 0:
+            raise CheckpointError(f'its record is damaged: no level has the percentiles {percentiles}')
+
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> 'Level | None':
+        """Returns the level in a record; None if it has none, as those of older versions and of other programs."""
+        found = record.get('level')
+        return None if found is None else cls(*(found[field.name] for field in dataclasses.fields(cls)))
+
+    def record(self) -> dict[str, Any]:
+        """Returns the entry of a record that `read` reads."""
+        return {'level': dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +75,7 @@ class InferenceCheckpoint:
         record: what `describe` made, and the step; of a hub folder only the network's part of the configuration.
         path: the folder that the weights were read from.
         verified: whether checksums were stored with it, and are right.
+        level: of the mixtures that the network was trained on, if the checkpoint says it.
     """
 
     model: ModelConfig
@@ -37,6 +85,7 @@ class InferenceCheckpoint:
     record: dict[str, Any]
     path: Path
     verified: bool = False
+    level: Level | None = None
 
     @property
     def root(self) -> Path:

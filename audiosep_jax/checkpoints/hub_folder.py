@@ -1,7 +1,7 @@
 """A separator as a repository of the hub holds it: tensors in safetensors, settings in JSON, and no code.
 
     model.safetensors   the separator's tensors under the original's names (`ss_model.*`), so PyTorch reads them too
-    config.json         the network's configuration, the query encoder's identity, the step
+    config.json         the network's configuration, the query encoder's identity, the step, the training's level
     encoder/            the query encoder's own files, if they cannot be downloaded elsewhere
     examples/           sounds to try out (`audiosep-jax serve`)
     README.md           the model card (`model_card.py`)
@@ -12,13 +12,13 @@ The run's configuration is left out, because it names folders of the machine tha
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
 
 from audiosep_jax import config as configs
-from audiosep_jax.checkpoints.checkpoint import SEPARATOR_PREFIX, InferenceCheckpoint, errors_about
+from audiosep_jax.checkpoints.checkpoint import SEPARATOR_PREFIX, InferenceCheckpoint, Level, LevelRecord, errors_about
 from audiosep_jax.encoders.base import Identity
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig
@@ -45,6 +45,7 @@ class _Settings(_Version):
     model: dict[str, Any]
     encoder: Identity | None
     step: int
+    level: NotRequired[LevelRecord]
 
 
 def is_hub_folder(folder: Path) -> bool:
@@ -104,6 +105,7 @@ def write_hub_folder(folder: Path, checkpoint: InferenceCheckpoint, encoder: dic
         'model': configs.to_dict(checkpoint.model),
         'encoder': encoder,
         'step': checkpoint.step,
+        **(checkpoint.level.record() if checkpoint.level is not None else {}),
     }
     try:
         with replacing(folder / _CONFIG) as temporary:
@@ -130,6 +132,7 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
     check_shape(settings, _Settings, path, error=CheckpointError, remedy=_AGAIN)
     with errors_about(path):
         verified = check_seal(settings)
+        level = Level.read(settings)
     found, encoder = settings['step'], settings['encoder']
     if found < 0:
         raise CheckpointError(f'{path}: the step {found} is negative: {_AGAIN}')
@@ -147,4 +150,6 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
     # Copy: the file is only memory-mapped, and may be replaced while the separator is in use.
     variables = jax.tree.map(np.array, variables)
     record = {'config': {'model': settings['model']}, 'encoder': encoder, 'step': found}
-    return InferenceCheckpoint(model, variables, encoder, found, record, folder.absolute(), verified and file.verified)
+    return InferenceCheckpoint(
+        model, variables, encoder, found, record, folder.absolute(), verified and file.verified, level
+    )

@@ -3,7 +3,7 @@
     WORKDIR/checkpoints/STEP/params, batch_stats, ema   the weights, which inference reads
                              /optimizer                 what only resuming reads
                              /data                      the position of the input pipeline (JSON)
-                             /config                    format version, configuration, query encoder (JSON)
+                             /config                    format version, configuration, query encoder, level (JSON)
                              /checksums.sha256          of all these files
 
 Next to `checkpoints` there may be two more folders: `encoder` holds the query encoder's weights and tokenizer, and
@@ -14,13 +14,13 @@ leaves complete checkpoints, and perhaps a remnant that is never mistaken for on
 """
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import orbax.checkpoint as ocp
 
 from audiosep_jax import config as configs
-from audiosep_jax.checkpoints.checkpoint import FORMAT_VERSION, InferenceCheckpoint
+from audiosep_jax.checkpoints.checkpoint import FORMAT_VERSION, InferenceCheckpoint, Level, LevelRecord, errors_about
 from audiosep_jax.checkpoints.orbax_errors import silence_abandoned_futures
 from audiosep_jax.checkpoints.steps import ARRAYS, RECORDS, complete_steps
 from audiosep_jax.encoders.base import Identity
@@ -38,12 +38,13 @@ class _RecordedConfig(TypedDict):
 
 
 class _Record(TypedDict):
-    """What `describe` makes, and the step. There are further settings in the configuration of a run."""
+    """What `describe` makes, the step, and of a run the level. A run's configuration has further settings."""
 
     format_version: int
     config: _RecordedConfig
     encoder: Identity | None
     step: int
+    level: NotRequired[LevelRecord]
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -101,6 +102,8 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
         model = configs.from_dict(ModelConfig, record['config']['model'])
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f'{folder}: its configuration is not usable: {error}') from error
+    with errors_about(folder):
+        level = Level.read(record)
     # Restore to this process's first device, whatever devices the run was trained on.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -116,7 +119,7 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
         except Exception as error:  # Orbax and tensorstore raise a dozen types for a damaged directory
             raise CheckpointError(f'{folder} cannot be read: {first_line(error, 300)}') from error
     variables = dict(restored['ema']) if items == ['ema'] else {name: restored[name] for name in items}
-    return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder, verified)
+    return InferenceCheckpoint(model, variables, record['encoder'], record['step'], record, folder, verified, level)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

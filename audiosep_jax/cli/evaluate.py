@@ -74,6 +74,11 @@ class Evaluate:
     """Score only this many items, evenly spread over the table."""
     max_whole_seconds: float = 30.0
     """Longer mixtures are separated in pieces, with the same result and less memory."""
+    level: Annotated[
+        Literal['auto', 'off'] | None,
+        tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
+    ] = None
+    """Let the network hear mixtures at the level that it was trained at (auto), or as they are (off)."""
     skip_shuffled: bool = False
     """Omit the row of shuffled queries, which takes half of the time."""
     skip_pictures: bool = False
@@ -119,7 +124,7 @@ def _evaluate(command: Evaluate) -> int:
         check_installed()
     alone = command.benchmark != 'all'
     types = {benchmark.name: _query_types(command.query_type, benchmark, alone=alone) for benchmark in benchmarks}
-    separator = terminal.load(command.checkpoint, max_whole_seconds=command.max_whole_seconds)
+    separator = terminal.load(command.checkpoint, max_whole_seconds=command.max_whole_seconds, level=command.level)
     options = Options(
         seed=command.seed,
         batch_size=command.batch_size,

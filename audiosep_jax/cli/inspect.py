@@ -37,6 +37,9 @@ def run(command: Inspect) -> int:
     terminal.say(f'step        {checkpoint.step}')
     terminal.say(f'encoder     {", ".join(f"{key} {value}" for key, value in encoder.items())}')
     terminal.say(f'parameters  {count:,}')
+    if checkpoint.level is not None:
+        level = checkpoint.level
+        terminal.say(f'level       {level.low_db:.1f}, {level.median_db:.1f}, {level.high_db:.1f} dBFS (see --level)')
     terminal.say(f'checksums   {"verified" if checkpoint.verified else "unverified (written without checksums)"}')
     terminal.say('config')
     for line in _indented(checkpoint.record['config']):

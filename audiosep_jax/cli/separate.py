@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import tyro
@@ -99,6 +99,12 @@ class Separate:
     """Raise or lower each output to the loudness of its input (EBU R 128), by at most 24 dB."""
     per_channel: bool = False
     """Run the network on each channel instead of on the downmix."""
+    level: Annotated[
+        Literal['auto', 'off'] | None,
+        tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
+    ] = None
+    """Let the network hear quiet and loud recordings at the level that it was trained at (auto), or as they are (off).
+    The level of the outputs stays in proportion to the input."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """Write a report of all inputs to this file; - prints it on standard output, instead of the names of the files."""
     force: bool = False
@@ -146,7 +152,7 @@ def run(command: Separate) -> int:
     plans = {} if command.output == _PIPE else _plans(command, inputs, list(names), len(queries))
     if command.output != _PIPE and looks_like_a_file(command.output):
         terminal.note(f'{command.output} is treated as a folder, because its suffix is not that of a sound format')
-    separator = terminal.load(command.checkpoint)
+    separator = terminal.load(command.checkpoint, level=command.level)
     # An unusable query is not the fault of any input, so it ends the command here.
     embedded = separator.prepare(list(queries.values()))
     job = _Job(command, separator, embedded, spans, tuple(names.values()))

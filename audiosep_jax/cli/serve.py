@@ -5,7 +5,7 @@ import dataclasses
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -44,6 +44,11 @@ class Serve:
     )
     """Sounds to try: NAME.wav, and beside it NAME.txt with one description per line. The default is the folder
     `examples` of the checkpoint, if it has one."""
+    level: Annotated[
+        Literal['auto', 'off'] | None,
+        tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
+    ] = None
+    """Let the network hear recordings at the level that it was trained at (auto), or as they are (off)."""
     max_seconds: float = 600.0
     """The longest recording accepted."""
     max_megabytes: int = 200
@@ -73,7 +78,7 @@ def run(command: Serve) -> int:
         find_examples(command.examples)
     give_libraries_a_cache()
     import_gradio()
-    separator = terminal.load(command.checkpoint)  # last, because it takes seconds
+    separator = terminal.load(command.checkpoint, level=command.level)  # last, because it takes seconds
     examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
     with (
         contextlib.suppress(KeyboardInterrupt),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from audiosep_jax.interrupts import interruptible
 
 if TYPE_CHECKING:
+    from audiosep_jax.separation.level import LevelRule
     from audiosep_jax.separation.separator import Separator
 
 
@@ -59,14 +60,14 @@ def warnings_as_notes(source: object) -> Iterator[None]:
         logger.propagate = previous
 
 
-def load(path: str | None, *, max_whole_seconds: float | None = None) -> 'Separator':
+def load(path: str | None, *, max_whole_seconds: float | None = None, level: 'LevelRule | None' = None) -> 'Separator':
     """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
     from audiosep_jax.separation.separator import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
     silence_orbax()
     enable_compilation_cache()
-    return load(path, max_whole_seconds=max_whole_seconds)
+    return load(path, max_whole_seconds=max_whole_seconds, level=level)
 
 
 def silence_orbax() -> None:

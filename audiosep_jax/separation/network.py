@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Complex64, Float, Float32, Int
 
 from audiosep_jax.audio.stft import WINDOW_SUM_FLOOR, hann_window, istft, num_frames, overlap_add, reflect_pad, stft
+from audiosep_jax.checkpoints.checkpoint import Level
 from audiosep_jax.models import folded
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.folded import Frame, Shifts, Weights
@@ -24,6 +25,7 @@ from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.parallel.mesh import batch_sharded, make_mesh, replicated
 from audiosep_jax.separation.exclusion import exclude
+from audiosep_jax.separation.level import LevelState, initial_level, level_bounds, leveled, start_level
 from audiosep_jax.separation.queries import Embedded
 
 
@@ -51,12 +53,18 @@ class Network:
 
 
 def separate_whole(
-    network: Network, mixture: Float32[np.ndarray, 'channels T'], embedded: Embedded, *, per_channel: bool
+    network: Network,
+    mixture: Float32[np.ndarray, 'channels T'],
+    embedded: Embedded,
+    *,
+    per_channel: bool,
+    level: Level | None = None,
 ) -> Float32[np.ndarray, 'Q channels T']:
-    """Separates a recording at the model's rate all at once."""
+    """Separates a recording at the model's rate all at once; the network hears it at a level if one is given."""
     config, weights, length = network.config, network.weights, mixture.shape[-1]
     padded, count = _pad([mixture], config)
-    x, spectra, _ = analyze(config, weights, padded[0], 0, count[0], None, per_channel=per_channel)
+    state = initial_level(config, level, len(mixture) if per_channel else 1)
+    x, spectra, _, _ = analyze(config, weights, padded[0], 0, count[0], None, state, per_channel=per_channel)
     half, outputs = config.window_size // 2, []
     for embedding in [*embedded.queries, *embedded.unwanted]:
         shifts = network.shifts(embedding)
@@ -73,7 +81,11 @@ def separate_whole(
 
 
 def separate_batch(
-    network: Network, mixtures: list[Float32[np.ndarray, ' _']], embeddings: Float[np.ndarray, 'B E']
+    network: Network,
+    mixtures: list[Float32[np.ndarray, ' _']],
+    embeddings: Float[np.ndarray, 'B E'],
+    *,
+    level: Level | None = None,
 ) -> list[Float32[np.ndarray, ' _']]:
     """Separates mono mixtures [T_i] of one padded shape (`padded_frames`), each by its own query.
 
@@ -83,13 +95,15 @@ def separate_batch(
         network: see `Network`.
         mixtures: at the model's rate.
         embeddings: of the queries, one for each mixture.
+        level: see `separate_whole`.
     """
-    weights, inputs = network.weights, (*_pad(mixtures, network.config), np.asarray(embeddings, np.float32))
+    weights, bounds = network.weights, level_bounds(level)
+    inputs = (*_pad(mixtures, network.config), np.asarray(embeddings, np.float32))
     separate: Callable[..., Array] = functools.partial(_separate_rows_on_one_device, network.config)
     devices = jax.local_device_count()
     if devices > 1 and len(mixtures) % devices == 0:
         separate, weights = network.on_all_devices
-    outputs = np.asarray(separate(weights, *inputs))
+    outputs = np.asarray(separate(weights, bounds, *inputs))
     return [output[: len(mixture)].copy() for output, mixture in zip(outputs, mixtures, strict=True)]
 
 
@@ -114,7 +128,7 @@ def lower_separation(config: ModelConfig, mesh: Mesh, rows: int, num_samples: in
         jax.ShapeDtypeStruct((rows,), jnp.int32),
         jax.ShapeDtypeStruct((rows, config.condition_size), jnp.float32),
     )
-    return _split_over(mesh, config).lower(weights, *on(batch_sharded(mesh), shapes))
+    return _split_over(mesh, config).lower(weights, None, *on(batch_sharded(mesh), shapes))
 
 
 def _split_over(mesh: Mesh, config: ModelConfig) -> Any:
@@ -124,7 +138,7 @@ def _split_over(mesh: Mesh, config: ModelConfig) -> Any:
     """
     rows, whole = batch_sharded(mesh).spec, replicated(mesh).spec
     separate = functools.partial(_separate_rows, config)
-    return jax.jit(jax.shard_map(separate, mesh=mesh, in_specs=(whole, rows, rows, rows), out_specs=rows))
+    return jax.jit(jax.shard_map(separate, mesh=mesh, in_specs=(whole, whole, rows, rows, rows), out_specs=rows))
 
 
 def padded_frames(num_samples: int, config: ModelConfig) -> int:
@@ -174,12 +188,14 @@ def analyze(
     start: Frame,
     count: Frame,
     before: Complex64[Array, 'channels look_ahead F'] | None,
+    level: LevelState | None,
     *,
     per_channel: bool,
 ) -> tuple[
     Float[Array, 'rows N bins'],
     Complex64[Array, 'channels N bins+1'],
     Complex64[Array, 'channels look_ahead bins+1'] | None,
+    LevelState | None,
 ]:
     """Computes the network's input and the spectra that its masks will belong to.
 
@@ -190,21 +206,23 @@ def analyze(
         start: the first frame's place in the recording.
         count: the number of frames of the recording, as in `folded.piece_mask`.
         before: the spectra that the piece before left, because their masks come late. None: the recording is whole.
+        level: the level at which the network is to hear it, as the piece before left it. None: that of the recording.
         per_channel: whether each channel is a row of the network's input. Otherwise the mean of all is the only row.
 
     Returns:
-        The input; the spectra of as many frames, beginning with those from `before`; and the spectra that are left for
-        the next piece.
+        The input; the spectra of as many frames, beginning with those from `before`; and the spectra and the
+        level that are left for the next piece.
     """
     spectra = stft(samples, config.window_size, config.hop_size, center=False)
     # The STFT is linear, so the mean of the channels' spectra is the spectrum of their mean.
     heard = spectra if per_channel else spectra.mean(0, keepdims=True)
     valid = start + jnp.arange(spectra.shape[1]) < count
+    heard, level = leveled(config, heard, start, count, level)
     x = folded.features(weights, heard, jnp.broadcast_to(valid, heard.shape[:2]))
     if before is None:
-        return x, spectra, None
+        return x, spectra, None, level
     spectra = jnp.concatenate([before, spectra], axis=1)
-    return x, spectra[:, : x.shape[1]], spectra[:, x.shape[1] :]
+    return x, spectra[:, : x.shape[1]], spectra[:, x.shape[1] :], level
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -261,16 +279,28 @@ def overlap_add_piece(
 def _separate_rows(
     config: ModelConfig,
     weights: Weights,
+    bounds: Float32[Array, '2'] | None,
     padded: Float32[Array, 'B S'],
     counts: Int[Array, ' B'],
     embeddings: Float[Array, 'B E'],
 ) -> Float32[Array, 'B T']:
-    """Separates padded mixtures that have `counts` frames, each by its own query; T = N * hop."""
+    """Separates padded mixtures that have `counts` frames, each by its own query; T = N * hop.
+
+    Args:
+        config: of the model.
+        weights: of the folded network.
+        bounds: see `LevelState`; None: the network hears the mixtures at their own level.
+        padded: the mixtures.
+        counts: of their frames.
+        embeddings: of their queries.
+    """
     window, hop = config.window_size, config.hop_size
     spectra = stft(padded, window, hop, center=False)
     valid = jnp.arange(spectra.shape[1]) < counts[:, None]
     shifts = folded.query_shifts(config, weights, embeddings)
-    mask = folded.whole_mask(config, weights, shifts, folded.features(weights, spectra, valid), valid)
+    state = None if bounds is None else start_level(config, bounds, len(padded))
+    heard, _ = leveled(config, spectra, 0, counts, state)
+    mask = folded.whole_mask(config, weights, shifts, folded.features(weights, heard, valid), valid)
     return istft(spectra * mask, window, hop, length=spectra.shape[1] * hop, frame_count=counts)
 
 

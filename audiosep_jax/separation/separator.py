@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32
 
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.audio.samples import check_audio
-from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
+from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, Level
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
 from audiosep_jax.encoders.registry import encoder_names, load_encoder
@@ -35,6 +35,7 @@ from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
 from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.separation.cancellation import warn_of_cancellation
+from audiosep_jax.separation.level import ASSUMED, LevelRule, level_bounds
 from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
 from audiosep_jax.separation.queries import Embedded, Query, embed
 from audiosep_jax.separation.streaming import NetworkStream, SoundStream
@@ -66,6 +67,9 @@ class Separator:
         encoder: turns text into embeddings; None: only embeddings are understood.
         info: facts about the checkpoint: `step`, `encoder`, `config`, `path`.
         max_whole_seconds: longer recordings go through the network in pieces.
+        trained_level: of the mixtures that the network was trained on; None if it is not known.
+        level: what the methods do unless they are told: `auto` lets the network hear each recording at the level that
+            it was trained at (`level.py` says how), `off` as it is.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class Separator:
         *,
         info: dict[str, Any] | None = None,
         max_whole_seconds: float | None = None,
+        trained_level: Level | None = None,
+        level: LevelRule | None = None,
     ):
         """Folds the weights and puts them on the device.
 
@@ -87,10 +93,12 @@ class Separator:
             info: see the class.
             max_whole_seconds: longer recordings go through the network in pieces, to save memory: the article's network
                 needs about 100 MB for each second that it takes at once. By default 8 on a CPU and 30 elsewhere.
+            trained_level: see the class.
+            level: see the class; by default `auto` if trained_level is known, otherwise `off`.
 
         Raises:
             EncoderMismatchError: the encoder's embeddings do not have the model's size.
-            ConfigError: a negative max_whole_seconds.
+            ConfigError: a negative max_whole_seconds, or an unknown level.
         """
         if encoder is not None and encoder.embedding_size != config.condition_size:
             raise EncoderMismatchError(
@@ -105,6 +113,8 @@ class Separator:
         self.encoder = encoder
         self.info = info or {}
         self.max_whole_seconds = max_whole_seconds
+        self.trained_level = trained_level
+        self.level: LevelRule = _check_level(level or ('off' if trained_level is None else 'auto'))
         self._whole = max_whole_seconds * config.sample_rate
         local = {key: jax.tree.map(_local_copy, variables[key]) for key in ('params', 'batch_stats')}
         lanes = lanes_of(jax.default_backend())
@@ -130,6 +140,7 @@ class Separator:
         *,
         sample_rate: int,
         per_channel: bool = False,
+        level: LevelRule | None = None,
     ) -> Separation:
         """Separates the sound that each query describes.
 
@@ -142,18 +153,20 @@ class Separator:
             queries: text, a `Query`, several of them, embeddings [E] or [Q, E], or what `prepare` returned.
             sample_rate: of the audio, Hz.
             per_channel: run the network on each channel instead, as if the channels were separate recordings.
+            level: `auto` or `off`, see the class; by default the separator's.
 
         Raises:
             QueryError: see `embed`.
+            ConfigError: an unknown level.
             AudioFileError: audio that is empty, not float, of another shape, or not finite.
         """
-        audio = check_audio(audio, sample_rate)
+        audio, heard_at = check_audio(audio, sample_rate), self._heard_at(level)
         if not per_channel:
             (audio,) = warn_of_cancellation([audio], sample_rate)
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
-        separated = self._separate_all(mixture, embedded, per_channel=per_channel)
+        separated = self._separate_all(mixture, embedded, per_channel=per_channel, level=heard_at)
         rows = separated.reshape(len(separated) * len(audio), mixture.shape[-1])
         back = Resampler(self.config.sample_rate, sample_rate, len(rows))
         targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
@@ -176,6 +189,7 @@ class Separator:
         sample_rate: int,
         per_channel: bool = False,
         live: bool = True,
+        level: LevelRule | None = None,
     ) -> Iterator[Separation]:
         """Separates a recording that comes in blocks, with memory that does not depend on its length.
 
@@ -186,25 +200,35 @@ class Separator:
             per_channel: see `separate`.
             live: yield pieces as soon as they are finished (see `latency`). Otherwise pieces are larger, and recordings
                 of up to `max_whole_seconds` are one piece, which is faster.
+            level: see `separate`. The rule never looks ahead, so it makes no piece later.
 
         Yields:
             Pieces which together are what `separate` returns for the whole recording, to float rounding.
 
         Raises:
             QueryError: see `embed`.
+            ConfigError: see `separate`.
             AudioFileError: no blocks, or an invalid block (see `separate`).
         """
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         blocks = _check_blocks(blocks, sample_rate)
-        return self._stream(blocks, embedded, sample_rate, per_channel=per_channel, live=live)
+        level = self.level if level is None else _check_level(level)
+        return self._stream(blocks, embedded, sample_rate, per_channel=per_channel, live=live, level=level)
 
     def _stream(
-        self, blocks: Iterator[np.ndarray], embedded: Embedded, sample_rate: int, *, per_channel: bool, live: bool
+        self,
+        blocks: Iterator[np.ndarray],
+        embedded: Embedded,
+        sample_rate: int,
+        *,
+        per_channel: bool,
+        live: bool,
+        level: LevelRule,
     ) -> Iterator[Separation]:
         first = list(_take(blocks, 0 if live else self._whole * sample_rate / self.config.sample_rate))
         if not live and sum(block.shape[-1] for block in first) * self.config.sample_rate <= self._whole * sample_rate:
             audio = np.concatenate(first, axis=-1)
-            yield self.separate(audio, embedded, sample_rate=sample_rate, per_channel=per_channel)
+            yield self.separate(audio, embedded, sample_rate=sample_rate, per_channel=per_channel, level=level)
             return
         stream = SoundStream(
             self._network,
@@ -213,6 +237,7 @@ class Separator:
             sample_rate,
             per_channel=per_channel,
             frames=_FRAMES_LIVE if live else _FRAMES_AT_ONCE,
+            level=self._heard_at(level),
         )
         whole = itertools.chain(first, blocks)
         for block in whole if per_channel else warn_of_cancellation(whole, sample_rate):
@@ -220,16 +245,27 @@ class Separator:
         yield from _separations(*stream.finish())
 
     def fingerprint(self) -> str:
-        """Returns a hash of the folded weights, which does not depend on where the checkpoint is stored."""
+        """Returns a hash of the folded weights, and of the level at which they hear unless that is off.
+
+        It does not depend on where the checkpoint is stored.
+        """
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self._network.weights):
             array = np.asarray(leaf)
             digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
             digest.update(np.ascontiguousarray(array).tobytes())
+        bounds = level_bounds(self._heard_at(None))
+        if bounds is not None:
+            digest.update(bounds.tobytes())
         return digest.hexdigest()
 
     def separate_batch(
-        self, mixtures: Sequence[np.ndarray], embeddings: Float[np.ndarray, 'B E'], *, batch_size: int = 8
+        self,
+        mixtures: Sequence[np.ndarray],
+        embeddings: Float[np.ndarray, 'B E'],
+        *,
+        batch_size: int = 8,
+        level: LevelRule | None = None,
     ) -> list[Float32[np.ndarray, ' _']]:
         """Separates many mono mixtures at the model's rate, each by its own query, as evaluation does.
 
@@ -239,6 +275,7 @@ class Separator:
             mixtures: float [T_i], of any lengths; mixtures of about the same length share a batch.
             embeddings: of the queries, one for each mixture.
             batch_size: mixtures at a time; rounded up to fill all devices if there are several.
+            level: see `separate`.
 
         Returns:
             The targets [T_i], in the order of the mixtures.
@@ -246,13 +283,17 @@ class Separator:
         Raises:
             AudioFileError: a mixture that is empty, not float, of another shape, or not finite.
             QueryError: an embedding of the wrong size.
+            ConfigError: an unknown level.
         """
+        heard_at = self._heard_at(level)
         checked = [check_audio(mixture, self.config.sample_rate) for mixture in mixtures]
         results: dict[int, np.ndarray] = {}
         by_shape: dict[int, list[int]] = {}
         for i, mixture in enumerate(checked):
             if mixture.shape[-1] > self._whole:
-                results[i] = self._separate_all(mixture, self.prepare(embeddings[i]), per_channel=False)[0, 0]
+                results[i] = self._separate_all(
+                    mixture, self.prepare(embeddings[i]), per_channel=False, level=heard_at
+                )[0, 0]
             else:
                 by_shape.setdefault(padded_frames(mixture.shape[-1], self.config), []).append(i)
         for rows in by_shape.values():
@@ -265,29 +306,48 @@ class Separator:
                 # A short last batch is filled up, because its own shape would have to be compiled.
                 filled = batch + batch[:1] * (size - len(batch))
                 outputs = separate_batch(
-                    self._network, [checked[i][0] for i in filled], np.stack([embeddings[i] for i in filled])
+                    self._network,
+                    [checked[i][0] for i in filled],
+                    np.stack([embeddings[i] for i in filled]),
+                    level=heard_at,
                 )
                 for i, output in zip(batch, outputs, strict=False):
                     results[i] = output
         return [results[i] for i in range(len(checked))]
 
+    def _heard_at(self, level: LevelRule | None) -> Level | None:
+        """Returns the level at which the network is to hear a recording; None: as it is. Raises ConfigError."""
+        level = self.level if level is None else _check_level(level)
+        return None if level == 'off' else self.trained_level or ASSUMED
+
     def _separate_all(
-        self, mixture: Float32[np.ndarray, 'channels T'], embedded: Embedded, *, per_channel: bool
+        self,
+        mixture: Float32[np.ndarray, 'channels T'],
+        embedded: Embedded,
+        *,
+        per_channel: bool,
+        level: Level | None,
     ) -> Float32[np.ndarray, 'Q channels T']:
         """Separates a recording at the model's rate, whole or in pieces."""
         length = mixture.shape[-1]
         if length == 0:  # the input was shorter than one sample at the model's rate
             return np.zeros((len(embedded.queries), *mixture.shape), np.float32)
         if length <= self._whole:
-            return separate_whole(self._network, mixture, embedded, per_channel=per_channel)
-        stream = NetworkStream(self._network, embedded, len(mixture), per_channel=per_channel, frames=_FRAMES_AT_ONCE)
+            return separate_whole(self._network, mixture, embedded, per_channel=per_channel, level=level)
+        stream = NetworkStream(
+            self._network, embedded, len(mixture), per_channel=per_channel, frames=_FRAMES_AT_ONCE, level=level
+        )
         # The stream takes blocks because it copies what it has not processed yet.
         blocks = [stream.push(mixture[:, start : start + _BLOCK]) for start in range(0, length, _BLOCK)]
         return np.concatenate([*blocks, stream.finish()], axis=-1)
 
 
 def load(
-    path: str | Path | None = None, *, step: int | None = None, max_whole_seconds: float | None = None
+    path: str | Path | None = None,
+    *,
+    step: int | None = None,
+    max_whole_seconds: float | None = None,
+    level: LevelRule | None = None,
 ) -> Separator:
     """Loads a Separator from a checkpoint.
 
@@ -296,8 +356,10 @@ def load(
             the hub. None: the official weights, which are fetched and converted once.
         step: which step to load, by default the newest.
         max_whole_seconds: see `Separator`.
+        level: see `Separator`; by default `auto` if the checkpoint says at which level it was trained.
 
     Raises:
+        ConfigError: an unknown level.
         CheckpointError: the path is not a checkpoint, the checkpoint is damaged, or this version does not have its
             encoder.
         DownloadError: the checkpoint is in the hub, which cannot be reached.
@@ -316,7 +378,15 @@ def load(
         _load_encoder_of(checkpoint),
         info=info,
         max_whole_seconds=max_whole_seconds,
+        trained_level=checkpoint.level,
+        level=level,
     )
+
+
+def _check_level(level: LevelRule) -> LevelRule:
+    if level not in get_args(LevelRule):
+        raise ConfigError(f'level {level!r}: use {" or ".join(map(repr, get_args(LevelRule)))}')
+    return level
 
 
 def _load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:

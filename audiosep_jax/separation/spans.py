@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separation, Separator
 
 _FADE = 0.01  # seconds inside a span's ends, against clicks
-# The network hears this much around a span, which is as far as it looks.
+# The network hears this much around a span, which is as far as it looks; before it as much more as its level is from.
 _CONTEXT_FRAMES = 350
 _MIN_CONTEXT = 4.0  # seconds
 _TIME = re.compile(r'(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?|\.\d+)')
@@ -90,7 +90,8 @@ def stream_spans(
         AudioFileError: see `Separator.stream`; also if the recording ends before a span begins.
     """
     recording = _Recording(blocks)
-    for start, stop, inside in _runs(spans, separator.config, sample_rate):
+    lead = _level_seconds(separator.config) if separator.level == 'auto' else 0.0
+    for start, stop, inside in _runs(spans, separator.config, sample_rate, lead):
         for block in recording.until(start):
             yield _silent(block, len(queries.queries))
         if recording.ended:
@@ -140,7 +141,15 @@ class _Recording:
         return self._rest
 
 
-def _runs(spans: Sequence[Span], config: 'ModelConfig', rate: int) -> Iterator[tuple[int, float, list[Span]]]:
+def _level_seconds(config: 'ModelConfig') -> float:
+    from audiosep_jax.separation.level import level_frames
+
+    return level_frames(config) * config.hop_size / config.sample_rate
+
+
+def _runs(
+    spans: Sequence[Span], config: 'ModelConfig', rate: int, lead: float
+) -> Iterator[tuple[int, float, list[Span]]]:
     """Yields the parts of the recording that go through the network: first sample, end, and the spans in the part.
 
     A part begins where a piece of the whole recording could begin and where both sample rates have a sample.
@@ -152,7 +161,7 @@ def _runs(spans: Sequence[Span], config: 'ModelConfig', rate: int) -> Iterator[t
     start, stop = 0, -math.inf
     inside: list[Span] = []
     for span in sorted(spans):
-        begin = max(0, math.floor((span.start - context) * rate / step)) * step
+        begin = max(0, math.floor((span.start - context - lead) * rate / step)) * step
         if inside and begin > stop:
             yield start, stop, inside
             inside = []

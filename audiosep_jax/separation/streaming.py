@@ -19,9 +19,11 @@ from jaxtyping import Float32
 from audiosep_jax.audio.framing import FrameStream
 from audiosep_jax.audio.resampling import Resampler
 from audiosep_jax.audio.stft import stft
+from audiosep_jax.checkpoints.checkpoint import Level
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import Frame, initial_state, look_ahead
 from audiosep_jax.separation.exclusion import STRENGTH, exclusion_gain, exclusion_padding, spectral_power
+from audiosep_jax.separation.level import initial_level
 from audiosep_jax.separation.network import Network, analyze, mask_piece, overlap_add_piece, synthesize
 from audiosep_jax.separation.queries import Embedded
 
@@ -35,9 +37,19 @@ class NetworkStream:
         channels: number of channels of the mixture.
         per_channel: whether each channel goes through the network, instead of their mean.
         frames: how many frames go through the network at a time; a multiple of 32.
+        level: at which the network hears the mixture (`level.py`); None: that of the mixture.
     """
 
-    def __init__(self, network: Network, embedded: Embedded, channels: int, *, per_channel: bool, frames: int):
+    def __init__(
+        self,
+        network: Network,
+        embedded: Embedded,
+        channels: int,
+        *,
+        per_channel: bool,
+        frames: int,
+        level: Level | None = None,
+    ):
         config = network.config
         window, hop = config.window_size, config.hop_size
         self._network, self._per_channel = network, per_channel
@@ -45,6 +57,7 @@ class NetworkStream:
         self._shifts = [network.shifts(embedding) for embedding in embeddings]
         # Rows go through the network one by one: on a CPU that is as fast, and needs the memory of one row only.
         rows = range(channels if per_channel else 1)
+        self._level = initial_level(config, level, len(rows))
         self._states = [[initial_state(config, network.weights, 1) for _ in rows] for _ in embeddings]
         self._spectra = jnp.zeros((channels, look_ahead(), window // 2 + 1), jnp.complex64)
         self._tails = [jnp.zeros((channels, window - hop), jnp.float32) for _ in embeddings]
@@ -78,8 +91,8 @@ class NetworkStream:
     ) -> Float32[np.ndarray, 'outputs channels T']:
         """Separates a piece for the Q queries and then for the K sounds to exclude; T = N * hop."""
         config, weights = self._network.config, self._network.weights
-        x, spectra, self._spectra = analyze(
-            config, weights, samples, start, count, self._spectra, per_channel=self._per_channel
+        x, spectra, self._spectra, self._level = analyze(
+            config, weights, samples, start, count, self._spectra, self._level, per_channel=self._per_channel
         )
         outputs, before = [], self._weight
         for i, (shifts, states) in enumerate(zip(self._shifts, self._states, strict=True)):
@@ -155,6 +168,7 @@ class SoundStream:
         sample_rate: of the recording, Hz.
         per_channel: see `NetworkStream`.
         frames: see `NetworkStream`.
+        level: see `NetworkStream`.
     """
 
     def __init__(
@@ -166,12 +180,13 @@ class SoundStream:
         *,
         per_channel: bool = False,
         frames: int,
+        level: Level | None = None,
     ):
         model_rate, queries = network.config.sample_rate, len(embedded.queries)
         self._shape = queries, channels
         self._to_model = Resampler(sample_rate, model_rate, channels)
         self._from_model = Resampler(model_rate, sample_rate, queries * channels)
-        self._stream = NetworkStream(network, embedded, channels, per_channel=per_channel, frames=frames)
+        self._stream = NetworkStream(network, embedded, channels, per_channel=per_channel, frames=frames, level=level)
         self._mixture: collections.deque[np.ndarray] = collections.deque()
         self._length = 0
 

@@ -25,6 +25,7 @@ from audiosep_jax.errors import ConfigError
 _ENERGY_FLOOR = 1e-10
 _RATIO_RANGE = (0.02, 50.0)
 _DECLIPPED_PEAK = 0.9
+_LEVEL_KEY = 3  # of a row's keys, after the three for its other draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,9 @@ class SegmentMixer:
     Each further clip is scaled to the target's energy and then by a random gain; so is their sum, the noise. A mixture
     beyond ±1 is scaled to a peak of 0.9, together with its target. Silent clips need no special case: a silent partner
     adds nothing, and against a silent target the noise keeps at least a fiftieth of its amplitude.
+
+    With level_db, a mixture and its target then get one more random gain, so that the network also learns from mixtures
+    that are quieter or louder than the clips. A gain above 0 dB may carry a mixture beyond ±1, where nothing clips.
 
     With avoid_same_label, the partners of clip n are the next clips that share no label with it, because a mixture of
     two clips that are both called "male speech" teaches nothing. If there are too few, the other clips follow in order.
@@ -50,6 +54,8 @@ class SegmentMixer:
         integer_gains: draw whole decibels, including the bounds, as the original does.
         avoid_same_label: mix clips that share no label, if the group has them; the batch must hold labels. The draws
             stay the same.
+        level_db: minimum and maximum gain of a mixture with its target, in dB, uniform in between; (0, 0) leaves the
+            level as it is, as the article does. The other draws stay the same.
 
     Raises:
         ConfigError: a value is out of range, or a group is too small for max_mix_num.
@@ -61,6 +67,7 @@ class SegmentMixer:
     mix_group: int = 0
     integer_gains: bool = False
     avoid_same_label: bool = False
+    level_db: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if self.max_mix_num < 2:
@@ -69,6 +76,8 @@ class SegmentMixer:
             raise ConfigError(f'lower_db {self.lower_db} must not exceed upper_db {self.upper_db}; both must be finite')
         if self.integer_gains and not (float(self.lower_db).is_integer() and float(self.upper_db).is_integer()):
             raise ConfigError(f'integer_gains needs whole decibels, got {self.lower_db} to {self.upper_db}')
+        if len(self.level_db) != 2 or not all(map(math.isfinite, self.level_db)) or self.level_db[0] > self.level_db[1]:
+            raise ConfigError(f'level_db needs a minimum and a maximum gain in dB, both finite, got {self.level_db}')
         if self.mix_group < 0:
             raise ConfigError(f'mix_group must be 0 (the whole batch) or a number of clips, got {self.mix_group}')
         if self.mix_group:
@@ -90,7 +99,11 @@ class SegmentMixer:
             ConfigError: the batch does not divide into groups, or a group has too few clips for max_mix_num.
             ValueError: waveforms are not floating point [B, T]; avoid_same_label has no labels [B, L].
         """
-        return self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]), labels)
+        mixtures, targets = self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]), labels)
+        if self.level_db == (0, 0):
+            return mixtures, targets
+        gains = self.draw_levels(key, waveforms.shape[0])[:, None]
+        return mixtures * gains, targets * gains
 
     def draw(
         self, key: PRNGKeyArray, batch_size: int
@@ -108,6 +121,16 @@ class SegmentMixer:
 
         # One draw per row, with the row folded into the key, keeps a row's draws when the batch grows.
         return jax.vmap(draw_row)(jnp.arange(batch_size))
+
+    def draw_levels(self, key: PRNGKeyArray, batch_size: int) -> Float32[Array, ' {batch_size}']:
+        """Returns the factor by which `__call__` scales each mixture with its target."""
+
+        def draw_row(row: Int[Array, '']) -> Array:
+            # A number that `draw` does not use, so that its draws are the same with and without levels.
+            level_key = jax.random.fold_in(jax.random.fold_in(key, row), _LEVEL_KEY)
+            return jax.random.uniform(level_key, (), jnp.float32, *self.level_db)
+
+        return 10 ** (jax.vmap(draw_row)(jnp.arange(batch_size)) / 20)
 
     def mix_with_draws(
         self,

@@ -36,6 +36,7 @@ from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.determinism import make_deterministic
+from audiosep_jax.training.levels import MixtureLevels
 from audiosep_jax.training.monitoring.log import TrainingLog, check_wandb
 from audiosep_jax.training.monitoring.profiling import Traces, profiler_server
 from audiosep_jax.training.monitoring.progress import TrainingProgress
@@ -104,10 +105,10 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
         saved = step
         # ---- Start, or resume ----
         if step:
-            state, position, _ = checkpointer.restore(program.state, step=step)
+            state, position, resumed = checkpointer.restore(program.state, step=step)
             batches.set_state(position)
         else:
-            state = program.initial_state(run.variables)
+            state, resumed = program.initial_state(run.variables), None
         if step >= config.steps:
             return TrainResult(step, float('nan'), False, checkpoints)
         votes = Votes(mesh)
@@ -121,7 +122,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             wandb=config.wandb,
             before_writing=check_lock,
         )
-        report = _Report(config, mesh, log, progress)
+        report, levels = _Report(config, mesh, log, progress), MixtureLevels(config, mesh, resumed, run.record)
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
@@ -135,6 +136,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
                     batch = next_batch(batches, votes, stop_requested, mesh)
                 stopping = batch is None
                 if not stopping:
+                    levels.push(step, batch)
                     traces.begin_step(step)
                     with jax.transfer_guard('disallow'):
                         state, metrics = train_step(state, batch)
@@ -152,7 +154,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
                 if saving and step > saved:
                     # A run that is asked to stop may not have the time to validate.
                     score = report.score(step, state, run.validation, skip_validation=stopping)
-                    checkpointer.save(state, data=batches.get_state(), record=run.record, score=score)
+                    checkpointer.save(state, data=batches.get_state(), record=run.record | levels.record(), score=score)
                     saved = step
                     log.flush()
                     report.speed.start()

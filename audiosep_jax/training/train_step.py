@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from audiosep_jax.audio.samples import INT16_SCALE
 from audiosep_jax.data.segments import MAX_LABELS
@@ -121,13 +121,11 @@ def make_train_step(
         return l1_waveform(estimates, targets), updated['batch_stats']
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
-        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        mix_key, absent_key = jax.random.split(step_key)
+        keys = step_keys(seed, state.step)
         labels = batch.get('labels')
-        mixtures, targets = mixer(mix_key, waveforms, labels)
-        embeddings, targets = absent(absent_key, state.step, mixer, batch['embeddings'], targets, labels)
-        embeddings = query(jax.random.fold_in(step_key, 2), mixer, embeddings, labels)
+        mixtures, targets = mix_batch(mixer, keys.mix, batch)
+        embeddings, targets = absent(keys.absent, state.step, mixer, batch['embeddings'], targets, labels)
+        embeddings = query(keys.query, mixer, embeddings, labels)
 
         weights = _gather(state.params, mesh)
         examples = mixtures, targets, embeddings
@@ -135,6 +133,29 @@ def make_train_step(
         return _update(state, optimizer, loss, batch_stats, _split(grads, mesh), ema_decay)
 
     return train_step
+
+
+class StepKeys(NamedTuple):
+    """The random keys of a training step: of its mixtures, its absent queries and the changes of its queries."""
+
+    mix: PRNGKeyArray
+    absent: PRNGKeyArray
+    query: PRNGKeyArray
+
+
+def step_keys(seed: int | Array, step: int | Array) -> StepKeys:
+    """Returns the keys of a step of a run."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    mix, absent = jax.random.split(key)
+    return StepKeys(mix, absent, jax.random.fold_in(key, 2))
+
+
+def mix_batch(
+    mixer: SegmentMixer, key: PRNGKeyArray, batch: dict[str, Array]
+) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T']]:
+    """Returns the mixtures and targets that a step trains on."""
+    waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
+    return mixer(key, waveforms, batch.get('labels'))
 
 
 def _loss_and_gradients(

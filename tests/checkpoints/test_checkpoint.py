@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.small_separator import CONFIG
 
-from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, check_free, errors_about
+from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, Level, check_free, errors_about
 from audiosep_jax.errors import CheckpointError
 
 
@@ -40,3 +40,15 @@ def test_a_path_that_is_taken_gives_one_line(tmp_path):
 def test_errors_name_the_file():
     with pytest.raises(CheckpointError, match=r'^x\.pt: a tensor is missing$'), errors_about(Path('x.pt')):
         raise CheckpointError('a tensor is missing')
+
+
+def test_a_level_survives_the_record_and_need_not_be_there():
+    level = Level(-38.5, -27.0, -15.25, 256)
+    assert Level.read({'step': 3, **level.record()}) == level
+    assert Level.read({'step': 3}) is None
+
+
+@pytest.mark.parametrize('numbers', [(-10, -20, -5, 1), (-30, float('nan'), -5, 1), (-30, -20, float('inf'), 1)])
+def test_a_damaged_level_is_refused(numbers):
+    with pytest.raises(CheckpointError, match='its record is damaged: no level has the percentiles'):
+        Level(*numbers)

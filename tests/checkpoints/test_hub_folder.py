@@ -8,6 +8,7 @@ import pytest
 from support.small_separator import save_small
 
 import audiosep_jax as asj
+from audiosep_jax.checkpoints.checkpoint import Level
 from audiosep_jax.checkpoints.convert import to_torch
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.checkpoints.hub_folder import is_hub_folder, read_hub_folder
@@ -37,6 +38,24 @@ def test_a_hub_folder_holds_the_whole_checkpoint(checkpoint, tmp_path):
     assert open_checkpoint(tmp_path / 'repo', step=7).step == 7
     with pytest.raises(CheckpointError, match='no step 8; it has 7'):
         open_checkpoint(tmp_path / 'repo', step=8)
+
+
+def test_the_level_of_the_training_comes_along(checkpoint, tmp_path):
+    level = Level(-40.0, -30.0, -20.0, 256)
+    make_repository(save_small(tmp_path / 'run', level=level), tmp_path / 'repo', 'me/small')
+    assert open_checkpoint(tmp_path / 'run').level == read_hub_folder(tmp_path / 'repo').level == level
+    assert asj.load(tmp_path / 'repo').level == 'auto'
+    make_repository(checkpoint, tmp_path / 'without', 'me/small')
+    assert 'level' not in json.loads((tmp_path / 'without' / 'config.json').read_text())
+    assert open_checkpoint(checkpoint).level is read_hub_folder(tmp_path / 'without').level is None
+    assert asj.load(tmp_path / 'without').level == 'off'
+    settings = json.loads((tmp_path / 'repo' / 'config.json').read_text())
+    del settings['sha256']
+    for damage, says in (({**settings['level'], 'high_db': -90.0}, 'no level has'), ({'low_db': 1.0}, 'no key')):
+        (tmp_path / 'repo' / 'config.json').write_text(json.dumps({**settings, 'level': damage}))
+        with pytest.raises(CheckpointError, match=rf'config\.json: .*{says}') as refused:
+            asj.load(tmp_path / 'repo')
+        assert '\n' not in str(refused.value)
 
 
 def test_other_folders_are_not_hub_folders(checkpoint, tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.band_separator import make_music
 from support.quarter_separator import QuarterSeparator, one_error, sound, write
+from support.small_separator import save_small
 
 from audiosep_jax.audio.reading import read_audio
-from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.checkpoint import Level, describe
 from audiosep_jax.cli.main import main
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.training.checkpointer import Checkpointer
@@ -81,6 +82,42 @@ def test_inspect_says_whether_checksums_were_right(folder, checkpoint, capsys):
     (folder / 'run' / 'checkpoints' / '5' / 'checksums.sha256').unlink()
     assert main(['inspect', 'run']) == 0
     assert 'checksums   unverified (written without checksums)\n' in capsys.readouterr().out
+
+
+def test_inspect_says_the_level_if_there_is_one(folder, capsys):
+    save_small(folder / 'known', level=Level(-40.04, -30.0, -20.0, 256))
+    save_small(folder / 'unknown')
+    assert main(['inspect', 'known']) == main(['inspect', 'unknown']) == 0
+    out = capsys.readouterr().out
+    assert out.count('level  ') == 1
+    assert 'level       -40.0, -30.0, -20.0 dBFS' in out
+
+
+def test_separate_at_the_level_of_the_training(folder, capsys):
+    """The flag and its default; the sounds keep the level of the recording."""
+    save_small(folder / 'known', level=Level(-40.0, -26.0, -20.0, 256))
+    save_small(folder / 'unknown')
+    write('loud.wav', channels=1, samples=8000, level=0.05)  # -31 dB
+    write('quiet.wav', channels=1, samples=8000, level=0.0005)
+    found = {}
+    for checkpoint in ('known', 'unknown'):
+        for level in ('auto', 'off', None):
+            for name in ('loud', 'quiet'):
+                out = f'{checkpoint}-{level}-{name}.wav'
+                flags = [] if level is None else ['--level', level]
+                command = ['separate', f'{name}.wav', '--query', 'rain', '--checkpoint', checkpoint, '-o', out, *flags]
+                assert main([*command, '--subtype', 'FLOAT']) == 0
+                found[checkpoint, level, name] = read_audio(out)[0]
+    for checkpoint in ('known', 'unknown'):
+        loud, quiet = (found[checkpoint, 'auto', name] for name in ('loud', 'quiet'))
+        np.testing.assert_allclose(100 * quiet, loud, atol=1e-4 * np.abs(loud).max())
+        assert np.abs(100 * found[checkpoint, 'off', 'quiet'] - loud).max() > 1e-2 * np.abs(loud).max()
+    np.testing.assert_array_equal(found['known', None, 'quiet'], found['known', 'auto', 'quiet'])
+    np.testing.assert_array_equal(found['unknown', None, 'quiet'], found['unknown', 'off', 'quiet'])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(['separate', 'loud.wav', '--query', 'rain', '--level', 'loud'])
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize('item', ['params', 'config'])

@@ -309,7 +309,7 @@ sys.path.insert(0, {str(TESTS)!r})
 from support.quarter_separator import QuarterSeparator
 from audiosep_jax.cli import main as cli, terminal
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-terminal.load = lambda path: QuarterSeparator()
+terminal.load = lambda path, **options: QuarterSeparator()
 sys.exit(cli.main(['separate', 'in.wav', '--query', 'dog', '--checkpoint', 'c', '-o', 'out']))
 """
     write('in.wav', samples=200_000)

@@ -25,7 +25,7 @@ class Listening(QuarterSeparator):
 @pytest.fixture
 def listening(monkeypatch):
     fake = Listening()
-    monkeypatch.setattr(terminal, 'load', lambda path: fake)
+    monkeypatch.setattr(terminal, 'load', lambda path, **options: fake)
     return fake
 
 
@@ -112,7 +112,7 @@ def test_by_example(folder, monkeypatch):
     write_tensors(folder / 'model.safetensors', tiny_clap.laion_tensors())
     config = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=16)
     separator = Separator(config, init_variables(config, jax.random.key(0)), ClapEncoder.open(folder))
-    monkeypatch.setattr(terminal, 'load', lambda path: separator)
+    monkeypatch.setattr(terminal, 'load', lambda path, **options: separator)
     write('in.wav')
     write('dog.wav', seed=3, samples=500)
     assert separate('--like', 'dog.wav') == 0

@@ -20,6 +20,7 @@ class BandSeparator:
     encoder = WordsEncoder(CONFIG.condition_size)
     info = {'path': 'somewhere', 'step': 3, 'encoder': encoder.identity(), 'config': {'steps': 3}}  # noqa: RUF012
     max_whole_seconds = 30.0
+    level = 'off'
 
     def __init__(self):
         self.calls = 0

@@ -19,6 +19,7 @@ class QuarterSeparator:
     info = {'path': 'somewhere', 'step': 1, 'encoder': encoder.identity(), 'config': {}}  # noqa: RUF012
     gain = 0.25
     max_whole_seconds = 30.0
+    level = 'off'
 
     def fingerprint(self):
         return 'quarter'

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.checkpoint import Level, describe
 from audiosep_jax.checkpoints.convert import ConvertedConfig
 from audiosep_jax.checkpoints.run_folder import save_for_inference
 from audiosep_jax.encoders.registry import load_encoder
@@ -22,8 +22,9 @@ def small_variables() -> dict:
     return jax.device_get({**fresh, 'params': jax.tree.unflatten(tree, noisy)})
 
 
-def save_small(folder: Path, *, step: int = 7) -> Path:
+def save_small(folder: Path, *, step: int = 7, level: Level | None = None) -> Path:
     """Writes a checkpoint with the encoder `words`; returns its folder."""
     record = describe(ConvertedConfig(CONFIG, 'tests'), load_encoder('words').identity())
+    record |= level.record() if level is not None else {}
     save_for_inference(folder / 'checkpoints' / str(step), variables=small_variables(), record=record, step=step)
     return folder

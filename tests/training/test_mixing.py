@@ -19,6 +19,16 @@ from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 GOLDEN = REFERENCE / 'mixer_reference.npz'
 COLLECTIVE = re.compile(r'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter')
 few = settings(max_examples=10)
+# `SegmentMixer(3).draw(jax.random.key(7), 3)` before there were levels: a resumed run must draw the same.
+GOLDEN_DRAWS = (
+    [2, 2, 2],
+    [
+        [9.751283645629883, -9.605281829833984],
+        [-5.216796398162842, -2.242276668548584],
+        [8.54896354675293, -4.675991535186768],
+    ],
+    [-9.756321907043457, 7.1414875984191895, 3.3288145065307617],
+)
 
 
 def clips(seed, batch_size=8, num_samples=64, peak=0.1):
@@ -380,3 +390,50 @@ def test_absent_queries_start_at_their_step():
     np.testing.assert_array_equal(late(2)[0], np.eye(4))
     np.testing.assert_array_equal(late(2)[1], np.eye(4))
     assert not np.any(late(3)[1])
+
+
+# ---- levels ----
+
+
+def test_without_levels_the_draws_are_those_of_earlier_versions():
+    number, sources, noise = SegmentMixer(3).draw(jax.random.key(7), 3)
+    for found, expected in zip((number, sources, noise), GOLDEN_DRAWS, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    mixer, key, waveforms = SegmentMixer(3), jax.random.key(7), clips(7)
+    by_hand = mixer.mix_with_draws(waveforms, *mixer.draw(key, len(waveforms)))
+    for found, expected in zip(mixer(key, waveforms), by_hand, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('jit', [False, True])
+def test_a_level_scales_mixture_and_target_alike_and_nothing_else(jit):
+    key, waveforms = jax.random.key(5), clips(5, batch_size=16, peak=1.0)
+    plain, drawn = SegmentMixer(3), SegmentMixer(3, level_db=(-30, 6))
+    mixed, leveled = ((jax.jit(mixer) if jit else mixer)(key, waveforms) for mixer in (plain, drawn))
+    gains = drawn.draw_levels(key, 16)[:, None]
+    for before, after in zip(mixed, leveled, strict=True):
+        (np.testing.assert_allclose if jit else np.testing.assert_array_equal)(after, before * gains)
+    assert np.max(np.abs(leveled[0])) > 1, 'nothing clips'
+
+
+def test_levels_are_uniform_in_decibels_and_each_row_has_its_own():
+    mixer, key = SegmentMixer(level_db=(-30, 6)), jax.random.key(2)
+    levels = 20 * np.log10(mixer.draw_levels(key, 3000))
+    assert -30 <= levels.min() < -29.5
+    assert 5.5 < levels.max() <= 6.0001
+    assert abs(np.mean(levels) + 12) < 0.6
+    np.testing.assert_array_equal(mixer.draw_levels(key, 10), mixer.draw_levels(key, 3000)[:10])
+    fixed = SegmentMixer(level_db=(-6, -6)).draw_levels(key, 4)
+    np.testing.assert_allclose(fixed, 10 ** (-6 / 20), rtol=1e-6)
+
+
+@pytest.mark.parametrize('values', [(1.0, 0.0), (float('nan'), 0.0), (0.0, float('inf')), (0.0,)])
+def test_levels_out_of_range_are_refused(values):
+    with pytest.raises(ConfigError, match='level_db needs a minimum and a maximum gain'):
+        SegmentMixer(level_db=values)
+
+
+def test_levels_survive_the_record():
+    mixer = SegmentMixer(mix_group=4, level_db=(-30.0, 6.0))
+    assert from_dict(SegmentMixer, to_dict(mixer)) == mixer
+    assert hash(mixer) == hash(from_dict(SegmentMixer, to_dict(mixer)))
