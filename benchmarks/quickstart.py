@@ -22,13 +22,8 @@ ROWS = ('separated', 'half of the mixture', 'fixed spectral mask', 'shuffled que
 METRICS = ('SDRi', 'SI-SDR')
 
 
-<<<<<<< HEAD
-def measure(seed: int) -> dict:
-    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the scores of each row in dB."""
-=======
 def measure(seed: int, encoder: str = '') -> dict:
-    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the SDRi of each row in dB."""
->>>>>>> w14-words
+    """Runs the quickstart in a separate folder; returns the seed, the seconds, and the scores of each row in dB."""
     with tempfile.TemporaryDirectory() as workdir:
         started = time.perf_counter()
         command = [sys.executable, str(SCRIPT), '--workdir', workdir, '--seed', str(seed), '--encoder', encoder]
@@ -48,13 +43,8 @@ def main(seeds: tuple[int, ...] = (0, 1, 2), json_file: Path | None = None, enco
         json_file: where to write the figures as well.
         encoder: query encoder (default: the quickstart's).
     """
-<<<<<<< HEAD
-    runs = [measure(seed) for seed in seeds]
-    table = Table('seed', 'minutes', *(f'{name}, {" / ".join(METRICS)} dB' for name in ROWS))
-=======
     runs = [measure(seed, encoder) for seed in seeds]
-    table = Table('seed', 'minutes', *(f'{name}, SDRi dB' for name in ROWS))
->>>>>>> w14-words
+    table = Table('seed', 'minutes', *(f'{name}, {" / ".join(METRICS)} dB' for name in ROWS))
     for run in runs:
         scores = [' / '.join(f'{score:.2f}' for score in run[name]) for name in ROWS]
         table.add_row(str(run['seed']), f'{run["seconds"] / 60:.1f}', *scores)

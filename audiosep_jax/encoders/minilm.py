@@ -153,7 +153,7 @@ def _sizes(settings: Mapping[str, Any], folder: Path) -> RobertaConfig:
         'layers': 'num_hidden_layers',
         'heads': 'num_attention_heads',
     }
-    sizes = {ours: settings.get(theirs) for ours, theirs in names.items()}
+    sizes: dict[str, Any] = {ours: settings.get(theirs) for ours, theirs in names.items()}
     if not all(type(size) is int and size > 0 for size in sizes.values()) or sizes['width'] % sizes['heads']:
         raise CheckpointError(f'{folder / "config.json"}: not the sizes of a BERT ({", ".join(names.values())})')
     return RobertaConfig(**sizes, embedding_size=sizes['width'], epsilon=float(settings.get('layer_norm_eps', 1e-12)))

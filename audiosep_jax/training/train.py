@@ -135,7 +135,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
                 with report.speed.waiting_for_input():
                     batch = next_batch(batches, votes, stop_requested, mesh)
                 stopping = batch is None
-                if not stopping:
+                if batch is not None:
                     levels.push(step, batch)
                     traces.begin_step(step)
                     with jax.transfer_guard('disallow'):
