@@ -51,9 +51,9 @@ def add_variants(directory: str | os.PathLike, file: str | os.PathLike) -> Added
     known = {_key(caption) for caption in captions}
     found = {}
     for caption in captions:
-        variants = dict.fromkeys(v for v in given.get(_key(caption), ()) if _key(v) != _key(caption))
-        if variants:
-            found[caption] = list(variants)
+        others = dict.fromkeys(v for v in given.get(_key(caption), ()) if _key(v) != _key(caption))
+        if others:
+            found[caption] = list(others)
     if not found:
         raise DataError(f'{file}: none of its captions is one of {directory}, such as {captions[0]!r}')
     replaced = bool(read_variants(directory))
