@@ -36,7 +36,7 @@ from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.determinism import make_deterministic
-from audiosep_jax.training.levels import MixtureLevels
+from audiosep_jax.training.monitoring.levels import MixtureLevels
 from audiosep_jax.training.monitoring.log import TrainingLog, check_wandb
 from audiosep_jax.training.monitoring.profiling import Traces, profiler_server
 from audiosep_jax.training.monitoring.progress import TrainingProgress
@@ -94,8 +94,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
     """Trains in a workdir that no other run writes; `check_lock` raises CheckpointError once that has changed."""
     run = _prepare(config)
     batches, mesh, checkpoints = run.batches, run.mesh, run.workdir / 'checkpoints'
-    step = _step_to_resume(run)
-    program = make_program(config, mesh)
+    step, program = _step_to_resume(run), make_program(config, mesh)
 
     with (
         stop_signals() as stop_requested,  # until the last checkpoint is on disk

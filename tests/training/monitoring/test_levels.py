@@ -11,8 +11,8 @@ from audiosep_jax.checkpoints.checkpoint import Level, describe
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.parallel.mesh import make_mesh, put_batch
 from audiosep_jax.separation.separator import load
-from audiosep_jax.training.levels import MixtureLevels
 from audiosep_jax.training.mixing import SegmentMixer
+from audiosep_jax.training.monitoring.levels import MixtureLevels
 from audiosep_jax.training.train import train
 from audiosep_jax.training.train_step import mix_batch, step_keys
 
