@@ -57,6 +57,12 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
     return handlers | {name: ocp.JsonCheckpointHandler() for name in RECORDS}
 
 
+def _reader() -> ocp.Checkpointer:
+    # Orbax stores the score of a validation as one more item, and warns of items that have no handler.
+    handlers = item_handlers() | {'metrics': ocp.JsonCheckpointHandler()}
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
 def save_for_inference(folder: Path, *, variables: dict[str, Any], record: dict[str, Any], step: int) -> None:
     """Writes the weights of one step as `load_for_inference` reads them. Training cannot be resumed from them.
 
@@ -110,7 +116,7 @@ def load_for_inference(path: str | Path, *, step: int | None = None, raw: bool =
     def on_device(array: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
 
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as reader:
+    with _reader() as reader:
         try:
             metadata = reader.metadata(folder).item_metadata
             wanted = {name: jax.tree.map(on_device, metadata[name].tree) for name in items}
@@ -128,7 +134,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is damaged, or a later version of this library wrote it.
     """
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as reader:
+    with _reader() as reader:
         try:
             record = reader.restore(folder, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
             version = record['format_version']

@@ -53,6 +53,11 @@ def test_everything_is_restored(saved, state):
     assert record['config']['model']['hop_size'] == 64
 
 
+def test_loading_warns_of_nothing(saved, caplog):
+    load_for_inference(saved)
+    assert not caplog.records
+
+
 def test_inference_takes_the_moving_average_or_the_raw_weights(saved, state):
     path = ('resunet', 'after_conv', 'kernel')
 
