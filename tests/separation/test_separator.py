@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 from support.noisy_separator import CONFIG, noisy_variables, sound
 
+from audiosep_jax.checkpoints.checkpoint import describe
+from audiosep_jax.checkpoints.run_folder import save_for_inference
+from audiosep_jax.encoders import wordllama
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError, QueryError
-from audiosep_jax.models.audiosep import AudioSep
-from audiosep_jax.separation.separator import Separator
+from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
+from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.training.config import TrainConfig
 
 
 @pytest.fixture(scope='module')
@@ -168,3 +172,16 @@ def test_text_without_an_encoder(variables):
 def test_invalid_audio_is_refused(separator, audio, rate, message):
     with pytest.raises(AudioFileError, match=message):
         separator.separate(audio, 'rain', sample_rate=rate)
+
+
+def test_a_missing_package_of_the_encoder_is_reported_by_the_first_text(tmp_path, monkeypatch):
+    model = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=256)
+    identity = {'name': 'wordllama', 'version': 1, 'embedding_size': 256, 'stop_weight': 0.1, 'weights': '0' * 16}
+    record = describe(TrainConfig(model=model), identity)
+    save_for_inference(tmp_path / 'it', variables=init_variables(model, jax.random.key(0)), record=record, step=1)
+    monkeypatch.setattr(wordllama, 'PACKAGE', 'no_such_package')
+    separator = load(tmp_path / 'it')
+    assert separator.embed(np.ones(256, np.float32)).shape == (1, 256)
+    with pytest.raises(ConfigError, match='not installed: pip install') as caught:
+        separator.embed('a dog')
+    assert 'put them into' not in str(caught.value)
