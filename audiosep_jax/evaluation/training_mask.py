@@ -7,8 +7,8 @@ spectra of the classes.
 import collections
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class TrainingMask:
 
 
 def fit_training_mask(
-    datasets: Sequence[str | Path], *, sample_rate: int, window_size: int, hop_size: int
+    datasets: Sequence[str | os.PathLike], *, sample_rate: int, window_size: int, hop_size: int
 ) -> TrainingMask:
     """Fits a mask to each class of datasets for training, in their split `train` or their only one.
 
@@ -114,7 +114,7 @@ def fit_training_mask(
     return TrainingMask(mask, names, f'{num_clips} clips of {len(sums)} classes in {folders}')
 
 
-def _records(datasets: Sequence[str | Path]) -> Iterator[Record]:
+def _records(datasets: Sequence[str | os.PathLike]) -> Iterator[Record]:
     for folder in datasets:
         names = split_names(folder)
         shards = Shards(folder, names[0] if len(names) == 1 else 'train')
