@@ -114,7 +114,7 @@ def test_the_level_is_of_the_last_ten_seconds_and_never_of_what_comes():
 def test_rows_of_different_lengths_are_measured_by_themselves():
     spectra = np.ones((2, 64, CONFIG.window_size // 2 + 1), np.complex64)
     spectra[1, 40:] = 1000  # past its end
-    heard, state = leveled(CONFIG, spectra, 0, jnp.array([64, 40]), initial_level(CONFIG, TRAINED, 2))
+    heard, state = leveled(CONFIG, jnp.asarray(spectra), 0, jnp.array([64, 40]), initial_level(CONFIG, TRAINED, 2))
     np.testing.assert_allclose(heard[0, :40], heard[1, :40], rtol=1e-6)
     assert isinstance(state, LevelState)
     np.testing.assert_allclose(state.sums[0, -1] / 32, state.sums[1, -1] / 8, rtol=1e-6)
