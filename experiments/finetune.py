@@ -36,7 +36,7 @@ def get_config() -> TrainConfig:
         init_from='audiosep',
         steps=20_000,
         batch_size=16,
-        mixing=SegmentMixer(mix_group=2, level_db=(-30, 6)),
+        mixing=SegmentMixer(mix_group=2),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule='cosine', warmup_steps=500, clip_norm=1.0),
         ema_decay=0.999,
         checkpoint_every=1000,

@@ -65,7 +65,7 @@ def get_config(workdir: Path, seed: int, steps: int) -> TrainConfig:
         batch_size=max(8, 4 * jax.device_count()),  # at least one group of four to mix per device
         seed=seed,
         model=ModelConfig(sample_rate=8000, window_size=256, hop_size=128, widths=(8, 16, 32, 32, 64, 64)),
-        mixing=SegmentMixer(max_mix_num=3, mix_group=4, lower_db=-5, upper_db=5, level_db=(-30, 6)),
+        mixing=SegmentMixer(max_mix_num=3, mix_group=4, lower_db=-5, upper_db=5),
         absent=AbsentQueries(share=0.4, start=steps // 3),
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule='cosine', warmup_steps=steps // 20, amsgrad=False),
         ema_decay=0.99,
