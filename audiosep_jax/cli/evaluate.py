@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 
 from audiosep_jax.cli import terminal
+from audiosep_jax.cli.flags import LevelFlag
 from audiosep_jax.errors import ConfigError, DataError, listed
 from audiosep_jax.storage.atomic import check_writable
 
@@ -74,10 +75,7 @@ class Evaluate:
     """Score only this many items, evenly spread over the table."""
     max_whole_seconds: float = 30.0
     """Longer mixtures are separated in pieces, with the same result and less memory."""
-    level: Annotated[
-        Literal['auto', 'off'] | None,
-        tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
-    ] = None
+    level: LevelFlag = None
     """Let the network hear mixtures at the level that it was trained at (auto), or as they are (off)."""
     skip_shuffled: bool = False
     """Omit the row of shuffled queries, which takes half of the time."""

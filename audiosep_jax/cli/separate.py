@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import tyro
@@ -19,6 +19,7 @@ from audiosep_jax.audio.reading import SoundInput, open_sound
 from audiosep_jax.audio.resampling import Resampler
 from audiosep_jax.audio.writing import Subtype, has_subtypes, subtype_like, written_together
 from audiosep_jax.cli import terminal
+from audiosep_jax.cli.flags import LevelFlag
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 from audiosep_jax.separation.outputs import (
     RESIDUAL,
@@ -99,10 +100,7 @@ class Separate:
     """Raise or lower each output to the loudness of its input (EBU R 128), by at most 24 dB."""
     per_channel: bool = False
     """Run the network on each channel instead of on the downmix."""
-    level: Annotated[
-        Literal['auto', 'off'] | None,
-        tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
-    ] = None
+    level: LevelFlag = None
     """Let the network hear quiet and loud recordings at the level that it was trained at (auto), or as they are (off).
     The level of the outputs stays in proportion to the input."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None

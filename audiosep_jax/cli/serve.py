@@ -5,11 +5,12 @@ import dataclasses
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from audiosep_jax.cli import terminal
+from audiosep_jax.cli.flags import LevelFlag
 from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,10 +45,7 @@ class Serve:
     )
     """Sounds to try: NAME.wav, and beside it NAME.txt with one description per line. The default is the folder
     `examples` of the checkpoint, if it has one."""
-    level: Annotated[
-        Literal['auto', 'off'] | None,
-        tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
-    ] = None
+    level: LevelFlag = None
     """Let the network hear recordings at the level that it was trained at (auto), or as they are (off)."""
     max_seconds: float = 600.0
     """The longest recording accepted."""

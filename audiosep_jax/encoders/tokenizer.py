@@ -107,7 +107,7 @@ def open_tokenizer(folder: str | Path, kind: Kind) -> Tokenizer:
     single = folder / 'tokenizer.json'
     if not has_tokenizer(folder) or (kind == 'bert' and not single.is_file()):
         raise CheckpointError(f'{folder}: no tokenizer.json in this folder, and no vocab.json with merges.txt')
-    backend = _read_single_file(single) if single.is_file() else _build_from_pair(folder, kind)
+    backend = read_tokenizer_file(single) if single.is_file() else _build_from_pair(folder, kind)
     conventions = _CONVENTIONS[kind]
     missing = [t for t in (conventions.begin, conventions.end, conventions.padding) if backend.token_to_id(t) is None]
     if missing:
@@ -125,15 +125,26 @@ def open_tokenizer(folder: str | Path, kind: Kind) -> Tokenizer:
     return Tokenizer(backend, kind)
 
 
-def _read_single_file(path: Path) -> 'tokenizers.Tokenizer':
+def read_tokenizer_file(path: Path, *, remedy: str = '') -> 'tokenizers.Tokenizer':
+    """Returns the tokenizer in a file of the `tokenizers` package.
+
+    Args:
+        path: the file.
+        remedy: what the user can do about a damaged file; it ends the message.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     from tokenizers import Tokenizer as Backend
+
+    then = f': {remedy}' if remedy else ''
 
     try:
         return Backend.from_str(path.read_text('utf-8'))
     except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
+        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}{then}') from error
     except Exception as error:  # the package raises a bare Exception for every kind of damage
-        raise CheckpointError(f'{path}: damaged or not a tokenizer: {first_line(error)}') from error
+        raise CheckpointError(f'{path}: damaged or not a tokenizer: {first_line(error)}{then}') from error
 
 
 def _build_from_pair(folder: Path, kind: Kind) -> 'tokenizers.Tokenizer':

@@ -11,19 +11,17 @@ ignored. `benchmarks/paraphrases.py` compares the encoders: `minilm` understands
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from audiosep_jax.encoders.base import check_texts
 from audiosep_jax.encoders.pretrained import package_folder
+from audiosep_jax.encoders.tokenizer import read_tokenizer_file
 from audiosep_jax.encoders.towers import fingerprint
 from audiosep_jax.encoders.words import STOP_WORDS, words_of
-from audiosep_jax.errors import CheckpointError, ConfigError, first_line
+from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.weights.tensor_files import open_tensors
-
-if TYPE_CHECKING:
-    import tokenizers
 
 PACKAGE = 'wordllama'
 _VECTORS = 'weights/l2_supercat_256.safetensors'
@@ -64,7 +62,7 @@ class WordLlamaEncoder:
                 f'query encoder {self.name!r} needs the package {PACKAGE}, which is not installed: '
                 f'pip install {PACKAGE}'
             )
-        self._tokenizer = _read_tokenizer(folder / _TOKENIZER)
+        self._tokenizer = read_tokenizer_file(folder / _TOKENIZER, remedy=_REINSTALL)
         self._vectors = _read_vectors(folder / _VECTORS, self._tokenizer.get_vocab_size())
 
     def identity(self) -> dict[str, Any]:
@@ -107,17 +105,6 @@ class WordLlamaEncoder:
 def is_installed() -> bool:
     """Returns whether the package with the vectors is installed, without importing it."""
     return package_folder(PACKAGE) is not None
-
-
-def _read_tokenizer(path: Path) -> 'tokenizers.Tokenizer':
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(path.read_text('utf-8'))
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}: {_REINSTALL}') from error
-    except Exception as error:  # the package raises a bare Exception for every kind of damage
-        raise CheckpointError(f'{path}: damaged or not a tokenizer: {first_line(error)}: {_REINSTALL}') from error
 
 
 def _read_vectors(path: Path, vocabulary: int) -> np.ndarray:

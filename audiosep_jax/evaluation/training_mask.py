@@ -14,7 +14,7 @@ import numpy as np
 
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.audio.samples import INT16_SCALE
-from audiosep_jax.audio.stft import reflect_pad
+from audiosep_jax.audio.stft import hann_window, reflect_pad
 from audiosep_jax.data.layout import split_names
 from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
@@ -133,7 +133,7 @@ def _power(samples: np.ndarray, window_size: int, hop_size: int) -> np.ndarray |
     energy = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
     if energy <= _SILENCE:
         return None
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_size) / window_size)
+    window = hann_window(window_size)
     padded = reflect_pad(np.asarray(samples / np.sqrt(energy), np.float32), window_size)
     padded = np.pad(padded, (0, max(window_size - len(padded), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, window_size)[::hop_size]

@@ -31,9 +31,9 @@ from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv1x1, joined, matmul, native_conv3x3, upsample
-from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers, film_layout
+from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
-from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_of, tile
+from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, tile
 from audiosep_jax.models.resunet import complex_mask
 
 Weights = dict[str, Any]  # what `fold` returns
@@ -108,7 +108,7 @@ def _packed(weights: Any, layer: Layer, first: int) -> Any:
     """Returns a layer's weights for packed arrays. `upsample` packs its kernel itself."""
     if layer.kind == 'transposed':
         return weights
-    packing = _packing(first, layer.scale[1])
+    packing = packing_at(first, layer.scale[1])
     if layer.kind == 'conv3x3':
         parts = jnp.split(weights, _inputs(layer), axis=2)
         return jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
@@ -119,18 +119,13 @@ def _packed(weights: Any, layer: Layer, first: int) -> Any:
 
 def _tile(x: Float[Array, '*B C'], layer: Layer, first: int) -> Float[Array, '*B pC']:
     """Repeats what belongs to each channel of a norm for packed arrays."""
-    packing = _packing(first, layer.scale[1])
+    packing = packing_at(first, layer.scale[1])
     return jnp.concatenate([tile(part, packing) for part in jnp.split(x, _inputs(layer), axis=-1)], axis=-1)
 
 
 def _first_packing(weights: Weights) -> int:
     """Returns the packing at the full resolution."""
     return weights['pre_conv']['kernel'].shape[0]
-
-
-def _packing(first: int, bins: int) -> int:
-    """Returns the packing of arrays one bin of which stands for so many of the spectrogram's."""
-    return max(first // bins, 1)
 
 
 def _inputs(layer: Layer) -> int:
@@ -141,7 +136,7 @@ def _inputs(layer: Layer) -> int:
 def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array | np.ndarray, 'B E']) -> Shifts:
     """Computes the shifts [B, pC] of every batch norm from the query embeddings."""
     layers = [layer for layer in block_layers(config.widths) if layer.kind == 'norm']
-    sizes, first = list(film_layout(config.widths).values()), _first_packing(weights)
+    sizes, first = [layer.outputs for layer in layers], _first_packing(weights)
     fused = matmul(embedding.astype(jnp.float32), weights['film']['kernel']) + weights['film']['bias']
     shifts: Shifts = {}
     for layer, share in zip(layers, jnp.split(fused, np.cumsum(sizes)[:-1], axis=-1), strict=True):
@@ -337,7 +332,7 @@ def _maps(
         level = time.delay_to(level, -(-level.delay // frames) * frames)
         skips.append(level)
         pooled = average_pool(level.values, (frames, bins), level.packing)
-        packing = _packing(level.packing, bins)
+        packing = packing_at(level.packing, bins)
         level = _Activations(pooled, packing, level.scale * frames, level.delay // frames)
     level = conv_block([level], 'bottleneck')
     for i, ((frames, _), skip) in enumerate(zip(reversed(DOWNSAMPLING), reversed(skips), strict=True), 1):

@@ -28,6 +28,14 @@ def packing_of(lanes: int, channels: int, bins: int) -> int:
     return packing
 
 
+def packing_at(first: int, bins: int) -> int:
+    """Returns the packing at a level whose bins stand for so many of those that are packed by `first`.
+
+    Pooling bins that are packed together leaves fewer of them together.
+    """
+    return max(first // bins, 1)
+
+
 def tile(x: Float[Array, '*B C'], packing: int) -> Float[Array, '*B pC']:
     """Repeats what belongs to each channel for the packed channels."""
     return jnp.tile(x, packing) if packing > 1 else x

@@ -24,7 +24,7 @@ from audiosep_jax.models.activated_conv import activated_conv3x3
 from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, joined, matmul, product, upsample
 from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
 from audiosep_jax.models.normalization import NORM_EPSILON, batch_norm_shift_activate, normalize_shift_activate
-from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_of, tile
+from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, tile
 
 _NORM_MOMENTUM = 0.99  # PyTorch calls it 0.01
 _CONVOLVED = 'convolved'  # names the outputs of convolutions, which the backward pass keeps under remat 'norms'
@@ -364,11 +364,11 @@ class ResUNet30(nn.Module):
 
 
 def _packings(lanes: int, channels: int, bins: int) -> list[int]:
-    """Returns the packing of each level; pooling two bins, which are packed together, halves it."""
+    """Returns the packing of each level."""
     first = packing_of(lanes, channels, bins)
     packings = [first]
     for _, bins_pooled in DOWNSAMPLING:
-        packings.append(max(packings[-1] // bins_pooled, 1))
+        packings.append(packing_at(packings[-1], bins_pooled))
     return packings
 
 

@@ -236,6 +236,17 @@ class SegmentMixer:
         self._check_group(group)
         return group
 
+    def group_with_another(self, batch_size: int, option: str) -> int:
+        """Returns the group size for an option that takes a clip of the group which is not in the mixture.
+
+        Raises:
+            ConfigError: see `group_size`; or a mixture can hold all clips of a group.
+        """
+        group = self.group_size(batch_size)
+        if group <= self.max_mix_num:
+            raise ConfigError(f'{option} needs a mix_group above max_mix_num {self.max_mix_num}, got {group}')
+        return group
+
     def _check_group(self, group: int) -> None:
         if self.max_mix_num > group:
             raise ConfigError(
@@ -287,10 +298,7 @@ class AbsentQueries:
         Raises:
             ConfigError: a mixture can hold all clips of a group, so no clip is left to be the absent one.
         """
-        group = mixer.group_size(batch_size)
-        if self.share and group <= mixer.max_mix_num:
-            raise ConfigError(f'absent.share needs a mix_group above max_mix_num {mixer.max_mix_num}, got {group}')
-        return group
+        return mixer.group_with_another(batch_size, 'absent.share') if self.share else mixer.group_size(batch_size)
 
     def __call__(
         self,

@@ -46,11 +46,8 @@ class QueryAugmentation:
 
     def check(self, mixer: SegmentMixer, batch_size: int) -> None:
         """Raises ConfigError if mix-up is on, and a mixture can hold all clips of a group."""
-        if self.mixup and mixer.group_size(batch_size) <= mixer.max_mix_num:
-            raise ConfigError(
-                f'query.mixup needs a mix_group above max_mix_num {mixer.max_mix_num}, '
-                f'got {mixer.group_size(batch_size)}'
-            )
+        if self.mixup:
+            mixer.group_with_another(batch_size, 'query.mixup')
 
     def __call__(
         self,

@@ -1,0 +1,11 @@
+"""Flags that several subcommands have."""
+
+from typing import Annotated, Literal
+
+import tyro
+
+# Written out, because `separation.level.LevelRule` would import JAX.
+LevelFlag = Annotated[
+    Literal['auto', 'off'] | None,
+    tyro.conf.arg(metavar='{auto,off}', help_behavior_hint='(default: auto if the checkpoint says the level)'),
+]
