@@ -68,5 +68,9 @@ def test_every_gradient_norm(updated, reference):
 
 
 def test_gradients_are_those_of_float64_but_for_rounding(updated):
-    """The median over the tensors: where rounding flips the sign of one activation, single entries are far off."""
-    assert np.median([*gradient_errors(updated).values()]) < 5e-4
+    """The median over the tensors. test_parity_in_float64.py has a sharper bound, where no sign depends on rounding.
+
+    Some activations of this batch are zero but for rounding, and the sign of one moves the gradients of all the layers
+    before it: by 1e-4, 4.5e-4 (as in the original), 9e-4 or 2.4e-3 in the median, when the weights are moved by 6e-8.
+    """
+    assert np.median([*gradient_errors(updated).values()]) < 3e-3
