@@ -1,0 +1,122 @@
+"""benchmarks/recipes.py: its mixtures, its table, and that it does nothing twice."""
+
+import json
+
+import numpy as np
+import pytest
+from support.paths import ROOT
+
+from audiosep_jax.audio.writing import write_audio
+from audiosep_jax.errors import ConfigError, DataError
+from data_prep.clips.base import Clip
+
+SAMPLE_RATE = 8000
+LABELS = ('dog', 'rain', 'bell')
+# Stands in for a training: writes a separator of a few weights, which depend on nothing, and a mark for each start.
+TRAINS_NOTHING = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+from support.small_separator import save_small
+workdir = pathlib.Path(sys.argv[sys.argv.index('--workdir') + 1])
+save_small(workdir)
+with open(workdir.parent.parent / 'starts', 'a') as starts:
+    starts.write(workdir.parent.name + '\\n')
+sys.exit(3 if '--fail' in sys.argv else 0)
+"""
+
+
+@pytest.fixture(scope='module')
+def recipes(benchmarks_on_path):
+    import recipes
+
+    return recipes
+
+
+def clips(count=6, seconds=0.25):
+    rng = np.random.default_rng(0)
+    return [
+        Clip(
+            f'clip-{n}',
+            rng.uniform(-0.5, 0.5, int(SAMPLE_RATE * seconds)).astype(np.float32),
+            (f'a {LABELS[n % 3]}',),
+            (LABELS[n % 3],),
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Manifests of six clips of three labels, two settings, and an experiment that trains nothing."""
+    for clip in clips():
+        write_audio(tmp_path / f'{clip.id}.wav', clip.audio[None], SAMPLE_RATE)
+    entries = [{'wav': f'{c.id}.wav', 'caption': c.captions[0], 'label': c.labels[0]} for c in clips()]
+    (tmp_path / 'clips.json').write_text(json.dumps({'data': entries}))
+    (tmp_path / 'settings.json').write_text(json.dumps({'plain': '', 'other': '--steps 9'}))
+    (tmp_path / 'paraphrases.json').write_text(json.dumps({'dog': {'paraphrases': ['a hound']}}))
+    (tmp_path / 'experiment.py').write_text(TRAINS_NOTHING.format(tests=str(ROOT / 'tests')))
+    return {
+        'data': tmp_path / 'clips.json',
+        'validation': tmp_path / 'clips.json',
+        'settings': tmp_path / 'settings.json',
+        'out': tmp_path / 'out',
+        'experiment': tmp_path / 'experiment.py',
+        'encoder': 'words',
+        'sample_rate': SAMPLE_RATE,
+        'count': 6,
+        'paraphrases': tmp_path / 'paraphrases.json',
+    }
+
+
+def test_mixtures_are_of_two_labels_at_equal_energy(recipes):
+    made = recipes.mix(clips(), 8, {'dog': {'paraphrases': ['a hound']}})
+    assert len(made.mixtures) == len(made.targets) == len(made.labels) == 8
+    for mixture, target in zip(made.mixtures, made.targets, strict=True):
+        assert np.mean((mixture - target) ** 2) == pytest.approx(np.mean(target**2), rel=1e-4)
+        assert np.abs(mixture).max() <= 0.9 + 1e-6
+    assert made.queries['caption'] == [f'a {label}' for label in made.labels]
+    assert made.queries['new words'] == ['a hound' if label == 'dog' else '' for label in made.labels]
+    by_sound = {clip.audio.tobytes(): clip.labels[0] for clip in clips()}
+    assert len(by_sound) == 6
+    for label, wrong in zip(made.labels, made.queries['wrong'], strict=True):
+        assert wrong != f'a {label}'
+    again = recipes.mix(clips(), 8, {})
+    assert all(np.array_equal(a, b) for a, b in zip(made.mixtures, again.mixtures, strict=True))
+
+
+def test_every_run_is_made_once_and_compared(recipes, arguments, capsys):
+    recipes.main(**arguments, seeds=(0,))
+    recipes.main(**arguments, seeds=(0, 1))
+    starts = (arguments['out'] / 'starts').read_text().split()
+    assert starts == ['plain-0', 'other-0', 'plain-1', 'other-1']
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert '+0.00 (+0.00 … +0.00)' in printed, 'both are the same network'
+    # 3.01 dB, and of two labels' worth of an equalizer some more; both with their intervals.
+    assert '3.01 (3.01 … 3.01)' in printed
+
+
+def test_scores_of_other_flags_are_not_taken(recipes, arguments):
+    recipes.main(**arguments)
+    with pytest.raises(ConfigError, match=r'plain-0.*is of other flags, --seed 0 --encoder words'):
+        recipes.main(**arguments, flags='--steps 5')
+
+
+def test_a_failed_training_ends_it_and_leaves_no_scores(recipes, arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        recipes.main(**arguments, flags='--fail')
+    assert ended.value.code == 3
+    assert 'plain-0: ended with exit code 3' in capsys.readouterr().err
+    assert not (arguments['out'] / 'plain-0' / 'scores.json').exists()
+
+
+def test_clips_without_a_label_are_refused(recipes, arguments):
+    entries = json.loads(arguments['data'].read_text())['data']
+    del entries[1]['label']
+    arguments['data'].write_text(json.dumps({'data': entries}))
+    with pytest.raises(DataError, match='clip-1.wav has no label'):
+        recipes.main(**arguments)
+
+
+def test_three_labels_are_needed(recipes):
+    with pytest.raises(DataError, match='at least three labels'):
+        recipes.mix(clips(2), 2, {})
