@@ -114,7 +114,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def by_clip(mesh: Mesh) -> Callable[[Callable], Callable]:
-    """Returns a decorator with which each device runs a function of one array [B, …] on its own clips.
+    """Returns a decorator with which each device runs a function of arrays [B, …] on its own clips.
 
     The function must treat each clip separately.
     """

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from jax.sharding import Mesh
@@ -12,6 +12,7 @@ from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.parallel.mesh import MeshConfig
+from audiosep_jax.training.losses import LossName
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import OptimizerConfig
 from audiosep_jax.training.query_augmentation import QueryAugmentation
@@ -30,6 +31,8 @@ class TrainConfig:
             memory and more time.
         seed: seed of the weights, the order of the data, the crops and the mixtures.
         init_from: checkpoint (a run, a converted one, a repository on the hub) whose weights a new run starts from.
+        loss: how estimates are compared with their targets: by the mean absolute error (`l1`), as in the article, or by
+            another loss (docs/train.md); a run that is resumed keeps its loss.
         ema_decay: decay of the moving average of the weights, which evaluation and separation then use; 0: no average.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -59,6 +62,7 @@ class TrainConfig:
     query: QueryAugmentation = dataclasses.field(default_factory=QueryAugmentation)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    loss: LossName = 'l1'
     ema_decay: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 5000
@@ -85,6 +89,8 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 flag = f'--{name.replace("_", "-")}'
                 raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)} ({flag})')
+        if self.loss not in get_args(LossName):
+            raise ConfigError(f'loss {self.loss!r} is none of {", ".join(get_args(LossName))} (--loss)')
         if self.profile_every < 0:
             raise ConfigError(f'profile_every must be at least 0, got {self.profile_every} (--profile-every)')
         if not 0 <= self.profiler_port < 1 << 16:

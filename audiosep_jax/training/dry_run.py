@@ -142,6 +142,7 @@ def _work(config: TrainConfig, mesh: Mesh) -> Iterator[str]:
     num_samples = round(config.input.segment_seconds * config.model.sample_rate)
     flops = cost.training_flops(config.model, num_samples)
     clips = config.steps * config.batch_size
+    yield f'loss     {config.loss}'
     work = f'{flops / 1e9:,.0f} GFLOP' if flops >= 1e10 else f'{flops / 1e6:,.0f} MFLOP'
     yield f'work     {work} a clip, {config.steps:,} steps, {_millions(clips)} clips'
     kind = mesh.devices.flat[0].device_kind

@@ -126,6 +126,8 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
         with log, progress, Traces(config, run.workdir, step, progress.note, before_writing=check_lock) as traces:
+            if config.loss != 'l1':
+                progress.note(f'the loss is {config.loss}, in place of l1')
             with explained_compilation(progress.note, then='now training'):
                 train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
@@ -252,8 +254,8 @@ def _check_same_run(stored: dict[str, Any], record: dict[str, Any], workdir: Pat
 def _differences(stored: dict[str, Any], record: dict[str, Any], *, training_state: bool) -> list[str]:
     """Lists the differences that make stored weights unusable, and with `training_state` a stored state of training.
 
-    How a run computes and optimizes may change: precision, rates, clipping, mixing, mesh. An encoder that is not
-    recorded counts as the same.
+    How a run computes and optimizes may change: precision, rates, clipping, mixing, mesh. The loss may not, because the
+    checkpoint with the least is kept as the best. An encoder that is not recorded counts as the same.
     """
     encoders_known = stored['encoder'] is not None and record['encoder'] is not None
 
@@ -263,6 +265,7 @@ def _differences(stored: dict[str, Any], record: dict[str, Any], *, training_sta
         if training_state:
             found['optimizer.amsgrad'] = config['optimizer']['amsgrad']
             found['ema_decay above 0'] = config['ema_decay'] > 0
+            found['loss'] = config.get('loss', 'l1')  # all that earlier versions had
         if encoders_known:
             found |= {f'encoder.{k}': v for k, v in comparable(record['encoder']).items()}
         return found
@@ -290,7 +293,7 @@ class _Report:
         """
         line = _summary(step, metrics) | self.speed.read(len(metrics))
         line['learning_rate'] = float(self._schedule(step - 1 - line['skipped']))
-        line['corrupt_records'] = corrupt_records
+        line |= {'corrupt_records': corrupt_records, 'loss_function': self._config.loss}
         self._log.write(line | self._log.goodput.add(line))
         self._losses += [float(m['loss']) for m in metrics if np.isfinite(m['loss'])]
         self.loss = float('nan') if line['loss'] is None else line['loss']

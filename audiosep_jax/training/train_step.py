@@ -19,7 +19,7 @@ from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.parallel.mesh import batch_sharded, by_clip, replicated, state_shardings
 from audiosep_jax.training.config import TrainConfig
-from audiosep_jax.training.losses import l1_waveform
+from audiosep_jax.training.losses import LossName, mean_loss
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import make_optimizer
 from audiosep_jax.training.query_augmentation import QueryAugmentation
@@ -82,6 +82,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     absent: AbsentQueries = _ALL_PRESENT,
     query: QueryAugmentation = _UNCHANGED,
+    loss: LossName = 'l1',
     accumulate: int = 1,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
@@ -89,7 +90,7 @@ def make_train_step(
 
     The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that avoids mixing clips with
     the same label, `labels` int32 [B, L]. The step mixes it on the device (clip i with its neighbors), separates the
-    mixtures, and compares the estimates with the clips by L1, or with silence for the queries that `absent` replaces.
+    mixtures, and compares the estimates with the clips, or with silence for the queries that `absent` replaces.
     The random keys are a function of the seed and the step, so a resumed run draws the same numbers as an uninterrupted
     one. The metrics are `loss`, `grad_norm` and the counts `skipped` and `skipped_in_row`, all scalars on the device.
 
@@ -101,13 +102,15 @@ def make_train_step(
         ema_decay: decay of the moving average of the weights, 0 for a state without one.
         absent: replaces some queries with ones for absent sounds.
         query: changes the embeddings of the queries at random.
+        loss: how the estimates are compared with their targets.
         accumulate: the batch goes through the network in this many parts, one after the other, and their gradients are
             averaged, which takes the memory of a smaller batch. Batch norm sees one part at a time.
         mesh: the devices over which the state is split (`parallel.mesh.state_shardings`). Weights are gathered for the
             step, and gradients are split again before the optimizer, so each device updates its own part.
     """
     lanes = lanes_of(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
-    model = AudioSep(config, lanes=lanes) if mesh is None else AudioSep(config, by_clip(mesh), lanes)
+    split = (lambda function: function) if mesh is None else by_clip(mesh)
+    model, compare = AudioSep(config, split, lanes), mean_loss(loss, config.sample_rate, split)
 
     def loss_fn(
         params: Any,
@@ -118,7 +121,7 @@ def make_train_step(
     ) -> tuple[Float32[Array, ''], Any]:
         variables = {'params': params, 'batch_stats': batch_stats}
         estimates, updated = model.apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
-        return l1_waveform(estimates, targets), updated['batch_stats']
+        return compare(estimates, targets, mixtures), updated['batch_stats']
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         keys = step_keys(seed, state.step)
@@ -129,8 +132,8 @@ def make_train_step(
 
         weights = _gather(state.params, mesh)
         examples = mixtures, targets, embeddings
-        loss, batch_stats, grads = _loss_and_gradients(loss_fn, accumulate, weights, state.batch_stats, examples)
-        return _update(state, optimizer, loss, batch_stats, _split(grads, mesh), ema_decay)
+        value, batch_stats, grads = _loss_and_gradients(loss_fn, accumulate, weights, state.batch_stats, examples)
+        return _update(state, optimizer, value, batch_stats, _split(grads, mesh), ema_decay)
 
     return train_step
 
@@ -280,6 +283,7 @@ class Program:
             ema_decay=config.ema_decay,
             absent=config.absent,
             query=config.query,
+            loss=config.loss,
             accumulate=config.accumulate,
             mesh=self.mesh,
         )
