@@ -14,7 +14,6 @@ words that are in no caption (`--paraphrases`), and by the caption of a label th
 
 import dataclasses
 import functools
-import json
 import shlex
 import subprocess
 import sys
@@ -197,9 +196,7 @@ def floors(shards: Path, mixtures: Mixtures, sample_rate: int) -> dict[str, Scor
     everything = range(len(mixtures.labels))
     mask = fit_training_mask([shards], sample_rate=sample_rate, window_size=1024, hop_size=256)
     classes = [mask.names.get(label) for label in mixtures.labels]
-    masked = [
-        mask.separate(mixture[None], [name])[0] for mixture, name in zip(mixtures.mixtures, classes, strict=True)
-    ]
+    masked = [mask.separate(mixture[None], [name])[0] for mixture, name in zip(mixtures.mixtures, classes, strict=True)]
     return {
         'half of the mixture': {'caption': _scores([x / 2 for x in mixtures.mixtures], mixtures, everything)},
         'fixed mask': {'caption': _scores(masked, mixtures, everything)},
@@ -228,9 +225,7 @@ def table(results: dict[tuple[str, int], Scores], first: str) -> Table:
     return made
 
 
-def _mean_over_seeds(
-    results: dict[tuple[str, int], Scores], name: str, *, kind: str, metric: str
-) -> np.ndarray | None:
+def _mean_over_seeds(results: dict[tuple[str, int], Scores], name: str, *, kind: str, metric: str) -> np.ndarray | None:
     runs = [scores[kind][metric] for (other, _), scores in results.items() if other == name and kind in scores]
     return np.mean(runs, axis=0) if runs else None
 

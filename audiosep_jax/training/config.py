@@ -12,6 +12,7 @@ from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.parallel.mesh import MeshConfig
+from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.losses import LossName
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import OptimizerConfig
@@ -57,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     init_from: str = ''
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     mixing: SegmentMixer = dataclasses.field(default_factory=lambda: SegmentMixer(mix_group=4))
     absent: AbsentQueries = dataclasses.field(default_factory=AbsentQueries)
     query: QueryAugmentation = dataclasses.field(default_factory=QueryAugmentation)

@@ -16,7 +16,7 @@ from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.system import abandon_threads_at_exit
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.determinism import make_deterministic
-from audiosep_jax.training.dry_run import dry_run
+from audiosep_jax.training.planning.dry_run import dry_run
 from audiosep_jax.training.planning.topologies import look_for_no_devices, parse_topology
 from audiosep_jax.training.train import train
 

@@ -18,6 +18,7 @@ from audiosep_jax.data.segments import MAX_LABELS
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
 from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.parallel.mesh import batch_sharded, by_clip, replicated, state_shardings
+from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.losses import LossName, mean_loss
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
@@ -25,6 +26,7 @@ from audiosep_jax.training.optim import make_optimizer
 from audiosep_jax.training.query_augmentation import QueryAugmentation
 
 _ALL_PRESENT = AbsentQueries()
+_AS_RECORDED = Augmentation()
 _UNCHANGED = QueryAugmentation()
 
 # ---- State ----
@@ -80,6 +82,7 @@ def make_train_step(
     *,
     seed: int,
     ema_decay: float = 0.0,
+    augmentation: Augmentation = _AS_RECORDED,
     absent: AbsentQueries = _ALL_PRESENT,
     query: QueryAugmentation = _UNCHANGED,
     loss: LossName = 'l1',
@@ -100,6 +103,7 @@ def make_train_step(
         mixer: makes the mixtures.
         seed: of the random keys.
         ema_decay: decay of the moving average of the weights, 0 for a state without one.
+        augmentation: changes the clips at random before they are mixed.
         absent: replaces some queries with ones for absent sounds.
         query: changes the embeddings of the queries at random.
         loss: how the estimates are compared with their targets.
@@ -126,7 +130,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         keys = step_keys(seed, state.step)
         labels = batch.get('labels')
-        mixtures, targets = mix_batch(mixer, keys.mix, batch)
+        mixtures, targets = mix_batch(mixer, augmentation, keys, batch, config.sample_rate, mesh)
         embeddings, targets = absent(keys.absent, state.step, mixer, batch['embeddings'], targets, labels)
         embeddings = query(keys.query, mixer, embeddings, labels)
 
@@ -139,26 +143,34 @@ def make_train_step(
 
 
 class StepKeys(NamedTuple):
-    """The random keys of a training step: of its mixtures, its absent queries and the changes of its queries."""
+    """The random keys of a training step: of its mixtures, its absent queries, and the changes of queries and clips."""
 
     mix: PRNGKeyArray
     absent: PRNGKeyArray
     query: PRNGKeyArray
+    augmentation: PRNGKeyArray
 
 
 def step_keys(seed: int | Array, step: int | Array) -> StepKeys:
     """Returns the keys of a step of a run."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     mix, absent = jax.random.split(key)
-    return StepKeys(mix, absent, jax.random.fold_in(key, 2))
+    return StepKeys(mix, absent, jax.random.fold_in(key, 2), jax.random.fold_in(key, 3))
 
 
 def mix_batch(
-    mixer: SegmentMixer, key: PRNGKeyArray, batch: dict[str, Array]
+    mixer: SegmentMixer,
+    augmentation: Augmentation,
+    keys: StepKeys,
+    batch: dict[str, Array],
+    sample_rate: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T']]:
     """Returns the mixtures and targets that a step trains on."""
     waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
-    return mixer(key, waveforms, batch.get('labels'))
+    on_its_device = {} if mesh is None else {'by_clip': by_clip(mesh)}
+    waveforms = augmentation(keys.augmentation, waveforms, sample_rate, **on_its_device)
+    return mixer(keys.mix, waveforms, batch.get('labels'))
 
 
 def _loss_and_gradients(
@@ -281,6 +293,7 @@ class Program:
             config.mixing,
             seed=config.seed,
             ema_decay=config.ema_decay,
+            augmentation=config.augmentation,
             absent=config.absent,
             query=config.query,
             loss=config.loss,

@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from audiosep_jax.checkpoints.checkpoint import Level
+from audiosep_jax.config import to_dict
 from audiosep_jax.parallel.mesh import replicated
+from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.mixing import SegmentMixer
 from audiosep_jax.training.train_step import mix_batch, step_keys
@@ -37,14 +39,15 @@ class MixtureLevels:
     def __init__(self, config: TrainConfig, mesh: Mesh, known: Mapping[str, Any] | None, record: Mapping[str, Any]):
         self._config, self._mesh = config, mesh
         self._squares: list[Array] = []  # they stay on the devices, because fetching them would stall the steps
-        same = known is not None and known['config'].get('mixing') == record['config']['mixing']
+        same = known is not None and _how_made(known) == _how_made(record)
         self._known = {'level': known['level']} if known is not None and same and 'level' in known else None
 
     def push(self, step: int, batch: Mapping[str, Array]) -> None:
         """Measures the mixtures of the batch of a step, unless enough are measured. Every process calls this."""
         if self._known is None and sum(map(len, self._squares)) < _ENOUGH:
             config = self._config
-            self._squares.append(_mean_squares(config.mixing, self._mesh, config.seed, step, dict(batch)))
+            made_by = config.mixing, config.augmentation, config.model.sample_rate, self._mesh
+            self._squares.append(_mean_squares(*made_by, config.seed, step, dict(batch)))
 
     def record(self) -> dict[str, Any]:
         """Returns the entry for the checkpoint's record: empty if all mixtures so far were silent."""
@@ -58,10 +61,22 @@ class MixtureLevels:
         return Level(low, median, high, len(heard)).record()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _how_made(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    config = record['config']
+    # Older versions, which did not augment, have no entry for it.
+    return config.get('mixing'), config.get('augmentation', to_dict(Augmentation()))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _mean_squares(
-    mixer: SegmentMixer, mesh: Mesh, seed: Int[Array, ''], step: Int[Array, ''], batch: dict[str, Array]
+    mixer: SegmentMixer,
+    augmentation: Augmentation,
+    sample_rate: int,
+    mesh: Mesh,
+    seed: Int[Array, ''],
+    step: Int[Array, ''],
+    batch: dict[str, Array],
 ) -> Float32[Array, ' B']:
-    mixtures, _ = mix_batch(mixer, step_keys(seed, step).mix, batch)
+    mixtures, _ = mix_batch(mixer, augmentation, step_keys(seed, step), batch, sample_rate, mesh)
     # A copy on every device, so that every process can read all of it.
     return jax.lax.with_sharding_constraint(jnp.mean(mixtures**2, axis=-1), replicated(mesh))

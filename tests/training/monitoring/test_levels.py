@@ -11,6 +11,7 @@ from audiosep_jax.checkpoints.checkpoint import Level, describe
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.parallel.mesh import make_mesh, put_batch
 from audiosep_jax.separation.separator import load
+from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.mixing import SegmentMixer
 from audiosep_jax.training.monitoring.levels import MixtureLevels
 from audiosep_jax.training.train import train
@@ -42,7 +43,7 @@ def test_they_are_percentiles_of_the_mixtures_of_the_step():
     mesh, settings = make_mesh(), config()
     squares = []
     for step in range(3):
-        mixtures, _ = mix_batch(MIXER, step_keys(settings.seed, step).mix, batch_of(-20, mesh, step))
+        mixtures, _ = mix_batch(MIXER, Augmentation(), step_keys(settings.seed, step), batch_of(-20, mesh, step), 16000)
         squares += np.mean(np.square(np.asarray(mixtures, np.float64)), axis=-1).tolist()
     expected = np.percentile(10 * np.log10(squares), [10, 50, 90])
     record = measured(MIXER, [-20] * 3)['level']

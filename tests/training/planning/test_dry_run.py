@@ -16,7 +16,7 @@ from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.parallel.launch import Detected
 from audiosep_jax.parallel.mesh import MeshConfig
 from audiosep_jax.training.config import TrainConfig
-from audiosep_jax.training.dry_run import dry_run
+from audiosep_jax.training.planning.dry_run import dry_run
 from audiosep_jax.training.train_step import Program
 
 
