@@ -76,23 +76,21 @@ def test_mixtures_are_of_two_labels_at_equal_energy(recipes):
         assert np.abs(mixture).max() <= 0.9 + 1e-6
     assert made.queries['caption'] == [f'a {label}' for label in made.labels]
     assert made.queries['new words'] == ['a hound' if label == 'dog' else '' for label in made.labels]
-    by_sound = {clip.audio.tobytes(): clip.labels[0] for clip in clips()}
-    assert len(by_sound) == 6
     for label, wrong in zip(made.labels, made.queries['wrong'], strict=True):
         assert wrong != f'a {label}'
     again = recipes.mix(clips(), 8, {})
     assert all(np.array_equal(a, b) for a, b in zip(made.mixtures, again.mixtures, strict=True))
 
 
-def test_every_run_is_made_once_and_compared(recipes, arguments, capsys):
+def test_every_run_is_made_once_and_compared(recipes, arguments, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '250')
     recipes.main(**arguments, seeds=(0,))
     recipes.main(**arguments, seeds=(0, 1))
     starts = (arguments['out'] / 'starts').read_text().split()
     assert starts == ['plain-0', 'other-0', 'plain-1', 'other-1']
     printed = ' '.join(capsys.readouterr().out.split())
     assert '+0.00 (+0.00 … +0.00)' in printed, 'both are the same network'
-    # 3.01 dB, and of two labels' worth of an equalizer some more; both with their intervals.
-    assert '3.01 (3.01 … 3.01)' in printed
+    assert '3.01 (3.01 … 3.01)' in printed, 'half of the mixture'
 
 
 def test_scores_of_other_flags_are_not_taken(recipes, arguments):
@@ -113,7 +111,7 @@ def test_clips_without_a_label_are_refused(recipes, arguments):
     entries = json.loads(arguments['data'].read_text())['data']
     del entries[1]['label']
     arguments['data'].write_text(json.dumps({'data': entries}))
-    with pytest.raises(DataError, match='clip-1.wav has no label'):
+    with pytest.raises(DataError, match=r'clip-1\.wav has no label'):
         recipes.main(**arguments)
 
 
