@@ -1,7 +1,9 @@
 """One training step: what it changes, and that splitting it over devices or parts changes nothing else."""
 
 import dataclasses
+import functools
 import re
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from audiosep_jax.parallel.mesh import (
     state_shardings,
 )
 from audiosep_jax.training.config import TrainConfig
-from audiosep_jax.training.losses import l1_waveform
+from audiosep_jax.training.losses import LossName, l1_waveform
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import make_optimizer
 from audiosep_jax.training.query_augmentation import QueryAugmentation
@@ -95,9 +97,52 @@ def test_changed_queries_depend_on_the_seed_and_the_step_alone(single_step):
     assert len(set(losses)) == 4
 
 
+@pytest.fixture(scope='module')
+def by_loss():
+    """Returns a function that takes a step with a loss, on so many devices, and returns (loss, gradient norm, HLO)."""
+    optimizer = make_optimizer(OPTIMIZER, 10)
+    init = jax.jit(lambda: init_state(MODEL, optimizer, jax.random.key(0), ema=False))
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((8, MODEL.condition_size)).astype(np.float32) / 20
+    batch = {'waveforms': rng.integers(-9000, 9000, (8, 400)).astype(np.int16), 'embeddings': embeddings}
+    # Some targets are silent.
+    absent = AbsentQueries(share=0.5, similarity=1.0)
+
+    @functools.cache
+    def run(loss, devices=1):
+        mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+        step = make_train_step(MODEL, optimizer, SegmentMixer(mix_group=4), seed=0, absent=absent, loss=loss, mesh=mesh)
+        state = jax.device_put(init(), replicated(mesh))
+        compiled = jax.jit(step).lower(state, put_batch(batch, mesh)).compile()
+        after, metrics = compiled(state, put_batch(batch, mesh))
+        assert int(metrics['skipped']) == 0
+        changed = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
+        assert any(jax.tree.leaves(changed))
+        return float(metrics['loss']), float(metrics['grad_norm']), compiled.as_text()
+
+    return run
+
+
+@pytest.mark.parametrize('loss', get_args(LossName))
+def test_a_step_with_each_loss(by_loss, loss):
+    value, norm, _ = by_loss(loss)
+    assert np.isfinite(value)
+    assert 0 < norm < 1e4
+    assert loss == 'l1' or value != by_loss('l1')[0]
+
+
+@pytest.mark.parametrize('loss', get_args(LossName))
+def test_each_loss_is_the_same_on_two_devices_and_no_clip_moves(by_loss, loss):
+    one, two = by_loss(loss), by_loss(loss, devices=2)
+    np.testing.assert_allclose(two[:2], one[:2], rtol=2e-3)
+    assert bytes_gathered(two[2]) == 0
+
+
 def test_state_and_batch_have_the_shapes_of_the_run():
-    config = TrainConfig(mixing=dataclasses.replace(TrainConfig().mixing, avoid_same_label=True))
-    program = make_program(config, make_mesh())
+    mixer = TrainConfig().mixing
+    assert 'labels' not in make_program(TrainConfig(mixing=mixer), make_mesh()).batch
+    program = make_program(TrainConfig(mixing=dataclasses.replace(mixer, avoid_same_label=True)), make_mesh())
+    assert 'labels' in make_program(TrainConfig(mixing=dataclasses.replace(mixer, together='a')), make_mesh()).batch
     assert {name: array.shape for name, array in program.batch.items()} == {
         'waveforms': (96, 160000),
         'embeddings': (96, 512),
