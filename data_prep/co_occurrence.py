@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 from audiosep_jax.data.co_occurrence import write_co_occurrence
@@ -72,11 +72,12 @@ def count_together(
     several = done = 0
     with futures.ThreadPoolExecutor(jobs) as pool:
         for shards in opened:
-            for labels in pool.map(lambda index, shards=shards: shards.read(index).labels, range(len(shards))):
-                spelled = {label_number(label): ' '.join(label.split()) for label in reversed(labels)}
-                names = spelled | names
-                pairs.update(itertools.combinations(sorted(spelled), 2))
-                several += len(spelled) > 1
+            for labels in _labels(shards, pool):
+                numbers = {label_number(label) for label in labels}
+                for label in labels:
+                    names.setdefault(label_number(label), ' '.join(label.split()))
+                pairs.update(itertools.combinations(sorted(numbers), 2))
+                several += len(numbers) > 1
                 done += 1
                 if progress:
                     progress(done, total)
@@ -92,6 +93,18 @@ def count_together(
     write_co_occurrence(out, {names[n]: sorted((names[m] for m in others[n]), key=str.casefold) for n in by_name})
     alone = tuple(names[number] for number in by_name if not others[number])
     return CountedTable(total, several, len(names), len(kept), alone)
+
+
+def _labels(shards: Shards, pool: futures.Executor) -> Iterator[tuple[str, ...]]:
+    """Yields the labels of each clip. One shard at a time is in the queue, because millions of tasks would fill it."""
+
+    def read(index: int) -> tuple[str, ...]:
+        return shards.read(index).labels
+
+    first = 0
+    for length in shards.info.shard_lengths:
+        yield from pool.map(read, range(first, first + length))
+        first += length
 
 
 def _splits(directory: str | os.PathLike, chosen: Sequence[str]) -> list[str]:

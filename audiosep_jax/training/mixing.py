@@ -63,10 +63,10 @@ class SegmentMixer:
         integer_gains: draw whole decibels, including the bounds, as the original does.
         avoid_same_label: mix clips that share no label, if the group has them; the batch must hold labels. The draws
             stay the same.
-        together: file with the labels that may meet (docs/data.md), whose clips are mixed if the group has them; the
-            batch must hold labels. The draws stay the same.
         level_db: minimum and maximum gain of a mixture with its target, in dB, uniform in between; (0, 0) leaves the
             level as it is, as the article does. The other draws stay the same.
+        together: file with the labels that may meet (docs/data.md), whose clips are mixed if the group has them; the
+            batch must hold labels. The draws stay the same.
         min_mix_num: minimum number of sources in a mixture, including the target.
 
     Raises:
@@ -79,8 +79,8 @@ class SegmentMixer:
     mix_group: int = 0
     integer_gains: bool = False
     avoid_same_label: bool = False
-    together: Annotated[str, tyro.conf.arg(metavar='FILE')] = ''
     level_db: tuple[float, float] = (0.0, 0.0)
+    together: Annotated[str, tyro.conf.arg(metavar='FILE')] = ''
     min_mix_num: int = 2
 
     def __post_init__(self) -> None:

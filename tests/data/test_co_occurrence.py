@@ -78,8 +78,9 @@ def dataset(tmp_path):
 
 
 def compared(tmp_path, together, directories, split='train'):
-    write_json(tmp_path / f'{len(list(tmp_path.iterdir()))}.json', together)
-    return compare_labels(str(max(tmp_path.glob('*.json'), key=lambda path: int(path.stem))), directories, split)
+    path = tmp_path / f'{len(list(tmp_path.glob("*.json")))}.json'
+    write_json(path, together)
+    return compare_labels(str(path), directories, split)
 
 
 def test_labels_that_only_one_side_knows_are_noted(dataset, tmp_path):

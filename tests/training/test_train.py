@@ -217,7 +217,7 @@ def test_a_run_mixes_by_a_table_and_notes_the_labels_it_lacks(dataset, tmp_path,
     mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'other.csv'))
     with pytest.raises(ConfigError, match="none of its labels, such as 'owl', 'whale', is one of the data"):
         train(dataclasses.replace(config, mixing=mixing, workdir=str(tmp_path / 'other')))
-    assert not (tmp_path / 'other').exists()
+    assert not (tmp_path / 'other' / 'checkpoints').exists()
 
 
 def test_labels_reach_a_mixer_that_avoids_them(dataset, tmp_path, monkeypatch):

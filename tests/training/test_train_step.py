@@ -134,7 +134,7 @@ def test_a_step_with_each_loss(by_loss, loss):
 @pytest.mark.parametrize('loss', get_args(LossName))
 def test_each_loss_is_the_same_on_two_devices_and_no_clip_moves(by_loss, loss):
     one, two = by_loss(loss), by_loss(loss, devices=2)
-    np.testing.assert_allclose(two[:2], one[:2], rtol=2e-3)
+    np.testing.assert_allclose(two[:2], one[:2], rtol=2e-3, atol=1e-3)
     assert bytes_gathered(two[2]) == 0
 
 
