@@ -1,6 +1,7 @@
 """Each loss against its formula, written again in NumPy."""
 
 import functools
+import re
 from typing import get_args
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
+from audiosep_jax.parallel.mesh import MeshConfig, batch_sharded, by_clip, make_mesh
 from audiosep_jax.training.losses import LossName, hearing_weights, l1_waveform, mean_loss
 
 RATE = 16000
@@ -152,6 +154,15 @@ def test_the_mean_of_equal_parts_is_that_of_the_whole(name):
     loss = mean_loss(name, RATE)
     parts = [loss(*(x[i::2] for x in given)) for i in range(2)]
     np.testing.assert_allclose(np.mean(parts), loss(*given), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_clips_on_two_devices_give_the_same_and_none_moves(name):
+    given, mesh = sounds(clips=4), make_mesh(MeshConfig(), jax.devices()[:2])
+    split = jax.jit(jax.value_and_grad(mean_loss(name, RATE, by_clip(mesh))), in_shardings=batch_sharded(mesh))
+    assert not re.search(r'all-gather|all-to-all|collective-permute', split.lower(*given).compile().as_text())
+    for found, expected in zip(split(*given), value_and_gradient(name)(*given), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', NAMES)
