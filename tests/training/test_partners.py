@@ -89,7 +89,7 @@ def test_the_order_is_by_table_and_labels_and_then_by_distance(file, names, avoi
 @settings(max_examples=30)
 @given(*(st.lists(st.sampled_from(NAMES), max_size=3, unique=True) for _ in range(2)))
 def test_may_meet_is_what_the_table_says_both_ways_round(file, a, b):
-    table, (one, other) = read_co_occurrence(file), labelled(a, b)
+    table, (one, other) = read_co_occurrence(file), jnp.asarray(labelled(a, b))
     assert bool(may_meet(table, one, other)) == bool(may_meet(table, other, one)) == meet(a, b)
 
 
