@@ -21,7 +21,7 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible, leave
 from audiosep_jax.progress import printed_progress, progress_bar
-from data_prep.commands import caption_variants, inspect, make_eval, merge, stage, stats, verify
+from data_prep.commands import caption_variants, co_occurrence, inspect, make_eval, merge, stage, stats, verify
 from data_prep.datasets.audiocaps import BuildAudioCaps
 from data_prep.datasets.audioset import BuildAudioSet
 from data_prep.datasets.clotho import BuildClotho
@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'build': build,
         'embed': embed,
         'caption-variants': caption_variants,
+        'co-occurrence': co_occurrence,
         'verify': verify,
         'stats': stats,
         'merge': merge,

@@ -20,6 +20,7 @@ from audiosep_jax.progress import printed_progress, progress_bar
 from audiosep_jax.storage.buckets import write_bytes
 from audiosep_jax.storage.json_files import write_json
 from data_prep.caption_variants import add_variants
+from data_prep.co_occurrence import count_together
 from data_prep.embed import embed_dataset
 from data_prep.make_eval import make_eval as make_benchmark
 from data_prep.merge import merge_datasets
@@ -58,6 +59,37 @@ def caption_variants(
     if added.unknown:
         examples = ', '.join(map(repr, added.unknown[:3]))
         print(f'note: {len(added.unknown)} captions of {file} are not in the dataset: {examples}', file=sys.stderr)
+    return 0
+
+
+def co_occurrence(
+    shards: tyro.conf.Positional[tuple[pathlib.Path, ...]],
+    /,
+    out: Annotated[pathlib.Path, tyro.conf.arg(aliases=['-o'])],
+    split: tuple[str, ...] = (),
+    min_clips: int = 1,
+    jobs: int = num_cores(),
+) -> int:
+    """Write a table of the labels that clips have together; with --mixing.together, training mixes such clips first.
+
+    Args:
+        shards: Directories of the datasets, whose clips have several labels.
+        out: The .json file to write: {"label": ["label", …], …}.
+        split: Only these splits (default: all complete ones).
+        min_clips: Leave out pairs of labels that fewer clips have.
+        jobs: Number of threads that read.
+    """
+    if not shards:
+        raise ConfigError('co-occurrence: give at least one dataset')
+    with progress_bar('reading') as bar, printed_progress('read', bar) as progress:
+        made = count_together(shards, out, splits=split, min_clips=min_clips, jobs=jobs, progress=progress)
+    print(
+        f'{out}: {made.num_pairs} pairs of {made.num_labels} labels, from {made.num_several} of {made.num_clips} clips '
+        'with several labels'
+    )
+    if made.alone:
+        examples = ', '.join(map(repr, made.alone[:3]))
+        print(f'note: {len(made.alone)} labels meet no other: {examples}')
     return 0
 
 

@@ -5,7 +5,7 @@ Letters: T samples, E embedding size, L labels.
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -119,14 +119,15 @@ def label_numbers(record: Record) -> np.ndarray:
     it has more than L, only the first L count.
     """
     numbers = np.full(MAX_LABELS, -1, np.int32)
-    found = _numbers(record.labels or record.captions)[:MAX_LABELS]
+    found = [label_number(label) for label in (record.labels or record.captions)[:MAX_LABELS]]
     numbers[: len(found)] = found
     return numbers
 
 
-def _numbers(labels: Iterable[str]) -> list[int]:
+def label_number(label: str) -> int:
+    """Returns the number that stands for a label in batches, 0 or more; case and spaces do not matter."""
     # crc32, because hash() differs between processes; 31 bits, to fit into JAX's int32.
-    return [zlib.crc32(' '.join(label.casefold().split()).encode()) & 0x7FFFFFFF for label in labels]
+    return zlib.crc32(' '.join(label.casefold().split()).encode()) & 0x7FFFFFFF
 
 
 def random_segment(shards: Shards, clip: int, where: float, num_samples: int, sample_rate: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import tyro
 from jax.sharding import Mesh
 
 from audiosep_jax.data.batches import DataConfig
+from audiosep_jax.data.co_occurrence import read_co_occurrence
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.parallel.mesh import MeshConfig
@@ -114,8 +115,11 @@ class TrainConfig:
         Raises:
             ConfigError: the batch does not divide over the devices, the mixing groups are too small, or the network
                 takes embeddings of another size.
+            DataError: the table of labels that may meet cannot be read.
         """
         check_batch_size(self.batch_size, self.mixing, mesh, accumulate=self.accumulate)
+        if self.mixing.together:
+            read_co_occurrence(self.mixing.together)
         self.absent.check(self.mixing, self.batch_size)
         self.query.check(self.mixing, self.batch_size)
         if encoder is not None and encoder['embedding_size'] != self.model.condition_size:

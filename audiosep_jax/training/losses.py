@@ -115,9 +115,10 @@ def si_sdr_loss(estimates: Clips, targets: Clips, mixtures: Clips) -> PerClip:
     estimates, targets = jnp.asarray(estimates, jnp.float32), jnp.asarray(targets, jnp.float32)
     scale = jnp.mean(estimates * targets, axis=-1) / reference
     scaled = scale[:, None] * targets
-    kept, rest = _power(scaled), _power(estimates - scaled)
-    threshold, least = 10 ** (-_MAX_SNR / 10), _NO_ESTIMATE * reference
-    ratio = (rest + threshold * kept + least) / (kept + threshold * rest + least)
+    # Relative to the reference, because the gradient holds squares, which float32 would round to 0 for quiet clips.
+    kept, rest = _power(scaled) / reference, _power(estimates - scaled) / reference
+    threshold = 10 ** (-_MAX_SNR / 10)
+    ratio = (rest + threshold * kept + _NO_ESTIMATE) / (kept + threshold * rest + _NO_ESTIMATE)
     return jnp.where(silent, _thresholded(_power(estimates) / reference, silent), _decibels(ratio))
 
 

@@ -3,7 +3,7 @@
 Source: `SegmentMixer` and `dynamic_loudnorm` of the original (data/waveform_mixers.py); "Separate Anything You
 Describe" (arXiv 2308.05037). With the same draws, the mixtures are the original's. The draws differ: by default, gains
 are uniform in dB, while the original draws whole decibels; and partners can be restricted to groups of consecutive
-clips, and to clips without a common label.
+clips, to clips without a common label, and to clips that a table lets meet.
 
 Letters: B clips in the batch, G groups of g clips, T samples, E embedding size, L labels.
 """
@@ -11,13 +11,16 @@ Letters: B clips in the batch, G groups of g clips, T samples, E embedding size,
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray, Real, Shaped
 
+from audiosep_jax.data.co_occurrence import CoOccurrence, read_co_occurrence
 from audiosep_jax.errors import ConfigError
 
 # The original's constants: the minimum energy (mean square) of a reference, the range of the amplitude ratio between
@@ -42,12 +45,18 @@ class SegmentMixer:
     With avoid_same_label, the partners of clip n are the next clips that share no label with it, because a mixture of
     two clips that are both called "male speech" teaches nothing. If there are too few, the other clips follow in order.
 
-    The mixer is hashable and a pure function of key and batch, for use under `jax.jit`. No clip leaves its group, so a
-    batch whose devices each hold whole groups is mixed without communication.
+    With together, the partners of clip n are the next clips that may meet it: a label of theirs is paired with a label
+    of its own in a table. A clip without any label of the table may meet all. If there are too few, the other clips
+    follow in order. With both, first come clips that may meet and share no label, then others that share none, then
+    those that share one and may meet, then the rest. Only the target's labels count, not those of two partners.
+
+    The mixer is hashable and a pure function of key and batch, for use under `jax.jit`; it reads the table once, when
+    it is traced. No clip leaves its group, so a batch whose devices each hold whole groups is mixed without
+    communication.
 
     Attributes:
         max_mix_num: maximum number of sources in a mixture, including the target; the number is uniform in
-            2 … max_mix_num.
+            min_mix_num … max_mix_num.
         lower_db: minimum gain of a source, and of the noise, relative to the target, in dB.
         upper_db: maximum gain of a source, and of the noise, relative to the target, in dB.
         mix_group: number of consecutive clips that are mixed with each other; 0: the whole batch.
@@ -56,6 +65,9 @@ class SegmentMixer:
             stay the same.
         level_db: minimum and maximum gain of a mixture with its target, in dB, uniform in between; (0, 0) leaves the
             level as it is, as the article does. The other draws stay the same.
+        together: file with the labels that may meet (docs/data.md), whose clips are mixed if the group has them; the
+            batch must hold labels. The draws stay the same.
+        min_mix_num: minimum number of sources in a mixture, including the target.
 
     Raises:
         ConfigError: a value is out of range, or a group is too small for max_mix_num.
@@ -68,10 +80,16 @@ class SegmentMixer:
     integer_gains: bool = False
     avoid_same_label: bool = False
     level_db: tuple[float, float] = (0.0, 0.0)
+    together: Annotated[str, tyro.conf.arg(metavar='FILE')] = ''
+    min_mix_num: int = 2
 
     def __post_init__(self) -> None:
         if self.max_mix_num < 2:
             raise ConfigError(f'max_mix_num must be at least 2 (a target and one more), got {self.max_mix_num}')
+        if not 2 <= self.min_mix_num <= self.max_mix_num:
+            raise ConfigError(
+                f'min_mix_num must be between 2 and max_mix_num {self.max_mix_num}, got {self.min_mix_num}'
+            )
         if not (math.isfinite(self.lower_db) and math.isfinite(self.upper_db) and self.lower_db <= self.upper_db):
             raise ConfigError(f'lower_db {self.lower_db} must not exceed upper_db {self.upper_db}; both must be finite')
         if self.integer_gains and not (float(self.lower_db).is_integer() and float(self.upper_db).is_integer()):
@@ -92,12 +110,12 @@ class SegmentMixer:
             key: the draws of a row depend only on the key and on the row's index in the batch, not on B or on how the
                 batch is distributed over devices.
             waveforms: float [B, T] in ±1, the clips; for a sharded array under `jax.jit`, B is the global batch.
-            labels: int [B, L], a number for each of a clip's labels, negative to fill up; only avoid_same_label uses
-                them.
+            labels: int [B, L], a number for each of a clip's labels, negative to fill up; see `needs_labels`.
 
         Raises:
             ConfigError: the batch does not divide into groups, or a group has too few clips for max_mix_num.
-            ValueError: waveforms are not floating point [B, T]; avoid_same_label has no labels [B, L].
+            DataError: the table cannot be read.
+            ValueError: waveforms are not floating point [B, T]; labels are needed, but are not [B, L].
         """
         mixtures, targets = self.mix_with_draws(waveforms, *self.draw(key, waveforms.shape[0]), labels)
         if self.level_db == (0, 0):
@@ -116,7 +134,7 @@ class SegmentMixer:
 
         def draw_row(row: Int[Array, '']) -> tuple[Array, Array, Array]:
             number_key, sources_key, noise_key = jax.random.split(jax.random.fold_in(key, row), 3)
-            number = jax.random.randint(number_key, (), 2, self.max_mix_num + 1)
+            number = jax.random.randint(number_key, (), self.min_mix_num, self.max_mix_num + 1)
             return number, self._gains(sources_key, (self.max_mix_num - 1,)), self._gains(noise_key, ())
 
         # One draw per row, with the row folded into the key, keeps a row's draws when the batch grows.
@@ -144,7 +162,7 @@ class SegmentMixer:
 
         Args:
             waveforms: float [B, T] in ±1.
-            num_sources: [B], the number of sources in each mixture, 2 … max_mix_num.
+            num_sources: [B], the number of sources in each mixture, 1 … max_mix_num.
             source_gains_db: [B, max_mix_num - 1], the gain of the first, second, … partner relative to clip n, in dB;
                 those past num_sources are not used.
             noise_gain_db: [B], the gain of the noise, which is their sum, relative to clip n, in dB.
@@ -190,6 +208,11 @@ class SegmentMixer:
         shape = (batch_size, num_samples)
         return (mixtures * scales).reshape(shape), (targets * scales).reshape(shape)
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether batches must hold labels."""
+        return self.avoid_same_label or bool(self.together)
+
     def partners(
         self, batch_size: int, labels: Array | np.ndarray | None = None
     ) -> Callable[[Shaped[Array, 'G g *value'], int], Shaped[Array, 'G g *value']]:
@@ -203,19 +226,24 @@ class SegmentMixer:
 
         Raises:
             ConfigError: as `group_size`.
-            ValueError: avoid_same_label has no labels [B, L].
+            DataError: the table cannot be read.
+            ValueError: labels are needed, but are not [B, L].
         """
-        if not self.avoid_same_label:
+        if not self.needs_labels:
             return lambda values, i: jnp.roll(values, -i, axis=1)
         if labels is None or jnp.ndim(labels) != 2 or len(labels) != batch_size:
             found = 'none' if labels is None else list(jnp.shape(labels))
-            raise ValueError(f'avoid_same_label needs labels of the shape [{batch_size}, L], got {found}')
+            option = 'avoid_same_label' if self.avoid_same_label else 'together'
+            raise ValueError(f'{option} needs labels of the shape [{batch_size}, L], got {found}')
         group = self.group_size(batch_size)
         labels = jnp.asarray(labels).reshape(-1, group, labels.shape[1])
-        shared = share_label(labels[:, :, None], labels[:, None])  # [G, g, g]
+        pair = labels[:, :, None], labels[:, None]  # of clip n (the row) and each other clip
+        rank = 2 * share_label(*pair) if self.avoid_same_label else 0  # [G, g, g]
+        if self.together:
+            rank += ~may_meet(read_co_occurrence(self.together), *pair)
         clip = jnp.arange(group)
         distance = (clip - clip[:, None]) % group  # from clip n (the row) to each other clip
-        order = jnp.where(distance == 0, 2 * group, distance + group * shared)  # clip n itself comes last
+        order = jnp.where(distance == 0, 4 * group, distance + group * rank)  # clip n itself comes last
         indices = jnp.argsort(order, axis=-1)
 
         def partner(values: Array, i: int) -> Array:
@@ -354,6 +382,20 @@ class AbsentQueries:
 def share_label(a: Int[Array, '... L'], b: Int[Array, '... L']) -> Bool[Array, '...']:
     """Returns whether a label number, which is not negative, is in both; the other axes are broadcast."""
     return jnp.any((a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0), axis=(-2, -1))
+
+
+def may_meet(table: CoOccurrence, a: Int[Array, '... L'], b: Int[Array, '... L']) -> Bool[Array, '...']:
+    """Returns whether a table pairs a label number of one with one of the other, or has none of one of the two."""
+
+    def place(values: Array, sorted_values: np.ndarray) -> tuple[Array, Array]:
+        """Returns where values are in an array, and whether they are."""
+        index = jnp.searchsorted(sorted_values, values).clip(max=len(sorted_values) - 1)
+        return index, jnp.asarray(sorted_values)[index] == values
+
+    (index_a, known_a), (index_b, known_b) = place(a, table.numbers), place(b, table.numbers)
+    _, paired = place(len(table.numbers) * index_a[..., :, None] + index_b[..., None, :], table.pairs)
+    paired &= known_a[..., :, None] & known_b[..., None, :]
+    return jnp.any(paired, axis=(-2, -1)) | ~jnp.any(known_a, axis=-1) | ~jnp.any(known_b, axis=-1)
 
 
 def _cosine(a: Float[Array, '*batch E'], b: Float[Array, '*batch E']) -> Float[Array, '*batch']:

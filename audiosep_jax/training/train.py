@@ -27,6 +27,7 @@ from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.checkpoints.run_folder import absolute_path, read_record
 from audiosep_jax.checkpoints.steps import complete_steps
 from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
+from audiosep_jax.data.co_occurrence import compare_labels, read_co_occurrence
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
@@ -126,8 +127,8 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
         with log, progress, Traces(config, run.workdir, step, progress.note, before_writing=check_lock) as traces:
-            if config.loss != 'l1':
-                progress.note(f'the loss is {config.loss}, in place of l1')
+            for note in run.notes:
+                progress.note(note)
             with explained_compilation(progress.note, then='now training'):
                 train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
@@ -168,7 +169,8 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
 class _Run:
     """What `_prepare` makes of a configuration.
 
-    `started` is when it began, in seconds since 1970, and `variables` are the weights to start from, on the host.
+    `started` is when it began, in seconds since 1970, `variables` are the weights to start from, on the host, and
+    `notes` are lines for the user.
     """
 
     started: float
@@ -178,6 +180,7 @@ class _Run:
     workdir: Path
     variables: dict[str, Any] | None
     validation: Validation | None
+    notes: list[str]
 
 
 def _prepare(config: TrainConfig) -> _Run:
@@ -190,6 +193,11 @@ def _prepare(config: TrainConfig) -> _Run:
     encoder = encoder_identity(data)
     config.check(mesh, encoder)
     record = describe(config, encoder)
+    notes = [f'the loss is {config.loss}, in place of l1'] * (config.loss != 'l1')
+    table, together = config.mixing.together, ''
+    if table:
+        together = read_co_occurrence(table).digest
+        notes += filter(None, [compare_labels(table, data.data, data.split)])
     workdir = as_path(config.workdir)
     checkpoint = starting_checkpoint(config, encoder)
     variables = jax.device_get(checkpoint.variables) if checkpoint else None
@@ -203,12 +211,12 @@ def _prepare(config: TrainConfig) -> _Run:
         seed=config.seed,
         process_index=process_index,
         process_count=process_count,
-        labels=config.mixing.avoid_same_label,
+        labels=config.mixing.needs_labels,
     )
     wait_for_all('data is here')
-    check_same({**record, 'data': batches.get_state()})
+    check_same({**record, 'data': batches.get_state(), 'together': together})
     check_shared(workdir)
-    return _Run(started, mesh, batches, record, workdir, variables, validation)
+    return _Run(started, mesh, batches, record, workdir, variables, validation, notes)
 
 
 def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> InferenceCheckpoint | None:

@@ -91,8 +91,8 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """Returns the function (state, batch) -> (state, metrics) of one optimizer step. It is pure; the caller jits it.
 
-    The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that avoids mixing clips with
-    the same label, `labels` int32 [B, L]. The step mixes it on the device (clip i with its neighbors), separates the
+    The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that needs them, `labels` int32
+    [B, L]. The step mixes it on the device (clip i with its neighbors), separates the
     mixtures, and compares the estimates with the clips, or with silence for the queries that `absent` replaces.
     The random keys are a function of the seed and the step, so a resumed run draws the same numbers as an uninterrupted
     one. The metrics are `loss`, `grad_norm` and the counts `skipped` and `skipped_in_row`, all scalars on the device.
@@ -321,7 +321,7 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
         'waveforms': ((num_samples,), np.int16),
         'embeddings': ((config.model.condition_size,), np.float32),
     }
-    if config.mixing.avoid_same_label:
+    if config.mixing.needs_labels:
         rows['labels'] = ((MAX_LABELS,), np.int32)
     batch = {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=batch_sharded(mesh))

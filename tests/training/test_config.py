@@ -2,7 +2,8 @@
 
 import pytest
 
-from audiosep_jax.errors import ConfigError
+from audiosep_jax.config import from_dict
+from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.parallel.mesh import make_mesh
 from audiosep_jax.training.config import TrainConfig, check_batch_size
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
@@ -18,6 +19,20 @@ def test_values_out_of_range_are_refused_with_their_flag(settings):
     (name,) = settings
     with pytest.raises(ConfigError, match=rf'{name} must be at least .*\(--{name.replace("_", "-")}\)'):
         TrainConfig(**settings)
+
+
+def test_an_unknown_loss_is_refused_with_the_known_ones():
+    assert TrainConfig().loss == 'l1'
+    with pytest.raises(ConfigError, match=r"loss 'l2' is none of l1, snr, si-sdr, l1-mrstft, log-wmse \(--loss\)"):
+        TrainConfig(loss='l2')
+    with pytest.raises(ConfigError, match="loss: 'l2' is not one of 'l1', 'snr'"):
+        from_dict(TrainConfig, {'loss': 'l2'})
+    assert from_dict(TrainConfig, {'mixing': {'mix_group': 4}}) == TrainConfig(), 'as an earlier version recorded it'
+
+
+def test_a_table_that_cannot_be_read_is_refused_before_the_run(tmp_path):
+    with pytest.raises(DataError, match='cannot be read'):
+        TrainConfig(mixing=SegmentMixer(mix_group=4, together=str(tmp_path / 'none.json'))).check(make_mesh())
 
 
 def test_the_parts_of_a_configuration_must_fit_together():

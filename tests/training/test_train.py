@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from support.processes import command_of
 from support.training_runs import BATCH_SIZE, MIXER, MODEL, config_of, losses_in, variables_of
 
 import audiosep_jax.training.train as train_module
+from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.separation.separator import load
@@ -186,6 +188,38 @@ def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
     assert [line['loss'] is None for line in lines] == [False, False, True, True, True]
 
 
+def test_the_logs_say_which_loss_it_is(dataset, uninterrupted, tmp_path, capsys):
+    train(config_of(dataset, tmp_path, steps=2, loss='si-sdr'))
+    assert 'the loss is si-sdr, in place of l1' in capsys.readouterr().err
+    for workdir, name in ((tmp_path, 'si-sdr'), (uninterrupted, 'l1')):
+        lines = [json.loads(line) for line in (workdir / 'log.jsonl').read_text().splitlines()]
+        assert {line['loss_function'] for line in lines} == {name}
+        assert json.loads((workdir / 'config.json').read_text())['config']['loss'] == name
+    assert all(-30 <= loss <= 30 for loss in losses_in(tmp_path).values())
+
+
+def test_a_run_of_an_earlier_version_had_the_loss_l1():
+    record = describe(TrainConfig(), None)
+    older = json.loads(json.dumps(record))
+    del older['config']['loss']
+    train_module._check_same_run(older, record, Path('run'))
+    with pytest.raises(CheckpointError, match='loss was l1, is snr'):
+        train_module._check_same_run(older, describe(TrainConfig(loss='snr'), None), Path('run'))
+
+
+def test_a_run_mixes_by_a_table_and_notes_the_labels_it_lacks(dataset, tmp_path, capsys):
+    (tmp_path / 'table.csv').write_text('l0,l1,l2\nl3\n')
+    mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'table.csv'))
+    config = dataclasses.replace(config_of(dataset, tmp_path / 'run', steps=1), mixing=mixing)
+    assert train(config).step == 1
+    assert 'labels of the data are not in it' in capsys.readouterr().err
+    (tmp_path / 'other.csv').write_text('owl,whale\n')
+    mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'other.csv'))
+    with pytest.raises(ConfigError, match="none of its labels, such as 'owl', 'whale', is one of the data"):
+        train(dataclasses.replace(config, mixing=mixing, workdir=str(tmp_path / 'other')))
+    assert not (tmp_path / 'other' / 'checkpoints').exists()
+
+
 def test_labels_reach_a_mixer_that_avoids_them(dataset, tmp_path, monkeypatch):
     avoiding = SegmentMixer(mix_group=2, avoid_same_label=True)
     asked = []
@@ -209,6 +243,8 @@ def test_another_configuration_in_the_same_workdir_is_refused(dataset, uninterru
         train(config_of(dataset, uninterrupted, optimizer=OptimizerConfig(schedule='constant', amsgrad=False)))
     with pytest.raises(CheckpointError, match='ema_decay above 0 was True, is False'):
         train(config_of(dataset, uninterrupted, ema_decay=0.0))
+    with pytest.raises(CheckpointError, match='loss was l1, is snr'):
+        train(config_of(dataset, uninterrupted, loss='snr'))
     assert json.loads((uninterrupted / 'config.json').read_text())['config']['model']['hop_size'] == 64
     assert load(uninterrupted).info['step'] == 6
 

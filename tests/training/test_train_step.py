@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,11 @@ from audiosep_jax.parallel.mesh import (
     state_shardings,
 )
 from audiosep_jax.training.config import TrainConfig
-from audiosep_jax.training.losses import l1_waveform
+from audiosep_jax.training.losses import LossName, l1_waveform, mean_loss
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.optim import make_optimizer
 from audiosep_jax.training.query_augmentation import QueryAugmentation
-from audiosep_jax.training.train_step import init_state, make_program, make_train_step
+from audiosep_jax.training.train_step import init_state, make_program, make_train_step, mix_batch, step_keys
 
 
 @pytest.fixture(scope='module')
@@ -95,9 +96,43 @@ def test_changed_queries_depend_on_the_seed_and_the_step_alone(single_step):
     assert len(set(losses)) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('loss', get_args(LossName))
+def test_a_step_with_each_loss_is_that_of_the_parts_of_the_batch(loss):
+    optimizer, mixer = make_optimizer(OPTIMIZER, 10), SegmentMixer(mix_group=4)
+    state = jax.jit(lambda: init_state(MODEL, optimizer, jax.random.key(0), ema=False))()
+    absent = AbsentQueries(share=0.5, similarity=1.0)
+    rng = np.random.default_rng(0)
+    batch = {
+        'waveforms': rng.integers(-9000, 9000, (8, 400)).astype(np.int16),
+        'embeddings': rng.standard_normal((8, MODEL.condition_size)).astype(np.float32) / 20,
+    }
+    step = make_train_step(MODEL, optimizer, mixer, seed=0, absent=absent, loss=loss, accumulate=2)
+    after, metrics = jax.jit(step)(state, batch)
+    assert int(metrics['skipped']) == 0
+    assert 0 < metrics['grad_norm'] < 1e4
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)))
+
+    keys = step_keys(0, 0)
+    mixtures, targets = mix_batch(mixer, keys.mix, batch)
+    embeddings, targets = absent(keys.absent, 0, mixer, jnp.asarray(batch['embeddings']), targets)
+    assert 0 < np.sum(~np.any(targets, axis=1)) < 8
+
+    @jax.jit
+    def loss_of(mixtures, targets, embeddings):
+        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        out, _ = AudioSep(MODEL).apply(variables, mixtures, embeddings, train=True, mutable=['batch_stats'])
+        return mean_loss(loss, MODEL.sample_rate)(out, targets, mixtures)
+
+    parts = [loss_of(mixtures[i::2], targets[i::2], embeddings[i::2]) for i in range(2)]
+    np.testing.assert_allclose(metrics['loss'], np.mean(parts), rtol=1e-3, atol=1e-3)
+
+
 def test_state_and_batch_have_the_shapes_of_the_run():
-    config = TrainConfig(mixing=dataclasses.replace(TrainConfig().mixing, avoid_same_label=True))
-    program = make_program(config, make_mesh())
+    mixer = TrainConfig().mixing
+    assert 'labels' not in make_program(TrainConfig(mixing=mixer), make_mesh()).batch
+    program = make_program(TrainConfig(mixing=dataclasses.replace(mixer, avoid_same_label=True)), make_mesh())
+    assert 'labels' in make_program(TrainConfig(mixing=dataclasses.replace(mixer, together='a')), make_mesh()).batch
     assert {name: array.shape for name, array in program.batch.items()} == {
         'waveforms': (96, 160000),
         'embeddings': (96, 512),

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from audiosep_jax.data.batches import DataConfig, encoder_identity, staged
+from audiosep_jax.data.co_occurrence import compare_labels
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.models import cost
 from audiosep_jax.parallel.launch import Detected
@@ -104,6 +105,9 @@ def _data(config: TrainConfig, data: DataConfig, encoder: dict[str, Any] | None)
     clips = sum(len(Shards(directory, data.split)) for directory in data.data)
     passes = config.steps * config.batch_size / clips
     yield f'data     {clips:,} clips, embeddings of {encoder["name"]}: {passes:,.1f} passes in {config.steps:,} steps'
+    table = config.mixing.together
+    if note := table and compare_labels(table, data.data, data.split):
+        yield f'mixing   {note}'
 
 
 def _init(config: TrainConfig, encoder: dict[str, Any] | None) -> Iterator[str]:

@@ -16,6 +16,7 @@ from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.parallel.launch import Detected
 from audiosep_jax.parallel.mesh import MeshConfig
 from audiosep_jax.training.config import TrainConfig
+from audiosep_jax.training.mixing import SegmentMixer
 from audiosep_jax.training.planning.dry_run import dry_run
 from audiosep_jax.training.train_step import Program
 
@@ -45,6 +46,7 @@ def test_full_size_on_eight_devices(uncompiled, capsys):
         'none given: --data DIR',
         '6.2 GB of activations (12 clips at a time)',  # 0.52 GB a clip
         '700 GFLOP a clip, 1,000,000 steps, 96.0 M clips',
+        'loss     l1\n',
         '200 checkpoints, every 5,000 steps; kept: the newest 2, and the best',
     ):
         assert line in said
@@ -52,9 +54,12 @@ def test_full_size_on_eight_devices(uncompiled, capsys):
 
 def test_data_and_another_memory(uncompiled, capsys, tmp_path):
     build_small(tmp_path / 'data', 6)
-    config = dataclasses.replace(config_of(tmp_path / 'data', tmp_path / 'run', steps=30), accumulate=2)
-    dry_run(config)
+    (tmp_path / 'table.csv').write_text('l0,l1\n')
+    config = dataclasses.replace(config_of(tmp_path / 'data', tmp_path / 'run', steps=30, loss='snr'), accumulate=2)
+    dry_run(dataclasses.replace(config, mixing=SegmentMixer(mix_group=2, together=str(tmp_path / 'table.csv'))))
     said = capsys.readouterr().out
+    assert 'loss     snr\n' in said
+    assert '4 of 6 labels of the data are not in it' in said
     assert '6 clips, embeddings of words: 80.0 passes in 30 steps' in said
     assert '(1 clips at a time)' in said
     # A network of this size needs smaller units.
