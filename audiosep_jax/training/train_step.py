@@ -168,8 +168,8 @@ def mix_batch(
 ) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T']]:
     """Returns the mixtures and targets that a step trains on."""
     waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
-    on_its_device = {} if mesh is None else {'by_clip': by_clip(mesh)}
-    waveforms = augmentation(keys.augmentation, waveforms, sample_rate, **on_its_device)
+    split = (lambda function: function) if mesh is None else by_clip(mesh)
+    waveforms = augmentation(keys.augmentation, waveforms, sample_rate, split)
     return mixer(keys.mix, waveforms, batch.get('labels'))
 
 

@@ -19,6 +19,7 @@ from audiosep_jax.parallel.mesh import (
     replicated,
     state_shardings,
 )
+from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.losses import LossName, l1_waveform, mean_loss
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
@@ -146,6 +147,7 @@ def test_state_and_batch_have_the_shapes_of_the_run():
 # Wider than that of the runs, so that its weights divide over four devices.
 SPLIT_MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4, 4, 4, 4, 4), condition_size=16)
 BATCH_SIZE = 16
+AS_RECORDED = Augmentation()
 
 
 @pytest.fixture(scope='module')
@@ -164,7 +166,7 @@ def batches():
 def trained(batches):
     """Returns a function that takes three steps and returns (losses, weights, the compiled step)."""
 
-    def run(devices=1, fsdp=1, accumulate=1, dtype='float32'):
+    def run(devices=1, fsdp=1, accumulate=1, dtype='float32', augmentation=AS_RECORDED):
         mesh = make_mesh(MeshConfig(fsdp), jax.devices()[:devices])
         model = ModelConfig(**{**SPLIT_MODEL.__dict__, 'dtype': dtype})
         optimizer = make_optimizer(OPTIMIZER, 3)
@@ -172,7 +174,8 @@ def trained(batches):
             jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), ema=False)), mesh
         )
         init = jax.jit(lambda key: init_state(model, optimizer, key, ema=False), out_shardings=shardings)
-        step = make_train_step(model, optimizer, SegmentMixer(mix_group=2), seed=0, accumulate=accumulate, mesh=mesh)
+        how = {'augmentation': augmentation, 'accumulate': accumulate, 'mesh': mesh}
+        step = make_train_step(model, optimizer, SegmentMixer(mix_group=2), seed=0, **how)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         state, losses = init(jax.random.key(0)), []
         compiled = jitted.lower(state, put_batch(batches[0], mesh)).compile()
@@ -225,6 +228,15 @@ def test_accumulated_parts_are_every_nth_clip_with_statistics_of_their_own(train
     parts = [loss_of(mixtures[i::2], targets[i::2], batches[0]['embeddings'][i::2]) for i in range(2)]
     np.testing.assert_allclose(losses[0], np.mean(parts), rtol=1e-5)
     assert parts[0] != parts[1]
+
+
+@pytest.mark.slow
+def test_augmented_clips_are_the_same_on_any_number_of_devices(trained):
+    every = Augmentation((-6, 0), 0.5, equalizer_db=6, pitch_semitones=3, reverberation_ms=20, share=0.7)
+    losses, _, compiled = trained(devices=4, accumulate=2, augmentation=every)
+    assert bytes_gathered(compiled.as_text()) == 0, 'no clip moves to another device'
+    np.testing.assert_allclose(losses, trained(accumulate=2, augmentation=every)[0], rtol=1e-4)
+    assert losses[0] != pytest.approx(trained(accumulate=2)[0][0], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -19,10 +19,11 @@ from audiosep_jax.training.train_step import mix_batch, step_keys
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 SAMPLES = 400
+AS_RECORDED = Augmentation()
 
 
-def config(mixing=MIXER):
-    return dataclasses.replace(config_of('nowhere', 'nowhere'), mixing=mixing)
+def config(mixing=MIXER, augmentation=AS_RECORDED):
+    return dataclasses.replace(config_of('nowhere', 'nowhere'), mixing=mixing, augmentation=augmentation)
 
 
 def batch_of(level_db, mesh, seed=0):
@@ -31,8 +32,8 @@ def batch_of(level_db, mesh, seed=0):
     return put_batch({'waveforms': waveforms}, mesh)
 
 
-def measured(mixing, batches, known=None):
-    mesh, settings = make_mesh(), config(mixing)
+def measured(mixing, batches, known=None, augmentation=AS_RECORDED):
+    mesh, settings = make_mesh(), config(mixing, augmentation)
     levels = MixtureLevels(settings, mesh, known, describe(settings, None))
     for step, level_db in enumerate(batches):
         levels.push(step, batch_of(level_db, mesh, step))
@@ -43,7 +44,7 @@ def test_they_are_percentiles_of_the_mixtures_of_the_step():
     mesh, settings = make_mesh(), config()
     squares = []
     for step in range(3):
-        mixtures, _ = mix_batch(MIXER, Augmentation(), step_keys(settings.seed, step), batch_of(-20, mesh, step), 16000)
+        mixtures, _ = mix_batch(MIXER, AS_RECORDED, step_keys(settings.seed, step), batch_of(-20, mesh, step), 8000)
         squares += np.mean(np.square(np.asarray(mixtures, np.float64)), axis=-1).tolist()
     expected = np.percentile(10 * np.log10(squares), [10, 50, 90])
     record = measured(MIXER, [-20] * 3)['level']
@@ -59,6 +60,13 @@ def test_the_drawn_levels_are_in_them():
     assert drawn.high_db - drawn.low_db > plain.high_db - plain.low_db + 10
 
 
+def test_they_are_those_of_the_augmented_clips():
+    plain = Level.read(measured(MIXER, [-40] * 2))
+    louder = Level.read(measured(MIXER, [-40] * 2, augmentation=Augmentation(gain_db=(12, 12))))
+    for name in ('low_db', 'median_db', 'high_db'):
+        assert getattr(louder, name) == pytest.approx(getattr(plain, name) + 12, abs=0.02)
+
+
 def test_only_the_first_mixtures_are_measured_and_silent_ones_do_not_count():
     assert measured(MIXER, [-20] * 16)['level'] == measured(MIXER, [-20] * 16 + [0] * 3)['level']
     assert measured(MIXER, [-300] * 3) == {}
@@ -71,6 +79,11 @@ def test_a_resumed_run_keeps_its_level_unless_it_mixes_otherwise():
     assert measured(MIXER, [-10], known) == level
     louder = SegmentMixer(mix_group=2, level_db=(10, 10))
     assert measured(louder, [-30], known) != level
+    quieter = Augmentation(gain_db=(-10, -10))
+    assert measured(MIXER, [-10], known, quieter) != level
+    known['config'].pop('augmentation')  # as versions before it wrote it
+    assert measured(MIXER, [-10], known) == level
+    assert measured(MIXER, [-10], known, quieter) != level
     older = describe(settings, None)
     assert measured(MIXER, [-30], older) == measured(MIXER, [-30])
     older['config']['mixing'].pop('level_db')  # as versions before it wrote it
