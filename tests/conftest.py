@@ -47,6 +47,9 @@ hypothesis.settings.load_profile('suite')
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that no worker has one left when the others have nothing more to do."""
+    for item in items:
+        # `-m "not slow"` replaces the `-m "not nightly"` of setup.cfg.
+        assert not item.get_closest_marker('nightly') or item.get_closest_marker('slow'), f'{item.nodeid} is not slow?'
     slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))
     items.sort(key=lambda item: -slow[item.path])
 

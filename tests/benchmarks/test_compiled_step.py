@@ -53,6 +53,7 @@ def test_a_description_is_of_a_gpu(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
 def test_separation_on_a_tpu(tmp_path, capsys):
     model = dataclasses.replace(compiled_step.MODEL, **TINY)

@@ -63,6 +63,7 @@ def rehearse(out, *parts, python=sys.executable, path=''):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_measuring_needs_no_other_packages(tmp_path):
     site = tmp_path / 'site'
     site.mkdir()
@@ -100,7 +101,7 @@ def test_measuring_needs_no_other_packages(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('part', ['recordings', 'quickstart'])
+@pytest.mark.parametrize('part', ['recordings', pytest.param('quickstart', marks=pytest.mark.nightly)])
 def test_what_a_complete_installation_also_measures(tmp_path, part):
     code, printed, ended, lines = rehearse(tmp_path / 'out', part)
     assert (code, ended[part]['status']) == (0, 'done'), printed

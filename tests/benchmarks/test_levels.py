@@ -38,6 +38,7 @@ def benchmark(benchmarks_on_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_row_for_each_level_and_a_column_for_each_rule(benchmark, tmp_path, capsys):
     levels = (-20.0, 0.0)
     benchmark.main((1,), levels, json_file=tmp_path / 'figures.json')

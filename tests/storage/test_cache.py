@@ -73,6 +73,7 @@ def test_xla_writes_nothing_of_its_own_to_a_bucket(monkeypatch, variables, xla_c
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_everything_works_without_a_home(homeless, tmp_path):
     build = ['-m', 'data_prep', 'build', 'synthetic', '--out', 'shards', '--clips', 24, '--sample-rate', SAMPLE_RATE]
     homeless(tmp_path, *build)

@@ -151,6 +151,7 @@ def test_a_killed_data_worker_ends_the_run_with_a_checkpoint(dataset, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_data_worker_of_one_process_lets_all_save_the_same_step(dataset, tmp_path):
     with Processes([long_run(dataset, tmp_path)] * 2, devices=1) as two:
         two.wait_for(lambda: last_logged(tmp_path) >= 3)

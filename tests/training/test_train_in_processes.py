@@ -49,6 +49,7 @@ def saved_steps(workdir: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
 
 
+@pytest.mark.nightly
 def test_one_is_killed_another_stopped_and_other_numbers_continue(dataset, tmp_path, alone):
     """Two processes, then two again, then one with its weights split over two devices: one run, one stream of data."""
     command = command_with(dataset, tmp_path, {'--steps': [10_000]})
@@ -81,13 +82,14 @@ def test_one_is_killed_another_stopped_and_other_numbers_continue(dataset, tmp_p
     assert positions['position'] == 16 * (stopped + 2)
 
 
-def test_four_processes_have_the_losses_of_one(dataset, tmp_path, alone):
-    with Processes([command_with(dataset, tmp_path, {'--steps': [3], '--mesh.fsdp': [2]})] * 4) as four:
-        codes, said = four.ends()
-    assert codes == [0] * 4, said
+@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_several_processes_have_the_losses_of_one(dataset, tmp_path, alone, count):
+    with Processes([command_with(dataset, tmp_path, {'--steps': [3], '--mesh.fsdp': [2]})] * count) as several:
+        codes, said = several.ends()
+    assert codes == [0] * count, said
     assert_same_losses(tmp_path, alone)
     assert len(losses_in(tmp_path)) == 3
-    # And one process goes on from what four wrote.
+    # And one process goes on from what they wrote.
     train(run_of(dataset, tmp_path, steps=5))
     assert_same_losses(tmp_path, alone)
 

@@ -19,6 +19,7 @@ from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_twelve_steps(reference, reference_state):
     """Step by step as long as rounding has not grown, then as a whole.
 
