@@ -135,32 +135,38 @@ def _kernel_gradient_by_rows(x: Float[Array, 'B N F C'], g: Float[Array, 'B N F 
 
 
 @jax.custom_vjp
-def product(x: Array, kernel: Array) -> Array:
-    """`matmul`, whose kernel's gradient is one product of two matrices in the order that they have in memory.
+def product(x: Float[Array, '... C'], kernel: Float[Array, 'C D']) -> Float[Array, '... D']:
+    """`matmul`, as fast as each platform can; for arrays with four axes, as activations have.
 
-    JAX would write it with the factors swapped, and XLA for the CPU would then make transposed copies of both.
+    The kernel's gradient is one product of two matrices in the order that they have in memory. JAX would write it with
+    the factors swapped, and XLA for the CPU would then make transposed copies of both.
     """
-    return _narrow_product(x, kernel) if _is_narrow(x, kernel) else matmul(x, kernel)
+    return position_product(x, kernel)
+
+
+def position_product(x: Float[Array, '... C'], kernel: Float[Array, 'C D']) -> Float[Array, '... D']:
+    """`product` with the gradients that JAX derives."""
+    if x.ndim != 4:
+        return matmul(x, kernel)
+    # XLA for GPUs pads the results of products to eight channels; those of convolutions need not be. XLA for TPUs lays
+    # out products differently from convolutions, with copies of whole activations in between.
+    default = _convolve1x1 if _is_narrow(x, kernel) else matmul
+    return lax.platform_dependent(x, kernel, cpu=matmul, tpu=_convolve1x1, default=default)
+
+
+def _convolve1x1(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Float[Array, 'B N F D']:
+    return _convolve(x, kernel[None, None])
 
 
 def _is_narrow(x: Array, kernel: Array) -> bool:
     return kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4
 
 
-def _narrow_product(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Float[Array, 'B N F D']:
-    """XLA for GPUs pads the results of products to eight channels; those of convolutions need not be."""
-
-    def by_convolution(x: Array, kernel: Array) -> Array:
-        return _convolve(x, kernel[None, None])
-
-    return lax.platform_dependent(x, kernel, cpu=matmul, default=by_convolution)
-
-
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
     def by_convolution(x: Array, g: Array) -> Array:
-        (dkernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel[None, None]), kernel)(g)
+        (dkernel,) = jax.linear_transpose(lambda kernel: _convolve1x1(x, kernel), kernel)(g)
         return dkernel
 
     def by_product(x: Array, g: Array) -> Array:
@@ -172,7 +178,10 @@ def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Arra
         # Written out, XLA computes it where it is needed rather than keep it in memory.
         parts = (g[..., i : i + 1].astype(jnp.float32) * kernel[:, i].astype(jnp.float32) for i in range(g.shape[-1]))
         return functools.reduce(jnp.add, parts).astype(x.dtype), dkernel
-    return matmul(g, kernel.T), by_product(x, g)
+    if x.ndim != 4:
+        return matmul(g, kernel.T), by_product(x, g)
+    dkernel = lax.platform_dependent(x, g, tpu=by_convolution, default=by_product)
+    return lax.platform_dependent(g, kernel.T, tpu=_convolve1x1, default=matmul), dkernel
 
 
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward)
