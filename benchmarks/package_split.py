@@ -117,7 +117,7 @@ def describe_split(training: Sequence[dict[str, str]], validation: Sequence[dict
     """Returns what is printed about a split."""
     absent = sorted({row['class'] for row in training} - {row['class'] for row in validation})
     counts = ', '.join(
-        f'{len(rows)} of {len({package_of(row) for row in rows})} packages in {name}'
+        f'{len(rows)} clips from {len({package_of(row) for row in rows})} packages in {name}'
         for rows, name in ((training, 'training'), (validation, 'validation'))
     )
     return f'{counts}; classes in training alone: {", ".join(absent) or "none"}'
