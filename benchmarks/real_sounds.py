@@ -137,17 +137,23 @@ def make_clips(package: str, clips: dict[str, list[Row]], folder: Path | None, o
 def make_clip(files: PackageFiles, parts: list[Row]) -> np.ndarray:
     """Returns a clip at CUT_RATE, float64 [LENGTH], which is the sum of the parts of its rows.
 
+    Several parts are words that were joined: they are equally loud, and only the first is faded, where it begins.
+
     Raises:
         AudioFileError: a sound cannot be decoded.
         DataError: it is not in the package, or is another version.
     """
     clip = np.zeros(LENGTH)
-    for row in parts:
+    for i, row in enumerate(parts):
         sound = read_sound(files, row['path'])
         if abs(len(sound) - int(row['samples'])) > 1:
             raise DataError(f'{row["path"]}: is another version, {len(sound)} samples long instead of {row["samples"]}')
         part = sound[int(row['start']) : int(row['stop'])]
-        clip += looped(part) if row['at'] == 'loop' else repeated(part, [int(text) for text in row['at'].split()])
+        if len(parts) > 1:
+            part = part / max(part.std(), 1e-9)
+        fades = (i == 0, len(parts) == 1)
+        places = [int(text) for text in row['at'].split()] if row['at'] != 'loop' else None
+        clip += looped(part) if places is None else repeated(part, places, fades)
     peak = np.abs(clip).max()
     if not peak:
         raise DataError(f'{parts[0]["path"]}: is silent')
@@ -166,12 +172,20 @@ def read_sound(files: PackageFiles, path: str) -> np.ndarray:
     return audio - audio.mean()
 
 
-def repeated(part: np.ndarray, at: list[int]) -> np.ndarray:
-    """Returns LENGTH samples with the part, faded at both ends, at the places `at`; the clip may cut the last one."""
+def repeated(part: np.ndarray, at: list[int], fades: tuple[bool, bool] = (True, True)) -> np.ndarray:
+    """Returns LENGTH samples with the part at the places `at`; the clip may cut the last one.
+
+    Args:
+        part: float64 [T].
+        at: where it begins.
+        fades: whether it is faded where it begins, and where it ends.
+    """
     part, fade = part.copy(), min(FADE, len(part) // 2)
     ramp = np.linspace(0, 1, fade)
-    part[:fade] *= ramp
-    part[len(part) - fade :] *= ramp[::-1]
+    if fades[0]:
+        part[:fade] *= ramp
+    if fades[1]:
+        part[len(part) - fade :] *= ramp[::-1]
     clip = np.zeros(LENGTH)
     for place in at:
         room = clip[place : place + len(part)]

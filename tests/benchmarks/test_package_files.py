@@ -126,9 +126,7 @@ def fake_program(folder, name, script):
 
 def test_without_the_programs_the_error_says_what_to_do(package_files, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
-    with pytest.raises(
-        DownloadError, match=r'apt-get and dpkg-deb not found: run this on Debian, or .*--packages'
-    ):
+    with pytest.raises(DownloadError, match=r'apt-get and dpkg-deb not found: run this on Debian, or .*--packages'):
         package_files.check_programs(None)
     package_files.check_programs(tmp_path)
     with pytest.raises(DataError, match='no such folder of packages'):

@@ -125,16 +125,21 @@ def test_a_loop_keeps_its_power_where_it_is_cross_faded(real):
         real.looped(noise[:1600])
 
 
-def test_a_clip_of_several_sounds_is_their_sum(real, packages, write_list, out):
+def test_the_sounds_of_a_clip_are_equally_loud_and_faded_where_the_first_begins(real, packages, write_list, out):
+    write_audio(packages / 'barks' / 'usr' / 'share' / 'quiet.wav', 0.1 * tone(16000), 32000)
     parts = [
         row('dog_00', 'barks', 'usr/share/dog.wav', 16000, '0'),
-        row('dog_00', 'barks', 'usr/share/dog.wav', 16000, '80000', start=8000),
+        row('dog_00', 'barks', 'usr/share/quiet.wav', 16000, '80000', start=8000),
     ]
     real.main(out, packages, sounds=write_list(*parts))
     audio = read_audio(out / 'clips' / 'dog_00.flac')[0][0]
-    assert np.abs(audio[:8000]).max() > 0.1
+    whole = np.std(audio[1000:3000])
+    assert whole > 0.1
     assert not np.abs(audio[8100:39900]).max() > 1e-3
-    assert np.abs(audio[40000:44000]).max() > 0.1
+    assert np.std(audio[40500:43500]) == pytest.approx(whole, rel=1e-2)
+    assert np.std(audio[:80]) < 0.5 * whole
+    for end in (audio[7900:7980], audio[40020:40100]):
+        assert np.std(end) > 0.8 * whole
     assert len(json.loads((out / 'train.json').read_text())['data']) == 1
 
 
