@@ -12,6 +12,12 @@ folders of unpacked packages, instead.
 Writes clips of 5 s at 16 kHz into OUT/clips, their captions into OUT/train.json and their sources into OUT/sources.csv.
 A run that was interrupted goes on from where it was. What cannot be had is named in a line each and left out.
 
+The set that was measured has 683 clips, of which the list has 570. Left out are 108 phrases that were played on the
+instruments of fluid-soundfont-gm, whose notes were not recorded, and 5 clips whose cut could not be found again. So 12
+classes are missing: piano, bass guitar, violin, cello, trumpet, saxophone, flute, clarinet, organ, harp, xylophone and
+accordion. Against the clips that were measured, the rebuilt ones have an SNR of 77 dB in the median, 555 of them more
+than 60 dB, and 21 dB at the least.
+
 Columns of the list; a clip of several sounds has a row for each:
 
     file, class, package, path, caption
