@@ -122,13 +122,11 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             wandb=config.wandb,
             before_writing=check_lock,
         )
-        report, levels = _Report(config, mesh, log, progress), MixtureLevels(config, mesh, resumed, run.record)
+        report, levels = _Report(config, run, log, progress), MixtureLevels(config, mesh, resumed, run.record)
 
         # ---- The loop ----
         pending: list[dict[str, Array]] = []  # metrics that stay on the devices, which fetching them would stall
         with log, progress, Traces(config, run.workdir, step, progress.note, before_writing=check_lock) as traces:
-            for note in run.notes:
-                progress.note(note)
             with explained_compilation(progress.note, then='now training'):
                 train_step = program.compile_step()
             stopping = not may_begin(batches, votes, stop_requested)
@@ -285,11 +283,13 @@ def _differences(stored: dict[str, Any], record: dict[str, Any], *, training_sta
 class _Report:
     """Reports the steps of a run in its log and on the terminal, and scores its checkpoints."""
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, log: TrainingLog, progress: TrainingProgress):
-        self._config, self._mesh, self._log, self._progress = config, mesh, log, progress
+    def __init__(self, config: TrainConfig, run: _Run, log: TrainingLog, progress: TrainingProgress):
+        self._config, self._mesh, self._log, self._progress = config, run.mesh, log, progress
+        for note in run.notes:
+            progress.note(note)
         self._schedule = make_schedule(config.optimizer, config.steps)
         self._losses: list[float] = []  # since the last checkpoint
-        self.speed = Speedometer(config, mesh.size)
+        self.speed = Speedometer(config, run.mesh.size)
         self.loss = float('nan')  # the mean of the last reported steps
 
     def steps(self, step: int, metrics: list[dict[str, np.ndarray]], corrupt_records: int) -> None:
