@@ -119,7 +119,7 @@ class Augmentation:
             return jax.random.uniform(keys[option][0], shape, jnp.float32, low, high)
 
         def sometimes(option: int, changed: Array, share: float = self.share) -> Array:
-            return jnp.where(jax.random.bernoulli(keys[option][1], share), changed, clip)
+            return jnp.where(jax.random.bernoulli(keys[option][1], float(share)), changed, clip)
 
         if self.pitch_semitones:
             semitones = uniform(_PITCH, -self.pitch_semitones, self.pitch_semitones)
