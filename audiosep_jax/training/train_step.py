@@ -169,8 +169,8 @@ def mix_batch(
     """Returns the mixtures and targets that a step trains on."""
     waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
     split = (lambda function: function) if mesh is None else by_clip(mesh)
-    waveforms = augmentation(keys.augmentation, waveforms, sample_rate, split)
-    return mixer(keys.mix, waveforms, batch.get('labels'))
+    clips = augmentation(keys.augmentation, waveforms, sample_rate, split)
+    return mixer(keys.mix, clips, batch.get('labels'))
 
 
 def _loss_and_gradients(
