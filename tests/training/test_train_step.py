@@ -115,7 +115,7 @@ def test_a_step_with_each_loss_is_that_of_the_parts_of_the_batch(loss):
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)))
 
     keys = step_keys(0, 0)
-    mixtures, targets = mix_batch(mixer, keys.mix, batch)
+    mixtures, targets = mix_batch(mixer, Augmentation(), keys, batch, MODEL.sample_rate)
     embeddings, targets = absent(keys.absent, 0, mixer, jnp.asarray(batch['embeddings']), targets)
     assert 0 < np.sum(~np.any(targets, axis=1)) < 8
 
