@@ -9,7 +9,8 @@ with the first. What is finished is not done again, so the same command resumes,
 table.
 
 Each clip for validation is mixed at equal energy with a random one of another label. It is asked for by its caption, by
-words that are in no caption (`--paraphrases`), and by the caption of a label that is not in the mixture.
+words that are in no caption (`--paraphrases`), and by the caption of a label that is not in the mixture. `blended` is
+what its caption gives with a tenth of the mixture left in, as by the web page's strength of 0.9.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from audiosep_jax.metrics import sdr, si_sdr
 from audiosep_jax.separation.separator import Separator, load
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.json_files import read_json, write_json
+from audiosep_jax.web.page import blended
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.datasets.manifest import read_manifest
@@ -40,6 +42,7 @@ from data_prep.embed import embed_captions
 
 HERE = Path(__file__).parent
 METRICS = ('sdri', 'si_sdr')
+STRENGTH = 0.9  # see `blended`
 Scores = dict[str, dict[str, list[float]]]  # kind of query -> metric -> dB, for each mixture
 
 
@@ -179,6 +182,11 @@ def score(separator: Separator, mixtures: Mixtures) -> Scores:
         embeddings = separator.embed([texts[i] for i in some])
         estimates = separator.separate_batch([mixtures.mixtures[i] for i in some], embeddings)
         scores[kind] = _scores(estimates, mixtures, some)
+        if kind == 'caption':
+            blends = [
+                blended(estimate, mixtures.mixtures[i], STRENGTH) for i, estimate in zip(some, estimates, strict=True)
+            ]
+            scores['blended'] = _scores(blends, mixtures, some)
     return scores
 
 
@@ -205,7 +213,7 @@ def floors(shards: Path, mixtures: Mixtures, sample_rate: int) -> dict[str, Scor
 
 def table(results: dict[tuple[str, int], Scores], first: str) -> Table:
     """Returns means with 95 % intervals over the mixtures, each averaged over the seeds; differences are paired."""
-    columns = [(kind, metric) for kind in ('caption', 'new words', 'wrong') for metric in METRICS]
+    columns = [(kind, metric) for kind in ('caption', 'blended', 'new words', 'wrong') for metric in METRICS]
     columns.remove(('wrong', 'si_sdr'))
     titles = {'sdri': 'SDRi', 'si_sdr': 'SI-SDR'}
     made = Table('setting', 'seeds', *(f'{kind}, {titles[metric]}' for kind, metric in columns), title='dB')
