@@ -37,6 +37,7 @@ def saved(tmp_path_factory, state):
     return directory
 
 
+@pytest.mark.slow
 def test_newest_and_best_are_kept(tmp_path, state):
     assert save(tmp_path, state, [1, 2, 3, 4, 5], scores=[0.0, 9.0, 1.0, 2.0, -1.0]) == [2, 4, 5]
 

@@ -144,6 +144,7 @@ def mutations(file, count: int, generator: random.Random):
         yield whole[:position] + whole[position // 2 :]
 
 
+@pytest.mark.slow
 def test_random_damage_is_refused_or_changes_nothing(run):
     """Of a step as inference reads it."""
     generator, expected = random.Random(0), load_for_inference(run, step=20)

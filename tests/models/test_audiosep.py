@@ -36,6 +36,7 @@ def mixture(*shape, seed=0):
     return 0.1 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('length', [1, 31, 500, 1056])
 def test_any_length_gives_that_length(variables, length):
     out = separate(variables, mixture(2, length), mixture(2, 16))
@@ -89,6 +90,7 @@ def test_training_updates_every_statistic_and_evaluation_none(variables):
     assert all(np.array_equal(before[path], untouched[path]) for path in before)
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_and_nothing_else(variables):
     x, e = mixture(2, 600), mixture(2, 16)
 

@@ -64,6 +64,7 @@ def test_a_recording_as_loud_as_the_training_is_left_alone(separator):
     assert_near(targets(separator, x), targets(separator, x, 'off'), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_quiet_recording_is_heard_at_the_median_and_a_loud_one_at_the_90th_percentile():
     """A sine, whose level is the same in all blocks."""
     sine = np.sqrt(2) * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 8000).astype(np.float32)[None]

@@ -71,6 +71,7 @@ def test_continued_run_is_the_uninterrupted_one_bit_for_bit(continued, uninterru
     assert_same_run(continued, uninterrupted)
 
 
+@pytest.mark.slow
 def test_goodput_follows_from_the_log_over_all_starts(continued):
     lines = [json.loads(line) for line in (continued / 'log.jsonl').read_text().splitlines()]
     in_steps = 0.0
@@ -93,6 +94,7 @@ def largest_file(folder):
     return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', ['arrays', 'position', 'record'])
 def test_a_damaged_newest_checkpoint_is_passed_over(dataset, tmp_path, uninterrupted, capsys, damage):
     train(config_of(dataset, tmp_path, steps=4))
@@ -122,6 +124,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_deleted(dataset, tmp_path):
     assert sorted(tmp_path.rglob('*')) == before
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_and_the_run_continues(dataset, tmp_path, uninterrupted, monkeypatch):
     update = train_module.TrainingProgress.update
 
@@ -157,6 +160,7 @@ def test_killed_run_continues_bit_for_bit(dataset, tmp_path, uninterrupted):
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
     make_batches = train_module.make_batches
 
@@ -271,6 +275,7 @@ def test_workdir_that_cannot_be_one(dataset, tmp_path):
         train(config_of(dataset, tmp_path / 'file' / 'run'))
 
 
+@pytest.mark.slow
 def test_rate_and_clipping_may_change_where_a_run_is_continued(dataset, tmp_path):
     """What the error of a diverged run advises."""
     train(config_of(dataset, tmp_path, steps=2))
@@ -330,6 +335,7 @@ def test_profile_is_a_trace_of_some_steps(run):
         assert [*(workdir / folder / 'plugins').rglob('*.xplane.pb')]
 
 
+@pytest.mark.slow
 def test_new_run_starts_from_the_averaged_weights_of_another(dataset, run, tmp_path):
     source, _ = run
     still = OptimizerConfig(schedule='constant', learning_rate=1e-30)

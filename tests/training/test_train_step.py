@@ -41,6 +41,7 @@ def make_batch(embedding=0.05):
     return {'waveforms': waveforms, 'embeddings': np.full((2, MODEL.condition_size), embedding, np.float32)}
 
 
+@pytest.mark.slow
 def test_non_finite_step_changes_nothing_but_the_counts(single_step):
     step, state = single_step
     after, metrics = step(state, make_batch(np.nan))
@@ -87,6 +88,7 @@ def test_a_mixer_that_avoids_labels_needs_them():
         jax.eval_shape(step, state, batch)
 
 
+@pytest.mark.slow
 def test_changed_queries_depend_on_the_seed_and_the_step_alone(single_step):
     plain, state = single_step
     optimizer, query = make_optimizer(OPTIMIZER, 10), QueryAugmentation(noise=0.5, dropout=0.5)
@@ -98,7 +100,9 @@ def test_changed_queries_depend_on_the_seed_and_the_step_alone(single_step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('loss', get_args(LossName))
+@pytest.mark.parametrize(
+    'loss', [pytest.param(name, marks=[] if name == 'snr' else pytest.mark.nightly) for name in get_args(LossName)]
+)
 def test_a_step_with_each_loss_is_that_of_the_parts_of_the_batch(loss):
     optimizer, mixer = make_optimizer(OPTIMIZER, 10), SegmentMixer(mix_group=4)
     state = jax.jit(lambda: init_state(MODEL, optimizer, jax.random.key(0), ema=False))()
