@@ -10,7 +10,8 @@ Commands:
 Recipe:
     The SNR as the loss, so that quiet clips count as much as loud ones; no AMSGrad, and a rate that
     suits a small network; a quarter of procedural sounds, and changes of pitch and spectrum, because
-    the network soon knows a few hundred clips by heart. That is also why the run is short:
+    the network soon knows a few hundred clips by heart. That is also why the run is short. Where the
+    result leaves too much out, mix a tenth of the recording in (the web page's strength of 0.9).
     docs/recipes.md has the measurements.
 
 Cost:

@@ -8,8 +8,8 @@ Commands:
 Recipe:
     Half of the article's channels, clips of 5 s at 32 kHz, and what helped on a few hundred
     recordings (docs/recipes.md): the SNR as the loss, so that quiet clips count; no AMSGrad; a cosine
-    schedule; changes of pitch and spectrum; an average of the weights; some absent queries in the
-    second half.
+    schedule; changes of pitch and spectrum; an average of the weights. Absent queries, which teach it to
+    answer with silence, come in the second half: with so many clips it can afford them.
 
 Cost:
     60,000 steps of 32 clips of 88 GFLOP are 0.17 EFLOP: ten hours at 5 TFLOP/s. `--dry-run` shows
