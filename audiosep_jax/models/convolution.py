@@ -141,16 +141,11 @@ def product(x: Float[Array, '... C'], kernel: Float[Array, 'C D']) -> Float[Arra
     The kernel's gradient is one product of two matrices in the order that they have in memory. JAX would write it with
     the factors swapped, and XLA for the CPU would then make transposed copies of both.
     """
-    return position_product(x, kernel)
-
-
-def position_product(x: Float[Array, '... C'], kernel: Float[Array, 'C D']) -> Float[Array, '... D']:
-    """`product` with the gradients that JAX derives."""
     if x.ndim != 4:
         return matmul(x, kernel)
     # XLA for GPUs pads the results of products to eight channels; those of convolutions need not be. XLA for TPUs lays
     # out products differently from convolutions, with copies of whole activations in between.
-    default = _convolve1x1 if _is_narrow(x, kernel) else matmul
+    default = _convolve1x1 if _is_narrow(kernel) else matmul
     return lax.platform_dependent(x, kernel, cpu=matmul, tpu=_convolve1x1, default=default)
 
 
@@ -158,8 +153,8 @@ def _convolve1x1(x: Float[Array, 'B N F C'], kernel: Float[Array, 'C D']) -> Flo
     return _convolve(x, kernel[None, None])
 
 
-def _is_narrow(x: Array, kernel: Array) -> bool:
-    return kernel.shape[1] <= _FEW_CHANNELS and x.ndim == 4
+def _is_narrow(kernel: Array) -> bool:
+    return kernel.shape[1] <= _FEW_CHANNELS
 
 
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -173,13 +168,13 @@ def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Arra
         rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         return lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())), precision=_precision(x))
 
-    if _is_narrow(x, kernel):
+    if x.ndim != 4:
+        return matmul(g, kernel.T), by_product(x, g)
+    if _is_narrow(kernel):
         dkernel = lax.platform_dependent(x, g, cpu=by_product, default=by_convolution)
         # Written out, XLA computes it where it is needed rather than keep it in memory.
         parts = (g[..., i : i + 1].astype(jnp.float32) * kernel[:, i].astype(jnp.float32) for i in range(g.shape[-1]))
         return functools.reduce(jnp.add, parts).astype(x.dtype), dkernel
-    if x.ndim != 4:
-        return matmul(g, kernel.T), by_product(x, g)
     dkernel = lax.platform_dependent(x, g, tpu=by_convolution, default=by_product)
     return lax.platform_dependent(g, kernel.T, tpu=_convolve1x1, default=matmul), dkernel
 

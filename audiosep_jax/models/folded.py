@@ -30,7 +30,7 @@ from jax import Array
 from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
-from audiosep_jax.models.convolution import average_pool, joined, matmul, native_conv3x3, position_product, upsample
+from audiosep_jax.models.convolution import average_pool, conv1x1, joined, matmul, native_conv3x3, product, upsample
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
 from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, tile
@@ -318,14 +318,13 @@ def _maps(
         late = [time.delay_to(x, y.delay).values for x in inputs]
         if 'shortcut' in block:
             kernels = jnp.split(block['shortcut']['kernel'], _ends(inputs))
-            late = [position_product(x, kernel) for x, kernel in zip(late, kernels, strict=True)]
+            late = [product(x, kernel) for x, kernel in zip(late, kernels, strict=True)]
             late[0] = late[0] + block['shortcut']['bias']
         return y.map(lambda v: functools.reduce(jnp.add, late, v))
 
     packing = _first_packing(weights)
     groups = x.astype(dtype).reshape(*x.shape[:2], -1, packing)
-    first = weights['pre_conv']
-    level = _Activations(position_product(groups, first['kernel']) + first['bias'], packing)
+    level = _Activations(conv1x1(groups, **weights['pre_conv']), packing)
     skips = []
     for i, (frames, bins) in enumerate(DOWNSAMPLING, 1):
         level = conv_block([level], f'encoder_block{i}')

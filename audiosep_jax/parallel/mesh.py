@@ -113,12 +113,12 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def by_clip(mesh: Mesh) -> Callable[[Callable], Callable]:
+def by_clip(mesh: Mesh | None) -> Callable[[Callable], Callable]:
     """Returns a decorator with which each device runs a function of arrays [B, …] on its own clips.
 
-    The function must treat each clip separately.
+    The function must treat each clip separately. Without a mesh it is left as it is.
     """
-    if mesh.size == 1:
+    if mesh is None or mesh.size == 1:
         return lambda function: function
     return lambda function: jax.shard_map(function, mesh=mesh, in_specs=_BATCH, out_specs=_BATCH)
 

@@ -92,8 +92,8 @@ def make_train_step(
     """Returns the function (state, batch) -> (state, metrics) of one optimizer step. It is pure; the caller jits it.
 
     The batch holds `waveforms` int16 [B, T], `embeddings` float [B, E] and, for a mixer that needs them, `labels` int32
-    [B, L]. The step mixes it on the device (clip i with its neighbors), separates the
-    mixtures, and compares the estimates with the clips, or with silence for the queries that `absent` replaces.
+    [B, L]. The step mixes it on the device (clip i with its neighbors), separates the mixtures, and compares the
+    estimates with the clips, or with silence for the queries that `absent` replaces.
     The random keys are a function of the seed and the step, so a resumed run draws the same numbers as an uninterrupted
     one. The metrics are `loss`, `grad_norm` and the counts `skipped` and `skipped_in_row`, all scalars on the device.
 
@@ -113,7 +113,7 @@ def make_train_step(
             step, and gradients are split again before the optimizer, so each device updates its own part.
     """
     lanes = lanes_of(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
-    split = (lambda function: function) if mesh is None else by_clip(mesh)
+    split = by_clip(mesh)
     model, compare = AudioSep(config, split, lanes), mean_loss(loss, config.sample_rate, split)
 
     def loss_fn(
@@ -168,8 +168,7 @@ def mix_batch(
 ) -> tuple[Float32[Array, 'B T'], Float32[Array, 'B T']]:
     """Returns the mixtures and targets that a step trains on."""
     waveforms = batch['waveforms'].astype(jnp.float32) * (1 / INT16_SCALE)
-    split = (lambda function: function) if mesh is None else by_clip(mesh)
-    clips = augmentation(keys.augmentation, waveforms, sample_rate, split)
+    clips = augmentation(keys.augmentation, waveforms, sample_rate, by_clip(mesh))
     return mixer(keys.mix, clips, batch.get('labels'))
 
 
