@@ -94,6 +94,8 @@ def main(
     """
     enable_compilation_cache()
     chosen = read_json(settings, dict[str, str], error=ConfigError)
+    if not chosen:
+        raise ConfigError(f'{settings}: has no settings: give at least one name and its flags')
     shards = out / 'shards'
     build_shards(read_manifest(data), shards, sample_rate=sample_rate, name='recipes')
     embed_captions(shards, load_encoder(encoder))

@@ -119,3 +119,19 @@ def test_clips_without_a_label_are_refused(recipes, arguments):
 def test_three_labels_are_needed(recipes):
     with pytest.raises(DataError, match='at least three labels'):
         recipes.mix(clips(2), 2, {})
+
+
+def test_settings_must_name_one(recipes, arguments):
+    arguments['settings'].write_text('{}')
+    with pytest.raises(ConfigError, match=r'settings\.json: has no settings'):
+        recipes.main(**arguments)
+
+
+def test_labels_with_capitals_get_their_equalizer(recipes, arguments, tmp_path):
+    """Shards keep labels in lower case, and manifests do not."""
+    shards = tmp_path / 'shards'
+    recipes.build_shards(recipes.read_manifest(arguments['data']), shards, sample_rate=SAMPLE_RATE, name='clips')
+    mixtures = recipes.mix(clips(), 6, {})
+    plain = recipes.floors(shards, mixtures, SAMPLE_RATE)['fixed mask']
+    mixtures.labels[:] = [label.title() for label in mixtures.labels]
+    assert recipes.floors(shards, mixtures, SAMPLE_RATE)['fixed mask'] == plain
