@@ -39,6 +39,7 @@ from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.encoders.registry import encoder_class, load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.layers import DOWNSAMPLING
 from audiosep_jax.models.torch_names import (
     check_tensors,
     sizes_from_torch,
@@ -206,6 +207,8 @@ def to_torch(checkpoint: InferenceCheckpoint, destination: str | Path, *, force:
     separator = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
     encoder = _stored_encoder(checkpoint)
     notes: list[str] = []
+    if (blocks := len(checkpoint.model.widths)) != len(DOWNSAMPLING):
+        notes.append(f'the original code reads only networks of {len(DOWNSAMPLING)} blocks, and this one has {blocks}')
     original = None
     if (checkpoint.root / 'original').is_dir():
         used = {tensor.name for tensor in torch_tensors(checkpoint.model) if tensor.path is not None}

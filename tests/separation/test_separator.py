@@ -175,7 +175,7 @@ def test_invalid_audio_is_refused(separator, audio, rate, message):
 
 
 def test_a_missing_package_of_the_encoder_is_reported_by_the_first_text(tmp_path, monkeypatch):
-    model = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=256)
+    model = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 2, condition_size=256)
     identity = {'name': 'wordllama', 'version': 1, 'embedding_size': 256, 'stop_weight': 0.1, 'weights': '0' * 16}
     record = describe(TrainConfig(model=model), identity)
     save_for_inference(tmp_path / 'it', variables=init_variables(model, jax.random.key(0)), record=record, step=1)

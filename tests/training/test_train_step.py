@@ -149,7 +149,7 @@ def test_state_and_batch_have_the_shapes_of_the_run():
 # ---- On several devices ----
 
 # Wider than that of the runs, so that its weights divide over four devices.
-SPLIT_MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4, 4, 4, 4, 4), condition_size=16)
+SPLIT_MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4), condition_size=16)
 BATCH_SIZE = 16
 AS_RECORDED = Augmentation()
 
