@@ -94,6 +94,7 @@ def test_the_largest_batch_is_found_from_any_start(monkeypatch, clips, most):
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_whole_pod_is_compiled():
     topology = parse_topology('v5e:16x16')
     config = run_of(topology)
