@@ -61,7 +61,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
         terminal.complain('interrupted')
         return 130
     try:
-        with terminal.terminable() as terminated:
+        with terminal.terminable() as terminated, terminal.checkpoint_warnings_as_notes():
             return _RUN[type(command)](command)
     except KeyboardInterrupt:
         return _say_interrupted()

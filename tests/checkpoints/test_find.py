@@ -288,10 +288,13 @@ def test_a_folder_of_that_name_wins_and_one_line_says_so(web, tmp_path, monkeypa
     assert main(['convert', 'audiosep-dcase2024', 'audiosep-hive']) == 0
     assert asj.load('audiosep-hive').config == MODEL_16K
     (record,) = caplog.records
-    assert record.getMessage() == (
-        f'audiosep-hive is the folder {tmp_path}/audiosep-hive, not the published checkpoint; rename it to get that'
-    )
+    line = f'audiosep-hive is the folder {tmp_path}/audiosep-hive, not the published checkpoint; rename it to get that'
+    assert record.getMessage() == line
     caplog.clear()
+    capsys.readouterr()
+    assert main(['inspect', 'audiosep-hive']) == 0
+    assert capsys.readouterr().err == f'audiosep-jax: note: {line}\n'
+    assert not caplog.records
     asj.load(tmp_path / 'audiosep-hive')
     assert not caplog.records
     assert HIVE not in fetched(web)
