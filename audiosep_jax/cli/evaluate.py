@@ -41,9 +41,10 @@ class Evaluate:
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
     """The benchmark's folder; for csv a table `mixture,target,query` or its folder; for all a folder of benchmarks."""
     checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
+    repository on the hub."""
     benchmark: _Benchmark = None
     """The benchmark, which sets the protocol."""
     out: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('evaluation')

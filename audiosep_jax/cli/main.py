@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, evaluate, inspect, push, separate, serve, terminal
+from audiosep_jax.cli import convert, evaluate, inspect, models, push, separate, serve, terminal
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -20,6 +20,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     evaluate.Evaluate: evaluate.run,
     convert.Convert: convert.run,
     inspect.Inspect: inspect.run,
+    models.Models: models.run,
     push.Push: push.run,
     serve.Serve: serve.run,
 }
@@ -41,6 +42,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[evaluate.Evaluate, tyro.conf.subcommand('evaluate')]
             | Annotated[convert.Convert, tyro.conf.subcommand('convert')]
             | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[models.Models, tyro.conf.subcommand('models')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
             | Annotated[serve.Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
@@ -59,7 +61,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
         terminal.complain('interrupted')
         return 130
     try:
-        with terminal.terminable() as terminated:
+        with terminal.terminable() as terminated, terminal.checkpoint_warnings_as_notes():
             return _RUN[type(command)](command)
     except KeyboardInterrupt:
         return _say_interrupted()

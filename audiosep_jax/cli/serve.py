@@ -26,9 +26,10 @@ class Serve:
     """
 
     checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
+    repository on the hub."""
     host: str = '127.0.0.1'
     """The address to listen on, also an IPv6 one such as ::1. 0.0.0.0, or :: for IPv6, admits everybody who can reach
     this machine."""

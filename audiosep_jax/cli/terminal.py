@@ -47,10 +47,27 @@ class _Notes(logging.Handler):
             note(f'{self._source}: {record.getMessage()}')
 
 
-@contextlib.contextmanager
-def warnings_as_notes(source: object) -> Iterator[None]:
+class _AllNotes(logging.Handler):
+    """Prints every warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def warnings_as_notes(source: object) -> contextlib.AbstractContextManager[None]:
     """Prints the warnings that separating `source` logs as notes."""
-    logger, handler = logging.getLogger('audiosep_jax.separation'), _Notes(source)
+    return _handled('audiosep_jax.separation', _Notes(source))
+
+
+def checkpoint_warnings_as_notes() -> contextlib.AbstractContextManager[None]:
+    """Prints the warnings that finding and converting checkpoints logs as notes."""
+    return _handled('audiosep_jax.checkpoints', _AllNotes(logging.WARNING))
+
+
+@contextlib.contextmanager
+def _handled(name: str, handler: logging.Handler) -> Iterator[None]:
+    """Gives what is logged under a name to this handler alone."""
+    logger = logging.getLogger(name)
     previous, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

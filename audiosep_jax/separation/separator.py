@@ -352,8 +352,8 @@ def load(
     """Loads a Separator from a checkpoint.
 
     Args:
-        path: a run's workdir, its `checkpoints` folder, one step's folder, a converted checkpoint, or a repository of
-            the hub. None: the official weights, which are fetched and converted once.
+        path: a name of `audiosep-jax models`, which is fetched and converted once; a run's workdir, its `checkpoints`
+            folder, one step's folder, a converted checkpoint, or a repository of the hub. None means `audiosep`.
         step: which step to load, by default the newest.
         max_whole_seconds: see `Separator`.
         level: see `Separator`; by default `auto` if the checkpoint says at which level it was trained.
