@@ -214,7 +214,7 @@ class BatchScorer:
             waveforms = dict(of_item) if target is None else {**of_item, TARGET: target}
             audio_embeddings = clap.encode_audio([*waveforms.values()], sample_rate=self._rate)
             for row, embedding in zip(waveforms, audio_embeddings, strict=True):
-                text = self._texts.get(row, right_texts)[i]
+                text = (right_texts if row == REMAINDER else self._texts.get(row, right_texts))[i]
                 if text is not None:
                     scores[i].setdefault(row, {})['CLAP'] = cosine(clap_texts[text], embedding)
 

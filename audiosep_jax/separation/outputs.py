@@ -123,12 +123,7 @@ def plan_outputs(
             if source in plans:
                 raise ConfigError(f'{source}: given twice; once is enough')
             plans[source] = [
-                out
-                / (
-                    _file_name(stem, name, suffix)
-                    if template is None
-                    else _filled(template, suffix, stem=stem, query=name, index=index, input=number)
-                )
+                out / _filled(template, suffix, stem=stem, query=name, index=index, input=number)
                 for index, name in enumerate(names, 1)
             ]
     _check_folder(out, folder)
@@ -209,7 +204,7 @@ def check_template(template: str, suffix: str, *, num_inputs: int, num_outputs: 
     if other in WRITABLE_SUFFIXES:
         raise ConfigError(f'{wrong}: the files are {suffix}; use --format {other[1:]} for others')
     if any(c in '/\\' or unicodedata.category(c)[0] == 'C' for c in text):
-        raise ConfigError(f'{wrong}: a name without folders is needed; -o names the folder')
+        raise ConfigError(f'{wrong}: a name without folders and control characters is needed; -o names the folder')
     try:
         parts = list(string.Formatter().parse(text))
         unknown = [name for _, name, _, _ in parts if name is not None and name not in _FIELDS]
@@ -230,8 +225,10 @@ def check_template(template: str, suffix: str, *, num_inputs: int, num_outputs: 
     return text
 
 
-def _filled(template: str, suffix: str, **fields: str | int) -> str:
-    name = template.format(**fields)
+def _filled(template: str | None, suffix: str, *, stem: str, query: str, index: int, input: int) -> str:
+    if template is None:
+        return _file_name(stem, query, suffix)
+    name = template.format(stem=stem, query=query, index=index, input=input)
     return _shorten(name, _MAX_NAME_BYTES - len(suffix), name) + suffix
 
 

@@ -101,7 +101,7 @@ def test_a_long_name_is_cut_and_stays_distinct(folder):
     [
         ('{stem}', r"--name '\{stem\}': needs \{query\} or \{index\}, because every input has 3 outputs"),
         ('{query}', r'needs \{stem\} or \{input\}, because there are 2 inputs'),
-        ('{stem}/{query}', 'a name without folders is needed; -o names the folder'),
+        ('{stem}/{query}', 'a name without folders and control characters is needed; -o names the folder'),
         ('{stem}\\{query}', 'a name without folders'),
         ('{stem}\n{query}', 'a name without folders'),
         ('../{stem}_{query}', 'a name without folders'),
