@@ -115,7 +115,7 @@ class Separate:
     """Let the network hear quiet and loud recordings at the level that it was trained at (auto), or as they are (off).
     The level of the outputs stays in proportion to the input."""
     dtype: DtypeFlag = None
-    """Number format of the network. bfloat16 is faster on accelerators and less accurate (docs/separate.md)."""
+    """Number format of the network. bfloat16 is for accelerators, and less accurate (docs/separate.md)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """Write a report of all inputs to this file; - prints it on standard output, instead of the names of the files."""
     force: bool = False
@@ -345,7 +345,7 @@ def _separate_file(job: _Job, source: Path, outputs: list[Path], progress: FileP
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _PipeInput:
     """Standard input, with the attributes of a SoundInput that are used here."""
 

@@ -399,8 +399,8 @@ def load(
         step: which step to load, by default the newest.
         max_whole_seconds: see `Separator`.
         level: see `Separator`; by default `auto` if the checkpoint says at which level it was trained.
-        dtype: of the network's activations; by default the checkpoint's. bfloat16 is faster on accelerators, and costs
-            some accuracy (docs/separate.md has it measured).
+        dtype: of the network's activations; by default the checkpoint's. bfloat16 is for accelerators, and costs some
+            accuracy (docs/separate.md has it measured).
 
     Raises:
         ConfigError: an unknown level or dtype.
