@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from support.noisy_separator import CONFIG, noisy_variables, sound
+from support.small_separator import save_small
 
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.run_folder import save_for_inference
@@ -218,3 +219,11 @@ def test_bfloat16_is_near(variables, separator):
     assert found.dtype == np.float32
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert 1e-6 < error < 0.02
+
+
+def test_the_number_format_of_a_checkpoint_can_be_chosen(tmp_path):
+    save_small(tmp_path)
+    assert load(tmp_path).config.dtype == 'float32'
+    assert load(tmp_path, dtype='bfloat16').config.dtype == 'bfloat16'
+    with pytest.raises(ConfigError, match=r"model.dtype: 'float16' is neither"):
+        load(tmp_path, dtype='float16')

@@ -70,9 +70,7 @@ def reader(name: str) -> Callable[[Path, Path | None], tuple[list[Item], list[Le
             if not (source and positive and noise and negative):
                 bad.append(bad_row(path, line, 'a field is empty'))
                 continue
-            target, other = (
-                clips.get(os.path.splitext(os.path.basename(file))[0], folder / file) for file in (source, noise)
-            )
+            target, other = (clips.get(Path(file).stem, folder / file) for file in (source, noise))
             items.append(
                 Item(
                     f'{source}+{noise}',
@@ -103,14 +101,7 @@ def _clips_below(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place, folders, files in os.walk(folder):
         folders.sort()
-        for file in sorted(
-            files, key=lambda file: BENCHMARK_SUFFIXES.index(suffix) if (suffix := _suffix(file)) else 0
-        ):
-            if _suffix(file):
-                found.setdefault(Path(file).stem, Path(place) / file)
+        for path in sorted(map(Path, files)):
+            if path.suffix.lower() in BENCHMARK_SUFFIXES and path.name[0] != '.':
+                found.setdefault(path.stem, Path(place) / path)
     return found
-
-
-def _suffix(file: str) -> str | None:
-    suffix = os.path.splitext(file)[1].lower()
-    return suffix if suffix in BENCHMARK_SUFFIXES and file[0] != '.' else None
