@@ -448,7 +448,8 @@ def _separate_to_pipe(job: _Job, source: Path) -> int:
             job.separator, sound.blocks(), sound.rate, job.embedded, job.options, live=source == _PIPE
         )
         for piece in pieces:
-            data, beyond = encoded(piece.residual if job.command.remove else piece.targets[0], form)
+            parts = piece.blended(job.options.strength)
+            data, beyond = encoded(parts.residual if job.command.remove else parts.targets[0], form)
             clipped += beyond
             out.write(data)
             out.flush()

@@ -167,7 +167,8 @@ def write_sounds(
         match = LoudnessMatch(len(outputs), sound.rate, sound.channels) if options.keep_loudness else None
         samples = 0
         for piece in separated_pieces(separator, sound.blocks(), sound.rate, embedded, options, live=False):
-            sounds = [*(piece.targets if targets else ()), *([piece.residual] if residual is not None else [])]
+            parts = piece.blended(options.strength)
+            sounds = [*(parts.targets if targets else ()), *([parts.residual] if residual is not None else [])]
             files.write([resampler.push(x) for resampler, x in zip(resamplers, sounds, strict=True)])
             if match is not None:
                 match.push(piece.mixture, sounds)
@@ -193,13 +194,10 @@ def separated_pieces(
     *,
     live: bool,
 ) -> Iterator['Separation']:
-    """Yields the separated pieces of a recording that arrives in blocks, float32 [channels, n]."""
+    """Yields the pieces of a recording that arrives in blocks, float32 [channels, n], before they are blended."""
     per_channel = options.per_channel
     if options.spans:
-        pieces = stream_spans(
+        return stream_spans(
             separator, blocks, embedded, options.spans, sample_rate=rate, per_channel=per_channel, live=live
         )
-    else:
-        pieces = separator.stream(blocks, embedded, sample_rate=rate, per_channel=per_channel, live=live)
-    for piece in pieces:
-        yield piece.blended(options.strength)
+    return separator.stream(blocks, embedded, sample_rate=rate, per_channel=per_channel, live=live)

@@ -62,7 +62,7 @@ class Separation:
 
     @property
     def mixture(self) -> Float32[np.ndarray, 'channels T']:
-        """The mixture, as the sum of its parts."""
+        """The mixture, as the sum of its parts, unless they have been blended."""
         return self.residual + self.targets.sum(0)
 
     def blended(self, strength: float, mixture: Float32[np.ndarray, 'channels T'] | None = None) -> 'Separation':

@@ -76,12 +76,23 @@ def test_mistakes(folder, targets, options, error, says):
 
 def test_strength_leaves_a_part_of_the_recording_outside_of_the_spans():
     separator, x = QuarterSeparator(), sound(samples=RATE)
-    options = FileOptions(spans=(Span(0.5, 0.75),), strength=0.9)
+    options = FileOptions(spans=(Span(0.5, 0.75),))
     blocks = iter(np.array_split(x, 10, axis=1))
     pieces = list(separated_pieces(separator, blocks, RATE, separator.prepare('a dog'), options, live=False))
-    target = np.concatenate([piece.targets[0] for piece in pieces], axis=-1)
-    residual = np.concatenate([piece.residual for piece in pieces], axis=-1)
+    target = np.concatenate([piece.blended(0.9).targets[0] for piece in pieces], axis=-1)
+    residual = np.concatenate([piece.blended(0.9).residual for piece in pieces], axis=-1)
     outside, inside = slice(0, 7000), slice(9000, 11000)
     np.testing.assert_allclose(target[:, outside], 0.1 * x[:, outside], atol=1e-6)
     np.testing.assert_allclose(residual[:, outside], x[:, outside], atol=1e-6)
     np.testing.assert_allclose(target[:, inside], (0.9 * 0.25 + 0.1) * x[:, inside], atol=1e-6)
+
+
+def test_loudness_is_that_of_the_recording_whatever_the_strength(folder):
+    write('in.wav', samples=SAMPLES, level=0.1)
+    x = read_audio('in.wav')[0]
+    for strength in (1.0, 0.5):
+        written = separate_file(
+            QuarterSeparator(), 'in.wav', 'a dog', ['dog.wav'], strength=strength, keep_loudness=True
+        )
+        np.testing.assert_allclose(read_audio('dog.wav')[0], x, atol=1e-4)
+        assert written.loudness_gains[0] == pytest.approx(1 / (1 - 0.75 * strength), rel=1e-3)
