@@ -27,6 +27,7 @@ __all__ = [
     'metrics',
     'push',
     'read_audio',
+    'separate_file',
     'stft',
     'write_audio',
 ]
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.models.audiosep import AudioSep, ModelConfig
     from audiosep_jax.models.resunet import ResUNet30
+    from audiosep_jax.separation.files import separate_file
     from audiosep_jax.separation.queries import Query
     from audiosep_jax.separation.separator import Separation, Separator, load
     from audiosep_jax.training.mixing import SegmentMixer
@@ -59,6 +61,7 @@ _HOMES = {
     'load_encoder': 'encoders.registry',
     'push': 'checkpoints.publish',
     'read_audio': 'audio.reading',
+    'separate_file': 'separation.files',
     'stft': 'audio.stft',
     'write_audio': 'audio.writing',
 }

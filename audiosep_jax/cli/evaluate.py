@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
 
 _Name = Literal[
-    'audioset', 'audiocaps', 'vggsound', 'clotho', 'music', 'esc50', 'dcase2024', 'voicebank-demand', 'csv', 'all'
-]
+    'audioset', 'audiocaps', 'vggsound', 'clotho', 'music', 'esc50', 'dcase2024', 'voicebank-demand',
+    'clapsep-audiocaps', 'clapsep-audioset', 'clapsep-music', 'clapsep-esc50', 'clapsep-fsd50k', 'csv', 'all',
+]  # fmt: skip
 _Benchmark = Annotated[
     _Name | None,
     tyro.conf.arg(

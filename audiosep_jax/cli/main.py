@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, evaluate, inspect, models, push, separate, serve, terminal
+from audiosep_jax.cli import convert, env, evaluate, inspect, models, push, separate, serve, terminal
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -23,6 +23,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     models.Models: models.run,
     push.Push: push.run,
     serve.Serve: serve.run,
+    env.Env: env.run,
 }
 
 
@@ -44,7 +45,8 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
             | Annotated[models.Models, tyro.conf.subcommand('models')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
-            | Annotated[serve.Serve, tyro.conf.subcommand('serve')],
+            | Annotated[serve.Serve, tyro.conf.subcommand('serve')]
+            | Annotated[env.Env, tyro.conf.subcommand('env')],
             prog='audiosep-jax',
             description='Separate sounds by describing them. --version prints the version.',
             args=argv,

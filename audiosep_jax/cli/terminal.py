@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from audiosep_jax.interrupts import interruptible
 
@@ -77,14 +77,20 @@ def _handled(name: str, handler: logging.Handler) -> Iterator[None]:
         logger.propagate = previous
 
 
-def load(path: str | None, *, max_whole_seconds: float | None = None, level: 'LevelRule | None' = None) -> 'Separator':
+def load(
+    path: str | None,
+    *,
+    max_whole_seconds: float | None = None,
+    level: 'LevelRule | None' = None,
+    dtype: Literal['float32', 'bfloat16'] | None = None,
+) -> 'Separator':
     """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
     from audiosep_jax.separation.separator import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
     silence_orbax()
     enable_compilation_cache()
-    return load(path, max_whole_seconds=max_whole_seconds, level=level)
+    return load(path, max_whole_seconds=max_whole_seconds, level=level, dtype=dtype)
 
 
 def silence_orbax() -> None:

@@ -1,10 +1,6 @@
 """The web page: takes a recording and descriptions, returns players, downloads and spectrograms. `server.py` serves it.
 
 `answer` does the work of a request and does not depend on Gradio; `build_page` lays out the page.
-
-**Strength** s, from 0 to 1, blends the separated sounds with the recording x: every target y becomes s·y + (1 − s)·x,
-and the residual r = x − Σ y becomes s·r + (1 − s)·x. At 1 they are the outputs of `Separator.separate`, at 0 both equal
-the recording. In between, the other sounds are attenuated by -20·log10(1 − s) dB: 6 dB at 0.5, 20 dB at 0.9.
 """
 
 import dataclasses
@@ -27,6 +23,7 @@ from audiosep_jax.separation.cancellation import cancels
 from audiosep_jax.separation.outputs import RESIDUAL, plan_outputs, query_names
 from audiosep_jax.separation.queries import Query
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.separation.strength import check_strength
 
 if TYPE_CHECKING:
     import gradio
@@ -116,27 +113,26 @@ def answer(
         recording: the uploaded file, if there is one.
         queries: the sounds to extract, one description per line.
         unwanted: the sounds to exclude, one description per line; may be empty.
-        strength: s, see the top of this file.
+        strength: s, see `separation/strength.py`.
         folder: an existing folder for the files.
         limits: of the request.
 
     Raises:
         AudioFileError: there is no recording, it is not audio, or it is too long.
-        QueryError: no description, too many or too long ones, or a strength out of range; see also
-            `Separator.prepare`.
+        QueryError: no description, or too many or too long ones; see also `Separator.prepare`.
+        ConfigError: a strength that is not between 0 and 1.
     """
     if recording is None:
         raise AudioFileError('no recording yet: upload a file, record one, or choose an example')
-    if strength is None or not 0 <= strength <= 1:
-        raise QueryError(f'the strength must be between 0 and 1, got {strength}')
+    strength = check_strength(strength)
     texts = _lines(queries, limits)
     if not texts:
         raise QueryError('nothing to extract: describe a sound, for example: a dog barking')
     excluded = _lines(unwanted, limits)
     embedded = separator.prepare([Query.text(text).without(*excluded) for text in texts])
     mixture, rate = _read(recording, limits)
-    separation = separator.separate(mixture, embedded, sample_rate=rate)
-    sounds = [blended(sound, mixture, strength) for sound in (*separation.targets, separation.residual)]
+    separation = separator.separate(mixture, embedded, sample_rate=rate, strength=strength)
+    sounds = [*separation.targets, separation.residual]
 
     names = [*query_names(texts), RESIDUAL]
     plan = plan_outputs(folder, [Path(recording.name)], names, num_queries=len(texts), subtype=_SUBTYPE)
@@ -151,13 +147,6 @@ def answer(
     if cancels(mixture):
         notes.append('The channels cancel in their mean, which is what is listened to: upload each channel by itself.')
     return Answer(dict(zip(texts, paths, strict=False)), paths[-1], picture, ' '.join(notes))
-
-
-def blended(separated: np.ndarray, mixture: np.ndarray, strength: float) -> np.ndarray:
-    """Returns s·separated + (1 − s)·mixture, float32 [channels, T]; at s = 1 exactly `separated`."""
-    if strength == 1:
-        return separated
-    return np.float32(strength) * separated + np.float32(1 - strength) * mixture
 
 
 def find_examples(folder: Path) -> list[Example]:
