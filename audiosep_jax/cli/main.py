@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, evaluate, inspect, push, separate, serve, terminal
+from audiosep_jax.cli import convert, evaluate, export, inspect, push, separate, serve, terminal
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -20,6 +20,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     evaluate.Evaluate: evaluate.run,
     convert.Convert: convert.run,
     inspect.Inspect: inspect.run,
+    export.Export: export.run,
     push.Push: push.run,
     serve.Serve: serve.run,
 }
@@ -41,6 +42,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[evaluate.Evaluate, tyro.conf.subcommand('evaluate')]
             | Annotated[convert.Convert, tyro.conf.subcommand('convert')]
             | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[export.Export, tyro.conf.subcommand('export')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
             | Annotated[serve.Serve, tyro.conf.subcommand('serve')],
             prog='audiosep-jax',
