@@ -18,6 +18,7 @@ from audiosep_jax.export.text import text_graph, why_not_exported
 from audiosep_jax.export.waveform import SeparationGraph
 from audiosep_jax.models.folded import look_ahead
 from audiosep_jax.separation.level import level_bounds
+from audiosep_jax.separation.queries import embed
 from audiosep_jax.separation.separator import load_encoder_of
 from audiosep_jax.storage.atomic import new_folder
 from audiosep_jax.storage.json_files import write_json
@@ -73,9 +74,7 @@ def export(
     check_free(out)
     found = open_checkpoint(checkpoint)
     encoder = load_encoder_of(found)
-    if queries and encoder is None:
-        raise ConfigError(f'{found.path} has no query encoder for --query: omit it')
-    embeddings = encoder.encode_text(list(queries)) if queries and encoder is not None else []
+    vectors = embed(list(queries), encoder, found.model.condition_size).queries.tolist() if queries else []
     notes: list[str] = []
     metadata = _metadata(found)
     with new_folder(out) as folder, errors_about(found.path):
@@ -91,7 +90,6 @@ def export(
             program = export_separation(network.config, network.weights, bounds)
             (folder / 'separate.stablehlo').write_bytes(program)
         if queries:
-            vectors = [[float(number) for number in row] for row in embeddings]
             table = json.dumps(dict(zip(queries, vectors, strict=True)), ensure_ascii=False)
             (folder / 'queries.json').write_text(table, 'utf-8')
         write_json(folder / 'metadata.json', metadata)

@@ -32,7 +32,8 @@ def import_onnx() -> None:
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"ONNX needs the package onnx: pip install 'audiosep_jax[export]' ({error})") from error
+        remedy = "pip install 'audiosep_jax[export]', or --format stablehlo"
+        raise ConfigError(f'ONNX needs the package onnx: {remedy}') from error
 
 
 class Graph:
