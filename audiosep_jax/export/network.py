@@ -31,8 +31,8 @@ class Position:
         count: how many frames the recording has, int64 [1].
     """
 
-    start: str
-    count: str
+    start: Value
+    count: Value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,14 @@ class _Pieces:
     def __init__(self, graph: Graph, position: Position, dtype: np.dtype):
         self._graph, self._position, self._dtype, self._states = graph, position, dtype, 0
         blocks = graph(
-            'Div', graph('Add', position.count, np.int64([TIME_DOWNSAMPLING - 1])), np.int64([TIME_DOWNSAMPLING])
+            'Div', graph('Add', position.count, np.array([TIME_DOWNSAMPLING - 1])), np.array([TIME_DOWNSAMPLING])
         )
-        self._end = graph('Mul', blocks, np.int64([TIME_DOWNSAMPLING]))
+        self._end = graph('Mul', blocks, np.array([TIME_DOWNSAMPLING]))
 
     def conv3x3(self, x: _Activations, kernel: np.ndarray) -> _Activations:
-        graph, scale = self._graph, np.int64([x.scale])
+        graph, scale = self._graph, np.array([x.scale])
         start, end = graph('Div', self._position.start, scale), graph('Div', self._end, scale)
-        inside = inside_recording(graph, x.values, 2, graph('Sub', start, np.int64([x.delay])), end)
+        inside = inside_recording(graph, x.values, 2, graph('Sub', start, np.array([x.delay])), end)
         inside = graph('Cast', inside, to=cast_to(self._dtype))
         values = self._after_last(dataclasses.replace(x, values=graph('Mul', x.values, inside)), 2)
         y = graph('Conv', values, kernel, pads=[0, 1, 0, 1])
@@ -154,7 +154,7 @@ class MaskNetwork:
             values = graph.cut(values, 2, 0, graph.size(magnitude, 1))
         real, imaginary = _complex_mask(graph, graph('Cast', values, to=cast_to(np.float32)))
         if position is not None:
-            first = graph('Sub', position.start, np.int64([maps.delay]))
+            first = graph('Sub', position.start, np.array([maps.delay]))
             inside = inside_recording(graph, real, 1, first, position.count)
             inside = graph('Cast', inside, to=cast_to(np.float32))
             real, imaginary = graph('Mul', real, inside), graph('Mul', imaginary, inside)
@@ -167,7 +167,7 @@ class MaskNetwork:
         x = graph('Mul', graph('Max', magnitude, MAGNITUDE_FLOOR), norm['scale'])
         x = graph.cut(graph('Add', x, norm['shift']), 2, 0, bins)
         if position is None:
-            missing = graph('Mod', graph('Neg', graph.size(x, 1)), np.int64([TIME_DOWNSAMPLING]))
+            missing = graph('Mod', graph('Neg', graph.size(x, 1)), np.array([TIME_DOWNSAMPLING]))
             x = graph.pad_end(x, 3, 1, missing)
         else:
             inside = inside_recording(graph, x, 1, position.start, position.count)

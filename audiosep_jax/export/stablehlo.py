@@ -30,7 +30,7 @@ def export_mask(config: ModelConfig, weights: Weights) -> bytes:
         weights: of the folded network, with nothing packed.
     """
     shapes = f'batch, frames, {config.window_size // 2 + 1}', f'batch, {config.condition_size}'
-    return _serialize(functools.partial(_mask, config, weights), *shapes)
+    return _serialize(functools.partial(_mask, config), weights, *shapes)
 
 
 def export_separation(config: ModelConfig, weights: Weights, bounds: Float32[np.ndarray, '2'] | None) -> bytes:
@@ -42,13 +42,15 @@ def export_separation(config: ModelConfig, weights: Weights, bounds: Float32[np.
         bounds: of the level at which the network hears the mixtures (`separation.level`); None: at their own.
     """
     shapes = 'batch, channels, samples', f'batch, {config.condition_size}'
-    return _serialize(functools.partial(_separate, config, weights, bounds), *shapes)
+    return _serialize(functools.partial(_separate, config, bounds), weights, *shapes)
 
 
-def _serialize(function: Callable, *shapes: str) -> bytes:
+def _serialize(function: Callable, weights: Weights, *shapes: str) -> bytes:
+    """Serializes a function of weights, which become constants, and of float32 arrays with these symbolic shapes."""
     scope = export.SymbolicScope()
     inputs = [jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), np.float32) for shape in shapes]
-    return bytes(export.export(jax.jit(function), platforms=_PLATFORMS)(*inputs).serialize())
+    program = jax.jit(functools.partial(function, jax.tree.map(jnp.asarray, weights)))
+    return bytes(export.export(program, platforms=_PLATFORMS)(*inputs).serialize())
 
 
 def _mask(
@@ -65,15 +67,14 @@ def _mask(
 
 def _separate(
     config: ModelConfig,
-    weights: Weights,
     bounds: Float32[np.ndarray, '2'] | None,
+    weights: Weights,
     mixture: Float32[Array, 'B channels T'],
     embedding: Float32[Array, 'B E'],
 ) -> Float32[Array, 'B channels T']:
     window, hop, half = config.window_size, config.hop_size, config.window_size // 2
     batch, _, length = mixture.shape
-    count = 1 + length // hop
-    frames = _padded(count)
+    frames, count = _padded(1 + length // hop), jnp.asarray(1 + length // hop)
     # `reflect_pad` for a size that is not known: back and forth if the signal is short.
     turn = jnp.maximum(2 * jnp.asarray(length) - 2, 1)
     place = (jnp.arange((frames - 1) * hop + window) - half) % turn
@@ -82,7 +83,7 @@ def _separate(
     state = None if bounds is None else start_level(config, bounds, batch)
     heard, _ = leveled(config, spectra.mean(1), 0, count, state)
     mask = _whole_mask(config, weights, heard, jnp.arange(frames) < count, embedding)
-    target = istft(spectra * mask[:, None], window, hop, length=frames * hop, frame_count=count)
+    target = istft(spectra * mask[:, None], window, hop, length=frames * hop, frame_count=count[None, None])
     return jnp.take(target, jnp.arange(length), axis=-1, mode='clip')
 
 

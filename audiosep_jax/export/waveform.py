@@ -41,13 +41,13 @@ class SeparationGraph:
         length = graph.size(mixture, 2)
         padded = graph('Gather', mixture, _reflected(graph, length, half), axis=2)
         spectra = self._stft(graph, padded)
-        count = graph('Add', graph('Div', length, np.int64([hop])), np.int64([1]))
-        power, _ = self._leveled(graph, _heard_power(graph, spectra), Position(np.int64([0]), count), None)
+        count = graph('Add', graph('Div', length, np.array([hop])), np.array([1]))
+        power, _ = self._leveled(graph, _heard_power(graph, spectra), Position(np.array([0]), count), None)
         real, imaginary, _ = self.network.add(graph, graph('Sqrt', power), embedding)
         frames = self._overlapped(graph, _masked(graph, spectra, real, imaginary))
-        ones = graph('Expand', np.ones((1, 1, 1), np.float32), graph('Concat', np.int64([1, 1]), count, axis=0))
+        ones = graph('Expand', np.ones((1, 1, 1), np.float32), graph('Concat', np.array([1, 1]), count, axis=0))
         target = graph('Div', frames, graph('Max', self._weight(graph, ones), np.float32(WINDOW_SUM_FLOOR)))
-        target = graph.cut(target, 2, half, graph('Add', length, np.int64([half])))
+        target = graph.cut(target, 2, half, graph('Add', length, np.array([half])))
         graph.output(graph('Reshape', target, graph('Shape', mixture)), 'target', np.float32, shape)
         return graph
 
@@ -71,10 +71,10 @@ class SeparationGraph:
         everything = graph('Concat', graph.state('spectra', np.float32, waiting), spectra, axis=4)
         graph.keep('spectra', graph.cut(everything, 4, -late), np.float32, waiting)
         masked = _masked(graph, graph.cut(everything, 4, 0, -late), real, imaginary)
-        first = graph('Sub', position.start, np.int64([late]))
+        first = graph('Sub', position.start, np.array([late]))
         inside = graph('Cast', inside_recording(graph, masked, 4, first, position.count), to=cast_to(np.float32))
         inside = graph('Transpose', inside, perm=[1, 0])  # the mask is zero outside; the windows have to be left out
-        done = graph('Mul', graph.size(masked, 4), np.int64([hop]))
+        done = graph('Mul', graph.size(masked, 4), np.array([hop]))
         weight = self._weight(graph, graph('Unsqueeze', inside, np.array([0])))
         shape = ('batch', 'channels', self._window - hop)
         frames = self._overlapped(graph, masked)
@@ -144,11 +144,11 @@ class SeparationGraph:
         if bounds is None:
             return graph('Max', power, floor), None
         block, blocks = TIME_DOWNSAMPLING, self._level_blocks
-        missing = graph('Mod', graph('Neg', graph.size(power, 1)), np.int64([block]))
+        missing = graph('Mod', graph('Neg', graph.size(power, 1)), np.array([block]))
         squares = graph('MatMul', power, self._square_weights())
         if before is None:
             before = graph(
-                'Expand', np.float32(0), graph('Concat', graph.size(power, 0), np.int64([blocks - 1]), axis=0)
+                'Expand', np.float32(0), graph('Concat', graph.size(power, 0), np.array([blocks - 1]), axis=0)
             )
         else:
             inside = inside_recording(graph, power, 1, position.start, position.count)
@@ -159,14 +159,14 @@ class SeparationGraph:
         total = graph('Squeeze', total, np.array([1]))
         end = graph('Mul', graph('Add', graph.count_to(graph.size(total, 1)), np.int64(1)), np.int64(block))
         end = graph('Add', end, position.start)
-        begin = graph('Max', graph('Sub', end, np.int64([blocks * block])), np.int64(0))
+        begin = graph('Max', graph('Sub', end, np.array([blocks * block])), np.int64(0))
         measured = graph('Max', graph('Sub', graph('Min', end, position.count), begin), np.int64(1))
         mean = graph('Div', total, graph('Cast', measured, to=cast_to(np.float32)))
         wanted = graph('Clip', mean, *bounds)
         gain = graph('Div', wanted, graph('Max', mean, np.float32(SILENCE)))  # of the power
         gain = graph('Min', gain, np.float32(MAX_GAIN**2))
         gain = graph('Where', graph('Greater', mean, np.float32(SILENCE)), gain, np.float32(1))
-        gain = graph('Expand', graph('Unsqueeze', gain, np.array([2])), np.int64([1, 1, block]))
+        gain = graph('Expand', graph('Unsqueeze', gain, np.array([2])), np.array([1, 1, block]))
         gain = graph.cut(graph.shaped(gain, graph.size(power, 0), -1, 1), 1, 0, graph.size(power, 1))
         after = graph.cut(sums, 1, 1 - blocks) if blocks > 1 else graph.cut(sums, 1, END)
         return graph('Max', graph('Mul', power, gain), floor), after
@@ -187,7 +187,7 @@ def _reflected(graph: Graph, length: str, half: int) -> str:
     """Returns the samples that make a signal padded by reflection, back and forth if it is short, int64 [S]."""
     scalar = graph('Squeeze', length, np.array([0]))
     place = graph('Range', np.int64(-half), graph('Add', scalar, np.int64(half)), np.int64(1))
-    turn = graph('Max', graph('Sub', graph('Add', length, length), np.int64([2])), np.int64([1]))
+    turn = graph('Max', graph('Sub', graph('Add', length, length), np.array([2])), np.array([1]))
     place = graph('Mod', place, turn)
     return graph('Where', graph('Less', place, length), place, graph('Sub', turn, place))
 

@@ -9,14 +9,19 @@ from support.small_separator import save_small
 from audiosep_jax.cli.main import main
 
 
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    return save_small(tmp_path_factory.mktemp('run'))
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, checkpoint):
+    (tmp_path / 'RUN').symlink_to(checkpoint)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_it_names_the_files_and_what_was_left_out(folder, capsys):
-    save_small(folder / 'RUN')
     assert main(['export', 'RUN', 'out', '--format', 'onnx', '--query', 'a siren']) == 0
     printed, notes = capsys.readouterr()
     assert printed.split()[::3] == [f'out/{name}' for name in sorted(os.listdir('out'))]
@@ -34,11 +39,10 @@ def test_it_names_the_files_and_what_was_left_out(folder, capsys):
         (['RUN', 'nowhere/out'], 1, 'does not exist; make it first'),
         (['RUN', 'locked/out'], 1, 'no permission to write'),
         (['RUN', 'out', '--format', 'stablehlo', '--dtype', 'float16'], 2, '--dtype is for ONNX only'),
-        (['RUN', 'out', '--query', ''], 2, 'empty query'),
+        (['RUN', 'out', '--query', ''], 2, 'the query is empty'),
     ],
 )
 def test_errors_are_one_line(folder, capsys, arguments, code, message, monkeypatch):
-    save_small(folder / 'RUN')
     for name in ('taken', 'locked'):
         (folder / name).mkdir()
     (folder / 'taken' / 'x').touch()

@@ -94,7 +94,7 @@ def test_a_text_tower_comes_with_its_tokenizer(checkpoint, tmp_path, monkeypatch
     [
         ({'format': 'stablehlo', 'dtype': 'float16'}, ConfigError, '--dtype is for ONNX only'),
         ({'format': 'stablehlo', 'external_weights': True}, ConfigError, '--external-weights is for ONNX only'),
-        ({'queries': [' ']}, QueryError, 'empty query'),
+        ({'queries': [' ']}, QueryError, 'the query is empty'),
     ],
 )
 def test_what_cannot_be_is_an_error_and_leaves_no_folder(checkpoint, tmp_path, options, error, message):

@@ -83,7 +83,9 @@ def test_pieces_are_the_whole(variables, dtype):
     outputs = run_pieces(session_of(graph_of(variables, dtype, pieces=True)), pieces, batch=2)
     for masks, wanted in zip(zip(*outputs, strict=True), whole, strict=True):
         mask = np.concatenate(masks, axis=1)
-        np.testing.assert_allclose(mask[:, late : late + 70], wanted, atol=1e-5 if dtype == 'float32' else 0.02)
+        error = np.abs(mask[:, late : late + 70] - wanted)
+        # In half precision a mask turns where both parts are close to 0.
+        assert error.max() < 1e-5 if dtype == 'float32' else np.linalg.norm(error) < 0.005 * np.linalg.norm(wanted)
         assert not mask[:, :late].any()
         assert not mask[:, late + 70 :].any()
 
