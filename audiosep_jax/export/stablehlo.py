@@ -12,12 +12,13 @@ import numpy as np
 from jax import Array, export
 from jaxtyping import Float, Float32
 
-from audiosep_jax.audio.stft import istft, stft
+from audiosep_jax.audio.stft import stft
 from audiosep_jax.models import folded
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import Weights
 from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 from audiosep_jax.separation.level import leveled, start_level
+from audiosep_jax.separation.network import overlap_add_piece
 
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -83,8 +84,8 @@ def _separate(
     state = None if bounds is None else start_level(config, bounds, batch)
     heard, _ = leveled(config, spectra.mean(1), 0, count, state)
     mask = _whole_mask(config, weights, heard, jnp.arange(frames) < count, embedding)
-    target = istft(spectra * mask[:, None], window, hop, length=frames * hop, frame_count=count[None, None])
-    return jnp.take(target, jnp.arange(length), axis=-1, mode='clip')
+    samples, _, _ = overlap_add_piece(config, spectra * mask[:, None], 0, count, None, None)
+    return jnp.take(samples, half + jnp.arange(length), axis=-1, mode='clip')
 
 
 def _padded(frames: int) -> int:

@@ -112,6 +112,8 @@ def test_a_folder_that_is_taken_stays_as_it_is(checkpoint, tmp_path):
 
 def test_stablehlo_does_not_need_the_package(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnx', None)
+    for name in ('export_mask', 'export_separation'):
+        monkeypatch.setattr(f'audiosep_jax.export.folder.{name}', lambda *_: b'program')
     with pytest.raises(ConfigError, match='--format stablehlo'):
         export(checkpoint, tmp_path / 'out')
     result = export(checkpoint, tmp_path / 'out', format='stablehlo')

@@ -47,12 +47,13 @@ def expected(variables, magnitude, embedding):
 
 def test_masks_are_those_of_the_folded_network_for_any_number_of_frames_and_rows(variables):
     session = session_of(graph_of(variables))
-    for rows, frames in ((2, 33), (2, 64), (1, 1)):
-        given = inputs(rows, frames)
-        real, imaginary = run(session, **given)
+    for frames in (33, 64):  # compiled once
+        given = inputs(2, frames)
         wanted = expected(variables, **given)
-        assert real.shape == wanted.shape
-        np.testing.assert_allclose(real + 1j * imaginary, wanted, atol=1e-4 * np.abs(wanted).max())
+        for rows in (2, 1):
+            real, imaginary = run(session, **{name: array[:rows] for name, array in given.items()})
+            assert real.shape == wanted[:rows].shape
+            np.testing.assert_allclose(real + 1j * imaginary, wanted[:rows], atol=1e-4 * np.abs(wanted).max())
 
 
 def test_half_precision_changes_the_masks_little(variables):

@@ -20,10 +20,9 @@ PROGRAM = """
 import sys
 import jax, numpy as np
 mask = jax.export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
-for rows, frames in ((2, 33), (1, 5)):
-    real, imaginary = mask.call(np.ones((rows, frames, 65), np.float32), np.ones((rows, 512), np.float32))
-    assert real.shape == imaginary.shape == (rows, frames, 65)
-    assert not real[..., -1].any() and real.any()
+real, imaginary = mask.call(np.ones((2, 5, 65), np.float32), np.ones((2, 512), np.float32))
+assert real.shape == imaginary.shape == (2, 5, 65)
+assert not real[..., -1].any() and real.any()
 assert not any(name.startswith('audiosep_jax') for name in sys.modules)
 """
 
