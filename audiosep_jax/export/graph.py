@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiosep_jax import __version__
 from audiosep_jax.errors import CheckpointError, ConfigError
 from audiosep_jax.storage.atomic import replacing
 
@@ -131,7 +130,7 @@ class Graph:
             opset_imports=[helper.make_opsetid('', OPSET)],
             ir_version=_IR_VERSION,
             producer_name='audiosep_jax',
-            producer_version=__version__,
+            producer_version=metadata.get('audiosep_jax', ''),
         )
         helper.set_model_props(model, {**metadata, 'opset': str(OPSET)})
         return model

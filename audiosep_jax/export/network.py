@@ -1,5 +1,8 @@
 """The mask network as an ONNX graph, for whole recordings or for pieces: the computations of `models/folded.py`.
 
+The graph is written out, because jax2onnx 0.17 does not know `lax.platform_dependent`, by which the convolutions choose
+how they are computed, and cannot be installed beside the Orbax of this project.
+
 Arrays are [B, C, N, F] here. A batch norm is a multiplication and a sum; the scale of the second norm of each block is
 folded into the convolution before it.
 
