@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, env, evaluate, inspect, models, push, separate, serve, terminal
+from audiosep_jax.cli import convert, env, evaluate, export, inspect, models, push, separate, serve, terminal
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -21,6 +21,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     convert.Convert: convert.run,
     inspect.Inspect: inspect.run,
     models.Models: models.run,
+    export.Export: export.run,
     push.Push: push.run,
     serve.Serve: serve.run,
     env.Env: env.run,
@@ -44,6 +45,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[convert.Convert, tyro.conf.subcommand('convert')]
             | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
             | Annotated[models.Models, tyro.conf.subcommand('models')]
+            | Annotated[export.Export, tyro.conf.subcommand('export')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
             | Annotated[serve.Serve, tyro.conf.subcommand('serve')]
             | Annotated[env.Env, tyro.conf.subcommand('env')],

@@ -89,6 +89,16 @@ class MiniLMEncoder:
             'source': self.source,
         }
 
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """The weights by their names in the file."""
+        return self._tensors
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a sentence are used, at most."""
+        return min(_LENGTHS[-1], self.config.positions)
+
     @functools.cached_property
     def _fingerprint(self) -> str:
         return fingerprint(self._tensors, _shapes(self.config), f'{self.config.heads} heads')
@@ -109,7 +119,7 @@ class MiniLMEncoder:
         check_texts(texts)
         if not texts:
             return np.zeros((0, self.embedding_size), np.float32)
-        ids, mask = self.tokenizer.encode(list(texts), min(_LENGTHS[-1], self.config.positions))
+        ids, mask = self.tokenizer.encode(list(texts), self.max_tokens)
         if ids.max() >= self.config.vocabulary:
             raise CheckpointError(f'{self._folder}: its tokenizer has more words than its weights')
         embeddings = np.empty((len(ids), self.embedding_size), np.float32)

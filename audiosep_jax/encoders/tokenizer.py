@@ -64,6 +64,10 @@ class Tokenizer:
         """The number of token ids, including the special ones."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """Returns the tokenizer as the contents of a `tokenizer.json`, without truncation and padding."""
+        return self._backend.to_str()
+
     def encode(self, texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids and attention mask, int32 [Q, L] each, padded on the right to the longest of these texts.
 

@@ -75,6 +75,15 @@ class WordLlamaEncoder:
             'weights': self._fingerprint,
         }
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """The vectors of the word pieces, [pieces, E]."""
+        return self._vectors
+
+    def tokenizer_json(self) -> str:
+        """Returns the tokenizer as the contents of a `tokenizer.json`."""
+        return self._tokenizer.to_str()
+
     @functools.cached_property
     def _fingerprint(self) -> str:
         return fingerprint({'embedding.weight': self._vectors}, settings=str(self._pieces(_PROBE)))

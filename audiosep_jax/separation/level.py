@@ -28,8 +28,8 @@ LevelRule = Literal['auto', 'off']
 ASSUMED = Level(low_db=-30.0, median_db=-23.0, high_db=-15.0, mixtures=0)
 
 _SECONDS = 10.0
-_SILENCE = 1e-9  # mean square below which nothing is amplified, -90 dB
-_MAX_GAIN = 10 ** (50 / 20)
+SILENCE = 1e-9  # mean square below which nothing is amplified, -90 dB
+MAX_GAIN = 10 ** (50 / 20)
 
 
 class LevelState(NamedTuple):
@@ -105,8 +105,8 @@ def leveled(
 
 def _gain(mean_square: Float32[Array, 'rows K'], bounds: Float32[Array | np.ndarray, '2']) -> Float32[Array, 'rows K']:
     wanted = jnp.clip(mean_square, bounds[0], bounds[1])
-    gain = jnp.minimum(jnp.sqrt(wanted / jnp.maximum(mean_square, _SILENCE)), _MAX_GAIN)
-    return jnp.where(mean_square > _SILENCE, gain, 1)
+    gain = jnp.minimum(jnp.sqrt(wanted / jnp.maximum(mean_square, SILENCE)), MAX_GAIN)
+    return jnp.where(mean_square > SILENCE, gain, 1)
 
 
 def _mean_square(config: ModelConfig, spectra: Complex64[Array, 'rows N F']) -> Float32[Array, 'rows N']:

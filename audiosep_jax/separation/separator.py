@@ -419,7 +419,7 @@ def load(
     return Separator(
         checkpoint.model if dtype is None else dataclasses.replace(checkpoint.model, dtype=dtype),
         checkpoint.variables,
-        _load_encoder_of(checkpoint),
+        load_encoder_of(checkpoint),
         info=info,
         max_whole_seconds=max_whole_seconds,
         trained_level=checkpoint.level,
@@ -433,7 +433,13 @@ def _check_level(level: LevelRule) -> LevelRule:
     return level
 
 
-def _load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
+def load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
+    """Returns the query encoder of a checkpoint; one that only has an identity if its weights are missing.
+
+    Raises:
+        CheckpointError: this version does not have the encoder.
+        EncoderMismatchError: this version has the encoder, but gives other embeddings.
+    """
     if checkpoint.encoder is None:
         return None
     try:

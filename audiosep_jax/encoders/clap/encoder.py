@@ -112,6 +112,16 @@ class ClapEncoder:
             'source': self.source,
         }
 
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """The weights of both towers, by their names in LAION's files."""
+        return self._tensors
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a sentence are used, at most."""
+        return self.text.max_length
+
     @functools.cached_property
     def _fingerprint(self) -> str:
         usual, bands = HtsatConfig(), (self.audio.lowest, self.audio.highest)
