@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, evaluate, inspect, push, separate, serve, terminal
+from audiosep_jax.cli import convert, evaluate, inspect, learn_query, push, separate, serve, terminal
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -22,6 +22,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     inspect.Inspect: inspect.run,
     push.Push: push.run,
     serve.Serve: serve.run,
+    learn_query.LearnQuery: learn_query.run,
 }
 
 
@@ -42,7 +43,8 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[convert.Convert, tyro.conf.subcommand('convert')]
             | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
-            | Annotated[serve.Serve, tyro.conf.subcommand('serve')],
+            | Annotated[serve.Serve, tyro.conf.subcommand('serve')]
+            | Annotated[learn_query.LearnQuery, tyro.conf.subcommand('learn-query')],
             prog='audiosep-jax',
             description='Separate sounds by describing them. --version prints the version.',
             args=argv,
