@@ -51,8 +51,9 @@ class LearningConfig:
         steps: at most; learning stops earlier if the mixtures that decide on it show no progress.
         batch_size: B, mixtures per step.
         seconds: length of a mixture.
-        learning_rate: of Adam: about how far a step moves the embedding, relative to its length.
-        pull: weight of the squared distance from the start, relative to the start's length, in the loss in dB.
+        learning_rate: of Adam: about how far a step moves the embedding, relative to its length, which stays that of the
+            start.
+        averaged: over about how many steps the embedding is averaged.
         snr_db: the least and the greatest level of the sound relative to the background.
         absent: the share of mixtures without the sound.
         check_every: steps from one look at the held-out mixtures to the next.
@@ -63,26 +64,24 @@ class LearningConfig:
         ConfigError: a value is out of range.
     """
 
-    steps: int = 200
+    steps: int = 100
     batch_size: int = 8
-    seconds: float = 2.0
-    learning_rate: float = 0.05
-    pull: float = 0.0
+    seconds: float = 1.0
+    learning_rate: float = 0.1
+    averaged: int = 10
     snr_db: tuple[float, float] = (-10.0, 10.0)
     absent: float = 0.125
     check_every: int = 10
-    patience: int = 6
+    patience: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ('steps', 'batch_size', 'check_every', 'patience'):
+        for name in ('steps', 'batch_size', 'averaged', 'check_every', 'patience'):
             if getattr(self, name) < 1:
                 raise ConfigError(f'{name} must be at least 1, got {getattr(self, name)}')
         for name in ('seconds', 'learning_rate'):
             if not 0 < getattr(self, name) < float('inf'):
                 raise ConfigError(f'{name} must be above 0 and finite, got {getattr(self, name)}')
-        if not 0 <= self.pull < float('inf'):
-            raise ConfigError(f'pull must be at least 0 and finite, got {self.pull}')
         if not 0 <= self.absent < 1:
             raise ConfigError(f'absent must be at least 0 and below 1, got {self.absent}')
         if not -100 <= self.snr_db[0] <= self.snr_db[1] <= 100:
@@ -269,17 +268,19 @@ def _descend(
     """Returns the embedding that is best on the deciding mixtures, and after how many steps; 0: the start is best."""
     model, weights = separator.config, separator.network.weights
     bounds = level_bounds(separator.heard_level)
-    embedding = jnp.asarray(start)
+    embedding = average = jnp.asarray(start)
     state = _ADAM.init(embedding)
     best, best_step, best_sdri = start, 0, deciding.sdri(start)
     for step in range(1, config.steps + 1):
         mixtures, targets = mixer.draw(rng, config.batch_size)
         padded, counts = pad_mixtures(list(mixtures), model)
         embedding, state = _step(
-            model, config, weights, bounds, padded, counts, mixtures, targets, start, embedding, state
+            model, config.learning_rate, weights, bounds, padded, counts, mixtures, targets, embedding, state
         )
+        # From the first steps on, an average over those that there are.
+        average += max(1 / step, 1 / config.averaged) * (embedding - average)
         if step % config.check_every == 0 or step == config.steps:
-            found = np.asarray(embedding)
+            found = np.asarray(average)
             sdri = deciding.sdri(found)
             if sdri > best_sdri:
                 best, best_step, best_sdri = found, step, sdri
@@ -292,26 +293,30 @@ def _descend(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(
     model: ModelConfig,
-    config: LearningConfig,
+    learning_rate: float,
     weights: Weights,
     bounds: Float32[Array, '2'] | None,
     padded: Float32[Array, 'B S'],
     counts: Int[Array, ' B'],
     mixtures: Float32[Array, 'B T'],
     targets: Float32[Array, 'B T'],
-    start: Float32[Array, ' E'],
     embedding: Float32[Array, ' E'],
     state: optax.OptState,
 ) -> tuple[Float32[Array, ' E'], optax.OptState]:
-    """Takes a step down the gradient of the loss; returns the embedding, and the state of the optimizer."""
-    length = jnp.linalg.norm(start)
+    """Takes a step down the gradient of the loss, and back to the length of the embedding.
+
+    Embeddings of most encoders have length 1. One that keeps it can be blended and excluded like all others.
+
+    Returns:
+        The embedding, and the state of the optimizer.
+    """
 
     def loss(embedding: Float[Array, ' E']) -> Array:
         rows = jnp.broadcast_to(embedding, (len(padded), embedding.size))
         estimates = separate_rows(model, weights, bounds, padded, counts, rows)[:, : targets.shape[1]]
-        distance = jnp.sum(jnp.square(embedding - start)) / jnp.square(length)
-        return jnp.mean(snr_loss(estimates, targets, mixtures)) + config.pull * distance
+        return jnp.mean(snr_loss(estimates, targets, mixtures))
 
     update, state = _ADAM.update(jax.grad(loss)(embedding), state)
-    rate = config.learning_rate * length / jnp.sqrt(embedding.size)
-    return embedding - rate * update, state
+    length = jnp.linalg.norm(embedding)
+    moved = embedding - learning_rate * length / np.sqrt(embedding.size) * update
+    return moved * (length / jnp.linalg.norm(moved)), state

@@ -30,8 +30,9 @@ def workplace(folder, separator, monkeypatch):
     for name, low in (('barks', True), ('street', False)):
         (folder / name).mkdir()
         for i in range(3):
-            write_audio(folder / name / f'{i}.wav', band(low, 0.5, 10 * low + i), RATE)
-    write_audio(folder / 'mixture.wav', band(True, 1, 30) + band(False, 1, 31), RATE, subtype='FLOAT')
+            write_audio(folder / name / f'{i}.wav', band(low, 0.5, 10 * low + i)[None], RATE)
+    mixture = band(True, 1, 30) + band(False, 1, 31)
+    write_audio(folder / 'mixture.wav', mixture[None], RATE, subtype='FLOAT')
     return folder
 
 
@@ -44,6 +45,7 @@ def small(monkeypatch):
 
     config = learning.LearningConfig
     monkeypatch.setattr(learning, 'LearningConfig', make)
+    monkeypatch.setattr(learning, '_SCORED', 16)
 
 
 def learn(*arguments):
@@ -58,7 +60,7 @@ def test_learn_and_separate(workplace, small, capsys):
     before, after = (f'{scores.sdri:.1f}' for scores in (learnt.before, learnt.after))
     line = capsys.readouterr().out
     assert line.startswith(f'bark.query: SDRi {before} -> {after} dB, SI-SDR ')
-    assert line.endswith(f"on 64 held-out mixtures, learnt in {learnt.steps} steps from the query 'high'\n")
+    assert line.endswith(f"on 16 held-out mixtures, learnt in {learnt.steps} steps from the query 'high'\n")
     assert sorted(learnt.examples) == ['0.wav', '1.wav', '2.wav']
 
     flags = ['--checkpoint', 'c', '-o', 'bark.wav', '--subtype', 'FLOAT']

@@ -89,7 +89,7 @@ def test_files_are_read_as_mono_at_the_rate_of_the_model(tmp_path):
 def test_an_hour_is_enough(monkeypatch, tmp_path):
     monkeypatch.setattr('audiosep_jax.query_learning.mixtures._MAX_SECONDS', 2.0)
     monkeypatch.setattr('audiosep_jax.query_learning.mixtures._MIN_SECONDS_OF_A_FILE', 0.5)
-    write_audio(tmp_path / 'a.wav', noise(8000), 8000)
+    write_audio(tmp_path / 'a.wav', noise(8000)[None], 8000)
     found = read_sounds([tmp_path / 'a.wav'] * 10, 8000, None, rng())
     assert [len(waveform) for waveform in found] == [4000] * 4
 
