@@ -51,8 +51,7 @@ class LearningConfig:
         steps: at most; learning stops earlier if the mixtures that decide on it show no progress.
         batch_size: B, mixtures per step.
         seconds: length of a mixture.
-        learning_rate: of Adam: about how far a step moves the embedding, relative to its length, which stays that of the
-            start.
+        learning_rate: of Adam: about how far a step moves the embedding, relative to its length.
         averaged: over about how many steps the embedding is averaged.
         snr_db: the least and the greatest level of the sound relative to the background.
         absent: the share of mixtures without the sound.
@@ -280,7 +279,7 @@ def _descend(
         # From the first steps on, an average over those that there are.
         average += max(1 / step, 1 / config.averaged) * (embedding - average)
         if step % config.check_every == 0 or step == config.steps:
-            found = np.asarray(average)
+            found = np.asarray(average * (np.linalg.norm(start) / jnp.linalg.norm(average)))
             sdri = deciding.sdri(found)
             if sdri > best_sdri:
                 best, best_step, best_sdri = found, step, sdri
