@@ -142,6 +142,7 @@ def learn_query(
     deciding, scored = (
         _HeldOut(separator, dataclasses.replace(mixers[1], absent=0), rng, count) for count in (_SCORED // 2, _SCORED)
     )
+    progress(0, config.steps)
     name = max(starts, key=lambda name: deciding.sdri(starts[name])) if len(starts) > 1 else next(iter(starts))
     learnt, steps = _descend(separator, starts[name], mixers[0], deciding, config, rng, progress)
     before, after = scored.scores(starts[name]), scored.scores(learnt)

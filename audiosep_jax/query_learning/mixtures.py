@@ -22,6 +22,8 @@ _MAX_SECONDS = 3600.0  # of all examples, and of all backgrounds: more takes mem
 _MIN_SECONDS_OF_A_FILE = 60.0
 _HELD_OUT = 0.3  # the share of files, or of the only file, that scores are measured on
 _SILENCE = 1e-9  # mean square at which a file counts as silent, -90 dB
+_EDGE = 1e-3  # of the peak, -60 dB: what is below at both ends of a file is cut off, so that no part of it is silent
+_MIN_SECONDS = 0.05
 _TRIES = 8  # places tried for a crop with some sound in it
 _LOUD_ENOUGH = 0.1  # of the mean square of the whole file
 _DECLIPPED_PEAK = 0.9  # as in training (training/mixing.py)
@@ -32,7 +34,9 @@ Background = Callable[[np.random.Generator], Waveform]  # draws a crop
 def read_sounds(
     sounds: Sequence[Sound], sample_rate: int, rate_of_arrays: int | None, rng: np.random.Generator
 ) -> list[Waveform]:
-    """Reads sounds as mono at a sample rate: an hour of them at most, from files in random order.
+    """Reads sounds as mono at a sample rate, without silence at their ends.
+
+    Of more than an hour, it reads an hour, from files in random order.
 
     Args:
         sounds: files or arrays.
@@ -41,11 +45,11 @@ def read_sounds(
         rng: draws the order.
 
     Raises:
-        AudioFileError: a file that cannot be read, samples that are none, or silence.
+        AudioFileError: a file that cannot be read, samples that are none, silence, or hardly any sound.
         ConfigError: arrays without a sample rate.
     """
     limit, left, waveforms = max(_MIN_SECONDS_OF_A_FILE, _MAX_SECONDS / max(len(sounds), 1)), _MAX_SECONDS, []
-    for i in rng.permutation(len(sounds)):
+    for i in map(int, rng.permutation(len(sounds))):
         if left <= 0:
             break
         sound = sounds[i]
@@ -61,6 +65,10 @@ def read_sounds(
         waveform = resample(audio.mean(axis=0, keepdims=True, dtype=np.float32), rate, sample_rate)[0]
         if not waveform.size or np.mean(np.square(waveform, dtype=np.float64)) < _SILENCE:
             raise AudioFileError(f'{name}: silent: leave it out, or give another recording')
+        loud = np.flatnonzero(np.abs(waveform) > _EDGE * np.abs(waveform).max())
+        waveform = waveform[loud[0] : loud[-1] + 1]
+        if len(waveform) < _MIN_SECONDS * sample_rate:
+            raise AudioFileError(f'{name}: shorter than {_MIN_SECONDS} s: leave it out, or give a longer recording')
         waveforms.append(waveform)
         left -= len(waveform) / sample_rate
     return waveforms

@@ -5,7 +5,7 @@ A file is JSON of a few kilobytes, so that anybody can look into it.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Float32
@@ -43,7 +43,6 @@ class _Record(TypedDict):
     held_out_mixtures: int
     before: _Scores
     after: _Scores
-    made_by: NotRequired[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +96,8 @@ class LearntQuery:
 
     def save(self, path: str | Path) -> None:
         """Writes the file; an existing one is replaced. Raises DataError if it cannot be written."""
-        from audiosep_jax import __version__
-
         fields = dataclasses.asdict(self) | {'embedding': [float(x) for x in self.embedding]}
-        record = {'format': _FORMAT, 'version': _VERSION, **fields, 'made_by': f'audiosep_jax {__version__}'}
+        record = {'format': _FORMAT, 'version': _VERSION, **fields}
         try:
             write_json(Path(path), record)
         except OSError as error:

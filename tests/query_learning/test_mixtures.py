@@ -81,9 +81,15 @@ def test_the_sound_is_absent_from_a_share():
 def test_files_are_read_as_mono_at_the_rate_of_the_model(tmp_path):
     write_audio(tmp_path / 'a.wav', np.stack([noise(1000), noise(1000)]), 16000)
     files = read_sounds([tmp_path / 'a.wav', str(tmp_path / 'a.wav')], 8000, None, rng())
-    assert [len(waveform) for waveform in files] == [500, 500]
-    (array,) = read_sounds([noise(500)], 8000, 8000, rng())
-    np.testing.assert_array_equal(array, noise(500))
+    assert [abs(len(waveform) - 500) < 5 for waveform in files] == [True, True]
+
+
+def test_silence_at_the_ends_is_cut_off():
+    """So that what is held out of a single recording is not silent."""
+    sound = noise(800)
+    sound[[0, -1]] = 0.1
+    (found,) = read_sounds([np.pad(sound, (500, 8000))], 8000, 8000, rng())
+    np.testing.assert_array_equal(found, sound)
 
 
 def test_an_hour_is_enough(monkeypatch, tmp_path):
@@ -91,7 +97,7 @@ def test_an_hour_is_enough(monkeypatch, tmp_path):
     monkeypatch.setattr('audiosep_jax.query_learning.mixtures._MIN_SECONDS_OF_A_FILE', 0.5)
     write_audio(tmp_path / 'a.wav', noise(8000)[None], 8000)
     found = read_sounds([tmp_path / 'a.wav'] * 10, 8000, None, rng())
-    assert [len(waveform) for waveform in found] == [4000] * 4
+    assert [abs(len(waveform) - 4000) < 5 for waveform in found] == [True] * 4
 
 
 def test_silence_is_refused(tmp_path):
