@@ -33,6 +33,8 @@ from audiosep_jax.separation.separator import Separator, load
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.json_files import read_json, write_json
 
+DEFAULTS = LearningConfig()
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
@@ -54,7 +56,7 @@ def main(
     mixtures: int = 24,
     min_scored: int = 2,
     snr_db: tuple[float, float] = (-5.0, 5.0),
-    config: LearningConfig | None = None,
+    config: LearningConfig = DEFAULTS,
     json_file: Annotated[Path | None, tyro.conf.arg(name='json')] = None,
     seed: int = 0,
 ) -> None:
@@ -141,7 +143,7 @@ def measure(
     num_backgrounds: int,
     mixtures: int,
     snr_db: tuple[float, float],
-    config: LearningConfig | None,
+    config: LearningConfig,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     """Learns a query for a class, and scores it and the words on the same mixtures."""

@@ -231,26 +231,28 @@ class _HeldOut:
 
     def __init__(self, separator: Separator, mixer: Mixer, rng: np.random.Generator, count: int):
         self._separator = separator
-        self._mixtures, self._targets = mixer.draw(rng, count)
-        self._backgrounds, _ = dataclasses.replace(mixer, absent=1.0).draw(rng, max(count // 4, 1))
+        self._mixtures, self._targets = map(jnp.asarray, mixer.draw(rng, count))
+        self._backgrounds = jnp.asarray(dataclasses.replace(mixer, absent=1.0).draw(rng, max(count // 4, 1))[0])
 
     def sdri(self, embedding: Embedding) -> float:
         """Returns the mean SDR improvement."""
-        return float(np.mean(metrics.sdri(self._targets, self._separate(self._mixtures, embedding), self._mixtures)))
+        estimates = self._separate(self._mixtures, embedding)
+        return float(jnp.mean(metrics.sdri(self._targets, estimates, self._mixtures)))
 
     def scores(self, embedding: Embedding) -> QueryScores:
         """Returns all scores."""
         estimates = self._separate(self._mixtures, embedding)
         false = self._separate(self._backgrounds, embedding)
         return QueryScores(
-            sdri=float(np.mean(metrics.sdri(self._targets, estimates, self._mixtures))),
-            si_sdr=float(np.mean(metrics.si_sdr(self._targets, estimates))),
-            background=float(-np.mean(metrics.sdr(self._backgrounds, self._backgrounds - false))),
+            sdri=float(jnp.mean(metrics.sdri(self._targets, estimates, self._mixtures))),
+            si_sdr=float(jnp.mean(metrics.si_sdr(self._targets, estimates))),
+            background=float(-jnp.mean(metrics.sdr(self._backgrounds, self._backgrounds - false))),
         )
 
-    def _separate(self, mixtures: Float32[np.ndarray, 'B T'], embedding: Embedding) -> Float32[np.ndarray, 'B T']:
+    def _separate(self, mixtures: Float32[Array, 'B T'], embedding: Embedding) -> Float32[Array, 'B T']:
         rows = np.tile(embedding, (len(mixtures), 1))
-        return np.stack(self._separator.separate_batch(list(mixtures), rows, batch_size=_SCORED_AT_ONCE))
+        estimates = self._separator.separate_batch(list(np.asarray(mixtures)), rows, batch_size=_SCORED_AT_ONCE)
+        return jnp.stack(estimates)
 
 
 # ---- gradient descent ------------------------------------------------------------------------------------------------
