@@ -15,6 +15,7 @@ __version__ = '0.2.0'
 __all__ = [
     'AudioSep',
     'AudioSepError',
+    'LearntQuery',
     'ModelConfig',
     'Query',
     'ResUNet30',
@@ -22,6 +23,7 @@ __all__ = [
     'Separation',
     'Separator',
     'istft',
+    'learn_query',
     'load',
     'load_encoder',
     'metrics',
@@ -42,14 +44,17 @@ if TYPE_CHECKING:
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.models.audiosep import AudioSep, ModelConfig
     from audiosep_jax.models.resunet import ResUNet30
+    from audiosep_jax.query_learning.learning import learn_query
     from audiosep_jax.separation.files import separate_file
     from audiosep_jax.separation.queries import Query
+    from audiosep_jax.separation.query_files import LearntQuery
     from audiosep_jax.separation.separator import Separation, Separator, load
     from audiosep_jax.training.mixing import SegmentMixer
 
 _HOMES = {
     'AudioSep': 'models.audiosep',
     'AudioSepError': 'errors',
+    'LearntQuery': 'separation.query_files',
     'ModelConfig': 'models.audiosep',
     'Query': 'separation.queries',
     'ResUNet30': 'models.resunet',
@@ -57,6 +62,7 @@ _HOMES = {
     'Separation': 'separation.separator',
     'Separator': 'separation.separator',
     'istft': 'audio.stft',
+    'learn_query': 'query_learning.learning',
     'load': 'separation.separator',
     'load_encoder': 'encoders.registry',
     'push': 'checkpoints.publish',

@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, env, evaluate, export, inspect, models, push, separate, serve, terminal
+from audiosep_jax.cli import (
+    convert,
+    env,
+    evaluate,
+    export,
+    inspect,
+    learn_query,
+    models,
+    push,
+    separate,
+    serve,
+    terminal,
+)
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -25,6 +37,7 @@ _RUN: dict[type, Callable[[Any], int]] = {
     push.Push: push.run,
     serve.Serve: serve.run,
     env.Env: env.run,
+    learn_query.LearnQuery: learn_query.run,
 }
 
 
@@ -49,6 +62,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[push.Push, tyro.conf.subcommand('push')]
             | Annotated[serve.Serve, tyro.conf.subcommand('serve')]
             | Annotated[env.Env, tyro.conf.subcommand('env')],
+            | Annotated[learn_query.LearnQuery, tyro.conf.subcommand('learn-query')],
             prog='audiosep-jax',
             description='Separate sounds by describing them. --version prints the version.',
             args=argv,

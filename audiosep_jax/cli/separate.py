@@ -25,6 +25,7 @@ from audiosep_jax.separation.outputs import (
     RESIDUAL,
     check_input,
     expand_inputs,
+    expand_queries,
     looks_like_a_file,
     plan_outputs,
     query_names,
@@ -62,7 +63,7 @@ class Separate:
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
     """Extract the sound of what this picture shows (models with a CLIP encoder)."""
     vector: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract the sound of this embedding, a .npy file."""
+    """Extract the sound of this embedding: a .npy file, a query of `learn-query`, or a folder of such queries."""
     without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT', name='not')] = ()
     """A sound to exclude from all extracted sounds (negative query), in words."""
     blend: bool = False
@@ -151,7 +152,8 @@ def run(command: Separate) -> int:
         terminal.note(f'{command.output} is treated as a folder, because its suffix is not that of a sound format')
     separator = terminal.load(command.checkpoint, level=command.level, dtype=command.dtype)
     # An unusable query is not the fault of any input, so it ends the command here.
-    embedded = separator.prepare(list(queries.values()))
+    with terminal.warnings_as_notes('--vector'):
+        embedded = separator.prepare(list(queries.values()))
     job = _Job(command, separator, embedded, options, tuple(names.values()))
     if command.output == _PIPE:
         with terminal.warnings_as_notes(inputs[0]):
@@ -270,7 +272,7 @@ def _queries(command: Separate) -> dict[str, 'Query']:
     for paths, make in (
         (command.like, Query.audio_file),
         (command.image, Query.image),
-        (command.vector, Query.vector_file),
+        (expand_queries(command.vector), Query.vector_file),
     ):
         for path in paths:
             name = path.stem

@@ -13,7 +13,8 @@ from pathlib import Path
 from audiosep_jax.audio.compression import DEFAULT_COMPRESSION, Compression, check_compression
 from audiosep_jax.audio.formats import OUTPUT_FILE_SUFFIXES, READABLE_SUFFIXES, WRITABLE_SUFFIXES
 from audiosep_jax.audio.writing import Subtype, check_format
-from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.errors import AudioFileError, ConfigError, QueryError
+from audiosep_jax.separation.query_files import QUERY_SUFFIX
 from audiosep_jax.storage.atomic import check_writable
 
 RESIDUAL = 'residual'
@@ -49,6 +50,26 @@ def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
             found.extend(matches or [source])
         else:
             found.append(source)
+    return found
+
+
+def expand_queries(paths: Sequence[Path]) -> list[Path]:
+    """Replaces each folder by the query files directly in it, in the order of their names.
+
+    Raises:
+        QueryError: a folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.iterdir() if file.suffix == QUERY_SUFFIX and not file.name.startswith('.')
+            )
+            if not inside:
+                raise QueryError(f'{path}: no {QUERY_SUFFIX} files in this folder; make one with learn-query')
+            found.extend(inside)
+        else:
+            found.append(path)
     return found
 
 

@@ -37,7 +37,7 @@ from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.separation.cancellation import warn_of_cancellation
 from audiosep_jax.separation.level import ASSUMED, LevelRule, level_bounds
 from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
-from audiosep_jax.separation.queries import Embedded, Query, embed
+from audiosep_jax.separation.queries import Embedded, Query, embed, warn_of_other_networks
 from audiosep_jax.separation.streaming import NetworkStream, SoundStream
 from audiosep_jax.separation.strength import blended, check_strength
 
@@ -145,14 +145,29 @@ class Separator:
         """Computes the embeddings of queries. Arrays [E] or [Q, E] stay as they are.
 
         Raises:
-            QueryError: no query, an empty text, a text without an encoder, or an array that has the wrong size or is
-                not finite.
+            QueryError: no query, an empty text, a text without an encoder, an array that has the wrong size or is not
+                finite, or a query that was learnt with another encoder.
         """
         return self.prepare(queries).queries
 
     def prepare(self, queries: Queries) -> Embedded:
-        """Embeds queries, and the sounds that they exclude, once for many recordings. Raises the errors of `embed`."""
-        return embed(queries, self.encoder, self.config.condition_size)
+        """Embeds queries, and the sounds that they exclude, once for many recordings. Raises the errors of `embed`.
+
+        If a query was learnt with another checkpoint, a warning is logged.
+        """
+        embedded = embed(queries, self.encoder, self.config.condition_size)
+        warn_of_other_networks(queries, lambda: self._network.identity)
+        return embedded
+
+    @property
+    def network(self) -> Network:
+        """The folded network, for gradients of what `separate_batch` computes."""
+        return self._network
+
+    @property
+    def heard_level(self) -> Level | None:
+        """The level at which the network hears recordings by default; None: as they are."""
+        return self._heard_at(None)
 
     def separate(
         self,
