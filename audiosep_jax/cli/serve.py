@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Serve:
     """Open a web page for separating: upload or record, describe, listen, download. Needs the extra `demo`.
 
-    By default only this machine can reach it (see --host). Ctrl-C stops the server and deletes the uploads.
+    Programs can use the server, too (docs/server.md). By default only this machine can reach it (see --host). Ctrl-C
+    stops the server and deletes the uploads.
     """
 
     checkpoint: Annotated[
@@ -51,31 +52,41 @@ class Serve:
     """The longest recording accepted."""
     max_megabytes: int = 200
     """The largest file accepted, in 10^6 bytes."""
+    token: Annotated[str | None, tyro.conf.arg(metavar='TOKEN|@FILE', help_behavior_hint='(default: none)')] = None
+    """A secret that every request must carry, or the file that holds it, which keeps it out of the list of processes.
+    Without the flag, the environment variable AUDIOSEP_JAX_TOKEN. Browsers ask for it as a password."""
+    api_only: bool = False
+    """Serve no page, only the endpoints for programs."""
+    mcp: bool = False
+    """Also serve the endpoints as tools for assistants, at /gradio_api/mcp/. Needs the extra `mcp`."""
 
 
 def run(command: Serve) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the exit code.
 
     Raises:
-        ConfigError: Gradio is not installed, the address is not one of this machine's, the port is in use, or a flag
-            is malformed.
+        ConfigError: Gradio or MCP is not installed, the address is not one of this machine's, the port is in use, a
+            flag is malformed, or the token cannot be read.
         AudioFileError, QueryError: the examples cannot be used.
         QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
     """
     from audiosep_jax.storage.cache import give_libraries_a_cache
+    from audiosep_jax.web.extraction import Limits
     from audiosep_jax.web.guard import HostNames, check_root_path
-    from audiosep_jax.web.page import Limits, find_examples
+    from audiosep_jax.web.page import find_examples
     from audiosep_jax.web.server import import_gradio, serving
+    from audiosep_jax.web.token import read_token
 
     host = command.host.removeprefix('[').removesuffix(']')
     limits = Limits(seconds=command.max_seconds, megabytes=command.max_megabytes)
     _check_address(host, command.port)
     HostNames(host, command.allow_host)
     check_root_path(command.root_path)
+    token = read_token(command.token)
     if command.examples is not None:
         find_examples(command.examples)
     give_libraries_a_cache()
-    import_gradio()
+    import_gradio(mcp=command.mcp)
     separator = terminal.load(command.checkpoint, level=command.level)  # last, because it takes seconds
     examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
     with (
@@ -89,6 +100,10 @@ def run(command: Serve) -> int:
             examples=examples,
             allowed_hosts=command.allow_host,
             root_path=command.root_path,
+            name=_name_of(command.checkpoint),
+            api_only=command.api_only,
+            mcp=command.mcp,
+            token=token,
         ) as address,
     ):
         terminal.say(f'{address}  (Ctrl-C ends it)')
@@ -107,6 +122,13 @@ def _check_address(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise ConfigError(f'--host {host} --port {port}: {error.strerror or error}; choose another') from error
+
+
+def _name_of(checkpoint: str | None) -> str:
+    """Returns a name for the checkpoint that gives away no folder of this machine."""
+    if checkpoint is None:
+        return 'audiosep'
+    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
 
 
 def _examples_of(separator: 'Separator') -> list['Example']:

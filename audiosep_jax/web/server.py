@@ -1,23 +1,30 @@
-"""The server behind `audiosep-jax serve`: serves the web page (`page.py`) on a port of this machine.
+"""The server behind `audiosep-jax serve`: the web page (`page.py`) and the endpoints for programs (`api.py`) on a port.
 
 It gives access to uploads and results only: Gradio gets a separate folder (`scratch.py`), and only requests of the page
-reach it (`guard.py`). The page needs no network: it uses system fonts, and its headers tell the browser to load nothing
-from other hosts.
+and of programs reach it (`guard.py`). The page needs no network: it uses system fonts, and its headers tell the browser
+to load nothing from other hosts.
 """
 
 import contextlib
 import functools
+import importlib.util
+import inspect
+import io
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.web.api import add_endpoints, checks
+from audiosep_jax.web.extraction import Limits
 from audiosep_jax.web.guard import LOCAL, Call, Guard, HostNames, check_root_path
-from audiosep_jax.web.page import CSS, Example, Limits, build_page, theme
+from audiosep_jax.web.page import CSS, Example, lay_out_page, theme
 from audiosep_jax.web.scratch import scratch_folder
+from audiosep_jax.web.token import Token
 
 if TYPE_CHECKING:
     import gradio
@@ -37,7 +44,6 @@ _LAUNCH: dict[str, Any] = {
     'enable_monitoring': False,
     'ssr_mode': False,
     'pwa': False,
-    'mcp_server': False,
 }
 
 
@@ -52,8 +58,12 @@ def serving(
     examples: Sequence[Example],
     allowed_hosts: Sequence[str] = (),
     root_path: str = '',
+    name: str = 'audiosep',
+    api_only: bool = False,
+    mcp: bool = False,
+    token: str = '',
 ) -> Iterator[str]:
-    """Serves the page inside the context; yields its address.
+    """Serves the page and the endpoints for programs inside the context; yields its address.
 
     It may be used once per process, because Gradio reads its settings from the environment.
 
@@ -66,22 +76,32 @@ def serving(
         examples: recordings to try.
         allowed_hosts: further names by which the server may be addressed, such as a reverse proxy's.
         root_path: the path at which a reverse proxy serves the page, such as `/sounds`.
+        name: of the checkpoint, for programs.
+        api_only: serve no page, only the endpoints.
+        mcp: also serve the endpoints as tools for assistants.
+        token: what every request must carry; '' for nothing.
 
     Raises:
-        ConfigError: Gradio is not installed, the port is in use, or `allowed_hosts` or `root_path` is malformed.
+        ConfigError: Gradio or MCP is not installed, the port is in use, or `allowed_hosts` or `root_path` is malformed.
         QueryError: the separator does not accept text queries; see also `Separator.prepare`.
     """
     names, root_path = HostNames(host, allowed_hosts), check_root_path(root_path)
     separator.prepare('a dog barking')  # fails here rather than at the first request
     with scratch_folder() as folder:
         _set_environment(os.fspath(folder), host)
-        import_gradio()
+        import_gradio(mcp=mcp)
+        import gradio.mcp
         import gradio.routes
 
-        gradio.routes.DEFAULT_TEMP_DIR = os.fspath(folder)  # read from the environment when it was imported
-        page = build_page(separator, limits=limits, folder=folder, examples=examples)
+        # Both were read from the environment when they were imported.
+        gradio.routes.DEFAULT_TEMP_DIR = gradio.mcp.DEFAULT_TEMP_DIR = os.fspath(folder)
+        page = _build(separator, name=name, limits=limits, folder=folder, examples=None if api_only else examples)
+        access = Token(token)
+        guard = {'names': names, 'calls': _calls(page), 'root_path': root_path, 'token': access}
+        guard |= {'has_page': not api_only, 'has_mcp': mcp}
         try:
-            _, address, public = page.launch(
+            _, address, public = _launch(
+                page,
                 server_name=f'[{host}]' if ':' in host else host,
                 server_port=port,
                 root_path=root_path,
@@ -89,9 +109,10 @@ def serving(
                 max_file_size=limits.megabytes * 10**6,
                 theme=theme(),
                 css=CSS,
-                **_LAUNCH,
+                mcp_server=mcp,
+                _frontend=not api_only,  # otherwise Gradio asks for the page to see whether it is up
                 app_kwargs={
-                    'lifespan': functools.partial(_guarded, names=names, calls=_calls(page), root_path=root_path),
+                    'lifespan': functools.partial(_guarded, **guard),
                     'exception_handlers': {TypeError: _explain_upload},
                     'docs_url': None,
                     'redoc_url': None,
@@ -99,13 +120,84 @@ def serving(
             )
         except OSError as error:
             raise ConfigError(f'--host {host} --port {port}: cannot listen there: {error}') from error
+        access.is_launched = True
         if public:
             names.allow(urlsplit(public).hostname or '')
+        if mcp:
+            _connect_mcp(page, token)
         try:
             address = address.replace('[::]', '[::1]')  # like 0.0.0.0, no browser opens it
             yield f'{address}  {public}' if public else address
         finally:
             page.close(verbose=False)
+
+
+def _build(
+    separator: Separator, *, name: str, limits: Limits, folder: Path, examples: Sequence[Example] | None
+) -> 'gradio.Blocks':
+    """Returns the page and the endpoints, not yet served; without examples, only the endpoints.
+
+    Args:
+        separator: accepts text queries.
+        name: of the checkpoint.
+        limits: of a request.
+        folder: for the results; it must be inside Gradio's folder of uploads, the only one that Gradio serves.
+        examples: recordings to try on the page; None: there is no page.
+    """
+    import gradio as gr
+
+    with gr.Blocks(title='AudioSep', analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        if examples is not None:
+            lay_out_page(separator, limits=limits, folder=folder, examples=examples)
+        add_endpoints(page, separator, name=name, limits=limits, folder=folder)
+    _refuse_quietly(page)
+    # One request computes and up to twenty wait; api_open=False keeps requests from bypassing the queue.
+    page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+def _refuse_quietly(page: 'gradio.Blocks') -> None:
+    """Keeps Gradio from logging a traceback for every request whose inputs it refuses, such as files of the machine."""
+    import gradio as gr
+
+    preprocess = page.preprocess_data
+
+    async def refusing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await preprocess(*args, **kwargs)
+        except Exception as error:
+            raise gr.Error('The request was refused.', print_exception=False) from error
+
+    page.preprocess_data = refusing  # type: ignore[method-assign]
+
+
+def _launch(page: 'gradio.Blocks', **settings: Any) -> tuple[Any, str, str | None]:
+    """Launches the page without a word: Gradio prints MCP's address even when it is told to be quiet."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        launched = page.launch(**settings, **_LAUNCH)
+    if settings['mcp_server'] and page.mcp_server_obj is None:
+        page.close(verbose=False)
+        raise ConfigError(f'--mcp: {page.mcp_error}')
+    return launched
+
+
+def _connect_mcp(page: 'gradio.Blocks', token: str) -> None:
+    """Lets MCP's tools join the queue: they do so through a client of this server, which needs the token, too."""
+    from gradio_client import Client
+
+    @functools.cache  # connects at the first call, and once
+    def connect() -> Client:
+        return Client(
+            page.local_url,
+            download_files=False,
+            verbose=False,
+            analytics_enabled=False,
+            ssl_verify=False,
+            _skip_components=False,
+            headers={'x-gradio-user': 'mcp', **({'Authorization': f'Bearer {token}'} if token else {})},
+        )
+
+    page.mcp_server_obj._get_or_create_client = connect
 
 
 @contextlib.asynccontextmanager
@@ -130,10 +222,21 @@ async def _explain_upload(request: 'Request', error: Exception) -> 'Response':
 
 def _calls(page: 'gradio.Blocks') -> dict[int, Call]:
     """Returns what requests may call, with checks for what would otherwise fail inside Gradio with a traceback."""
-    return {
-        index: Call([functools.partial(_fits, component) for component in function.inputs], bool(function.queue))
-        for index, function in page.fns.items()
-    }
+    calls = {}
+    for index, function in page.fns.items():
+        is_queued = bool(function.queue)
+        if function.api_visibility == 'public':
+            parameters = inspect.signature(function.fn).parameters.values()
+            calls[index] = Call(
+                checks(function.fn),
+                is_queued,
+                name=function.api_name,
+                parameters=[parameter.name for parameter in parameters],
+                optional=[parameter.name for parameter in parameters if parameter.default is not parameter.empty],
+            )
+        else:
+            calls[index] = Call([functools.partial(_fits, component) for component in function.inputs], is_queued)
+    return calls
 
 
 def _fits(component: 'Block', value: Any) -> bool:
@@ -160,9 +263,11 @@ def _set_environment(folder: str, host: str) -> None:
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), *LOCAL, host]))
 
 
-def import_gradio() -> None:
-    """Raises ConfigError if Gradio is not installed."""
+def import_gradio(*, mcp: bool = False) -> None:
+    """Raises ConfigError if Gradio, or what it needs for MCP, is not installed."""
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ConfigError("the page needs Gradio: pip install 'audiosep_jax[demo]'") from error
+    if mcp and importlib.util.find_spec('mcp') is None:
+        raise ConfigError("--mcp needs the package mcp: pip install 'audiosep_jax[mcp]'")

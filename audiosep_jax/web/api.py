@@ -1,0 +1,189 @@
+"""The endpoints for programs, `separate`, `models` and `health`: for Gradio's clients, for HTTP and for MCP.
+
+Their names, parameters and results are stable. `docs/server.md` describes them; clients see the docstrings below.
+"""
+
+import dataclasses
+import inspect
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+from audiosep_jax import __version__
+from audiosep_jax.separation.separator import Separator
+from audiosep_jax.web.extraction import Limits, extract, refusal
+from audiosep_jax.web.page import ONE_AT_A_TIME, accept_uploads_only
+
+if TYPE_CHECKING:
+    import gradio
+
+_FILE_ROUTE = '/gradio_api/file='
+
+
+def add_endpoints(page: 'gradio.Blocks', separator: Separator, *, name: str, limits: Limits, folder: Path) -> None:
+    """Adds the endpoints to a page, in whose context it is called.
+
+    Args:
+        page: the page, which may be empty.
+        separator: accepts text queries.
+        name: of the checkpoint, for `models`.
+        limits: of a request.
+        folder: for the results; uploads are inside it, too.
+    """
+    import gradio as gr
+
+    separate = _separate(page, separator, limits, folder)
+
+    def models() -> list[dict[str, Any]]:
+        """Lists the checkpoints that this server separates with.
+
+        Returns:
+            models: for each checkpoint its name, its sample rate in Hz, its query encoder, its training step, and the
+                level rule.
+        """
+        encoder = separator.encoder.name if separator.encoder is not None else None
+        facts = {'sample_rate': separator.config.sample_rate, 'encoder': encoder, 'step': separator.info.get('step')}
+        return [{'name': name, **facts, 'level': separator.level}]
+
+    def health() -> dict[str, Any]:
+        """Says that the server is up, how many requests wait, and what it accepts.
+
+        Returns:
+            health: status, version, waiting, and the limits of a request.
+        """
+        waiting = len(page._queue)
+        return {'status': 'ok', 'version': __version__, 'waiting': waiting, 'limits': dataclasses.asdict(limits)}
+
+    endpoint = gr.api(separate, api_name='separate', **ONE_AT_A_TIME)
+    (recording, *_), results = _components(page, endpoint)
+    _accept_own_files(recording, folder)
+    for component, label in zip(results, ('targets', 'residual', 'note'), strict=True):
+        component.label = label
+    for function in (models, health):  # they answer at once, also while the queue is full
+        _, (result,) = _components(page, gr.api(function, api_name=function.__name__, queue=False))
+        result.label = function.__name__
+
+
+def checks(function: Callable[..., Any]) -> list[Callable[[Any], bool]]:
+    """Returns for each parameter of an endpoint whether a value from a request is of its type."""
+    return [_CHECKS[name] for name in inspect.signature(function).parameters]
+
+
+def _separate(page: 'gradio.Blocks', separator: Separator, limits: Limits, folder: Path) -> Callable[..., Any]:
+    """Returns the function of the endpoint `separate`."""
+    import gradio as gr
+    from gradio import FileData
+
+    def separate(
+        recording: FileData,
+        queries: list[str],
+        exclude: list[str] | None = None,
+        strength: float = 1.0,
+        residual: bool = True,
+    ) -> tuple[list[FileData], FileData | None, str]:
+        """Separates the sounds that descriptions name from a recording.
+
+        Args:
+            recording: The audio file, which must have been uploaded to this server.
+            queries: What to extract, one description for each sound, for example "a dog barking".
+            exclude: Descriptions of sounds that leak into the results and shall be kept out.
+            strength: From 0 to 1. 1 gives the sounds alone, less leaves some of the recording in them.
+            residual: Whether to return also what is left of the recording.
+
+        Returns:
+            targets: a WAV file for each query, in their order, of the recording's rate, length and channels
+            residual: a WAV file of the recording less the targets, or null
+            note: a remark on the result; usually empty
+        """
+        upload = Path(cast(Mapping[str, str], recording)['path'])
+        place = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            if not upload.resolve().is_relative_to(folder.resolve()):
+                raise gr.Error(_NOT_UPLOADED, print_exception=False)
+            found = extract(
+                separator,
+                upload,
+                queries,
+                exclude or [],
+                strength,
+                folder=place,
+                limits=limits,
+                has_picture=False,
+                report=_reporter(page),
+            )
+        except Exception as error:
+            text = refusal(error, upload, place)
+            if text is None:
+                raise
+            raise gr.Error(text, print_exception=False) from error
+        targets = [_file(found.targets[query.strip()]) for query in queries]
+        return targets, _file(found.residual) if residual else None, found.note
+
+    return separate
+
+
+_NOT_UPLOADED = 'the recording is not an uploaded file: post it to /gradio_api/upload first'
+
+
+def _reporter(page: 'gradio.Blocks') -> Callable[[int, int], None]:
+    """Returns what tells the client how far its request is, and ends the work for a client that has gone."""
+    import gradio as gr
+    from gradio.context import LocalContext
+
+    progress, request = gr.Progress(), LocalContext.event_id.get(None)
+
+    def report(done: int, length: int) -> None:
+        if not any(event._id == request and event.alive for job in page._queue.active_jobs for event in job or ()):
+            raise gr.Error('The client has gone.', print_exception=False)
+        progress((done, length), desc='Separating', unit='samples')
+
+    return report
+
+
+def _file(path: Path) -> Any:
+    """Returns a file as Gradio sends it."""
+    return {'path': str(path), 'orig_name': path.name, 'mime_type': 'audio/wav', 'meta': {'_type': 'gradio.FileData'}}
+
+
+def _components(page: 'gradio.Blocks', endpoint: Any) -> tuple[list[Any], list[Any]]:
+    """Returns the components that Gradio made for the parameters and the results of an endpoint."""
+    function = page.fns[endpoint.dep_index]
+    return list(function.inputs), list(function.outputs)
+
+
+def _accept_own_files(component: 'gradio.components.Component', folder: Path) -> None:
+    """Accepts the URLs of this server's files, which are what MCP names an upload by, and no other URLs."""
+    import gradio as gr
+
+    accept_uploads_only(component)
+    move = component.async_move_resource_to_block_cache
+
+    async def move_own(source: str | Path | None) -> str | None:
+        _, is_url, path = str(source).partition(_FILE_ROUTE)
+        if not (is_url and '://' in str(source)):
+            return await move(source)
+        file = Path(unquote(path)).resolve()
+        if not (file.is_relative_to(folder.resolve()) and file.is_file()):
+            raise gr.Error(_NOT_UPLOADED, print_exception=False)
+        return str(file)
+
+    component.async_move_resource_to_block_cache = move_own  # type: ignore[method-assign, assignment]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    'recording': lambda value: isinstance(value, dict) and isinstance(value.get('path'), str),
+    'queries': _are_texts,
+    'exclude': lambda value: value is None or _are_texts(value),
+    'strength': _is_number,
+    'residual': lambda value: isinstance(value, bool),
+}
