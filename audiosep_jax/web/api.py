@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from audiosep_jax import __version__
 from audiosep_jax.separation.separator import Separator
 from audiosep_jax.web.extraction import Limits, extract, refusal
+from audiosep_jax.web.guard import Call
 from audiosep_jax.web.page import ONE_AT_A_TIME, accept_uploads_only
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def add_endpoints(page: 'gradio.Blocks', separator: Separator, *, name: str, lim
         """Lists the checkpoints that this server separates with.
 
         Returns:
-            models: for each checkpoint its name, its sample rate in Hz, its query encoder, its training step, and the
-                level rule.
+            models: name, sample_rate in Hz, encoder of queries, step of the training, and level rule of each checkpoint
         """
         encoder = separator.encoder.name if separator.encoder is not None else None
         facts = {'sample_rate': separator.config.sample_rate, 'encoder': encoder, 'step': separator.info.get('step')}
@@ -51,13 +51,15 @@ def add_endpoints(page: 'gradio.Blocks', separator: Separator, *, name: str, lim
         """Says that the server is up, how many requests wait, and what it accepts.
 
         Returns:
-            health: status, version, waiting, and the limits of a request.
+            health: status, version, waiting requests, and limits of a request
         """
         waiting = len(page._queue)
         return {'status': 'ok', 'version': __version__, 'waiting': waiting, 'limits': dataclasses.asdict(limits)}
 
     endpoint = gr.api(separate, api_name='separate', **ONE_AT_A_TIME)
     (recording, *_), results = _components(page, endpoint)
+    # Gradio's schema of a file requires every field; programs send the path, and assistants only its address.
+    recording._api_info = {key: value for key, value in recording._api_info.items() if key != 'required'}
     _accept_own_files(recording, folder)
     for component, label in zip(results, ('targets', 'residual', 'note'), strict=True):
         component.label = label
@@ -66,9 +68,16 @@ def add_endpoints(page: 'gradio.Blocks', separator: Separator, *, name: str, lim
         result.label = function.__name__
 
 
-def checks(function: Callable[..., Any]) -> list[Callable[[Any], bool]]:
-    """Returns for each parameter of an endpoint whether a value from a request is of its type."""
-    return [_CHECKS[name] for name in inspect.signature(function).parameters]
+def call_of(function: Callable[..., Any], *, name: str, is_queued: bool) -> Call:
+    """Returns how requests call the function of an endpoint."""
+    parameters = inspect.signature(function).parameters
+    return Call(
+        [_TYPES[parameter][1] for parameter in parameters],
+        is_queued,
+        name=name,
+        parameters={parameter: _TYPES[parameter][0] for parameter in parameters},
+        required=[key for key, parameter in parameters.items() if parameter.default is parameter.empty],
+    )
 
 
 def _separate(page: 'gradio.Blocks', separator: Separator, limits: Limits, folder: Path) -> Callable[..., Any]:
@@ -149,7 +158,7 @@ def _file(path: Path) -> Any:
 
 def _components(page: 'gradio.Blocks', endpoint: Any) -> tuple[list[Any], list[Any]]:
     """Returns the components that Gradio made for the parameters and the results of an endpoint."""
-    function = page.fns[endpoint.dep_index]
+    function = page.fns[endpoint['id']]
     return list(function.inputs), list(function.outputs)
 
 
@@ -180,10 +189,15 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    'recording': lambda value: isinstance(value, dict) and isinstance(value.get('path'), str),
-    'queries': _are_texts,
-    'exclude': lambda value: value is None or _are_texts(value),
-    'strength': _is_number,
-    'residual': lambda value: isinstance(value, bool),
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get('path'), str)
+
+
+# What the parameters of the endpoints must be, and whether a value from a request is that.
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    'recording': ('an uploaded file: {"path": "…", "meta": {"_type": "gradio.FileData"}}', _is_file),
+    'queries': ('a list of texts', _are_texts),
+    'exclude': ('a list of texts, or null', lambda value: value is None or _are_texts(value)),
+    'strength': ('a number from 0 to 1', _is_number),
+    'residual': ('true or false', lambda value: isinstance(value, bool)),
 }

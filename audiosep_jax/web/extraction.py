@@ -25,7 +25,6 @@ from audiosep_jax.separation.queries import Embedded, Query
 from audiosep_jax.separation.separator import Separation, Separator
 
 _SUBTYPE: Subtype = 'PCM_24'  # the finest that every browser plays
-_BLOCK = 2**17  # samples in a block of what is reported
 # Samples per second of the time limit, over all channels: four channels at 48 kHz, or two at 96 kHz.
 _MAX_SAMPLES_PER_SECOND = 4 * 48_000
 _log = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ def _reported(
 ) -> Separation:
     """Returns what `Separator.separate` returns, and reports after each piece."""
     length = mixture.shape[-1]
-    blocks = (mixture[:, start : start + _BLOCK] for start in range(0, length, _BLOCK))
+    blocks = (mixture[:, start : start + rate] for start in range(0, length, rate))  # of a second each
     pieces: list[Separation] = []
     done = 0
     report(done, length)

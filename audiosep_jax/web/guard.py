@@ -17,7 +17,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -104,19 +104,27 @@ class Call:
         inputs: for each input, whether a value from a request fits it.
         is_queued: requests must wait in the queue.
         name: by which programs call it; None: only the page does.
-        parameters: the names of the inputs, if programs call it.
-        optional: those that have a default.
+        parameters: the names of the inputs, if programs call it, and what they must be, in words.
+        required: the names of those that have no default.
     """
 
     inputs: Sequence[Callable[[Any], bool]]
     is_queued: bool
     name: str | None = None
-    parameters: Sequence[str] = ()
-    optional: Collection[str] = ()
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    required: Sequence[str] = ()
 
 
 class _RefusedError(Exception):
     """A request is refused: status and one line of text."""
+
+
+class _ArgumentError(_RefusedError):
+    """The value of the parameter `name` of an endpoint cannot be used."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(400, f'{name} {reason}')
+        self.name, self.reason = name, reason
 
 
 class Guard:
@@ -288,9 +296,14 @@ class Guard:
             function = self._calls.get(index) if isinstance(index, int) and not isinstance(index, bool) else None
         if function is None:
             raise _RefusedError(400, 'fn_index is not a function of this page')
-        if function.is_queued != bool(call['queue']):
+        # Gradio's clients take every call to the queue.
+        if function.is_queued != bool(call['queue']) and (function.is_queued or function.name is None):
             raise _RefusedError(400, 'this function is not called by this route')
-        _check_data(function, fields.get('data'))
+        try:
+            _check_data(function, fields.get('data'))
+        except _ArgumentError as error:  # Gradio's clients show what comes in this form
+            detail = {'__type__': 'validate', 'is_valid': False, 'parameter_name': error.name, 'message': error.reason}
+            raise _RefusedError(422, json.dumps({'detail': [detail]})) from error
         trigger = fields.get('trigger_id')
         is_odd = fields.get('batched') or fields.get('simple_format')
         if is_odd or not isinstance(trigger, int | None) or not isinstance(fields.get('event_data'), dict | None):
@@ -312,12 +325,13 @@ def _check_arguments(function: Call, arguments: Mapping[str, Any]) -> None:
     for name in arguments:
         if name not in function.parameters:
             shown = ''.join(c for c in name if c.isprintable())[:100]
-            raise _RefusedError(400, f'{function.name} has no parameter {shown!r}; GET /gradio_api/info lists them')
-    for name, fits in zip(function.parameters, function.inputs, strict=True):
-        if name not in arguments and name not in function.optional:
-            raise _RefusedError(400, f'{name} is missing; GET /gradio_api/info lists the parameters')
+            raise _ArgumentError(shown, f'is no parameter of {function.name}; it has {", ".join(function.parameters)}')
+    for name in function.required:
+        if name not in arguments:
+            raise _ArgumentError(name, 'is missing')
+    for (name, kind), fits in zip(function.parameters.items(), function.inputs, strict=True):
         if name in arguments and not fits(arguments[name]):
-            raise _RefusedError(400, f'{name} has a value of a wrong type; GET /gradio_api/info lists the types')
+            raise _ArgumentError(name, f'must be {kind}')
 
 
 def is_local(host: str) -> bool:

@@ -8,8 +8,8 @@ to load nothing from other hosts.
 import contextlib
 import functools
 import importlib.util
-import inspect
 import io
+import json
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.separation.separator import Separator
-from audiosep_jax.web.api import add_endpoints, checks
+from audiosep_jax.web.api import add_endpoints, call_of
 from audiosep_jax.web.extraction import Limits
 from audiosep_jax.web.guard import LOCAL, Call, Guard, HostNames, check_root_path
 from audiosep_jax.web.page import CSS, Example, lay_out_page, theme
@@ -166,6 +166,8 @@ def _refuse_quietly(page: 'gradio.Blocks') -> None:
         try:
             return await preprocess(*args, **kwargs)
         except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:  # it says more
+                raise
             raise gr.Error('The request was refused.', print_exception=False) from error
 
     page.preprocess_data = refusing  # type: ignore[method-assign]
@@ -182,8 +184,14 @@ def _launch(page: 'gradio.Blocks', **settings: Any) -> tuple[Any, str, str | Non
 
 
 def _connect_mcp(page: 'gradio.Blocks', token: str) -> None:
-    """Lets MCP's tools join the queue: they do so through a client of this server, which needs the token, too."""
+    """Makes MCP's tools work behind the token, and answer in JSON.
+
+    They join the queue through a client of this server, which Gradio would make without the token.
+    """
+    from gradio.processing_utils import add_root_url
     from gradio_client import Client
+    from gradio_client.utils import is_file_obj_with_meta, traverse
+    from mcp.types import TextContent
 
     @functools.cache  # connects at the first call, and once
     def connect() -> Client:
@@ -197,7 +205,17 @@ def _connect_mcp(page: 'gradio.Blocks', token: str) -> None:
             headers={'x-gradio-user': 'mcp', **({'Authorization': f'Bearer {token}'} if token else {})},
         )
 
-    page.mcp_server_obj._get_or_create_client = connect
+    def as_texts(results: Any, root: str) -> list[TextContent]:
+        """Returns a text for each result, with the addresses of files; Gradio's are Python's notation."""
+        if len(results) == 1 and isinstance(results[0], tuple):  # what its client gives for several results
+            results = results[0]
+        plain = traverse(add_root_url(list(results), root, None), lambda file: file['url'], is_file_obj_with_meta)
+        return [TextContent(type='text', text=text if isinstance(text, str) else json.dumps(text)) for text in plain]
+
+    server = page.mcp_server_obj
+    assert server is not None
+    server._get_or_create_client = connect  # type: ignore[method-assign]
+    server.postprocess_output_data = as_texts  # type: ignore[method-assign, assignment]
 
 
 @contextlib.asynccontextmanager
@@ -226,14 +244,7 @@ def _calls(page: 'gradio.Blocks') -> dict[int, Call]:
     for index, function in page.fns.items():
         is_queued = bool(function.queue)
         if function.api_visibility == 'public':
-            parameters = inspect.signature(function.fn).parameters.values()
-            calls[index] = Call(
-                checks(function.fn),
-                is_queued,
-                name=function.api_name,
-                parameters=[parameter.name for parameter in parameters],
-                optional=[parameter.name for parameter in parameters if parameter.default is not parameter.empty],
-            )
+            calls[index] = call_of(function.fn, name=function.api_name, is_queued=is_queued)
         else:
             calls[index] = Call([functools.partial(_fits, component) for component in function.inputs], is_queued)
     return calls
@@ -257,7 +268,8 @@ def _set_environment(folder: str, host: str) -> None:
     os.environ['GRADIO_TEMP_DIR'] = folder
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
-    logging.getLogger('python_multipart').setLevel(logging.ERROR)  # it warns of every malformed upload
+    for name in ('python_multipart', 'mcp'):  # they warn of every malformed upload and every unknown tool
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Gradio requests its own address to see whether it is up; a proxy could not reach it.
     for name in ('NO_PROXY', 'no_proxy'):
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), *LOCAL, host]))

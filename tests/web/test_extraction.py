@@ -10,7 +10,7 @@ from audiosep_jax.errors import AudioFileError, QueryError
 from audiosep_jax.separation.separator import Separator
 from audiosep_jax.web.extraction import Limits, extract, refusal
 
-RATE = 16000
+RATE, SECONDS = 16000, 8
 STEP = 2**-23  # of 24 bits
 
 
@@ -22,7 +22,7 @@ def separator():
 
 @pytest.fixture
 def recording(tmp_path):
-    sound = np.random.default_rng(0).integers(-(2**19), 2**19, (4 * RATE, 2)) / 2**23
+    sound = np.random.default_rng(0).integers(-(2**19), 2**19, (SECONDS * RATE, 2)) / 2**23
     soundfile.write(tmp_path / 'street.wav', sound, RATE, subtype='PCM_24')
     return tmp_path / 'street.wav'
 
@@ -36,8 +36,8 @@ def test_progress_is_reported_and_changes_nothing(separator, recording):
     reports = []
     found = ask(separator, recording, has_picture=False, report=lambda *numbers: reports.append(numbers))
     assert found.picture is None
-    assert reports[0] == (0, 4 * RATE)
-    assert reports[-1] == (4 * RATE, 4 * RATE)
+    assert reports[0] == (0, SECONDS * RATE)
+    assert reports[-1] == (SECONDS * RATE, SECONDS * RATE)
     assert len(reports) > 3
     assert reports == sorted(reports)
     mixture = soundfile.read(recording, dtype='float32')[0].T
