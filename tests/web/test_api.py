@@ -4,12 +4,16 @@ import base64
 import concurrent.futures
 import io
 import json
+import shutil
+import subprocess
 import time
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
+from support.documents import blocks
+from support.paths import ROOT
 from support.served_page import get, post, served, upload
 from support.small_separator import save_small
 
@@ -292,6 +296,41 @@ def test_a_client_that_goes_away_holds_up_nobody(address, home):
     while json.loads(post(f'{address}/gradio_api/run/health', {'data': []})[1])['data'][0]['waiting']:
         assert time.monotonic() < deadline
     assert complaints(home) == []
+
+
+# ---- the manual ------------------------------------------------------------------------------------------------------
+
+MANUAL = [block for block in blocks(ROOT / 'docs' / 'server.md') if block.mark == 'needs: a server']
+PRINTED = 'http://127.0.0.1:7860'
+
+
+def test_the_manual_s_program_works(address, recording, monkeypatch, capsys):
+    (block,) = [block for block in MANUAL if block.language == 'python']
+    monkeypatch.chdir(recording.parent)
+    names = {}
+    exec(compile(block.code.replace(PRINTED, address), 'docs/server.md', 'exec'), names)
+    assert len(names['targets']) == 2
+    assert 'street__rain.wav' in capsys.readouterr().out
+    assert read(names['target']).shape == read(recording).shape
+
+
+@pytest.mark.skipif(shutil.which('curl') is None, reason='no curl here')
+def test_the_manual_s_commands_work(address, recording):
+    (block,) = [block for block in MANUAL if block.language == 'bash']
+    found, outputs = {PRINTED: address}, []
+    for command, prints in zip(block.commands(), ('PATH', 'ID', '', ''), strict=True):
+        for name, value in found.items():
+            command = [word.replace(name, value) for word in command]
+        done = subprocess.run(
+            [*command, '--silent', '--noproxy', '*'], capture_output=True, check=True, cwd=recording.parent, timeout=600
+        )
+        outputs.append(done.stdout.decode())
+        if prints:
+            printed = json.loads(outputs[-1])
+            found[prints] = printed[0] if prints == 'PATH' else printed['event_id']
+    assert 'event: complete' in outputs[2]
+    assert 'street__a_dog_barking.wav' in outputs[2]
+    assert json.loads(outputs[3])['data'][0]['status'] == 'ok'
 
 
 # ---- a token, and no page --------------------------------------------------------------------------------------------
