@@ -107,10 +107,10 @@ def _separate(page: 'gradio.Blocks', separator: Separator, limits: Limits, folde
             note: a remark on the result; usually empty
         """
         upload = Path(cast(Mapping[str, str], recording)['path'])
+        if not _is_inside(upload, folder):
+            raise gr.Error(_NOT_UPLOADED, print_exception=False)
         place = Path(tempfile.mkdtemp(dir=folder))
         try:
-            if not upload.resolve().is_relative_to(folder.resolve()):
-                raise gr.Error(_NOT_UPLOADED, print_exception=False)
             found = extract(
                 separator,
                 upload,
@@ -173,12 +173,19 @@ def _accept_own_files(component: 'gradio.components.Component', folder: Path) ->
         _, is_url, path = str(source).partition(_FILE_ROUTE)
         if not (is_url and '://' in str(source)):
             return await move(source)
-        file = Path(unquote(path)).resolve()
-        if not (file.is_relative_to(folder.resolve()) and file.is_file()):
+        if not _is_inside(file := Path(unquote(path)), folder):
             raise gr.Error(_NOT_UPLOADED, print_exception=False)
-        return str(file)
+        return str(file.resolve())
 
     component.async_move_resource_to_block_cache = move_own  # type: ignore[method-assign, assignment]
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Returns whether a file lies in a folder, whatever links and dots its path holds."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve()) and file.is_file()
+    except (OSError, ValueError):  # a NUL, a lone surrogate, or too long
+        return False
 
 
 def _is_number(value: Any) -> bool:
