@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -90,36 +90,22 @@ def serving(
     with scratch_folder() as folder:
         _set_environment(os.fspath(folder), host)
         import_gradio(mcp=mcp)
-        import gradio.mcp
-        import gradio.routes
-
-        # Both were read from the environment when they were imported.
-        gradio.routes.DEFAULT_TEMP_DIR = gradio.mcp.DEFAULT_TEMP_DIR = os.fspath(folder)
+        _keep_files_in(os.fspath(folder))
         page = _build(separator, name=name, limits=limits, folder=folder, examples=None if api_only else examples)
         access = Token(token)
-        guard = {'names': names, 'calls': _calls(page), 'root_path': root_path, 'token': access}
+        guard: dict[str, Any] = {'names': names, 'calls': _calls(page), 'root_path': root_path, 'token': access}
         guard |= {'has_page': not api_only, 'has_mcp': mcp}
-        try:
-            _, address, public = _launch(
-                page,
-                server_name=f'[{host}]' if ':' in host else host,
-                server_port=port,
-                root_path=root_path,
-                share=share,
-                max_file_size=limits.megabytes * 10**6,
-                theme=theme(),
-                css=CSS,
-                mcp_server=mcp,
-                _frontend=not api_only,  # otherwise Gradio asks for the page to see whether it is up
-                app_kwargs={
-                    'lifespan': functools.partial(_guarded, **guard),
-                    'exception_handlers': {TypeError: _explain_upload},
-                    'docs_url': None,
-                    'redoc_url': None,
-                },
-            )
-        except OSError as error:
-            raise ConfigError(f'--host {host} --port {port}: cannot listen there: {error}') from error
+        address, public = _launch(
+            page,
+            host,
+            port,
+            guard,
+            root_path=root_path,
+            share=share,
+            max_file_size=limits.megabytes * 10**6,
+            mcp_server=mcp,
+            _frontend=not api_only,  # otherwise Gradio asks for the page to see whether it is up
+        )
         access.is_launched = True
         if public:
             names.allow(urlsplit(public).hostname or '')
@@ -173,14 +159,42 @@ def _refuse_quietly(page: 'gradio.Blocks') -> None:
     page.preprocess_data = refusing  # type: ignore[method-assign]
 
 
-def _launch(page: 'gradio.Blocks', **settings: Any) -> tuple[Any, str, str | None]:
-    """Launches the page without a word: Gradio prints MCP's address even when it is told to be quiet."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        launched = page.launch(**settings, **_LAUNCH)
-    if settings['mcp_server'] and page.mcp_server_obj is None:
+def _launch(
+    page: 'gradio.Blocks', host: str, port: int, guard: Mapping[str, Any], **settings: Any
+) -> tuple[str, str | None]:
+    """Launches the page; returns its address and, if it is shared, its public one.
+
+    Args:
+        page: the page and the endpoints.
+        host, port: where to listen.
+        guard: the arguments of `Guard`.
+        settings: further arguments of Gradio's `launch`.
+
+    Raises:
+        ConfigError: the port cannot be listened on, or MCP does not start.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # Gradio prints MCP's address even when it is told to be quiet
+            _, address, public = page.launch(
+                server_name=f'[{host}]' if ':' in host else host,
+                server_port=port,
+                theme=theme(),
+                css=CSS,
+                app_kwargs={
+                    'lifespan': functools.partial(_guarded, **guard),
+                    'exception_handlers': {TypeError: _explain_upload},
+                    'docs_url': None,
+                    'redoc_url': None,
+                },
+                **settings,
+                **_LAUNCH,
+            )
+    except OSError as error:
+        raise ConfigError(f'--host {host} --port {port}: cannot listen there: {error}') from error
+    if page.mcp_error:
         page.close(verbose=False)
         raise ConfigError(f'--mcp: {page.mcp_error}')
-    return launched
+    return address, public
 
 
 def _connect_mcp(page: 'gradio.Blocks', token: str) -> None:
@@ -243,7 +257,7 @@ def _calls(page: 'gradio.Blocks') -> dict[int, Call]:
     calls = {}
     for index, function in page.fns.items():
         is_queued = bool(function.queue)
-        if function.api_visibility == 'public':
+        if function.api_visibility == 'public' and function.fn and function.api_name:
             calls[index] = call_of(function.fn, name=function.api_name, is_queued=is_queued)
         else:
             calls[index] = Call([functools.partial(_fits, component) for component in function.inputs], is_queued)
@@ -259,6 +273,14 @@ def _fits(component: 'Block', value: Any) -> bool:
     if isinstance(component, gr.Audio):
         return value is None or isinstance(value, dict)
     return value is None or isinstance(value, int | float if isinstance(component, gr.Slider) else str)
+
+
+def _keep_files_in(folder: str) -> None:
+    """Tells Gradio again: these two read the environment when they were imported."""
+    import gradio.mcp
+    import gradio.routes
+
+    gradio.routes.DEFAULT_TEMP_DIR = gradio.mcp.DEFAULT_TEMP_DIR = folder
 
 
 def _set_environment(folder: str, host: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from audiosep_jax.errors import ConfigError
 
 VARIABLE = 'AUDIOSEP_JAX_TOKEN'
-CHALLENGES = ('Bearer', 'Basic realm="audiosep-jax", charset="UTF-8"')  # the second makes browsers ask
+CHALLENGES = ('Basic realm="audiosep-jax", charset="UTF-8"', 'Bearer')  # the first makes browsers ask
 _TOKEN = re.compile(r'[!-~]+')  # what fits into a header: ASCII without spaces
 
 
