@@ -100,7 +100,7 @@ def run(command: Serve) -> int:
             examples=examples,
             allowed_hosts=command.allow_host,
             root_path=command.root_path,
-            name=_name_of(command.checkpoint),
+            name=_name_of(command.checkpoint, separator),
             api_only=command.api_only,
             mcp=command.mcp,
             token=token,
@@ -124,17 +124,22 @@ def _check_address(host: str, port: int) -> None:
         raise ConfigError(f'--host {host} --port {port}: {error.strerror or error}; choose another') from error
 
 
-def _name_of(checkpoint: str | None) -> str:
+def _name_of(checkpoint: str | None, separator: 'Separator') -> str:
     """Returns a name for the checkpoint that gives away no folder of this machine."""
     if checkpoint is None:
         return 'audiosep'
-    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+    return _root_of(separator).resolve().name if Path(checkpoint).exists() else checkpoint
+
+
+def _root_of(separator: 'Separator') -> Path:
+    """Returns the folder of the checkpoint: of a run, that of the run."""
+    path = Path(separator.info['path'])
+    return path.parent.parent if path.parent.name == 'checkpoints' else path
 
 
 def _examples_of(separator: 'Separator') -> list['Example']:
     """Returns the examples stored with the checkpoint."""
     from audiosep_jax.web.page import find_examples
 
-    path = Path(separator.info['path'])
-    root = path.parent.parent if path.parent.name == 'checkpoints' else path
-    return find_examples(root / 'examples') if (root / 'examples').is_dir() else []
+    folder = _root_of(separator) / 'examples'
+    return find_examples(folder) if folder.is_dir() else []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import gradio
 
 _FILE_ROUTE = '/gradio_api/file='
+_NOT_UPLOADED = 'the recording is not an uploaded file: post it to /gradio_api/upload first'
 
 
 def add_endpoints(page: 'gradio.Blocks', separator: Separator, *, name: str, limits: Limits, folder: Path) -> None:
@@ -120,7 +121,7 @@ def _separate(page: 'gradio.Blocks', separator: Separator, limits: Limits, folde
                 folder=place,
                 limits=limits,
                 has_picture=False,
-                report=_reporter(page),
+                report=reporter(page),
             )
         except Exception as error:
             text = refusal(error, upload, place)
@@ -133,10 +134,7 @@ def _separate(page: 'gradio.Blocks', separator: Separator, limits: Limits, folde
     return separate
 
 
-_NOT_UPLOADED = 'the recording is not an uploaded file: post it to /gradio_api/upload first'
-
-
-def _reporter(page: 'gradio.Blocks') -> Callable[[int, int], None]:
+def reporter(page: 'gradio.Blocks') -> Callable[[int, int], None]:
     """Returns what tells the client how far its request is, and ends the work for a client that has gone."""
     import gradio as gr
     from gradio.context import LocalContext
