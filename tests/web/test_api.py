@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from support.calls import CALL, RATE, ask, read, result_of, uploaded, wav
 from support.documents import blocks
 from support.paths import ROOT
-from support.calls import CALL, RATE, ask, read, result_of, uploaded, wav
 from support.served_page import get, post, served
 from support.small_separator import save_small
 
