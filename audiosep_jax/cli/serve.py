@@ -53,8 +53,8 @@ class Serve:
     max_megabytes: int = 200
     """The largest file accepted, in 10^6 bytes."""
     token: Annotated[str | None, tyro.conf.arg(metavar='TOKEN|@FILE', help_behavior_hint='(default: none)')] = None
-    """A secret that every request must carry, or the file that holds it, which keeps it out of the list of processes.
-    Without the flag, the environment variable AUDIOSEP_JAX_TOKEN. Browsers ask for it as a password."""
+    """A secret that every request must carry; browsers ask for it as a password. A file keeps it out of the list of
+    processes, and so does the environment variable AUDIOSEP_JAX_TOKEN, which counts where the flag is not given."""
     api_only: bool = False
     """Serve no page, only the endpoints for programs."""
     mcp: bool = False
