@@ -61,7 +61,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[export.Export, tyro.conf.subcommand('export')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
             | Annotated[serve.Serve, tyro.conf.subcommand('serve')]
-            | Annotated[env.Env, tyro.conf.subcommand('env')],
+            | Annotated[env.Env, tyro.conf.subcommand('env')]
             | Annotated[learn_query.LearnQuery, tyro.conf.subcommand('learn-query')],
             prog='audiosep-jax',
             description='Separate sounds by describing them. --version prints the version.',

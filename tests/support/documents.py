@@ -40,7 +40,7 @@ _FENCE = re.compile(r'^```(\w*)$', re.M)
 # Programs of others, which a block may name where it is not run.
 _OF_OTHERS = (
     *('pip', 'python3', '.', 'pytest', 'pre-commit', 'hf', 'ffmpeg', 'ffplay', 'sox'),
-    *('cd', 'ssh', 'gcloud', 'sbatch', 'tensorboard'),
+    *('cd', 'ssh', 'gcloud', 'sbatch', 'tensorboard', 'curl'),
 )
 
 

@@ -10,7 +10,8 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
 from audiosep_jax.separation.queries import Query
 from audiosep_jax.separation.separator import Separator
-from audiosep_jax.web.page import Limits, answer, find_examples
+from audiosep_jax.web.extraction import Limits
+from audiosep_jax.web.page import answer, find_examples
 
 RATE = 16000
 
