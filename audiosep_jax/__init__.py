@@ -15,6 +15,7 @@ __version__ = '0.2.0'
 __all__ = [
     'AudioSep',
     'AudioSepError',
+    'LearntQuery',
     'ModelConfig',
     'Query',
     'ResUNet30',
@@ -22,11 +23,13 @@ __all__ = [
     'Separation',
     'Separator',
     'istft',
+    'learn_query',
     'load',
     'load_encoder',
     'metrics',
     'push',
     'read_audio',
+    'separate_file',
     'stft',
     'write_audio',
 ]
@@ -41,13 +44,17 @@ if TYPE_CHECKING:
     from audiosep_jax.errors import AudioSepError
     from audiosep_jax.models.audiosep import AudioSep, ModelConfig
     from audiosep_jax.models.resunet import ResUNet30
+    from audiosep_jax.query_learning.learning import learn_query
+    from audiosep_jax.separation.files import separate_file
     from audiosep_jax.separation.queries import Query
+    from audiosep_jax.separation.query_files import LearntQuery
     from audiosep_jax.separation.separator import Separation, Separator, load
     from audiosep_jax.training.mixing import SegmentMixer
 
 _HOMES = {
     'AudioSep': 'models.audiosep',
     'AudioSepError': 'errors',
+    'LearntQuery': 'separation.query_files',
     'ModelConfig': 'models.audiosep',
     'Query': 'separation.queries',
     'ResUNet30': 'models.resunet',
@@ -55,10 +62,12 @@ _HOMES = {
     'Separation': 'separation.separator',
     'Separator': 'separation.separator',
     'istft': 'audio.stft',
+    'learn_query': 'query_learning.learning',
     'load': 'separation.separator',
     'load_encoder': 'encoders.registry',
     'push': 'checkpoints.publish',
     'read_audio': 'audio.reading',
+    'separate_file': 'separation.files',
     'stft': 'audio.stft',
     'write_audio': 'audio.writing',
 }

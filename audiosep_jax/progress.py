@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -33,11 +35,23 @@ class _RateColumn(ProgressColumn):
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar on stderr until the end, if that is a terminal. Yields `show(done, total)`, which moves the bar."""
+    with _bar(description, MofNCompleteColumn(), _RateColumn()) as show:
+        yield show
+
+
+@contextlib.contextmanager
+def download_bar(description: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a bar as `progress_bar` does. Yields `show(done, total)` in bytes; the total may be unknown."""
+    with _bar(description, DownloadColumn(), TransferSpeedColumn()) as show:
+        yield show
+
+
+@contextlib.contextmanager
+def _bar(description: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(
         TextColumn('{task.description}'),
         BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
+        *columns,
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),

@@ -59,14 +59,25 @@ def read_sources(path: Path) -> list[dict[str, str]]:
     Raises:
         DataError: it is missing, or has no column `file`, `class` or `package`.
     """
-    try:
-        with path.open(encoding='utf-8', newline='') as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f'{path}: cannot be read as a table: {error}') from error
-    if not rows or not {'file', 'class', 'package'} <= rows[0].keys():
+    columns, rows = read_table(path)
+    if not rows or not {'file', 'class', 'package'} <= {*columns}:
         raise DataError(f'{path}: must have the columns file, class and package, and a row for each sound')
     return rows
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the columns and the rows of a CSV file; cells that a row lacks are ''.
+
+    Raises:
+        DataError: it is missing, or cannot be read.
+    """
+    try:
+        with path.open(encoding='utf-8', newline='') as file:
+            reader = csv.DictReader(file, restval='')
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f'{path}: cannot be read as a table: {error}') from error
+    return columns, rows
 
 
 def split_by_package(

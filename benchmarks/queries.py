@@ -1,9 +1,11 @@
 """Compares ways to keep an unwanted sound out of the target, on mixtures whose parts are known.
 
     python benchmarks/queries.py --checkpoint RUN --data DIR
+    python benchmarks/queries.py --checkpoint quickstart
 
 DIR has the layout of the MUSIC benchmark (music_eval.csv, mixture-IDX, segment-IDX). The unwanted sound is the mixture
-minus its segment. Its name is the table's `noise_wav` without the number ('acoustic guitar-0'). There are four cases:
+minus its segment. Its name is the table's `noise_wav` without the number ('acoustic guitar-0'). Without DIR, the
+mixtures are those on which the quick start is scored, of clips that it has not heard. There are four cases:
 
     named      query for the caption, exclude the other sound
     both       query for 'CAPTION and OTHER', exclude the other sound
@@ -32,33 +34,43 @@ from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.stft import istft, stft
 from audiosep_jax.errors import DataError, reported
 from audiosep_jax.evaluation.protocols import read_benchmark
+from audiosep_jax.evaluation.query_texts import wrong_queries
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.metrics import sdri
 from audiosep_jax.separation.exclusion import exclude
 from audiosep_jax.separation.queries import Query, embed
 from audiosep_jax.separation.separator import Separator, load
 from audiosep_jax.storage.cache import enable_compilation_cache
+from data_prep.datasets.synthetic import SyntheticClips
 
 DECIBELS = 10 / np.log(10)
+# Mixtures, targets, captions, the names of the other sounds, and those of sounds that are not there.
+Sounds = tuple[list[np.ndarray], list[np.ndarray], list[str], list[str], list[str]]
+QUICKSTART_CLASSES = ('siren', 'dog', 'guitar', 'rain', 'clock', 'telephone', 'knocking', 'cat')
 
 
 def main(
-    checkpoint: Path, data: Path, json_file: Annotated[Path | None, tyro.conf.arg(name='json')] = None, seed: int = 0
+    checkpoint: Path,
+    data: Path | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name='json')] = None,
+    seed: int = 0,
+    only: tuple[str, ...] = ('named', 'both', 'absent', 'alike'),
 ) -> None:
     """Measures, and prints the tables.
 
     Args:
         checkpoint: folder of a training run.
-        data: folder of the benchmark.
+        data: folder of the benchmark; by default the mixtures of the quick start.
         json_file: also write the numbers to this file.
         seed: seed of the absent sounds and of the bootstrap.
+        only: the cases to measure.
     """
     enable_compilation_cache()
     separator = load(checkpoint)
-    mixtures, targets, captions, others = read(data, separator.config.sample_rate)
+    rate = separator.config.sample_rate
     rng = np.random.default_rng(seed)
-    kinds = sorted({*captions, *others})
-    absent = [rng.choice([k for k in kinds if k not in pair]) for pair in zip(captions, others, strict=True)]
+    sounds = quickstart_mixtures(rate, rng) if data is None else read(data, rate, rng)
+    mixtures, targets, captions, others, absent = sounds
     cases = {
         'named': (captions, others),
         'both': ([f'{a} and {b}' for a, b in zip(captions, others, strict=True)], others),
@@ -66,7 +78,8 @@ def main(
         'alike': (captions, [f'{caption} outdoors' for caption in captions]),
     }
     figures = {}
-    for case, (asked, unwanted) in cases.items():
+    for case in only:
+        asked, unwanted = cases[case]
         estimates = methods(separator, mixtures, asked, unwanted)
         figures[case] = {name: score(separator, *row, seed) for name, row in rows(estimates, targets, mixtures).items()}
         Console().print(table(case, len(mixtures), figures[case]))
@@ -74,8 +87,8 @@ def main(
         json_file.write_text(json.dumps({'mixtures': len(mixtures), **figures}, indent=2) + '\n')
 
 
-def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str], list[str]]:
-    """Returns mixtures and targets, float32 [T_i], the captions, and the names of the other sounds."""
+def read(data: Path, rate: int, rng: np.random.Generator) -> Sounds:
+    """Returns mixtures and targets, float32 [T_i], the captions, and the names of the other and of absent sounds."""
     benchmark = read_benchmark(data, 'music')
     pairs, bad_rows = benchmark.items, benchmark.bad_rows
     with (data / 'music_eval.csv').open(newline='', encoding='utf-8-sig') as file:
@@ -86,7 +99,31 @@ def read(data: Path, rate: int) -> tuple[list[np.ndarray], list[np.ndarray], lis
     sounds = [
         [read_audio(path, sample_rate=rate, mono=True)[0][0] for path in (pair.mixture, pair.target)] for pair in pairs
     ]
-    return [m for m, _ in sounds], [t for _, t in sounds], [pair.label for pair in pairs], others
+    captions = [pair.label for pair in pairs]
+    kinds = sorted({*captions, *others})
+    absent = [str(rng.choice([k for k in kinds if k not in pair])) for pair in zip(captions, others, strict=True)]
+    return [m for m, _ in sounds], [t for _, t in sounds], captions, others, absent
+
+
+def quickstart_mixtures(rate: int, rng: np.random.Generator) -> Sounds:
+    """Returns the same as `read`, of clips after those of the quick start's training, in pairs of different classes."""
+    clips = SyntheticClips(240, 0, 1.5, QUICKSTART_CLASSES, first=640)
+    unseen = [clips.read(i, rate) for i in range(len(clips))]
+    partners = wrong_queries([clip.labels[0] for clip in unseen], 0)
+    assert partners is not None
+    mixtures, targets = [], []
+    for clip, partner in zip(unseen, partners, strict=True):
+        noise = unseen[partner].audio
+        mixture = clip.audio + noise * np.sqrt(np.mean(clip.audio**2) / np.mean(noise**2))
+        gain = min(1, 0.9 / np.max(np.abs(mixture)))
+        mixtures.append(gain * mixture)
+        targets.append(gain * clip.audio)
+    captions, labels = [clip.captions[0] for clip in unseen], [clip.labels[0] for clip in unseen]
+    pairs = [(labels[i], labels[partner]) for i, partner in enumerate(partners)]
+    absent = [
+        str(rng.choice([c for c, label in zip(captions, labels, strict=True) if label not in pair])) for pair in pairs
+    ]
+    return mixtures, targets, captions, [captions[i] for i in partners], absent
 
 
 def methods(

@@ -35,7 +35,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import tyro
 from package_files import PackageFiles, check_programs, unpacked
-from package_split import describe_split, split_by_package
+from package_split import describe_split, read_table, split_by_package
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.resampling import resample
@@ -100,13 +100,8 @@ def read_list(path: Path) -> list[Row]:
         DataError: it is missing, or is no such list.
     """
     columns = ['file', 'class', 'package', 'path', 'caption', 'samples', 'start', 'stop', 'at']
-    try:
-        with path.open(encoding='utf-8', newline='') as file:
-            reader = csv.DictReader(file, restval='')
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f'{path}: cannot be read as a table: {error}') from error
-    if reader.fieldnames != columns:
+    found, rows = read_table(path)
+    if found != columns:
         raise DataError(f'{path}: must have the columns {", ".join(columns)}')
     for number, row in enumerate(rows, start=2):
         places = ['0'] if row['at'] == 'loop' else row['at'].split()

@@ -33,9 +33,9 @@ from audiosep_jax.evaluation.scoring import sdr_family
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.evaluation.training_mask import fit_training_mask
 from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.strength import blended
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.json_files import read_json, write_json
-from audiosep_jax.web.page import blended
 from data_prep.build import build_shards
 from data_prep.clips.base import Clip
 from data_prep.datasets.manifest import read_manifest
@@ -94,6 +94,8 @@ def main(
     """
     enable_compilation_cache()
     chosen = read_json(settings, dict[str, str], error=ConfigError)
+    if not chosen:
+        raise ConfigError(f'{settings}: has no settings: give at least one name and its flags')
     shards = out / 'shards'
     build_shards(read_manifest(data), shards, sample_rate=sample_rate, name='recipes')
     embed_captions(shards, load_encoder(encoder))

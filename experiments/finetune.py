@@ -1,10 +1,10 @@
 """Fine-tuning: the official weights, or any others, on your own recordings.
 
 Commands:
-    audiosep-jax convert audiosep_base_4M_steps.ckpt audiosep
+    audiosep-jax convert audiosep official
     python -m data_prep build manifest --source datafile.json --out shards
-    python -m data_prep embed shards --encoder audiosep                  # the CLAP that the checkpoint was trained with
-    python experiments/finetune.py --workdir runs/mine --data shards --init-from audiosep --model.dtype bfloat16
+    python -m data_prep embed shards --encoder official                  # the CLAP that the checkpoint was trained with
+    python experiments/finetune.py --workdir runs/mine --data shards --init-from official --model.dtype bfloat16
 
 Recipe:
     A tenth of the original learning rate, with a cosine schedule, a moving average of the weights,

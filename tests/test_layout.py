@@ -25,6 +25,7 @@ TESTED_ELSEWHERE = {
     'audiosep_jax/cli/terminal.py': 'tests/cli/test_main.py',
     'audiosep_jax/encoders/layers.py': 'tests/encoders/clap/test_roberta.py',
     'audiosep_jax/evaluation/benchmark.py': 'tests/evaluation/test_protocols.py',
+    'audiosep_jax/evaluation/layouts/tables.py': 'tests/evaluation/test_protocols.py',
     'data_prep/datasets/synthetic.py': 'tests/data_prep/test_synthetic.py',
     'data_prep/options.py': 'tests/data_prep/test_main.py',
     'data_prep/workers.py': 'tests/data_prep/test_build_jobs.py',

@@ -15,7 +15,7 @@ MAX_CHANNELS = len(_LAYOUTS)
 _BIT_RATE, _MAX_BITS_PER_SAMPLE = 128_000, 5
 
 
-def encode_m4a(path: Path, blocks: Iterable[np.ndarray], rate: int, channels: int) -> None:
+def encode_m4a(path: Path, blocks: Iterable[np.ndarray], rate: int, channels: int, bit_rate: int | None = None) -> None:
     """Writes an M4A file.
 
     The edit list names the encoder's priming samples and, to the sample, the length of the sound, so that players skip
@@ -26,6 +26,7 @@ def encode_m4a(path: Path, blocks: Iterable[np.ndarray], rate: int, channels: in
         blocks: float32 [n, channels] in ±1.
         rate: one of AAC's sample rates, in Hz.
         channels: from 1 to `MAX_CHANNELS`.
+        bit_rate: in bit/s, of all channels together; None: 128 kbit/s for each channel.
 
     Raises:
         AudioFileError: FFmpeg fails.
@@ -38,7 +39,7 @@ def encode_m4a(path: Path, blocks: Iterable[np.ndarray], rate: int, channels: in
     try:
         with path.open('wb') as file, av.open(file, 'w', format='ipod', options=options) as container:
             stream = container.add_stream('aac', rate=rate, layout=_LAYOUTS[channels - 1])
-            stream.bit_rate = min(_BIT_RATE, _MAX_BITS_PER_SAMPLE * rate) * channels
+            stream.bit_rate = bit_rate or min(_BIT_RATE, _MAX_BITS_PER_SAMPLE * rate) * channels
             position = 0
             for block in blocks:
                 planes = np.ascontiguousarray(block.T, np.float32)

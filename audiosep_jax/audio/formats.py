@@ -24,12 +24,16 @@ class Writer:
         subtype: the only subtype that the format has; None: the caller chooses one.
         max_channels: the most channels of a file.
         rates: the sample rates that a file may have, in Hz.
+        has_bit_rate: its encoder can be given a bit rate.
+        has_quality: its encoder can be given a quality, for a variable bit rate.
     """
 
     name: str
     subtype: str | None = None
     max_channels: int = 1024
     rates: Collection[int] = _ANY_RATE
+    has_bit_rate: bool = False
+    has_quality: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +87,15 @@ FORMATS = (
     ),
     SoundFormat(
         '.ogg',
-        Writer('OGG', 'VORBIS', max_channels=255, rates=range(1, 200001)),
+        Writer('OGG', 'VORBIS', max_channels=255, rates=range(1, 200001), has_quality=True),
         in_browsers=True,
         in_benchmarks=True,
         dataset_rank=2,
     ),
-    SoundFormat('.opus', Writer('OGG', 'OPUS', max_channels=255, rates=_OPUS_RATES), dataset_rank=2),
+    SoundFormat('.opus', Writer('OGG', 'OPUS', max_channels=255, rates=_OPUS_RATES, has_bit_rate=True), dataset_rank=2),
     SoundFormat(
         '.mp3',
-        Writer('MP3', 'MPEG_LAYER_III', max_channels=2, rates=_MP3_RATES),
+        Writer('MP3', 'MPEG_LAYER_III', max_channels=2, rates=_MP3_RATES, has_bit_rate=True, has_quality=True),
         in_browsers=True,
         in_benchmarks=True,
         dataset_rank=2,
@@ -104,7 +108,7 @@ FORMATS = (
     SoundFormat('.au'),
     SoundFormat('.aifc', in_folders=False),
     SoundFormat('.rf64', in_folders=False),
-    _container('.m4a', Writer('M4A', 'AAC', max_channels=6, rates=_AAC_RATES), dataset_rank=3),
+    _container('.m4a', Writer('M4A', 'AAC', max_channels=6, rates=_AAC_RATES, has_bit_rate=True), dataset_rank=3),
     _container('.mka', dataset_rank=3),
     _container('.aac', refused_output=True, dataset_rank=3),
     _container('.wma', refused_output=True),

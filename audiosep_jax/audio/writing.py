@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import soundfile
 
+from audiosep_jax.audio.compression import DEFAULT_COMPRESSION, Compression, check_compression, libsndfile_settings
 from audiosep_jax.audio.encoding import encode_m4a
 from audiosep_jax.audio.formats import WRITABLE_SUFFIXES, WRITERS
 from audiosep_jax.audio.samples import quantize, to_vorbis_order, usual_mask
@@ -90,8 +91,16 @@ def subtype_like(source: str | None, suffix: str) -> Subtype:
 class OutputFiles:
     """Several files that receive blocks of equal length. `written_together` makes it."""
 
-    def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int, subtype: Subtype, mask: int = 0):
-        self._mask = mask
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sample_rate: int,
+        channels: int,
+        subtype: Subtype,
+        mask: int = 0,
+        compression: Compression = DEFAULT_COMPRESSION,
+    ):
+        self._mask, self._compression = mask, compression
         self._paths, self._rate, self._channels, self._subtype = paths, sample_rate, channels, subtype
         self._spools = [_new_spool(path.absolute().parent) for path in paths]
         self._peaks = [0.0] * len(paths)
@@ -148,7 +157,8 @@ class OutputFiles:
     def _encode(self, temporary: Path, suffix: str, spool: 'tempfile.SpooledTemporaryFile[bytes]', gain: float) -> None:
         writer = WRITERS[suffix]
         if writer.name == 'M4A':
-            encode_m4a(temporary, _waiting_samples(spool, self._channels, gain), self._rate, self._channels)
+            samples = _waiting_samples(spool, self._channels, gain)
+            encode_m4a(temporary, samples, self._rate, self._channels, self._compression.bit_rate)
             return
         subtype = writer.subtype or self._subtype
         kind = writer.name
@@ -158,7 +168,8 @@ class OutputFiles:
         if kind in ('WAV', 'WAVEX') and spool.tell() // 4 * _SAMPLE_BYTES[self._subtype] > _MAX_WAV_BYTES:
             kind = 'RF64'
         shape = self._rate, self._channels
-        with soundfile.SoundFile(os.fsencode(temporary), 'w', *shape, subtype, format=kind) as file:
+        settings = libsndfile_settings(writer, self._compression, channels=self._channels, sample_rate=self._rate)
+        with soundfile.SoundFile(os.fsencode(temporary), 'w', *shape, subtype, format=kind, **settings) as file:
             for block in _waiting_samples(spool, self._channels, gain):
                 if writer.name == 'OGG':
                     block = np.ascontiguousarray(to_vorbis_order(block.T).T)
@@ -188,7 +199,13 @@ def _new_spool(folder: Path) -> 'tempfile.SpooledTemporaryFile[bytes]':
 
 @contextlib.contextmanager
 def written_together(
-    paths: Sequence[str | os.PathLike], sample_rate: int, *, channels: int, subtype: Subtype = 'PCM_16', mask: int = 0
+    paths: Sequence[str | os.PathLike],
+    sample_rate: int,
+    *,
+    channels: int,
+    subtype: Subtype = 'PCM_16',
+    mask: int = 0,
+    compression: Compression = DEFAULT_COMPRESSION,
 ) -> Iterator[OutputFiles]:
     """Opens several files that all appear at `finish`, or not at all.
 
@@ -201,17 +218,19 @@ def written_together(
         channels: how many each file has.
         subtype: of the samples, where a format has a choice.
         mask: the loudspeakers of the channels as the bits of WAVEFORMATEXTENSIBLE, for a WAV; 0: not known.
+        compression: the bit rate or quality, for a format that has a choice.
 
     Raises:
-        ConfigError: a suffix, subtype, rate or channel count that the format does not have.
+        ConfigError: a suffix, subtype, rate, channel count or compression that the format does not have.
         AudioFileError: the files cannot be written there.
     """
     outputs = [Path(path) for path in paths]
     for path in outputs:
         check_format(path, subtype, channels=channels, sample_rate=sample_rate)
+        check_compression(path.suffix, compression, channels=channels, sample_rate=sample_rate, named=str(path))
         if path.is_dir():
             raise AudioFileError(f'{path}: cannot be written: a folder has that name')
-    with contextlib.closing(OutputFiles(outputs, sample_rate, channels, subtype, mask)) as files:
+    with contextlib.closing(OutputFiles(outputs, sample_rate, channels, subtype, mask, compression)) as files:
         yield files
 
 
@@ -227,7 +246,15 @@ def _writing_errors(path: Path) -> Iterator[None]:
         raise AudioFileError(f'{path}: cannot be written: {reason}') from error
 
 
-def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *, subtype: Subtype = 'PCM_16') -> float:
+def write_audio(
+    path: str | os.PathLike,
+    audio: np.ndarray,
+    sample_rate: int,
+    *,
+    subtype: Subtype = 'PCM_16',
+    bit_rate: int | None = None,
+    quality: float | None = None,
+) -> float:
     """Writes float `[channels, T]` in the format of the suffix of `path`, replacing an existing file.
 
     The file appears under its name only when it is complete. Samples beyond full scale would wrap or clip in all but
@@ -238,19 +265,26 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int, *,
         audio: float `[channels, T]`.
         sample_rate: in Hz, a whole number.
         subtype: of the samples. FLAC has no PCM_32 and no FLOAT; OGG, Opus, MP3 and M4A ignore it.
+        bit_rate: of MP3, Opus and M4A, in bit/s for all channels together; by default the encoder's choice.
+        quality: of MP3 and OGG, with a variable bit rate: from 0 to 10, the best.
 
     Returns:
         The gain that was applied to keep within full scale; 1.0 if none.
 
     Raises:
-        ConfigError: a suffix, subtype, rate or channel count that the format does not have.
+        ConfigError: a suffix, subtype, rate, channel count, bit rate or quality that the format does not have.
         AudioFileError: non-finite samples, or the file cannot be written there.
     """
-    return write_together({path: audio}, sample_rate, subtype=subtype)
+    return write_together({path: audio}, sample_rate, subtype=subtype, bit_rate=bit_rate, quality=quality)
 
 
 def write_together(
-    sounds: Mapping[str | os.PathLike, np.ndarray], sample_rate: int, *, subtype: Subtype = 'PCM_16'
+    sounds: Mapping[str | os.PathLike, np.ndarray],
+    sample_rate: int,
+    *,
+    subtype: Subtype = 'PCM_16',
+    bit_rate: int | None = None,
+    quality: float | None = None,
 ) -> float:
     """Writes several files as `write_audio` writes one: either all of them or none, and with one gain for all.
 
@@ -261,14 +295,17 @@ def write_together(
         sounds: each file's path, and its float `[channels, T]`; all of one shape.
         sample_rate: in Hz, a whole number.
         subtype: of the samples, as in `write_audio`.
+        bit_rate: as in `write_audio`.
+        quality: as in `write_audio`.
 
     Returns:
         The gain that was applied to all files; 1.0 if none.
 
     Raises:
-        ConfigError: a suffix, subtype, rate or channel count that the format does not have.
+        ConfigError: a suffix, subtype, rate, channel count, bit rate or quality that the format does not have.
         AudioFileError: non-finite samples, or a file cannot be written there.
     """
+    compression = Compression(bit_rate, quality)
     arrays = {Path(path): np.asarray(audio, np.float32) for path, audio in sounds.items()}
     for audio in arrays.values():
         if audio.ndim != 2:
@@ -276,6 +313,8 @@ def write_together(
     if not arrays:
         return 1.0
     channels = len(next(iter(arrays.values())))
-    with written_together(list(arrays), sample_rate, channels=channels, subtype=subtype) as files:
+    with written_together(
+        list(arrays), sample_rate, channels=channels, subtype=subtype, compression=compression
+    ) as files:
         files.write(list(arrays.values()))
         return files.finish()

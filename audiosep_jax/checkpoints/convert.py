@@ -39,6 +39,7 @@ from audiosep_jax.encoders.pretrained import kind_of, locate, store
 from audiosep_jax.encoders.registry import encoder_class, load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, DownloadError, listed
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.layers import DOWNSAMPLING
 from audiosep_jax.models.torch_names import (
     check_tensors,
     sizes_from_torch,
@@ -124,9 +125,11 @@ def from_torch(
     *,
     front_end: FrontEnd = PRESETS['audiosep-32k'],
     encoder: str | None = None,
+    default_encoder: str | None = None,
     force: bool = False,
     ignore_unknown: bool = False,
     place: str = 'a path of your choice, and convert that',
+    encoder_place: str = 'a path of your choice, and give that with --encoder',
 ) -> Converted:
     """Converts a checkpoint of the original code, or of its DCASE baseline, to a checkpoint of this project.
 
@@ -135,9 +138,11 @@ def from_torch(
         destination: the folder to make, which appears only when it is complete.
         front_end: rate, window and hop; the window is checked against the shapes of the tensors.
         encoder: path or repository of the query encoder, or `words`, for a file that holds only the separator.
+        default_encoder: the same, for a file that may contain a query encoder; it is used only if there is none.
         force: replace an existing converted checkpoint.
         ignore_unknown: go past tensors that are neither the separator's nor CLAP's. They are kept for the way back.
         place: where a user without a network should put the file; used only in the message.
+        encoder_place: the same, for the file of the default encoder.
 
     Raises:
         ConfigError: the front end is impossible, or `encoder` is given for a file that contains one.
@@ -153,6 +158,9 @@ def from_torch(
     groups = group_tensors(file, ignore_unknown=ignore_unknown)
     if groups.encoder and encoder is not None:
         raise ConfigError(f'{file.path} already contains a query encoder: omit --encoder {encoder}')
+    if not groups.encoder and encoder is None and default_encoder is not None:
+        locate(default_encoder, place=encoder_place)  # downloads it, before any work
+        encoder = default_encoder
     notes: list[str] = []
     model = _model_config(groups.separator, front_end, file.path, ignore_unknown, notes)
     with errors_about(file.path):
@@ -206,6 +214,8 @@ def to_torch(checkpoint: InferenceCheckpoint, destination: str | Path, *, force:
     separator = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
     encoder = _stored_encoder(checkpoint)
     notes: list[str] = []
+    if (blocks := len(checkpoint.model.widths)) != len(DOWNSAMPLING):
+        notes.append(f'the original code reads only networks of {len(DOWNSAMPLING)} blocks, and this one has {blocks}')
     original = None
     if (checkpoint.root / 'original').is_dir():
         used = {tensor.name for tensor in torch_tensors(checkpoint.model) if tensor.path is not None}

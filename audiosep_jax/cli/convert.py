@@ -22,12 +22,15 @@ class Convert:
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='SRC')]
-    """A .ckpt, .pt, .pth or .safetensors file, a repository on the hub (org/name, org/name:FILE), or a checkpoint."""
+    """A .ckpt, .pt, .pth or .safetensors file, a name of `audiosep-jax models`, a repository on the hub (org/name,
+    org/name:FILE), or a checkpoint."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar='DST')]
     """The checkpoint folder or the PyTorch file to write."""
     preset: Annotated[
         Literal['audiosep-32k', 'dcase2024-16k'] | None,
-        tyro.conf.arg(metavar='{audiosep-32k,dcase2024-16k}', help_behavior_hint='(default: audiosep-32k)'),
+        tyro.conf.arg(
+            metavar='{audiosep-32k,dcase2024-16k}', help_behavior_hint="(default: audiosep-32k, or the name's)"
+        ),
     ] = None
     """Sample rate, window and hop, which PyTorch files do not record: 32000 Hz, 2048, 320; or 16000 Hz, 1024, 160."""
     sample_rate: Annotated[int | None, tyro.conf.arg(metavar='HZ')] = None
@@ -68,6 +71,7 @@ def run(command: Convert) -> int:
             terminal.note(note)
         return 0
     from audiosep_jax.checkpoints.convert import PRESETS, from_torch
+    from audiosep_jax.checkpoints.find import fetch_published, published
 
     if (Path(command.source) / 'params').is_dir() or (Path(command.source) / 'checkpoints').is_dir():
         names = ', '.join(SUFFIXES)
@@ -75,12 +79,15 @@ def run(command: Convert) -> int:
             f'{command.source} already is a checkpoint of this project: give DST a PyTorch suffix ({names})'
         )
     changed = {name: getattr(command, name) for name in _FRONT_END if getattr(command, name) is not None}
-    front_end = dataclasses.replace(PRESETS[command.preset or 'audiosep-32k'], **changed)
+    named = published(command.source)
+    preset = command.preset or ('audiosep-32k' if named is None else named.preset)
+    place = 'a path of your choice, and convert that'
     converted = from_torch(
-        command.source,
+        command.source if named is None else fetch_published(named, place=place),
         command.destination,
-        front_end=front_end,
+        front_end=dataclasses.replace(PRESETS[preset], **changed),
         encoder=command.encoder,
+        default_encoder=None if named is None else named.clap.address,
         force=command.force,
         ignore_unknown=command.ignore_unknown,
     )

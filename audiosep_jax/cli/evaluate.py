@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
 
 _Name = Literal[
-    'audioset', 'audiocaps', 'vggsound', 'clotho', 'music', 'esc50', 'dcase2024', 'voicebank-demand', 'csv', 'all'
-]
+    'audioset', 'audiocaps', 'vggsound', 'clotho', 'music', 'esc50', 'dcase2024', 'voicebank-demand',
+    'clapsep-audiocaps', 'clapsep-audioset', 'clapsep-music', 'clapsep-esc50', 'clapsep-fsd50k', 'csv', 'all',
+]  # fmt: skip
 _Benchmark = Annotated[
     _Name | None,
     tyro.conf.arg(
@@ -41,9 +42,10 @@ class Evaluate:
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
     """The benchmark's folder; for csv a table `mixture,target,query` or its folder; for all a folder of benchmarks."""
     checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
+    repository on the hub."""
     benchmark: _Benchmark = None
     """The benchmark, which sets the protocol."""
     out: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('evaluation')

@@ -14,8 +14,9 @@ from audiosep_jax.cli import terminal
 class Inspect:
     """Describe a checkpoint: its step, query encoder, number of parameters and configuration."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='NAME|DIR')]
+    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
+    repository on the hub."""
 
 
 def run(command: Inspect) -> int:

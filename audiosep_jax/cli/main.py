@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import tyro
 
 from audiosep_jax import __version__
-from audiosep_jax.cli import convert, evaluate, export, inspect, push, separate, serve, terminal
+from audiosep_jax.cli import (
+    convert,
+    env,
+    evaluate,
+    export,
+    inspect,
+    learn_query,
+    models,
+    push,
+    separate,
+    serve,
+    terminal,
+)
 from audiosep_jax.errors import dash_hint, explained
 from audiosep_jax.interrupts import interruptible
 
@@ -20,9 +32,12 @@ _RUN: dict[type, Callable[[Any], int]] = {
     evaluate.Evaluate: evaluate.run,
     convert.Convert: convert.run,
     inspect.Inspect: inspect.run,
+    models.Models: models.run,
     export.Export: export.run,
     push.Push: push.run,
     serve.Serve: serve.run,
+    env.Env: env.run,
+    learn_query.LearnQuery: learn_query.run,
 }
 
 
@@ -42,9 +57,12 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
             | Annotated[evaluate.Evaluate, tyro.conf.subcommand('evaluate')]
             | Annotated[convert.Convert, tyro.conf.subcommand('convert')]
             | Annotated[inspect.Inspect, tyro.conf.subcommand('inspect')]
+            | Annotated[models.Models, tyro.conf.subcommand('models')]
             | Annotated[export.Export, tyro.conf.subcommand('export')]
             | Annotated[push.Push, tyro.conf.subcommand('push')]
-            | Annotated[serve.Serve, tyro.conf.subcommand('serve')],
+            | Annotated[serve.Serve, tyro.conf.subcommand('serve')]
+            | Annotated[env.Env, tyro.conf.subcommand('env')]
+            | Annotated[learn_query.LearnQuery, tyro.conf.subcommand('learn-query')],
             prog='audiosep-jax',
             description='Separate sounds by describing them. --version prints the version.',
             args=argv,
@@ -61,7 +79,7 @@ def _run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
         terminal.complain('interrupted')
         return 130
     try:
-        with terminal.terminable() as terminated:
+        with terminal.terminable() as terminated, terminal.checkpoint_warnings_as_notes():
             return _RUN[type(command)](command)
     except KeyboardInterrupt:
         return _say_interrupted()

@@ -17,7 +17,7 @@ class Push:
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, one step's folder in it, or a converted checkpoint."""
+    """A training run's folder, one step's folder in it, a converted checkpoint, or a name of `audiosep-jax models`."""
     repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='ORG/NAME')]
     """The repository; it is created if it does not exist."""
     results: Annotated[

@@ -12,30 +12,31 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import numpy as np
 import tyro
 
+from audiosep_jax.audio.compression import Compression, parse_bit_rate
 from audiosep_jax.audio.formats import OUTPUT_FORMATS, WRITABLE_SUFFIXES, held_rate
-from audiosep_jax.audio.loudness import LoudnessMatch
 from audiosep_jax.audio.raw import RAW_FORMATS, RawFormat, encoded, read_raw
 from audiosep_jax.audio.reading import SoundInput, open_sound
-from audiosep_jax.audio.resampling import Resampler
-from audiosep_jax.audio.writing import Subtype, has_subtypes, subtype_like, written_together
+from audiosep_jax.audio.writing import Subtype, has_subtypes
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import LevelFlag
+from audiosep_jax.cli.flags import DtypeFlag, LevelFlag
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
+from audiosep_jax.separation.files import FileOptions, FileProgress, separated_pieces, write_sounds
 from audiosep_jax.separation.outputs import (
     RESIDUAL,
     check_input,
     expand_inputs,
+    expand_queries,
     looks_like_a_file,
     plan_outputs,
     query_names,
     removed_name,
 )
-from audiosep_jax.separation.spans import Span, stream_spans
+from audiosep_jax.separation.spans import Span
 from audiosep_jax.storage.atomic import check_writable, replacing
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.queries import Embedded, Query
-    from audiosep_jax.separation.separator import Separation, Separator
+    from audiosep_jax.separation.separator import Separator
 
 _PIPE = Path('-')
 
@@ -62,7 +63,7 @@ class Separate:
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
     """Extract the sound of what this picture shows (models with a CLIP encoder)."""
     vector: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='FILE')] = ()
-    """Extract the sound of this embedding, a .npy file."""
+    """Extract the sound of this embedding: a .npy file, a query of `learn-query`, or a folder of such queries."""
     without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='TEXT', name='not')] = ()
     """A sound to exclude from all extracted sounds (negative query), in words."""
     blend: bool = False
@@ -72,11 +73,16 @@ class Separate:
     ] = ()
     """The weights of the queries in the blend, in the order --query, --like, --image, --vector."""
     checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights, fetched once)')
+        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
+    repository on the hub."""
     output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('separated')
     """A sound file, a folder (created if its parent exists), or - for raw samples on standard output."""
+    name: Annotated[
+        str | None, tyro.conf.arg(metavar='TEMPLATE', help_behavior_hint="(default: '{stem}__{query}')")
+    ] = None
+    """How the files in a folder are named: {stem} of the input, {query}, {index} of the sound, {input} (a number)."""
     residual: bool = False
     """Also write the residual: the input minus all extracted sounds."""
     remove: bool = False
@@ -92,10 +98,17 @@ class Separate:
         str | None, tyro.conf.arg(metavar='NAME', help_behavior_hint="(default: the input's, at least PCM_16)")
     ] = None
     """Sample format of the outputs: PCM_16, PCM_24, PCM_32 or FLOAT. OGG, Opus, MP3 and M4A have none."""
+    bitrate: Annotated[str | None, tyro.conf.arg(metavar='RATE', help_behavior_hint="(default: the encoder's)")] = None
+    """Bit rate of MP3, Opus or M4A files, such as 192k, of all channels together."""
+    quality: Annotated[float | None, tyro.conf.arg(metavar='Q', help_behavior_hint="(default: the encoder's)")] = None
+    """Quality of MP3 or OGG files with a variable bit rate, from 0 to 10, the best."""
     rate: Annotated[int | None, tyro.conf.arg(metavar='HZ')] = None
     """Sample rate of standard input."""
     channels: Annotated[int | None, tyro.conf.arg(metavar='N')] = None
     """Number of channels of standard input."""
+    strength: Annotated[float, tyro.conf.arg(metavar='S')] = 1.0
+    """Blend each output with the input, S x sound + (1 - S) x input, which hides artefacts; at 0.9, the rest is 20 dB
+    quieter."""
     keep_loudness: bool = False
     """Raise or lower each output to the loudness of its input (EBU R 128), by at most 24 dB."""
     per_channel: bool = False
@@ -103,6 +116,8 @@ class Separate:
     level: LevelFlag = None
     """Let the network hear quiet and loud recordings at the level that it was trained at (auto), or as they are (off).
     The level of the outputs stays in proportion to the input."""
+    dtype: DtypeFlag = None
+    """Number format of the network. bfloat16 is for accelerators, and less accurate (docs/separate.md)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
     """Write a report of all inputs to this file; - prints it on standard output, instead of the names of the files."""
     force: bool = False
@@ -116,23 +131,8 @@ class _Job:
     command: Separate
     separator: 'Separator'
     embedded: 'Embedded'
-    spans: tuple[Span, ...]
+    options: FileOptions
     names: tuple[str, ...]  # of the outputs: the queries as given, then the residual
-
-    def pieces(self, blocks: Iterator[np.ndarray], rate: int, *, live: bool) -> Iterator['Separation']:
-        """Yields the separated pieces of a recording that arrives in blocks, float32 [channels, n]."""
-        per_channel = self.command.per_channel
-        if self.spans:
-            return stream_spans(
-                self.separator, blocks, self.embedded, self.spans, sample_rate=rate, per_channel=per_channel, live=live
-            )
-        return self.separator.stream(blocks, self.embedded, sample_rate=rate, per_channel=per_channel, live=live)
-
-    def sounds(self, piece: 'Separation') -> list[np.ndarray]:
-        """Returns the samples of each output, in the order of `names`."""
-        if self.command.remove:
-            return [piece.residual]
-        return [*piece.targets, *([piece.residual] if self.command.residual else [])]
 
 
 def run(command: Separate) -> int:
@@ -143,26 +143,27 @@ def run(command: Separate) -> int:
         AudioSepError: the checkpoint cannot be loaded, or the only input, a pipe, cannot be separated.
     """
     queries = _queries(command)
-    spans = tuple(Span.parse(text) for text in command.segments)
+    options = _options(command)
     inputs = expand_inputs(command.inputs, command.output)
-    _check_flags(command, inputs, len(queries))
+    _check_flags(command, inputs, len(queries), options)
     names = _output_names(command, list(queries))
-    plans = {} if command.output == _PIPE else _plans(command, inputs, list(names), len(queries))
+    plans = {} if command.output == _PIPE else _plans(command, inputs, list(names), len(queries), options)
     if command.output != _PIPE and looks_like_a_file(command.output):
         terminal.note(f'{command.output} is treated as a folder, because its suffix is not that of a sound format')
-    separator = terminal.load(command.checkpoint, level=command.level)
+    separator = terminal.load(command.checkpoint, level=command.level, dtype=command.dtype)
     # An unusable query is not the fault of any input, so it ends the command here.
-    embedded = separator.prepare(list(queries.values()))
-    job = _Job(command, separator, embedded, spans, tuple(names.values()))
+    with terminal.warnings_as_notes('--vector'):
+        embedded = separator.prepare(list(queries.values()))
+    job = _Job(command, separator, embedded, options, tuple(names.values()))
     if command.output == _PIPE:
         with terminal.warnings_as_notes(inputs[0]):
             return _separate_to_pipe(job, inputs[0])
     records, failed = [], 0
-    with _progress(inputs) as advance:
+    with _progress(inputs) as progress_of_next:
         for source, outputs in plans.items():
             try:
                 with terminal.warnings_as_notes(source):
-                    record = _separate_file(job, source, outputs, advance)
+                    record = _separate_file(job, source, outputs, progress_of_next())
             except AudioSepError as error:
                 failed += 1
                 message = str(error)
@@ -179,7 +180,7 @@ def run(command: Separate) -> int:
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 
-def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) -> None:
+def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int, options: FileOptions) -> None:
     """Raises ConfigError for flags that do not fit together."""
     pipe_in, pipe_out = _PIPE in inputs, command.output == _PIPE
     raw = command.format in RAW_FORMATS
@@ -205,8 +206,10 @@ def _check_flags(command: Separate, inputs: Sequence[Path], num_queries: int) ->
             raise ConfigError('-o - carries a single sound: give one input, and one query or --remove')
         if command.keep_loudness:
             raise ConfigError('--keep-loudness has to measure the whole recording, so it cannot be combined with -o -')
-        if command.json is not None or command.subtype is not None:
-            raise ConfigError('--json and --subtype are for files and cannot be combined with -o -')
+        if command.json is not None or command.subtype is not None or command.name is not None:
+            raise ConfigError('--json, --subtype and --name are for files and cannot be combined with -o -')
+        if options.compression:
+            raise ConfigError('--bitrate and --quality are for files and cannot be combined with -o -')
     if command.json is not None and command.json != _PIPE:
         check_writable(command.json, '--json')
     suffix = _suffix(command)
@@ -224,9 +227,16 @@ def _suffix(command: Separate) -> str:
     return '.wav' if command.format is None or command.format in RAW_FORMATS else f'.{command.format}'
 
 
-def _subtype(command: Separate) -> Subtype | None:
-    """Returns --subtype in upper case; plan_outputs checks its value."""
-    return cast(Subtype, command.subtype.upper()) if command.subtype else None
+def _options(command: Separate) -> FileOptions:
+    """Returns what is done to every recording. `plan_outputs` checks the value of --subtype."""
+    return FileOptions(
+        spans=tuple(Span.parse(text) for text in command.segments),
+        per_channel=command.per_channel,
+        strength=command.strength,
+        keep_loudness=command.keep_loudness,
+        subtype=cast(Subtype, command.subtype.upper()) if command.subtype else None,
+        compression=Compression(None if command.bitrate is None else parse_bit_rate(command.bitrate), command.quality),
+    )
 
 
 def _output_names(command: Separate, queries: list[str]) -> dict[str, str]:
@@ -237,7 +247,9 @@ def _output_names(command: Separate, queries: list[str]) -> dict[str, str]:
     return {**names, RESIDUAL: RESIDUAL} if command.residual else names
 
 
-def _plans(command: Separate, inputs: list[Path], names: list[str], num_queries: int) -> dict[Path, list[Path]]:
+def _plans(
+    command: Separate, inputs: list[Path], names: list[str], num_queries: int, options: FileOptions
+) -> dict[Path, list[Path]]:
     """Returns the output files of each input."""
     return plan_outputs(
         command.output,
@@ -245,7 +257,9 @@ def _plans(command: Separate, inputs: list[Path], names: list[str], num_queries:
         names,
         num_queries=1 if command.remove else num_queries,
         suffix=_suffix(command),
-        subtype=_subtype(command),
+        subtype=options.subtype,
+        compression=options.compression,
+        template=command.name,
     )
 
 
@@ -258,7 +272,7 @@ def _queries(command: Separate) -> dict[str, 'Query']:
     for paths, make in (
         (command.like, Query.audio_file),
         (command.image, Query.image),
-        (command.vector, Query.vector_file),
+        (expand_queries(command.vector), Query.vector_file),
     ):
         for path in paths:
             name = path.stem
@@ -297,57 +311,44 @@ def _check_texts(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _separate_file(job: _Job, source: Path, outputs: list[Path], advance: Callable[[float], None]) -> dict[str, Any]:
+def _separate_file(job: _Job, source: Path, outputs: list[Path], progress: FileProgress) -> dict[str, Any]:
     """Writes all outputs of one input or none of them; returns its part of the report."""
-    with _opened(job.command, source) as sound:  # before the outputs: a missing input is the more useful message
+    command, suffix = job.command, outputs[0].suffix
+    with _opened(command, source) as sound:  # before the outputs: a missing input is the more useful message
         existing = [path for path in outputs if path.exists()]
-        if existing and not job.command.force:
+        if existing and not command.force:
             raise AudioFileError(f'{source}: {existing[0]} exists; use --force to replace it, or another -o')
-        subtype = _subtype(job.command) or subtype_like(sound.subtype, outputs[0].suffix)
-        rate = held_rate(outputs[0].suffix, sound.rate)
+        rate = held_rate(suffix, sound.rate)
         if rate != sound.rate:
-            terminal.note(f'{source}: {outputs[0].suffix} does not hold {sound.rate} Hz; written at {rate} Hz')
-        resamplers = [Resampler(sound.rate, rate, sound.channels) for _ in outputs]
-        with (
-            _output_folder(outputs[0].parent),
-            written_together(outputs, rate, channels=sound.channels, subtype=subtype, mask=sound.mask) as files,
-        ):
-            match = LoudnessMatch(len(outputs), sound.rate, sound.channels) if job.command.keep_loudness else None
-            samples = 0
-            for piece in job.pieces(sound.blocks(), sound.rate, live=False):
-                sounds = job.sounds(piece)
-                files.write([resampler.push(x) for resampler, x in zip(resamplers, sounds, strict=True)])
-                if match is not None:
-                    match.push(piece.residual + piece.targets.sum(0), sounds)
-                samples += piece.residual.shape[-1]
-                advance(piece.residual.shape[-1] / sound.rate)
-            files.write([resampler.finish() for resampler in resamplers])
-            loudness_gains = match.gains() if match is not None else [1.0] * len(outputs)
-            gain = files.finish(loudness_gains)
-    if gain < 1:
+            terminal.note(f'{source}: {suffix} does not hold {sound.rate} Hz; written at {rate} Hz')
+        with_residual = command.residual or command.remove
+        targets, residual = (outputs[:-1], outputs[-1]) if with_residual else (outputs, None)
+        with _output_folder(outputs[0].parent):
+            written = write_sounds(job.separator, sound, job.embedded, targets, residual, job.options, progress)
+    if written.gain < 1:
         terminal.say(
-            f'{source}: attenuated by {-20 * np.log10(gain):.1f} dB, all outputs equally, to stay within full scale '
-            '(--subtype FLOAT in a .wav needs no attenuation)',
+            f'{source}: attenuated by {-20 * np.log10(written.gain):.1f} dB, all outputs equally, to stay within full '
+            'scale (--subtype FLOAT in a .wav needs no attenuation)',
             file=sys.stderr,
         )
-    if job.command.json != _PIPE:
+    if command.json != _PIPE:
         for path in outputs:
             terminal.say(str(path))
     return {
         'input': str(source),
-        'seconds': samples / sound.rate,
+        'seconds': written.seconds,
         'sample_rate': sound.rate,
         **({'output_sample_rate': rate} if rate != sound.rate else {}),
         'channels': sound.channels,
-        'subtype': subtype if has_subtypes(outputs[0].suffix) else None,
+        'subtype': written.subtype,
         'outputs': [
-            {'query': name, 'path': str(path), 'gain_db': round(20 * float(np.log10(gain * own)), 3)}
-            for name, path, own in zip(job.names, outputs, loudness_gains, strict=True)
+            {'query': name, 'path': str(path), 'gain_db': round(20 * float(np.log10(written.gain * own)), 3)}
+            for name, path, own in zip(job.names, outputs, written.loudness_gains, strict=True)
         ],
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _PipeInput:
     """Standard input, with the attributes of a SoundInput that are used here."""
 
@@ -356,6 +357,7 @@ class _PipeInput:
     subtype: str | None
     blocks: Callable[[], Iterator[np.ndarray]]
     mask: int = 0
+    seconds: float | None = None
 
 
 @contextlib.contextmanager
@@ -395,8 +397,8 @@ def _output_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
-    """Yields `advance(seconds)`; the bar counts seconds of sound, as far as the headers state them."""
+def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[], FileProgress]]:
+    """Yields what makes the next input's callback; the bar counts seconds of sound, as far as headers state them."""
     from audiosep_jax.progress import progress_bar
 
     total = done = 0.0
@@ -405,12 +407,17 @@ def _progress(inputs: Sequence[Path]) -> Iterator[Callable[[float], None]]:
             total += sound.seconds or 0.0
     with progress_bar('separating') as show:
 
-        def advance(seconds: float) -> None:
-            nonlocal done
-            done += seconds
-            show(round(done), round(max(total, done)))
+        def progress_of_next() -> FileProgress:
+            before = done
 
-        yield advance
+            def progress(seconds: float, _: float | None) -> None:
+                nonlocal done
+                done = before + seconds
+                show(round(done), round(max(total, done)))
+
+            return progress
+
+        yield progress_of_next
 
 
 def _write_report(path: Path, record: dict[str, Any]) -> None:
@@ -440,8 +447,12 @@ def _separate_to_pipe(job: _Job, source: Path) -> int:
                 f'{source}: {sound.rate} Hz, {sound.channels} channels as {job.command.format} on standard output',
                 file=sys.stderr,
             )
-        for piece in job.pieces(sound.blocks(), sound.rate, live=source == _PIPE):
-            data, beyond = encoded(job.sounds(piece)[0], form)
+        pieces = separated_pieces(
+            job.separator, sound.blocks(), sound.rate, job.embedded, job.options, live=source == _PIPE
+        )
+        for piece in pieces:
+            parts = piece.blended(job.options.strength)
+            data, beyond = encoded(parts.residual if job.command.remove else parts.targets[0], form)
             clipped += beyond
             out.write(data)
             out.flush()

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Serve:
     """Open a web page for separating: upload or record, describe, listen, download. Needs the extra `demo`.
 
-    By default only this machine can reach it (see --host). Ctrl-C stops the server and deletes the uploads.
+    Programs can use the server, too (docs/server.md). By default only this machine can reach it (see --host). Ctrl-C
+    stops the server and deletes the uploads.
     """
 
     checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights)')
+        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
     ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
+    repository on the hub."""
     host: str = '127.0.0.1'
     """The address to listen on, also an IPv6 one such as ::1. 0.0.0.0, or :: for IPv6, admits everybody who can reach
     this machine."""
@@ -51,31 +53,41 @@ class Serve:
     """The longest recording accepted."""
     max_megabytes: int = 200
     """The largest file accepted, in 10^6 bytes."""
+    token: Annotated[str | None, tyro.conf.arg(metavar='TOKEN|@FILE', help_behavior_hint='(default: none)')] = None
+    """A secret that every request must carry; browsers ask for it as a password. A file keeps it out of the list of
+    processes, and so does the environment variable AUDIOSEP_JAX_TOKEN, which counts where the flag is not given."""
+    api_only: bool = False
+    """Serve no page, only the endpoints for programs."""
+    mcp: bool = False
+    """Also serve the endpoints as tools for assistants, at /gradio_api/mcp/. Needs the extra `mcp`."""
 
 
 def run(command: Serve) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the exit code.
 
     Raises:
-        ConfigError: Gradio is not installed, the address is not one of this machine's, the port is in use, or a flag
-            is malformed.
+        ConfigError: Gradio or MCP is not installed, the address is not one of this machine's, the port is in use, a
+            flag is malformed, or the token cannot be read.
         AudioFileError, QueryError: the examples cannot be used.
         QueryError, CheckpointError, DownloadError: the checkpoint cannot be read, or does not accept text queries.
     """
     from audiosep_jax.storage.cache import give_libraries_a_cache
+    from audiosep_jax.web.extraction import Limits
     from audiosep_jax.web.guard import HostNames, check_root_path
-    from audiosep_jax.web.page import Limits, find_examples
+    from audiosep_jax.web.page import find_examples
     from audiosep_jax.web.server import import_gradio, serving
+    from audiosep_jax.web.token import read_token
 
     host = command.host.removeprefix('[').removesuffix(']')
     limits = Limits(seconds=command.max_seconds, megabytes=command.max_megabytes)
     _check_address(host, command.port)
     HostNames(host, command.allow_host)
     check_root_path(command.root_path)
+    token = read_token(command.token)
     if command.examples is not None:
         find_examples(command.examples)
     give_libraries_a_cache()
-    import_gradio()
+    import_gradio(mcp=command.mcp)
     separator = terminal.load(command.checkpoint, level=command.level)  # last, because it takes seconds
     examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
     with (
@@ -89,6 +101,10 @@ def run(command: Serve) -> int:
             examples=examples,
             allowed_hosts=command.allow_host,
             root_path=command.root_path,
+            name=_name_of(command.checkpoint, separator),
+            api_only=command.api_only,
+            mcp=command.mcp,
+            token=token,
         ) as address,
     ):
         terminal.say(f'{address}  (Ctrl-C ends it)')
@@ -109,10 +125,22 @@ def _check_address(host: str, port: int) -> None:
         raise ConfigError(f'--host {host} --port {port}: {error.strerror or error}; choose another') from error
 
 
+def _name_of(checkpoint: str | None, separator: 'Separator') -> str:
+    """Returns a name for the checkpoint that gives away no folder of this machine."""
+    if checkpoint is None:
+        return 'audiosep'
+    return _root_of(separator).resolve().name if Path(checkpoint).exists() else checkpoint
+
+
+def _root_of(separator: 'Separator') -> Path:
+    """Returns the folder of the checkpoint: of a run, that of the run."""
+    path = Path(separator.info['path'])
+    return path.parent.parent if path.parent.name == 'checkpoints' else path
+
+
 def _examples_of(separator: 'Separator') -> list['Example']:
     """Returns the examples stored with the checkpoint."""
     from audiosep_jax.web.page import find_examples
 
-    path = Path(separator.info['path'])
-    root = path.parent.parent if path.parent.name == 'checkpoints' else path
-    return find_examples(root / 'examples') if (root / 'examples').is_dir() else []
+    folder = _root_of(separator) / 'examples'
+    return find_examples(folder) if folder.is_dir() else []

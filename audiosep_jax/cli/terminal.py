@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from audiosep_jax.interrupts import interruptible
 
@@ -47,10 +47,27 @@ class _Notes(logging.Handler):
             note(f'{self._source}: {record.getMessage()}')
 
 
-@contextlib.contextmanager
-def warnings_as_notes(source: object) -> Iterator[None]:
+class _AllNotes(logging.Handler):
+    """Prints every warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def warnings_as_notes(source: object) -> contextlib.AbstractContextManager[None]:
     """Prints the warnings that separating `source` logs as notes."""
-    logger, handler = logging.getLogger('audiosep_jax.separation'), _Notes(source)
+    return _handled('audiosep_jax.separation', _Notes(source))
+
+
+def checkpoint_warnings_as_notes() -> contextlib.AbstractContextManager[None]:
+    """Prints the warnings that finding and converting checkpoints logs as notes."""
+    return _handled('audiosep_jax.checkpoints', _AllNotes(logging.WARNING))
+
+
+@contextlib.contextmanager
+def _handled(name: str, handler: logging.Handler) -> Iterator[None]:
+    """Gives what is logged under a name to this handler alone."""
+    logger = logging.getLogger(name)
     previous, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
@@ -60,14 +77,20 @@ def warnings_as_notes(source: object) -> Iterator[None]:
         logger.propagate = previous
 
 
-def load(path: str | None, *, max_whole_seconds: float | None = None, level: 'LevelRule | None' = None) -> 'Separator':
+def load(
+    path: str | None,
+    *,
+    max_whole_seconds: float | None = None,
+    level: 'LevelRule | None' = None,
+    dtype: Literal['float32', 'bfloat16'] | None = None,
+) -> 'Separator':
     """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
     from audiosep_jax.separation.separator import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
     silence_orbax()
     enable_compilation_cache()
-    return load(path, max_whole_seconds=max_whole_seconds, level=level)
+    return load(path, max_whole_seconds=max_whole_seconds, level=level, dtype=dtype)
 
 
 def silence_orbax() -> None:

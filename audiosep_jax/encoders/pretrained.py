@@ -31,11 +31,15 @@ _SEPARATOR = 'this is a separator without a query encoder: give the weights of C
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
-def locate(reference: str) -> Path:
+def locate(reference: str, *, place: str = 'a path of your choice, and give that path instead') -> Path:
     """Returns the folder or file of a name (`clap`, `minilm`), a path or a hub reference; fetches it if necessary.
 
     For a checkpoint's folder, returns the encoder's folder in it. If a package with the weights is installed, nothing
     is fetched.
+
+    Args:
+        reference: the name, path or reference.
+        place: where a user without a network should put the file of `organisation/name:FILE`; used only in the message.
 
     Raises:
         ConfigError: there is no such path, and the reference is not one of the hub.
@@ -56,7 +60,7 @@ def locate(reference: str) -> Path:
     if repository is None:
         raise ConfigError(f'no query encoder at {reference}: no such file or folder, and not a repository of the hub')
     if repository.file is not None:
-        return hub.fetch(repository, repository.file, place='a path of your choice, and give that path instead')
+        return hub.fetch(repository, repository.file, place=place)
     place = f'a folder of your choice ({", ".join((*_SETTINGS, _WEIGHTS[0], TOKENIZER_FILES[0]))}), and give that'
     names = hub.list_files(repository, place=place, suffixes=_WEIGHTS)
     weights = next((name for name in _WEIGHTS if name in names), None)

@@ -25,6 +25,8 @@ class Item:
         noise: the file that is added to the target at `snr_db` to make the mixture.
         snr_db: ratio of the target's energy to the noise's in the mixture, in dB.
         other: the class of what the target is mixed with; '' if the table does not tell.
+        unwanted: a text that describes what the target is mixed with, to exclude it; '' if there is none.
+        seconds: the length to which target and noise are cut, or padded with zeros; None: theirs, which are equal.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Item:
     noise: Path | None = None
     snr_db: float | None = None
     other: str = ''
+    unwanted: str = ''
+    seconds: float | None = None
 
     @property
     def kind(self) -> str:

@@ -75,6 +75,8 @@ def item_seconds(item: Item) -> float:
 
     Returns 0 if the header cannot be read; the problem is reported when the audio is loaded.
     """
+    if item.seconds is not None:
+        return item.seconds
     path = item.mixture or item.target
     try:
         return 0.0 if path is None else sound_seconds(path)
@@ -92,6 +94,8 @@ def _mix(item: Item, sample_rate: int) -> Sound:
     if item.target is None or item.noise is None or item.snr_db is None:
         raise ValueError(f'{item.name}: an item with a noise has a target and an SNR')
     target, noise = load_mono(item.target, sample_rate), load_mono(item.noise, sample_rate)
+    if item.seconds is not None:
+        target, noise = (_fitted(samples, round(item.seconds * sample_rate)) for samples in (target, noise))
     _check_lengths('noise', item.noise, noise, item.target, target, sample_rate)
     noise_power = np.mean(noise**2)
     if noise_power == 0:
@@ -102,6 +106,10 @@ def _mix(item: Item, sample_rate: int) -> Sound:
     if peak > 1:
         target, mixture = target * (_PEAK / peak), mixture * (_PEAK / peak)
     return Sound(mixture, target)
+
+
+def _fitted(samples: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
 def _check_lengths(

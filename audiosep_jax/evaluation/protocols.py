@@ -1,7 +1,7 @@
 """Reads the benchmarks' layouts on disk, with one reader for each layout.
 
-The layouts are those of `evaluation/evaluate_NAME.py` of AudioSep, for the six benchmarks of the article, and of
-`dcase_evaluator.py` of the DCASE 2024 Task 9 baseline.
+The layouts are those of `evaluation/evaluate_NAME.py` of AudioSep, for the six benchmarks of the article, of
+`dcase_evaluator.py` of the DCASE 2024 Task 9 baseline, and of CLAPSep's tables (`layouts/clapsep.py`).
 
 A table is looked for in the folder that is given for it. Without one, it is looked for in the benchmark's folder and
 where the original keeps it (`evaluation/metadata` for `evaluation/data/NAME`). Items at which the original would stop
@@ -9,7 +9,6 @@ are left out and reported.
 """
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,15 @@ from pathlib import Path
 from audiosep_jax.audio.formats import BENCHMARK_SUFFIXES
 from audiosep_jax.errors import ConfigError, DataError, LeftOut
 from audiosep_jax.evaluation.benchmark import Benchmark, Item, Published, Statistic
-from audiosep_jax.storage.tables import read_text, rows_of
+from audiosep_jax.evaluation.layouts import clapsep
+from audiosep_jax.evaluation.layouts.tables import (
+    bad_row,
+    first_existing,
+    read_header,
+    read_rows,
+    tables_in,
+    with_distinct_names,
+)
 
 SPEECH_QUERY = 'speech'
 _AUDIOSET_TABLE = 'class_labels_indices.csv'
@@ -141,13 +148,16 @@ def detect(folder: Path, metadata: Path | None = None) -> str:
     if folder.suffix.lower() == '.csv' and folder.is_file():
         return 'csv'
     _check_exists(folder)
+    found = clapsep.detect([folder, *([metadata] if metadata else [])])  # first: its tables have the names of others
+    if found is not None:
+        return found
     for name, protocol in PROTOCOLS.items():
         if protocol.table and any((place / protocol.table).exists() for place in (folder, metadata) if place):
             return name
     if any(folder.glob('class_id=*')):
         return 'audioset'
-    tables = _tables_in(folder)
-    if any({'mixture', 'query'} <= set(_read_header(table)) for table in tables):
+    tables = tables_in(folder)
+    if any({'mixture', 'query'} <= set(read_header(table)) for table in tables):
         return 'csv'
     if (folder / 'dataset_info.json').is_file():
         raise DataError(
@@ -196,7 +206,7 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
     """
 
     def read(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-        path, rows, bad = _read_rows(folder, metadata, table, columns)
+        path, rows, bad = read_rows(folder, metadata, table, columns)
         items: list[Item] = []
         names: set[str] = set()
         class_of = {row.get('src_wav', ''): row[label].strip() for _, row in rows} if label else {}
@@ -205,9 +215,9 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
             index = row['idx'].strip()
             queries = {kind: row[column] for kind, column in texts.items() if row[column].strip()}
             if not index or not queries:
-                bad.append(_bad_row(path, line, f'no {"text" if index else "idx"} in it'))
+                bad.append(bad_row(path, line, f'no {"text" if index else "idx"} in it'))
                 continue
-            target, mixture = (_first_existing(folder, f'{kind}-{index}') for kind in ('segment', 'mixture'))
+            target, mixture = (first_existing(folder, f'{kind}-{index}') for kind in ('segment', 'mixture'))
             # The original scores an item twice if its row occurs twice.
             name = index if index not in names else f'{index} (line {line})'
             names.add(name)
@@ -220,7 +230,7 @@ def _numbered_reader(table: str, columns: Sequence[str], texts: Mapping[str, str
 
 def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
     """Reads `class_id=K/NAME,source.wav` and `NAME,mixture.wav`: the first ten sorted names of each class."""
-    path, rows, bad = _read_rows(folder, metadata, _AUDIOSET_TABLE, ('mid', 'display_name'))
+    path, rows, bad = read_rows(folder, metadata, _AUDIOSET_TABLE, ('mid', 'display_name'))
     items: list[Item] = []
     for number, (_, row) in enumerate(rows):
         inside = folder / f'class_id={number}'
@@ -234,7 +244,7 @@ def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
         matches = [re.fullmatch(r'(.*),(mixture|source)(\.\w+)', file) for file in files]
         names = sorted({match[1] for match in matches if match and match[3].lower() in BENCHMARK_SUFFIXES})
         for name in names[:_AUDIOSET_PER_CLASS]:
-            target, mixture = (_first_existing(inside, f'{name},{kind}') for kind in ('source', 'mixture'))
+            target, mixture = (first_existing(inside, f'{name},{kind}') for kind in ('source', 'mixture'))
             text = row['display_name']
             items.append(Item(f'class_id={number}/{name}', {'label': text}, mixture, target, f'{number} {text}'))
     if not items:
@@ -243,17 +253,17 @@ def _read_audioset(folder: Path, metadata: Path | None) -> tuple[list[Item], lis
 
 
 def _read_vggsound(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
-    path, rows, bad = _read_rows(folder, metadata, 'vggsound_eval.csv', ('file_id', 'mix_wav', 's0_wav', 's0_text'))
+    path, rows, bad = read_rows(folder, metadata, 'vggsound_eval.csv', ('file_id', 'mix_wav', 's0_wav', 's0_text'))
     items = []
     for line, row in rows:
         if not all(row[column].strip() for column in ('file_id', 'mix_wav', 's0_wav', 's0_text')):
-            bad.append(_bad_row(path, line, 'a field is empty'))
+            bad.append(bad_row(path, line, 'a field is empty'))
             continue
         mixture, target = folder / row['mix_wav'], folder / row['s0_wav']
         clip = row['file_id'].partition('+++')[0]  # the target's name, which several mixtures share
         kind, other = row['s0_text'].strip(), row.get('s1_text', '').strip()
         items.append(Item(row['file_id'], {'label': row['s0_text']}, mixture, target, kind, clip, other=other))
-    return _with_distinct_names(items), bad
+    return with_distinct_names(items), bad
 
 
 def _read_dcase(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
@@ -261,7 +271,7 @@ def _read_dcase(folder: Path, metadata: Path | None) -> tuple[list[Item], list[L
 
     The columns are known by their positions, because their names vary.
     """
-    path, rows, bad = _read_rows(folder, metadata, 'lass_synthetic_validation.csv', ())
+    path, rows, bad = read_rows(folder, metadata, 'lass_synthetic_validation.csv', ())
     sounds = folder / 'lass_validation'
     sounds = sounds if sounds.is_dir() else folder
     items = []
@@ -271,15 +281,15 @@ def _read_dcase(folder: Path, metadata: Path | None) -> tuple[list[Item], list[L
             source, noise, snr, text = fields
             decibels = float(snr)
         except ValueError:
-            bad.append(_bad_row(path, line, 'not of the form source,noise,snr,caption'))
+            bad.append(bad_row(path, line, 'not of the form source,noise,snr,caption'))
             continue
         if not text.strip() or not source.strip() or not noise.strip():
-            bad.append(_bad_row(path, line, 'a field is empty'))
+            bad.append(bad_row(path, line, 'a field is empty'))
             continue
         name = f'{source}+{noise} at {snr.strip()} dB'
-        target, other = (_first_existing(sounds, stem.strip()) for stem in (source, noise))
+        target, other = (first_existing(sounds, stem.strip()) for stem in (source, noise))
         items.append(Item(name, {'caption': text}, None, target, '', source, other, decibels))
-    return _with_distinct_names(items), bad
+    return with_distinct_names(items), bad
 
 
 def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
@@ -295,7 +305,7 @@ def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], li
         stems.append({file.stem for file in files})
     names = sorted(stems[0] | stems[1])
     return [
-        Item(name, {'label': SPEECH_QUERY}, _first_existing(noisy, name), _first_existing(clean, name), '', name)
+        Item(name, {'label': SPEECH_QUERY}, first_existing(noisy, name), first_existing(clean, name), '', name)
         for name in names
     ], []
 
@@ -303,82 +313,34 @@ def _read_voicebank(folder: Path, metadata: Path | None) -> tuple[list[Item], li
 def _read_csv(folder: Path, metadata: Path | None) -> tuple[list[Item], list[LeftOut]]:
     """Reads a folder with one table `mixture,target,query`; paths are relative to the table.
 
-    The columns `target`, `label` and `other`, the class of the rest of the mixture, are optional.
+    The columns `target`, `label`, `other`, the class of the rest of the mixture, and `unwanted`, a text that describes
+    the rest, are optional.
     """
-    tables = [folder] if folder.is_file() else _tables_in(folder)
+    tables = [folder] if folder.is_file() else tables_in(folder)
     if len(tables) != 1:
         names = ', '.join(table.name for table in tables) or 'none'
         raise DataError(f'{folder}: expected one CSV (mixture,target,query) in it, found {names}; give the path of one')
     table = tables[0]
     advice = '--data is a table mixture,target,query, or the folder of one'
-    _, rows, bad = _read_rows(table.parent, table.parent, table.name, ('mixture', 'query'), advice)
+    _, rows, bad = read_rows(table.parent, table.parent, table.name, ('mixture', 'query'), advice)
     items = []
     for line, row in rows:
         if not row['mixture'].strip() or not row['query'].strip():
-            bad.append(_bad_row(table, line, 'no mixture or no query in it'))
+            bad.append(bad_row(table, line, 'no mixture or no query in it'))
             continue
         name, target, other = (row.get(key, '').strip() for key in ('mixture', 'target', 'other'))
         label = row.get('label', '').strip()
         queries = {'caption': row['query']} | ({'label': row['label']} if label else {})
         path = table.parent / target if target else None
-        kind = label or row['query'].strip()
-        items.append(Item(name, queries, table.parent / name, path, kind, target, other=other))
-    return _with_distinct_names(items), bad
-
-
-def _read_rows(
-    folder: Path, metadata: Path | None, name: str, columns: Sequence[str], advice: str = ''
-) -> tuple[Path, list[tuple[int, dict[str, str]]], list[LeftOut]]:
-    """Returns the path of a table, its rows with their line numbers, and the rows that do not fit the header.
-
-    If several columns have the same name, the first one counts: Clotho's table has two `noise_wav1`.
-
-    Args:
-        folder: folder of the benchmark.
-        metadata: folder of the table; None: it is looked for.
-        name: the table's file name.
-        columns: the columns that the table must have; if empty, rows are keyed by the positions of their fields.
-        advice: what the error message says to do if the table cannot be read.
-
-    Raises:
-        DataError: the table is missing, cannot be read, or lacks a column.
-    """
-    parents = folder.absolute().parents[:2]
-    places = [metadata] if metadata else [folder, *(p / 'metadata' for p in (folder, *parents)), *parents[:1]]
-    path = next((place / name for place in places if (place / name).exists()), places[0] / name)
-    bad = []
-    advice = advice or f'--data is the folder of the audio, --metadata that of {name}'
-    if not path.exists():
-        raise DataError(f'{path}: No such file or directory; {advice}')
-    try:
-        lines = list(rows_of(path, read_text(path), strict=False))
-    except DataError as error:
-        raise DataError(f'{error}; {advice}') from error
-    header = [column.strip() for column in lines[0][1]] if lines else []
-    missing = [column for column in columns if column not in header]
-    if missing:
-        found = ','.join(header) or 'empty'
-        raise DataError(f'{path}: no column {" and ".join(missing)} in its first line: {found:.200}')
-    rows = []
-    for line, fields in lines[1:]:
-        if not fields:
-            continue
-        if len(fields) != len(header):
-            problem = f'{len(fields)} fields, the first line has {len(header)}'
-            bad.append(_bad_row(path, line, problem))
-            continue
-        keys = header if columns else map(str, range(len(header)))
-        row: dict[str, str] = {}
-        for key, field in zip(keys, fields, strict=True):
-            row.setdefault(key, field)
-        rows.append((line, row))
-    return path, rows, bad
+        kind, unwanted = label or row['query'].strip(), row.get('unwanted', '').strip()
+        items.append(Item(name, queries, table.parent / name, path, kind, target, other=other, unwanted=unwanted))
+    return with_distinct_names(items), bad
 
 
 def _with_captions(items: list[Item], path: Path, notes: list[str]) -> tuple[list[Item], str]:
     """Returns the items with a further query type from a table `idx,caption`, and the name of the type."""
     advice = '--captions is a table idx,caption'
-    _, rows, bad = _read_rows(path.parent, path.parent, path.name, ('idx', 'caption'), advice)
+    _, rows, bad = read_rows(path.parent, path.parent, path.name, ('idx', 'caption'), advice)
     texts = {row['idx'].strip(): row['caption'] for _, row in rows if row['caption'].strip()}
     known = [item for item in items if item.name in texts]
     if not known:
@@ -397,50 +359,14 @@ def _with_captions(items: list[Item], path: Path, notes: list[str]) -> tuple[lis
     return [add_caption(item) for item in items], kind
 
 
-def _with_distinct_names(items: list[Item]) -> list[Item]:
-    """Numbers items with the same name: the original scores an item twice if its row occurs twice."""
-    seen: dict[str, int] = {}
-    result = []
-    for item in items:
-        seen[item.name] = seen.get(item.name, 0) + 1
-        again = seen[item.name] > 1
-        result.append(dataclasses.replace(item, name=f'{item.name} ({seen[item.name]})') if again else item)
-    return result
-
-
-def _bad_row(path: Path, line: int, problem: str) -> LeftOut:
-    return LeftOut(f'{path.name}:{line}', 'bad row', f'{path} line {line}: {problem}')
-
-
-def _tables_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob('*.csv') if path.is_file() and path.name[0] != '.')
-
-
 def _check_exists(path: Path) -> None:
     if not path.exists():
         raise DataError(f'{path}: not a benchmark: no such {"file" if path.suffix.lower() == ".csv" else "folder"}')
 
 
-def _read_header(table: Path) -> list[str]:
-    """Returns the columns of a table; [] if it cannot be read, which is reported when its rows are read."""
-    try:
-        _, header = next(rows_of(table, read_text(table), strict=False), (0, []))
-    except DataError:
-        return []
-    return [column.strip() for column in header]
-
-
 def _unpacked_folder(folder: Path) -> Path:
     """Returns the folder that holds the files: archives may unpack into a second folder of the same name."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
-
-
-def _first_existing(folder: Path, stem: str) -> Path:
-    """Returns the file with that stem; if there is none, the .wav, whose absence will be reported."""
-    for suffix in BENCHMARK_SUFFIXES:
-        if os.path.exists(folder / f'{stem}{suffix}'):  # unlike Path.exists, False for a name that is too long
-            return folder / f'{stem}{suffix}'
-    return folder / f'{stem}{BENCHMARK_SUFFIXES[0]}'
 
 
 # ---- the protocols ---------------------------------------------------------------------------------------------------
@@ -490,5 +416,9 @@ PROTOCOLS: dict[str, Protocol] = {
             Published('noisy (published)', {'PESQ': 1.97, 'CSIG': 3.35, 'CBAK': 2.44, 'COVL': 2.63, 'SSNR': 1.68}),
         ),
     ),
+    **{
+        name: Protocol(table.title, '', clapsep.reader(name), num_items=table.num_items)
+        for name, table in clapsep.TABLES.items()
+    },
     'csv': Protocol('own mixtures', '', _read_csv, query_types=('caption', 'label')),
 }  # fmt: skip

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from audiosep_jax.evaluation.benchmark import Item
-from audiosep_jax.evaluation.results import SEPARATED, SHUFFLED
+from audiosep_jax.evaluation.results import EXCLUDED, REMAINDER, SEPARATED, SHUFFLED
 
 
 def query_texts(items: Sequence[Item], types: Sequence[str], seed: int | None) -> Mapping[str, list[str | None]]:
     """Returns the text for every item, by row of the table; None for an item that has no text of that type.
+
+    If items name a sound to exclude, there are two more rows: `EXCLUDED` has the texts of the first row, each of which
+    is asked for without that sound, and `REMAINDER` those of the sound to exclude.
 
     Args:
         items: the items of a benchmark.
@@ -18,6 +21,9 @@ def query_texts(items: Sequence[Item], types: Sequence[str], seed: int | None) -
     """
     names = [SEPARATED] if len(types) == 1 else [f'{SEPARATED}, {kind}' for kind in types]
     rows = {name: [item.queries.get(kind) for item in items] for name, kind in zip(names, types, strict=True)}
+    if any(item.unwanted for item in items):
+        rows[EXCLUDED] = [text if item.unwanted else None for item, text in zip(items, rows[names[0]], strict=True)]
+        rows[REMAINDER] = [item.unwanted or None for item in items]
     wrong = None if seed is None else wrong_queries([item.kind for item in items], seed)
     if wrong is not None:
         first = rows[names[0]]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SEPARATED, NO_SEPARATION, ORACLE = 'separated', 'no separation', 'oracle ratio mask'
 HALF, FIXED_MASK = 'half of the mixture', 'fixed spectral mask'
 SHUFFLED, TARGET = 'shuffled query', 'target'
+# Where the items name a sound to exclude: the query without it, and what is left of the mixture without it.
+EXCLUDED, REMAINDER = f'{SEPARATED}, the other excluded', f'{SEPARATED}, the other removed'
 # The order of the columns.
 METRICS = ('SDR', 'SDRi', 'SI-SDR', 'SI-SDRi', 'PESQ', 'STOI', 'CSIG', 'CBAK', 'COVL', 'SSNR', 'CLAP')
 _SPEECH = METRICS[4:10]

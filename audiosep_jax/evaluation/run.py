@@ -4,6 +4,8 @@ The table has these rows, all of the same items:
 
     separated             each mixture queried with the item's own text
     separated, TYPE …     the same for further query types
+    …, the other excluded the first row's query without the item's unwanted sound, if it names one
+    …, the other removed  the mixture without what the query for the unwanted sound gives
     no separation         the mixture as the estimate: its SDRi is 0
     half of the mixture   its SDRi is 3 dB where both sounds are equally loud, and its SI-SDR that of the mixture
     fixed spectral mask   an equalizer per class, fitted on the training set (`training_mask.py`), if that is given
@@ -33,8 +35,8 @@ from audiosep_jax.evaluation.journal import Journal, key_of
 from audiosep_jax.evaluation.loading import Sound, item_seconds, load_item
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.query_texts import query_texts
-from audiosep_jax.evaluation.results import TARGET, ItemScore, Results, Row, make_rows
-from audiosep_jax.evaluation.scoring import BatchScorer, sdr_family, stft_sizes
+from audiosep_jax.evaluation.results import EXCLUDED, TARGET, ItemScore, Results, Row, make_rows
+from audiosep_jax.evaluation.scoring import BatchScorer, embed_exclusions, sdr_family, stft_sizes
 from audiosep_jax.evaluation.training_mask import TrainingMask, fit_training_mask
 from audiosep_jax.parallel.hosts import gathered
 from audiosep_jax.storage.json_files import check_shape
@@ -334,11 +336,13 @@ class _Evaluation:
         clap = self._options.clap
         texts = sorted({text for row in self._texts.values() for i in todo if (text := row[i]) is not None})
         embeddings = dict(zip(texts, self._separator.embed(texts), strict=True))
+        excluding = {i: text for i in todo if (text := self._texts[EXCLUDED][i])} if EXCLUDED in self._texts else {}
+        exclusions = embed_exclusions(self._separator, excluding, self._items, embeddings)
         clap_texts = {} if clap is None else dict(zip(texts, clap.encode_text(texts), strict=True))
         for batch in self._load_batches(self._make_batches(todo)):
             left_out = {i: loaded for i, loaded in batch.items() if not isinstance(loaded, Sound)}
             sounds = {i: loaded for i, loaded in batch.items() if isinstance(loaded, Sound)}
-            scores = self._scorer.score(sounds, embeddings, clap_texts) if sounds else {}
+            scores = self._scorer.score(sounds, embeddings, clap_texts, exclusions) if sounds else {}
             scored = {i: {'silent': sounds[i].is_silent, 'scores': scores[i]} for i in sounds}
             if journal is not None:  # not the items left out: their files may be repaired before the next run
                 journal.append({keys[i]: {'name': self._items[i].name, **record} for i, record in scored.items()})

@@ -10,12 +10,24 @@ import numpy as np
 from audiosep_jax import metrics
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.encoders.base import AudioTextEncoder
-from audiosep_jax.errors import CheckpointError
+from audiosep_jax.errors import CheckpointError, QueryError
 from audiosep_jax.evaluation.baselines import oracle_ratio_mask
+from audiosep_jax.evaluation.benchmark import Item
 from audiosep_jax.evaluation.loading import Sound
-from audiosep_jax.evaluation.results import FIXED_MASK, HALF, NO_SEPARATION, ORACLE, SEPARATED, TARGET
+from audiosep_jax.evaluation.results import (
+    EXCLUDED,
+    FIXED_MASK,
+    HALF,
+    NO_SEPARATION,
+    ORACLE,
+    REMAINDER,
+    SEPARATED,
+    TARGET,
+)
 from audiosep_jax.evaluation.speech import SpeechScorer
 from audiosep_jax.evaluation.training_mask import TrainingMask
+from audiosep_jax.separation.exclusion import exclude
+from audiosep_jax.separation.queries import Query
 
 if TYPE_CHECKING:
     from audiosep_jax.separation.separator import Separator
@@ -24,6 +36,8 @@ if TYPE_CHECKING:
 _GRID = 16384
 
 Embeddings = Mapping[str, np.ndarray]  # text -> float32 [E]
+# item -> the embeddings of its query and of the sound that it excludes, float32 [E] each
+Exclusions = Mapping[int, tuple[np.ndarray, np.ndarray]]
 Scores = dict[str, dict[str, float]]  # row of the table -> metric -> value
 
 
@@ -76,13 +90,20 @@ class BatchScorer:
         if self._speech is not None:
             self._speech.close()
 
-    def score(self, sounds: Mapping[int, Sound], embeddings: Embeddings, clap_texts: Embeddings) -> dict[int, Scores]:
+    def score(
+        self,
+        sounds: Mapping[int, Sound],
+        embeddings: Embeddings,
+        clap_texts: Embeddings,
+        exclusions: Exclusions | None = None,
+    ) -> dict[int, Scores]:
         """Scores the items of one batch.
 
         Args:
             sounds: the waveforms, by the item's index.
             embeddings: the separator's embedding of every text.
             clap_texts: CLAP's embedding of every text; empty without CLAP.
+            exclusions: for the items of the row `EXCLUDED`.
 
         Returns:
             The scores by the item's index. Rows without any score are left out.
@@ -90,7 +111,7 @@ class BatchScorer:
         Raises:
             CheckpointError: the model's output is not finite.
         """
-        estimates = self._separate(sounds, embeddings)
+        estimates = self._separate(sounds, embeddings, exclusions or {})
         for i, sound in sounds.items():
             estimates[i][NO_SEPARATION] = sound.mixture
         targets = {i: sound.target for i, sound in sounds.items() if sound.target is not None}
@@ -117,26 +138,50 @@ class BatchScorer:
             self._add_similarity(self._clap, sounds, estimates, clap_texts, scores)
         return {i: {row: values for row, values in rows.items() if values} for i, rows in scores.items()}
 
-    def _separate(self, sounds: Mapping[int, Sound], embeddings: Embeddings) -> dict[int, dict[str, np.ndarray]]:
+    def _separate(
+        self, sounds: Mapping[int, Sound], embeddings: Embeddings, exclusions: Exclusions
+    ) -> dict[int, dict[str, np.ndarray]]:
         """Returns for each item the estimate of every row that has a text for it, float32 [T] at the scores' rate."""
         model_rate = self._separator.config.sample_rate
         mixtures = {i: resample(sound.mixture, self._rate, model_rate) for i, sound in sounds.items()}
         # Right and wrong queries go into one call, so that they share batches and compiled shapes.
-        calls = [(row, i, text) for row, texts in self._texts.items() for i in sounds if (text := texts[i]) is not None]
-        outputs = self._separator.separate_batch(
-            [mixtures[i] for _, i, _ in calls],
-            np.stack([embeddings[text] for _, _, text in calls]),
-            batch_size=self._batch_size,
+        calls = [
+            (row, i, text)
+            for row, texts in self._texts.items()
+            for i in sounds
+            if (text := texts[i]) is not None and (row != EXCLUDED or i in exclusions)
+        ]
+        asked = [
+            (i, vector)
+            for row, i, text in calls
+            for vector in (exclusions[i] if row == EXCLUDED else (embeddings[text],))
+        ]
+        outputs = iter(
+            self._separator.separate_batch(
+                [mixtures[i] for i, _ in asked],
+                np.stack([vector for _, vector in asked]),
+                batch_size=self._batch_size,
+            )
         )
         estimates: dict[int, dict[str, np.ndarray]] = {i: {} for i in sounds}
-        for (row, i, _), output in zip(calls, outputs, strict=True):
+        for row, i, _ in calls:
+            output = next(outputs)
+            if row == EXCLUDED:
+                output = self._without(output, next(outputs))
             if not np.isfinite(output).all():
                 raise CheckpointError(
                     f'the model gives NaN or infinite samples for {self._names[i]}: its training diverged'
                 )
             estimate = resample(output, model_rate, self._rate)[: len(sounds[i].mixture)]
-            estimates[i][row] = np.pad(estimate, (0, len(sounds[i].mixture) - len(estimate)))
+            estimate = np.pad(estimate, (0, len(sounds[i].mixture) - len(estimate)))
+            estimates[i][row] = sounds[i].mixture - estimate if row == REMAINDER else estimate
         return estimates
+
+    def _without(self, target: np.ndarray, unwanted: np.ndarray) -> np.ndarray:
+        """Returns a target [T] in which the unwanted sound [T] is turned down."""
+        config = self._separator.config
+        sizes = {'window_size': config.window_size, 'hop_size': config.hop_size}
+        return exclude(target[None], unwanted[None, None], **sizes)[0]
 
     def _apply_oracle_masks(self, mixtures: list[np.ndarray], targets: list[np.ndarray]) -> list[np.ndarray]:
         """Returns the oracle's estimates, float32 [T]; its window and hop are as long as the model's, in seconds."""
@@ -169,9 +214,35 @@ class BatchScorer:
             waveforms = dict(of_item) if target is None else {**of_item, TARGET: target}
             audio_embeddings = clap.encode_audio([*waveforms.values()], sample_rate=self._rate)
             for row, embedding in zip(waveforms, audio_embeddings, strict=True):
-                text = self._texts.get(row, right_texts)[i]
+                text = (right_texts if row == REMAINDER else self._texts.get(row, right_texts))[i]
                 if text is not None:
                     scores[i].setdefault(row, {})['CLAP'] = cosine(clap_texts[text], embedding)
+
+
+def embed_exclusions(
+    separator: 'Separator', texts: Mapping[int, str], items: Sequence[Item], embeddings: Embeddings
+) -> Exclusions:
+    """Returns the embeddings of queries without the unwanted sounds of their items.
+
+    Queries for exactly what they exclude are left out: both clips of a mixture may have the same caption.
+
+    Args:
+        separator: the model.
+        texts: of the queries, by the item's index.
+        items: all items.
+        embeddings: of all texts, so that none is encoded again.
+    """
+    if not texts:
+        return {}
+    asked = [Query.vector(embeddings[texts[i]]).without(Query.vector(embeddings[items[i].unwanted])) for i in texts]
+    try:
+        embedded = separator.prepare(asked)
+    except QueryError:
+        half = len(texts) // 2
+        parts = [dict(list(texts.items())[part]) for part in (slice(half), slice(half, None))] if half else []
+        return {i: pair for part in parts for i, pair in embed_exclusions(separator, part, items, embeddings).items()}
+    rows = zip(texts, embedded.queries, embedded.excluded, strict=True)
+    return {i: (query, embedded.unwanted[excluded[0]]) for i, query, excluded in rows}
 
 
 def leak(target: np.ndarray, mixture: np.ndarray, estimate: np.ndarray) -> float:

@@ -30,7 +30,7 @@ class ModelConfig:
         sample_rate: Hz of the waveforms.
         window_size: samples of the STFT's window; a multiple of 128.
         hop_size: samples between frames.
-        widths: channels of the six encoder blocks.
+        widths: channels of the encoder blocks, of which there are two to six.
         condition_size: E, the size of a query embedding.
         dtype: type of the network's activations. Parameters, statistics, STFT and loss are always float32.
         remat: which activations the backward pass recomputes, to save memory at the cost of time. `norms` recomputes
@@ -51,12 +51,12 @@ class ModelConfig:
         if self.window_size <= 0 or self.window_size % (2 * FREQUENCY_DOWNSAMPLING):
             raise ConfigError(
                 f'model.window_size: {self.window_size} is not a positive multiple of {2 * FREQUENCY_DOWNSAMPLING}, '
-                'which the six halvings of the frequency axis need'
+                'which six halvings of the frequency axis need'
             )
         if not 0 < self.hop_size <= self.window_size // 2:
             raise ConfigError(f'model.hop_size: {self.hop_size} is not between 1 and half a window')
-        if len(self.widths) != len(DOWNSAMPLING) or min(self.widths) <= 0:
-            raise ConfigError(f'model.widths: {self.widths} are not {len(DOWNSAMPLING)} positive numbers')
+        if not 2 <= len(self.widths) <= len(DOWNSAMPLING) or min(self.widths) <= 0:
+            raise ConfigError(f'model.widths: {self.widths} are not two to {len(DOWNSAMPLING)} positive numbers')
         if self.dtype not in ('float32', 'bfloat16'):
             raise ConfigError(f"model.dtype: {self.dtype!r} is neither 'float32' nor 'bfloat16'")
         if self.remat not in ('none', 'norms', 'blocks'):

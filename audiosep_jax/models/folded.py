@@ -7,7 +7,7 @@ folded into the last 3×3 convolution and its shortcut, which then make 3 maps i
 **Pieces.** Only the 3×3 convolutions and the pooling by two mix frames. A convolution that keeps its last two input
 frames from one piece to the next computes what it would compute on the whole recording, one frame later; shortcuts and
 skip connections wait in delay lines of the same length. Therefore pieces need no overlap and leave no seam, whatever
-their length, and memory holds one piece and the delay lines. The output is late by `look_ahead()` frames, which is how
+their length, and memory holds one piece and the delay lines. The output is late by `look_ahead` frames, which is how
 far ahead the network looks.
 
 **Packing.** For TPUs, neighboring bins are packed into the channels, as in training (packing.py). `fold` makes kernels
@@ -170,7 +170,7 @@ def piece_mask(
     count: Frame,
     state: list[Array],
 ) -> tuple[Complex64[Array, 'B N F+1'], list[Array]]:
-    """Computes the masks of the frames that come `look_ahead()` before those of a piece.
+    """Computes the masks of the frames that come `look_ahead` before those of a piece.
 
     Args:
         config: of the model.
@@ -191,10 +191,14 @@ def piece_mask(
     return _as_mask(maps.values, (frame >= 0) & (frame < count)), time.new_state
 
 
+def look_ahead(config: ModelConfig) -> int:
+    """Returns how many frames late the masks of `piece_mask` are, which depends on the number of blocks alone."""
+    return _look_ahead(len(config.widths))
+
+
 @functools.cache
-def look_ahead() -> int:
-    """Returns how many frames late the masks of `piece_mask` are. It is the same for every configuration."""
-    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * 6), 1, 1)[0]
+def _look_ahead(blocks: int) -> int:
+    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * blocks), 1, 1)[0]
 
 
 def initial_state(config: ModelConfig, weights: Weights, rows: int) -> list[Array]:
@@ -325,8 +329,8 @@ def _maps(
     packing = _first_packing(weights)
     groups = x.astype(dtype).reshape(*x.shape[:2], -1, packing)
     level = _Activations(conv1x1(groups, **weights['pre_conv']), packing)
-    skips = []
-    for i, (frames, bins) in enumerate(DOWNSAMPLING, 1):
+    skips, downsampling = [], DOWNSAMPLING[: len(config.widths)]
+    for i, (frames, bins) in enumerate(downsampling, 1):
         level = conv_block([level], f'encoder_block{i}')
         # Pooling must group the same frames as in the whole recording.
         level = time.delay_to(level, -(-level.delay // frames) * frames)
@@ -335,7 +339,7 @@ def _maps(
         packing = packing_at(level.packing, bins)
         level = _Activations(pooled, packing, level.scale * frames, level.delay // frames)
     level = conv_block([level], 'bottleneck')
-    for i, ((frames, _), skip) in enumerate(zip(reversed(DOWNSAMPLING), reversed(skips), strict=True), 1):
+    for i, ((frames, _), skip) in enumerate(zip(reversed(downsampling), reversed(skips), strict=True), 1):
         name = f'decoder_block{i}'
         y = activate([level], f'{name}/norm_up').values
         y = upsample(y, blocks[name]['upsample'], (level.packing, skip.packing))

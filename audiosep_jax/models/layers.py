@@ -8,7 +8,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-DOWNSAMPLING = ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2), (1, 2))  # (frames, bins) of each encoder block
+# (frames, bins) of each encoder block. Networks with fewer blocks, for small machines, have the first of them.
+DOWNSAMPLING = ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2), (1, 2))
+# The same for every network, so that recordings are cut and padded alike.
 TIME_DOWNSAMPLING = 32  # N is padded to a multiple of this
 FREQUENCY_DOWNSAMPLING = 64  # F - 1 must be a multiple of this
 
@@ -76,11 +78,12 @@ def block_layers(widths: tuple[int, ...]) -> list[Layer]:
     """The layers of the encoder blocks, the bottleneck and the decoder blocks, in the order of the forward pass."""
     layers: list[Layer] = []
     inputs, scale = widths[0], (1, 1)
-    for i, (outputs, factors) in enumerate(zip(widths, DOWNSAMPLING, strict=True), 1):
+    downsampling = DOWNSAMPLING[: len(widths)]
+    for i, (outputs, factors) in enumerate(zip(widths, downsampling, strict=True), 1):
         layers += _conv_block(f'encoder_block{i}', inputs, outputs, scale)
         inputs, scale = outputs, (scale[0] * factors[0], scale[1] * factors[1])
     layers += _conv_block('bottleneck', inputs, inputs, scale)
-    mirrored = zip(reversed(widths), reversed(DOWNSAMPLING), strict=True)
+    mirrored = zip(reversed(widths), reversed(downsampling), strict=True)
     for i, (outputs, factors) in enumerate(mirrored, 1):
         block = f'decoder_block{i}'
         layers.append(Layer(block, 'norm_up', 'norm', inputs, inputs, scale=scale))

@@ -279,7 +279,7 @@ class ResUNet30(nn.Module):
     """Computes a complex mask of magnitude at most 1 from magnitudes and query embeddings.
 
     Attributes:
-        widths: channels of the six encoder blocks.
+        widths: channels of the encoder blocks; the article's network has six.
         dtype: type of the activations and of the kernels when they are applied. Parameters, statistics and masks are
             float32.
         remat: `none`, `norms` or `blocks`; see `ModelConfig`.
@@ -330,11 +330,11 @@ class ResUNet30(nn.Module):
             valid = (jnp.arange(n) < frame_count[:, None])[..., None]
             x = jnp.where(valid, x, 0)
         x = jnp.pad(x[..., : f - 1], [(0, 0), (0, -n % TIME_DOWNSAMPLING), (0, 0)])
-        packings = _packings(self.lanes, self.widths[0], f - 1)
+        packings = _packings(self.lanes, self.widths, f - 1)
         x = _spread(x, _Linear(1, self.widths[0], name='pre_conv')(), packings[0], self.dtype)
 
-        skips, channels = [], self.widths[0]
-        for i, (width, downsampling) in enumerate(zip(self.widths, DOWNSAMPLING, strict=True), 1):
+        skips, channels, of_blocks = [], self.widths[0], DOWNSAMPLING[: len(self.widths)]
+        for i, (width, downsampling) in enumerate(zip(self.widths, of_blocks, strict=True), 1):
             name = f'encoder_block{i}'
             keep = _KEPT if i > 1 else _KEPT_OF_FIRST
             encoder = encoder_block(channels, width, packings[i - 1], downsampling, self.dtype, keep, name=name)
@@ -343,7 +343,7 @@ class ResUNet30(nn.Module):
             channels = width
         bottleneck = ConvBlock((channels,), channels, packings[-1], self.dtype, name='bottleneck')
         x = bottleneck([x], shifts['bottleneck'], train=train)
-        mirrored = zip(reversed(self.widths), reversed(DOWNSAMPLING), reversed(skips), strict=True)
+        mirrored = zip(reversed(self.widths), reversed(of_blocks), reversed(skips), strict=True)
         for i, (width, upsampling, skip) in enumerate(mirrored, 1):
             name = f'decoder_block{i}'
             packing = packings[-i], packings[-i - 1]
@@ -363,11 +363,10 @@ class ResUNet30(nn.Module):
         return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])
 
 
-def _packings(lanes: int, channels: int, bins: int) -> list[int]:
+def _packings(lanes: int, widths: tuple[int, ...], bins: int) -> list[int]:
     """Returns the packing of each level."""
-    first = packing_of(lanes, channels, bins)
-    packings = [first]
-    for _, bins_pooled in DOWNSAMPLING:
+    packings = [packing_of(lanes, widths[0], bins)]
+    for _, bins_pooled in DOWNSAMPLING[: len(widths)]:
         packings.append(packing_at(packings[-1], bins_pooled))
     return packings
 

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from audiosep_jax.errors import CheckpointError, listed
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.models.layers import Layer, Path, Shape, network_layers
+from audiosep_jax.models.layers import DOWNSAMPLING, Layer, Path, Shape, network_layers
 
 # How the original's layout becomes ours: the order of the axes, or 'pointwise'.
 Layout = tuple[int, ...] | Literal['pointwise']
@@ -158,9 +158,11 @@ def sizes_from_torch(state: Mapping[str, np.ndarray], *, prefix: str = '') -> di
                 f'{list(state[prefix + name].shape)}'
             ) from None
 
+    blocks = {name.removeprefix(prefix + 'base.').split('.')[0] for name in state}
+    count = max(2, sum(f'encoder_block{i}' in blocks for i in range(1, len(DOWNSAMPLING) + 1)))
     return {
         'window_size': 2 * (size('base.bn0.weight', 0) - 1),
-        'widths': tuple(size(f'base.encoder_block{i}.conv_block1.conv2.weight', 0) for i in range(1, 7)),
+        'widths': tuple(size(f'base.encoder_block{i}.conv_block1.conv2.weight', 0) for i in range(1, count + 1)),
         'condition_size': size('film.encoder_block1->conv_block1->beta1.weight', 1),
     }
 

@@ -6,6 +6,7 @@ E embedding size.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +44,17 @@ class Network:
 
     @functools.cached_property
     def on_all_devices(self) -> tuple[Callable, Weights]:
-        """`_separate_rows` with rows split over all devices of this process, and the weights on each device."""
+        """`separate_rows` with rows split over all devices of this process, and the weights on each device."""
         mesh = make_mesh(devices=jax.local_devices())
         return _split_over(mesh, self.config), jax.device_put(self.weights, replicated(mesh))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of the layer that takes embeddings. Folding leaves that layer alone, so it is equal on all devices."""
+        digest = hashlib.sha256()
+        for name in ('kernel', 'bias'):
+            digest.update(np.ascontiguousarray(self.weights['film'][name], np.float32).tobytes())
+        return digest.hexdigest()[:16]
 
     def shifts(self, embedding: Float[np.ndarray, ' E']) -> Shifts:
         """Computes the shifts for a query, for one row."""
@@ -62,7 +71,7 @@ def separate_whole(
 ) -> Float32[np.ndarray, 'Q channels T']:
     """Separates a recording at the model's rate all at once; the network hears it at a level if one is given."""
     config, weights, length = network.config, network.weights, mixture.shape[-1]
-    padded, count = _pad([mixture], config)
+    padded, count = pad_mixtures([mixture], config)
     state = initial_level(config, level, len(mixture) if per_channel else 1)
     x, spectra, _, _ = analyze(config, weights, padded[0], 0, count[0], None, state, per_channel=per_channel)
     half, outputs = config.window_size // 2, []
@@ -98,7 +107,7 @@ def separate_batch(
         level: see `separate_whole`.
     """
     weights, bounds = network.weights, level_bounds(level)
-    inputs = (*_pad(mixtures, network.config), np.asarray(embeddings, np.float32))
+    inputs = (*pad_mixtures(mixtures, network.config), np.asarray(embeddings, np.float32))
     separate: Callable[..., Array] = functools.partial(_separate_rows_on_one_device, network.config)
     devices = jax.local_device_count()
     if devices > 1 and len(mixtures) % devices == 0:
@@ -132,12 +141,12 @@ def lower_separation(config: ModelConfig, mesh: Mesh, rows: int, num_samples: in
 
 
 def _split_over(mesh: Mesh, config: ModelConfig) -> Any:
-    """`_separate_rows` with rows split over a mesh.
+    """`separate_rows` with rows split over a mesh.
 
     It uses `shard_map`, because XLA would gather all rows on every device for an FFT.
     """
     rows, whole = batch_sharded(mesh).spec, replicated(mesh).spec
-    separate = functools.partial(_separate_rows, config)
+    separate = functools.partial(separate_rows, config)
     return jax.jit(jax.shard_map(separate, mesh=mesh, in_specs=(whole, whole, rows, rows, rows), out_specs=rows))
 
 
@@ -150,7 +159,7 @@ def _padded_samples(num_samples: int, config: ModelConfig) -> int:
     return (padded_frames(num_samples, config) - 1) * config.hop_size + config.window_size
 
 
-def _pad(
+def pad_mixtures(
     mixtures: list[Float32[np.ndarray, '...']], config: ModelConfig
 ) -> tuple[Float32[np.ndarray, 'B ...'], Int[np.ndarray, ' B']]:
     """Pads mixtures [..., T_i] of one padded shape by reflection at both ends, and counts their frames."""
@@ -276,7 +285,7 @@ def overlap_add_piece(
     return signal[..., :done] / jnp.maximum(weight[:done], WINDOW_SUM_FLOOR), signal[..., done:], weight[done:]
 
 
-def _separate_rows(
+def separate_rows(
     config: ModelConfig,
     weights: Weights,
     bounds: Float32[Array, '2'] | None,
@@ -304,4 +313,4 @@ def _separate_rows(
     return istft(spectra * mask, window, hop, length=spectra.shape[1] * hop, frame_count=counts)
 
 
-_separate_rows_on_one_device = jax.jit(_separate_rows, static_argnums=0)
+_separate_rows_on_one_device = jax.jit(separate_rows, static_argnums=0)

@@ -5,19 +5,25 @@ import glob
 import hashlib
 import os
 import re
+import string
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiosep_jax.audio.formats import OUTPUT_FILE_SUFFIXES, READABLE_SUFFIXES
+from audiosep_jax.audio.compression import DEFAULT_COMPRESSION, Compression, check_compression
+from audiosep_jax.audio.formats import OUTPUT_FILE_SUFFIXES, READABLE_SUFFIXES, WRITABLE_SUFFIXES
 from audiosep_jax.audio.writing import Subtype, check_format
-from audiosep_jax.errors import AudioFileError, ConfigError
+from audiosep_jax.errors import AudioFileError, ConfigError, QueryError
+from audiosep_jax.separation.query_files import QUERY_SUFFIX
 from audiosep_jax.storage.atomic import check_writable
 
 RESIDUAL = 'residual'
 _RATE_OF_ALL_FORMATS = 48000  # Hz; the input's rate is checked when it is known
 _MAX_QUERY_BYTES = 80
 _MAX_NAME_BYTES = 240  # file systems allow 255
+# What a template may name, with an example of each.
+_FIELDS: dict[str, str | int] = {'stem': 'street', 'query': 'a_dog', 'index': 1, 'input': 1}
+_NUMBERS = ('index', 'input')
 
 
 def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
@@ -47,6 +53,26 @@ def expand_inputs(inputs: Sequence[Path], out: Path) -> list[Path]:
     return found
 
 
+def expand_queries(paths: Sequence[Path]) -> list[Path]:
+    """Replaces each folder by the query files directly in it, in the order of their names.
+
+    Raises:
+        QueryError: a folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.iterdir() if file.suffix == QUERY_SUFFIX and not file.name.startswith('.')
+            )
+            if not inside:
+                raise QueryError(f'{path}: no {QUERY_SUFFIX} files in this folder; make one with learn-query')
+            found.extend(inside)
+        else:
+            found.append(path)
+    return found
+
+
 def check_input(source: Path) -> None:
     """Raises AudioFileError for a folder without sounds or a pattern without matches, which `expand_inputs` left."""
     if source.is_dir():
@@ -73,6 +99,8 @@ def plan_outputs(
     num_queries: int,
     suffix: str = '.wav',
     subtype: Subtype | None = None,
+    compression: Compression = DEFAULT_COMPRESSION,
+    template: str | None = None,
 ) -> dict[Path, list[Path]]:
     """Returns the outputs of each input, one per name, after checking everything that could fail later.
 
@@ -83,10 +111,12 @@ def plan_outputs(
         num_queries: how many of the names are queries.
         suffix: of the files in a folder.
         subtype: of the samples. None: it depends on the input.
+        compression: of the files.
+        template: of the names in a folder, as in `check_template`; None: `{stem}__{query}`.
 
     Raises:
-        ConfigError: no input, an input given twice, one file for several outputs, or outputs that would overwrite an
-            input or each other.
+        ConfigError: no input, an input given twice, one file for several outputs, a template that cannot work, or
+            outputs that would overwrite an input or each other.
         AudioFileError: a folder that does not exist or is not writable.
     """
     if not inputs:
@@ -97,17 +127,26 @@ def plan_outputs(
             raise ConfigError(
                 f'-o {out}: with several inputs or queries -o is a folder; give it a name without {suffix}'
             )
+        if template is not None:
+            raise ConfigError(f'--name {template}: -o {out} names the file already; give a folder')
         check_format(out, subtype or 'PCM_16', sample_rate=_RATE_OF_ALL_FORMATS)
+        check_compression(suffix, compression, named=str(out))
         outputs = [out.with_name(_file_name(out.stem, name, suffix)) for name in names[1:]]
         plans, folder = {inputs[0]: [out, *outputs]}, None
     else:
         named = f'{suffix} files in {out}'
         check_format(out / f'x{suffix}', subtype or 'PCM_16', sample_rate=_RATE_OF_ALL_FORMATS, named=named)
+        check_compression(suffix, compression, named=named)
+        if template is not None:
+            template = check_template(template, suffix, num_inputs=len(inputs), num_outputs=len(names))
         plans, folder = {}, out
-        for source, stem in zip(inputs, _stems(inputs), strict=True):
+        for number, (source, stem) in enumerate(zip(inputs, _stems(inputs), strict=True), 1):
             if source in plans:
                 raise ConfigError(f'{source}: given twice; once is enough')
-            plans[source] = [out / _file_name(stem, name, suffix) for name in names]
+            plans[source] = [
+                out / _filled(template, suffix, stem=stem, query=name, index=index, input=number)
+                for index, name in enumerate(names, 1)
+            ]
     _check_folder(out, folder)
     _check_collisions(plans)
     return plans
@@ -152,6 +191,9 @@ def _check_collisions(plans: dict[Path, list[Path]]) -> None:
     sources = {os.path.realpath(source): source for source in plans}
     owner: dict[str, Path] = {}
     for source, outputs in plans.items():
+        alike = [path for path, count in collections.Counter(outputs).items() if count > 1]
+        if alike:
+            raise ConfigError(f'{source}: several of its outputs would be written to {alike[0]}; use {{query}} whole')
         for path in outputs:
             real = os.path.realpath(path)
             if real in sources:
@@ -162,6 +204,53 @@ def _check_collisions(plans: dict[Path, list[Path]]) -> None:
                 raise ConfigError(
                     f'{first} and {source} would both be written to {path}; separate one of them with another -o'
                 )
+
+
+def check_template(template: str, suffix: str, *, num_inputs: int, num_outputs: int) -> str:
+    """Checks a template of file names, and returns it without the suffix of the files, if it ends in that.
+
+    Args:
+        template: with `{stem}` of the input, `{query}` as in `query_names` or `residual`, `{index}` of the sound and
+            `{input}`, the number of the input, both from 1. Numbers may be padded: `{index:02}`.
+        suffix: of the files.
+        num_inputs: of the command.
+        num_outputs: of each input.
+
+    Raises:
+        ConfigError: an unknown field, a separator of folders, or a template that gives several outputs one name.
+    """
+    wrong = f'--name {template!r}'
+    text = template.removesuffix(suffix)
+    other = Path(text).suffix.lower()
+    if other in WRITABLE_SUFFIXES:
+        raise ConfigError(f'{wrong}: the files are {suffix}; use --format {other[1:]} for others')
+    if any(c in '/\\' or unicodedata.category(c)[0] == 'C' for c in text):
+        raise ConfigError(f'{wrong}: a name without folders and control characters is needed; -o names the folder')
+    try:
+        parts = list(string.Formatter().parse(text))
+        unknown = [name for _, name, _, _ in parts if name is not None and name not in _FIELDS]
+        if unknown:
+            raise ConfigError(f'{wrong}: no field {{{unknown[0]}}}; use {", ".join(f"{{{name}}}" for name in _FIELDS)}')
+        changed = [(name, form, conversion) for _, name, form, conversion in parts if form or conversion]
+        if any(c or name not in _NUMBERS or not re.fullmatch('0[1-9]', form or '') for name, form, c in changed):
+            raise ConfigError(f'{wrong}: only {{index}} and {{input}} can be padded with zeros: {{index:02}}')
+        if not text.format(**_FIELDS).strip():
+            raise ConfigError(f'{wrong}: the name is empty')
+    except ValueError as error:
+        raise ConfigError(f'{wrong}: {error}; write, for example, {{stem}}_{{query}}') from error
+    fields = {name for _, name, _, _ in parts}
+    if num_outputs > 1 and not fields & {'query', 'index'}:
+        raise ConfigError(f'{wrong}: needs {{query}} or {{index}}, because every input has {num_outputs} outputs')
+    if num_inputs > 1 and not fields & {'stem', 'input'}:
+        raise ConfigError(f'{wrong}: needs {{stem}} or {{input}}, because there are {num_inputs} inputs')
+    return text
+
+
+def _filled(template: str | None, suffix: str, *, stem: str, query: str, index: int, input: int) -> str:
+    if template is None:
+        return _file_name(stem, query, suffix)
+    name = template.format(stem=stem, query=query, index=index, input=input)
+    return _shorten(name, _MAX_NAME_BYTES - len(suffix), name) + suffix
 
 
 def query_names(queries: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@
     Query.audio_file('dog.wav')                         # CLAP models: a sound like this one
     Query.image('dog.png')                              # CLIP models
     Query.vector(embedding)                             # an embedding, as it is
+    Query.vector_file('dog.query')                      # one that was learnt from examples (query_learning/)
     0.7 * Query.text('a dog') + 0.3 * Query.audio_file('dog.wav')
     Query.text('music').without('singing', 'applause')
 
@@ -27,6 +28,7 @@ Letters: Q queries, K sounds to exclude, E embedding size, T samples.
 """
 
 import dataclasses
+import logging
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -39,9 +41,12 @@ from jaxtyping import Float, Float32
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.audio.samples import check_audio
-from audiosep_jax.encoders.base import QueryEncoder
-from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError
+from audiosep_jax.encoders.base import QueryEncoder, same_encoder
+from audiosep_jax.errors import AudioFileError, EncoderMismatchError, QueryError, listed
+from audiosep_jax.separation.query_files import LearntQuery
 from audiosep_jax.storage.npy_files import read_npy
+
+_log = logging.getLogger(__name__)
 
 # Unrelated captions: their mean is what all captions share.
 _CAPTIONS = (
@@ -92,6 +97,7 @@ class _Image(_NamedPart):
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Vector(_NamedPart):
     values: np.ndarray
+    learnt: LearntQuery | None = None
 
 
 _Part = _Text | _Audio | _Image | _Vector
@@ -197,8 +203,18 @@ class Query:
 
     @classmethod
     def vector_file(cls, path: str | Path) -> 'Query':
-        """An embedding from a `.npy` file, [E] or [1, E]. Raises QueryError if the file does not hold one."""
+        """An embedding from a `.npy` file, [E] or [1, E], or from a file of a learnt query.
+
+        Raises:
+            QueryError: the file does not hold one.
+        """
         try:
+            with open(path, 'rb') as file:
+                is_json = file.read(1) == b'{'
+            if is_json:
+                learnt, name = LearntQuery.load(path), Path(path).name
+                cls.vector(learnt.embedding, name=name)  # raises for NaN or infinite numbers
+                return cls(((1.0, _Vector(name, learnt.embedding, learnt)),))
             values = read_npy(path)
         except OSError as error:
             raise QueryError(f'{path}: cannot be read: {error.strerror or error}') from error
@@ -326,6 +342,21 @@ def embed(
     return Embedded(np.stack(wanted), all_unwanted, tuple(excluded))
 
 
+def warn_of_other_networks(
+    queries: str | Query | Sequence[str | Query] | np.ndarray, identity: Callable[[], str]
+) -> None:
+    """Logs a warning if queries were learnt for another network.
+
+    Args:
+        queries: see `as_queries`.
+        identity: of this network, which takes a moment to compute.
+    """
+    parts = [part for query in as_queries(queries) for _, part in query.terms if isinstance(part, _Vector)]
+    others = [str(part) for part in parts if part.learnt is not None and part.learnt.network != identity()]
+    if others:
+        _log.warning('%s: learnt with another checkpoint, so it may do worse: learn it with this one', listed(others))
+
+
 def _as_query(query: str | Query) -> Query:
     if isinstance(query, Query):
         return query
@@ -339,6 +370,7 @@ def _encode_parts(parts: list[_Part], encoder: QueryEncoder | None, embedding_si
     vectors: dict[_Part, np.ndarray] = {}
     for part in parts:
         if isinstance(part, _Vector):
+            _check_encoder(part, encoder)
             if len(part.values) != embedding_size:
                 raise QueryError(
                     f'{part}: the model takes embeddings of the shape [{embedding_size}], got [{len(part.values)}]'
@@ -358,6 +390,17 @@ def _encode_parts(parts: list[_Part], encoder: QueryEncoder | None, embedding_si
         rows = _tower(encoder, 'encode_image')([part.image for part in images])
         vectors |= zip(images, _check_embeddings(rows, len(images), encoder, embedding_size), strict=True)
     return vectors
+
+
+def _check_encoder(part: _Vector, encoder: QueryEncoder | None) -> None:
+    """Raises QueryError for an embedding that was learnt with another encoder, which means nothing to this network."""
+    if part.learnt is None or part.learnt.encoder is None or encoder is None:
+        return
+    if not same_encoder(part.learnt.encoder, encoder.identity()):
+        raise QueryError(
+            f'{part}: learnt with the encoder {part.learnt.encoder.get("name")!r} of {part.learnt.checkpoint}, this '
+            f'model has {encoder.name!r} or other weights of it: learn it with this checkpoint'
+        )
 
 
 _KINDS = {'encode_text': 'text', 'encode_audio': 'audio examples', 'encode_image': 'images'}

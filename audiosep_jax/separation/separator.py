@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -37,10 +37,12 @@ from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.separation.cancellation import warn_of_cancellation
 from audiosep_jax.separation.level import ASSUMED, LevelRule, level_bounds
 from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
-from audiosep_jax.separation.queries import Embedded, Query, embed
+from audiosep_jax.separation.queries import Embedded, Query, embed, warn_of_other_networks
 from audiosep_jax.separation.streaming import NetworkStream, SoundStream
+from audiosep_jax.separation.strength import blended, check_strength
 
 Queries = str | Query | Sequence[str | Query] | np.ndarray
+Progress = Callable[[float, float], None]  # takes the seconds done and the seconds in all
 _FRAMES_AT_ONCE = 128  # frames in a piece of a long recording, a multiple of 32; chosen by `benchmarks/separate.py`
 _FRAMES_LIVE = 32  # frames in a piece of a live recording
 _BLOCK = 2**17  # samples
@@ -57,6 +59,25 @@ class Separation:
 
     targets: Float32[np.ndarray, 'Q channels T']
     residual: Float32[np.ndarray, 'channels T']
+
+    @property
+    def mixture(self) -> Float32[np.ndarray, 'channels T']:
+        """The mixture, as the sum of its parts, unless they have been blended."""
+        return self.residual + self.targets.sum(0)
+
+    def blended(self, strength: float, mixture: Float32[np.ndarray, 'channels T'] | None = None) -> 'Separation':
+        """Returns the targets and the residual, each blended with the mixture (`strength.py` says how).
+
+        Unless the strength is 1, they no longer add up to the mixture.
+
+        Args:
+            strength: from 0 to 1.
+            mixture: by default the sum of the parts, which differs from the recording by rounding.
+        """
+        if strength == 1:
+            return self
+        mixture = self.mixture if mixture is None else mixture
+        return Separation(blended(self.targets, mixture, strength), blended(self.residual, mixture, strength))
 
 
 class Separator:
@@ -124,14 +145,29 @@ class Separator:
         """Computes the embeddings of queries. Arrays [E] or [Q, E] stay as they are.
 
         Raises:
-            QueryError: no query, an empty text, a text without an encoder, or an array that has the wrong size or is
-                not finite.
+            QueryError: no query, an empty text, a text without an encoder, an array that has the wrong size or is not
+                finite, or a query that was learnt with another encoder.
         """
         return self.prepare(queries).queries
 
     def prepare(self, queries: Queries) -> Embedded:
-        """Embeds queries, and the sounds that they exclude, once for many recordings. Raises the errors of `embed`."""
-        return embed(queries, self.encoder, self.config.condition_size)
+        """Embeds queries, and the sounds that they exclude, once for many recordings. Raises the errors of `embed`.
+
+        If a query was learnt with another checkpoint, a warning is logged.
+        """
+        embedded = embed(queries, self.encoder, self.config.condition_size)
+        warn_of_other_networks(queries, lambda: self._network.identity)
+        return embedded
+
+    @property
+    def network(self) -> Network:
+        """The folded network, for gradients of what `separate_batch` computes."""
+        return self._network
+
+    @property
+    def heard_level(self) -> Level | None:
+        """The level at which the network hears recordings by default; None: as they are."""
+        return self._heard_at(None)
 
     def separate(
         self,
@@ -141,6 +177,8 @@ class Separator:
         sample_rate: int,
         per_channel: bool = False,
         level: LevelRule | None = None,
+        strength: float = 1.0,
+        progress: Progress | None = None,
     ) -> Separation:
         """Separates the sound that each query describes.
 
@@ -154,23 +192,36 @@ class Separator:
             sample_rate: of the audio, Hz.
             per_channel: run the network on each channel instead, as if the channels were separate recordings.
             level: `auto` or `off`, see the class; by default the separator's.
+            strength: s, from 0 to 1, blends the sounds with the recording: s·sound + (1 − s)·recording, for the
+                residual as well. Less than 1 hides artefacts.
+            progress: called after each piece with the seconds done and the seconds in all, the last time with both
+                equal. What it raises ends the separation.
 
         Raises:
             QueryError: see `embed`.
-            ConfigError: an unknown level.
+            ConfigError: an unknown level, or a strength that is not between 0 and 1.
             AudioFileError: audio that is empty, not float, of another shape, or not finite.
         """
         audio, heard_at = check_audio(audio, sample_rate), self._heard_at(level)
+        check_strength(strength)
         if not per_channel:
             (audio,) = warn_of_cancellation([audio], sample_rate)
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         length = audio.shape[-1]
         mixture = resample(audio, sample_rate, self.config.sample_rate)
-        separated = self._separate_all(mixture, embedded, per_channel=per_channel, level=heard_at)
+        seconds = length / sample_rate
+
+        def report(samples: int) -> None:
+            if progress is not None:
+                progress(min(samples / self.config.sample_rate, seconds), seconds)
+
+        separated = self._separate_all(mixture, embedded, per_channel=per_channel, level=heard_at, report=report)
         rows = separated.reshape(len(separated) * len(audio), mixture.shape[-1])
         back = Resampler(self.config.sample_rate, sample_rate, len(rows))
         targets = np.concatenate([back.push(rows), back.finish(length)], axis=-1).reshape(-1, *audio.shape)
-        return Separation(targets, audio - targets.sum(0))
+        if progress is not None:
+            progress(seconds, seconds)
+        return Separation(targets, audio - targets.sum(0)).blended(strength, audio)
 
     @property
     def latency(self) -> float:
@@ -327,8 +378,9 @@ class Separator:
         *,
         per_channel: bool,
         level: Level | None,
+        report: Callable[[int], None] = lambda samples: None,
     ) -> Float32[np.ndarray, 'Q channels T']:
-        """Separates a recording at the model's rate, whole or in pieces."""
+        """Separates a recording at the model's rate, whole or in pieces; reports how far it is between them."""
         length = mixture.shape[-1]
         if length == 0:  # the input was shorter than one sample at the model's rate
             return np.zeros((len(embedded.queries), *mixture.shape), np.float32)
@@ -338,7 +390,11 @@ class Separator:
             self._network, embedded, len(mixture), per_channel=per_channel, frames=_FRAMES_AT_ONCE, level=level
         )
         # The stream takes blocks because it copies what it has not processed yet.
-        blocks = [stream.push(mixture[:, start : start + _BLOCK]) for start in range(0, length, _BLOCK)]
+        blocks = []
+        for start in range(0, length, _BLOCK):
+            if start:
+                report(start)
+            blocks.append(stream.push(mixture[:, start : start + _BLOCK]))
         return np.concatenate([*blocks, stream.finish()], axis=-1)
 
 
@@ -348,18 +404,21 @@ def load(
     step: int | None = None,
     max_whole_seconds: float | None = None,
     level: LevelRule | None = None,
+    dtype: Literal['float32', 'bfloat16'] | None = None,
 ) -> Separator:
     """Loads a Separator from a checkpoint.
 
     Args:
-        path: a run's workdir, its `checkpoints` folder, one step's folder, a converted checkpoint, or a repository of
-            the hub. None: the official weights, which are fetched and converted once.
+        path: a name of `audiosep-jax models`, which is fetched and converted once; a run's workdir, its `checkpoints`
+            folder, one step's folder, a converted checkpoint, or a repository of the hub. None means `audiosep`.
         step: which step to load, by default the newest.
         max_whole_seconds: see `Separator`.
         level: see `Separator`; by default `auto` if the checkpoint says at which level it was trained.
+        dtype: of the network's activations; by default the checkpoint's. bfloat16 is for accelerators, and costs some
+            accuracy (docs/separate.md has it measured).
 
     Raises:
-        ConfigError: an unknown level.
+        ConfigError: an unknown level or dtype.
         CheckpointError: the path is not a checkpoint, the checkpoint is damaged, or this version does not have its
             encoder.
         DownloadError: the checkpoint is in the hub, which cannot be reached.
@@ -373,7 +432,7 @@ def load(
         'path': str(checkpoint.path),
     }
     return Separator(
-        checkpoint.model,
+        checkpoint.model if dtype is None else dataclasses.replace(checkpoint.model, dtype=dtype),
         checkpoint.variables,
         load_encoder_of(checkpoint),
         info=info,

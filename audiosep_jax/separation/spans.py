@@ -101,10 +101,9 @@ def stream_spans(
             recording.until(stop), queries, sample_rate=sample_rate, per_channel=per_channel, live=live
         ):
             envelope = _envelope(position, piece.residual.shape[-1], inside, sample_rate)
-            mixture = piece.residual + piece.targets.sum(0)
             position += piece.residual.shape[-1]
             targets = piece.targets * envelope
-            yield dataclasses.replace(piece, targets=targets, residual=mixture - targets.sum(0))
+            yield dataclasses.replace(piece, targets=targets, residual=piece.mixture - targets.sum(0))
         for span in inside:
             if position <= span.start * sample_rate:
                 raise _ends_before(span)

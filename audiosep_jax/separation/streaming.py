@@ -51,7 +51,7 @@ class NetworkStream:
         level: Level | None = None,
     ):
         config = network.config
-        window, hop = config.window_size, config.hop_size
+        window, hop, late = config.window_size, config.hop_size, look_ahead(network.config)
         self._network, self._per_channel = network, per_channel
         embeddings = [*embedded.queries, *embedded.unwanted]
         self._shifts = [network.shifts(embedding) for embedding in embeddings]
@@ -59,17 +59,17 @@ class NetworkStream:
         rows = range(channels if per_channel else 1)
         self._level = initial_level(config, level, len(rows))
         self._states = [[initial_state(config, network.weights, 1) for _ in rows] for _ in embeddings]
-        self._spectra = jnp.zeros((channels, look_ahead(), window // 2 + 1), jnp.complex64)
+        self._spectra = jnp.zeros((channels, late, window // 2 + 1), jnp.complex64)
         self._tails = [jnp.zeros((channels, window - hop), jnp.float32) for _ in embeddings]
         self._weight = jnp.zeros(window - hop, jnp.float32)
-        self._framed = FrameStream(self._piece, (channels,), window, hop, frames, late=look_ahead())
+        self._framed = FrameStream(self._piece, (channels,), window, hop, frames, late=late)
         self._exclusion = ExclusionStream(config, embedded, channels, frames) if len(embedded.unwanted) else None
         self._nothing = np.zeros((len(embedded.queries), channels, 0), np.float32)
 
     @staticmethod
     def latency(config: ModelConfig, frames: int) -> float:
         """Returns how many seconds of mixture go in, at most, before a sample comes out."""
-        return ((look_ahead() + frames - 1) * config.hop_size + config.window_size) / config.sample_rate
+        return ((look_ahead(config) + frames - 1) * config.hop_size + config.window_size) / config.sample_rate
 
     def push(self, samples: Float32[np.ndarray, 'channels n']) -> Float32[np.ndarray, 'Q channels m']:
         """Takes the next samples, and returns the target samples that are finished by now."""
@@ -100,7 +100,7 @@ class NetworkStream:
             for row, state in enumerate(states):
                 mask, states[row] = mask_piece(config, weights, shifts, x[row : row + 1], start, count, state)
                 rows.append(mask)
-            first = start - look_ahead()
+            first = start - look_ahead(config)
             out, self._tails[i], self._weight = synthesize(
                 config, spectra, jnp.concatenate(rows), first, count, self._tails[i], before
             )

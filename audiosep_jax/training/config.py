@@ -32,7 +32,8 @@ class TrainConfig:
         accumulate: number of parts of the batch that go through the network one after the other; more parts take less
             memory and more time.
         seed: seed of the weights, the order of the data, the crops and the mixtures.
-        init_from: checkpoint (a run, a converted one, a repository on the hub) whose weights a new run starts from.
+        init_from: checkpoint (a run, a converted one, a name of `audiosep-jax models`, a repository on the hub) whose
+            weights a new run starts from.
         loss: how estimates are compared with their targets: by the mean absolute error (`l1`), as in the article, or by
             another loss (docs/train.md); a run that is resumed keeps its loss.
         ema_decay: decay of the moving average of the weights, which evaluation and separation then use; 0: no average.

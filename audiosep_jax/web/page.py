@@ -1,91 +1,31 @@
 """The web page: takes a recording and descriptions, returns players, downloads and spectrograms. `server.py` serves it.
 
-`answer` does the work of a request and does not depend on Gradio; `build_page` lays out the page.
-
-**Strength** s, from 0 to 1, blends the separated sounds with the recording x: every target y becomes s·y + (1 − s)·x,
-and the residual r = x − Σ y becomes s·r + (1 − s)·x. At 1 they are the outputs of `Separator.separate`, at 0 both equal
-the recording. In between, the other sounds are attenuated by -20·log10(1 − s) dB: 6 dB at 0.5, 20 dB at 0.9.
+`answer` turns what the page sends into a request (`extraction.py`); `lay_out_page` lays out the page.
 """
 
 import dataclasses
 import html
-import logging
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from audiosep_jax.audio.formats import BROWSER_SUFFIXES
-from audiosep_jax.audio.reading import open_sound
-from audiosep_jax.audio.writing import Subtype, write_together
-from audiosep_jax.errors import AudioFileError, ConfigError, QueryError, explained
-from audiosep_jax.plots import spectrogram_panels
-from audiosep_jax.separation.cancellation import cancels
-from audiosep_jax.separation.outputs import RESIDUAL, plan_outputs, query_names
-from audiosep_jax.separation.queries import Query
+from audiosep_jax.errors import AudioFileError, QueryError
 from audiosep_jax.separation.separator import Separator
+from audiosep_jax.web.extraction import Answer, Limits, extract, refusal, shortened
 
 if TYPE_CHECKING:
     import gradio
 
-_SUBTYPE: Subtype = 'PCM_24'  # the finest that every browser plays
 _MAX_EXAMPLES = 20
-# Samples per second of the time limit, over all channels: four channels at 48 kHz, or two at 96 kHz.
-_MAX_SAMPLES_PER_SECOND = 4 * 48_000
-_log = logging.getLogger(__name__)
+# Whatever separates shares one place, so that the page and programs do not compute at the same time.
+ONE_AT_A_TIME: dict[str, Any] = {'concurrency_id': 'separate', 'concurrency_limit': 1}
 
 # System fonts, because Gradio's own themes fetch theirs from the network.
 _FONT, _MONOSPACE_FONT = ('system-ui', 'sans-serif'), ('ui-monospace', 'monospace')
 CSS = (Path(__file__).parent / 'page.css').read_text('utf-8')
 _EMPTY = 'The results will appear here: the sounds and the residual, to play and download, and their spectrograms.'
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """The limits of one request.
-
-    Attributes:
-        seconds: of a recording.
-        megabytes: of the uploaded file, in 10^6 bytes.
-        queries: how many sounds one request may extract.
-        characters: of one description.
-
-    Raises:
-        ConfigError: a limit that admits nothing.
-    """
-
-    seconds: float = 600.0
-    megabytes: int = 200
-    queries: int = 6
-    characters: int = 500
-
-    def __post_init__(self) -> None:
-        if not (self.seconds > 0 and math.isfinite(self.seconds)):
-            raise ConfigError(f'--max-seconds {self.seconds:g}: must be above 0')
-        if self.megabytes < 1:
-            raise ConfigError(f'--max-megabytes {self.megabytes}: must be at least 1')
-        if self.queries < 1 or self.characters < 1:
-            raise ConfigError('a page needs at least one query of at least one character')
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """The files that answer a request.
-
-    Attributes:
-        targets: a WAV file for each description, in the order of the request.
-        residual: the WAV file of the rest.
-        picture: a PNG of the spectrograms.
-        note: a remark for the user; may be empty.
-    """
-
-    targets: dict[str, Path]
-    residual: Path
-    picture: Path
-    note: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +36,7 @@ class Example:
     queries: str
 
     def __str__(self) -> str:
-        return _shortened(f'{self.path.stem}: {", ".join(self.queries.splitlines())}')
+        return shortened(f'{self.path.stem}: {", ".join(self.queries.splitlines())}')
 
 
 def answer(
@@ -116,48 +56,18 @@ def answer(
         recording: the uploaded file, if there is one.
         queries: the sounds to extract, one description per line.
         unwanted: the sounds to exclude, one description per line; may be empty.
-        strength: s, see the top of this file.
+        strength: s, see `separation/strength.py`.
         folder: an existing folder for the files.
         limits: of the request.
 
     Raises:
         AudioFileError: there is no recording, it is not audio, or it is too long.
-        QueryError: no description, too many or too long ones, or a strength out of range; see also
-            `Separator.prepare`.
+        QueryError: no description, or too many or too long ones; see also `Separator.prepare`.
+        ConfigError: a strength that is not between 0 and 1.
     """
     if recording is None:
         raise AudioFileError('no recording yet: upload a file, record one, or choose an example')
-    if strength is None or not 0 <= strength <= 1:
-        raise QueryError(f'the strength must be between 0 and 1, got {strength}')
-    texts = _lines(queries, limits)
-    if not texts:
-        raise QueryError('nothing to extract: describe a sound, for example: a dog barking')
-    excluded = _lines(unwanted, limits)
-    embedded = separator.prepare([Query.text(text).without(*excluded) for text in texts])
-    mixture, rate = _read(recording, limits)
-    separation = separator.separate(mixture, embedded, sample_rate=rate)
-    sounds = [blended(sound, mixture, strength) for sound in (*separation.targets, separation.residual)]
-
-    names = [*query_names(texts), RESIDUAL]
-    plan = plan_outputs(folder, [Path(recording.name)], names, num_queries=len(texts), subtype=_SUBTYPE)
-    paths = plan[Path(recording.name)]
-    gain = write_together(dict(zip(paths, sounds, strict=True)), rate, subtype=_SUBTYPE)
-    picture = folder / f'{paths[-1].stem.removesuffix(RESIDUAL)}spectrograms.png'
-    labels = _distinct(['recording', *map(_shortened, texts), 'residual'])
-    spectrogram_panels(picture, dict(zip(labels, [mixture, *sounds], strict=True)), rate)
-    notes = []
-    if gain < 1:
-        notes.append(f'All files were attenuated by {-20 * np.log10(gain):.1f} dB to stay within full scale.')
-    if cancels(mixture):
-        notes.append('The channels cancel in their mean, which is what is listened to: upload each channel by itself.')
-    return Answer(dict(zip(texts, paths, strict=False)), paths[-1], picture, ' '.join(notes))
-
-
-def blended(separated: np.ndarray, mixture: np.ndarray, strength: float) -> np.ndarray:
-    """Returns s·separated + (1 − s)·mixture, float32 [channels, T]; at s = 1 exactly `separated`."""
-    if strength == 1:
-        return separated
-    return np.float32(strength) * separated + np.float32(1 - strength) * mixture
+    return extract(separator, recording, _lines(queries), _lines(unwanted), strength, folder=folder, limits=limits)
 
 
 def find_examples(folder: Path) -> list[Example]:
@@ -180,8 +90,8 @@ def find_examples(folder: Path) -> list[Example]:
     return [Example(path, text) for path, text in texts[:_MAX_EXAMPLES]]
 
 
-def build_page(separator: Separator, *, limits: Limits, folder: Path, examples: Sequence[Example]) -> 'gradio.Blocks':
-    """Returns the page, not yet served.
+def lay_out_page(separator: Separator, *, limits: Limits, folder: Path, examples: Sequence[Example]) -> None:
+    """Adds the page to the Blocks in whose context it is called.
 
     Args:
         separator: accepts text queries.
@@ -191,25 +101,20 @@ def build_page(separator: Separator, *, limits: Limits, folder: Path, examples: 
     """
     import gradio as gr
 
-    with gr.Blocks(title='AudioSep', analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(_headline(separator), elem_id='title')
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=340):
-                inputs, button = _inputs(limits, examples)
-            with gr.Column(scale=6, min_width=340):
-                outputs = _outputs(limits)
-        button.click(
-            _handler(separator, limits, folder),
-            inputs,
-            outputs,
-            concurrency_limit=1,
-            api_visibility='private',
-            show_progress_on=outputs[:2],  # one of message and first player is always visible
-        )
-    _refuse_quietly(page)
-    # One request computes and up to twenty wait; api_open=False keeps requests from bypassing the queue.
-    page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
-    return page
+    gr.Markdown(_headline(separator), elem_id='title')
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=340):
+            inputs, button = _inputs(limits, examples)
+        with gr.Column(scale=6, min_width=340):
+            outputs = _outputs(limits)
+    button.click(
+        _handler(separator, limits, folder),
+        inputs,
+        outputs,
+        **ONE_AT_A_TIME,
+        api_visibility='private',
+        show_progress_on=outputs[:2],  # one of message and first player is always visible
+    )
 
 
 def _inputs(limits: Limits, examples: Sequence[Example]) -> tuple[list['gradio.Component'], 'gradio.Button']:
@@ -223,7 +128,7 @@ def _inputs(limits: Limits, examples: Sequence[Example]) -> tuple[list['gradio.C
         elem_id='recording',
         buttons=[],
     )
-    _accept_uploads_only(recording)
+    accept_uploads_only(recording)
     queries = gr.Textbox(
         label='What to extract',
         info=f'One sound per line, up to {limits.queries}.',
@@ -316,15 +221,11 @@ def _handler(separator: Separator, limits: Limits, folder: Path) -> Callable[...
         try:
             found = answer(separator, recording, queries, unwanted, strength, folder=place, limits=limits)
         except Exception as error:
-            explanation = explained(error)
-            if explanation is None:
+            text = refusal(error, recording, place)
+            if text is None:
                 raise  # Gradio logs it, and shows the user only 'Error'
-            text = explanation[0]
-            for private in (str(recording), f'{place}/', f'{folder}/'):  # hide this machine's paths
-                text = text.replace(private, recording.name if recording and private == str(recording) else '')
-            _log.info('refused: %s', text)
             return [_message('error', text), *hidden()]
-        shown = [gr.update(visible=True, value=str(p), label=_shortened(t)) for t, p in found.targets.items()]
+        shown = [gr.update(visible=True, value=str(p), label=shortened(t)) for t, p in found.targets.items()]
         shown += [gr.update(visible=False, value=None)] * (limits.queries - len(shown))
         shown += [gr.update(visible=True, value=str(p)) for p in (found.residual, found.picture)]
         return [_message('note', found.note), *shown]
@@ -332,7 +233,7 @@ def _handler(separator: Separator, limits: Limits, folder: Path) -> Callable[...
     return run
 
 
-def _accept_uploads_only(component: 'gradio.Audio') -> None:
+def accept_uploads_only(component: 'gradio.components.Component') -> None:
     """Refuses URLs, which Gradio would otherwise fetch when a request names one as its recording.
 
     It replaces a method of the instance because Gradio writes a stub file beside the module of every subclass.
@@ -347,21 +248,6 @@ def _accept_uploads_only(component: 'gradio.Audio') -> None:
         return await move(source)
 
     component.async_move_resource_to_block_cache = move_upload  # type: ignore[method-assign, assignment]
-
-
-def _refuse_quietly(page: 'gradio.Blocks') -> None:
-    """Keeps Gradio from logging a traceback for every request whose inputs it refuses, such as files of the machine."""
-    import gradio as gr
-
-    preprocess = page.preprocess_data
-
-    async def refusing(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await preprocess(*args, **kwargs)
-        except Exception as error:
-            raise gr.Error('The request was refused.', print_exception=False) from error
-
-    page.preprocess_data = refusing  # type: ignore[method-assign]
 
 
 def _headline(separator: Separator) -> str:
@@ -381,55 +267,10 @@ def _message(kind: str, text: str) -> dict[str, Any]:
     return gr.update(value=f'<div class="message {kind}" role="alert">{html.escape(text)}</div>', visible=bool(text))
 
 
-def _lines(text: str | None, limits: Limits) -> list[str]:
-    """Returns the descriptions in a text box, without duplicates."""
-    lines = list(dict.fromkeys(line.strip() for line in (text or '').splitlines() if line.strip()))
-    if len(lines) > limits.queries:
-        raise QueryError(f'{len(lines)} descriptions are too many; at most {limits.queries} at once')
-    for line in lines:
-        if len(line) > limits.characters:
-            raise QueryError(f'a description of {len(line)} characters is too long; at most {limits.characters}')
-        if not line.isprintable() and any('\ud800' <= c <= '\udfff' for c in line):
-            raise QueryError('a description is not valid text: type it again')
-    return lines
-
-
-def _read(recording: Path, limits: Limits) -> tuple[np.ndarray, int]:
-    """Returns the samples, float32 [channels, T], and the rate in Hz.
-
-    A recording that is too long is refused before it is decoded, because hours of silence are a small FLAC file.
-    """
-    blocks: list[np.ndarray] = []
-    frames = 0
-    with open_sound(recording) as sound:
-        _check_length((sound.seconds or 0) * sound.rate, sound.channels, sound.rate, limits)
-        for block in sound.blocks():  # the header may state too short a length, or none
-            frames += block.shape[-1]
-            _check_length(frames, sound.channels, sound.rate, limits)
-            blocks.append(block)
-    return np.concatenate(blocks, axis=-1), sound.rate
-
-
-def _check_length(frames: float, channels: int, rate: int, limits: Limits) -> None:
-    if frames > limits.seconds * rate:
-        raise AudioFileError(
-            f'the recording is {frames / rate / 60:.1f} minutes long, this page accepts up to {limits.seconds / 60:g}; '
-            'cut it, or use the command line, which accepts any length'
-        )
-    if frames * channels > limits.seconds * _MAX_SAMPLES_PER_SECOND:
-        raise AudioFileError(
-            f'the recording has {channels} channels at {rate} Hz, too many samples for this page; cut it'
-        )
+def _lines(text: str | None) -> list[str]:
+    """Returns the descriptions in a text box."""
+    return [line for line in (text or '').splitlines() if line.strip()]
 
 
 def _has_text(path: Path) -> bool:
     return path.with_suffix('.txt').is_file()
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f'{text[: limit - 1]}…'
-
-
-def _distinct(labels: list[str]) -> list[str]:
-    """Makes labels unique by invisible characters: one may be 'recording', or two may be shortened alike."""
-    return [label + '\u200b' * labels[:i].count(label) for i, label in enumerate(labels)]

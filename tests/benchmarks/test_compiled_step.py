@@ -12,7 +12,7 @@ from audiosep_jax.training.planning.compiled import Compiled, Instruction
 from audiosep_jax.training.planning.topologies import parse_topology
 from benchmarks import compiled_step
 
-TINY = dict(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6, condition_size=8, dtype='bfloat16')
+TINY = dict(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2, condition_size=8, dtype='bfloat16')
 
 
 def printed(table) -> str:

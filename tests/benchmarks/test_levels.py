@@ -19,7 +19,7 @@ def benchmark(benchmarks_on_path, monkeypatch):
         full = module.get_config
 
         def get_config(*args):
-            model = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
+            model = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2)
             return dataclasses.replace(full(*args), model=model)
 
         main = module.main

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from support.paths import ROOT
+from support.small_separator import save_small
 
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.errors import ConfigError, DataError
@@ -13,13 +13,11 @@ from data_prep.clips.base import Clip
 
 SAMPLE_RATE = 8000
 LABELS = ('dog', 'rain', 'bell')
-# Stands in for a training: writes a separator of a few weights, which depend on nothing, and a mark for each start.
+# Stands in for a training: gives a separator that is there already, and leaves a mark for each start.
 TRAINS_NOTHING = """
-import pathlib, sys
-sys.path.insert(0, {tests!r})
-from support.small_separator import save_small
+import pathlib, shutil, sys
 workdir = pathlib.Path(sys.argv[sys.argv.index('--workdir') + 1])
-save_small(workdir)
+shutil.copytree({small!r}, workdir)
 with open(workdir.parent.parent / 'starts', 'a') as starts:
     starts.write(workdir.parent.name + '\\n')
 sys.exit(3 if '--fail' in sys.argv else 0)
@@ -46,8 +44,15 @@ def clips(count=6, seconds=0.25):
     ]
 
 
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('small') / 'run'
+    save_small(folder)
+    return folder
+
+
 @pytest.fixture
-def arguments(tmp_path):
+def arguments(tmp_path, small):
     """Manifests of six clips of three labels, two settings, and an experiment that trains nothing."""
     for clip in clips():
         write_audio(tmp_path / f'{clip.id}.wav', clip.audio[None], SAMPLE_RATE)
@@ -55,7 +60,7 @@ def arguments(tmp_path):
     (tmp_path / 'clips.json').write_text(json.dumps({'data': entries}))
     (tmp_path / 'settings.json').write_text(json.dumps({'plain': '', 'other': '--steps 9'}))
     (tmp_path / 'paraphrases.json').write_text(json.dumps({'dog': {'paraphrases': ['a hound']}}))
-    (tmp_path / 'experiment.py').write_text(TRAINS_NOTHING.format(tests=str(ROOT / 'tests')))
+    (tmp_path / 'experiment.py').write_text(TRAINS_NOTHING.format(small=str(small)))
     return {
         'data': tmp_path / 'clips.json',
         'validation': tmp_path / 'clips.json',
@@ -119,3 +124,19 @@ def test_clips_without_a_label_are_refused(recipes, arguments):
 def test_three_labels_are_needed(recipes):
     with pytest.raises(DataError, match='at least three labels'):
         recipes.mix(clips(2), 2, {})
+
+
+def test_settings_must_name_one(recipes, arguments):
+    arguments['settings'].write_text('{}')
+    with pytest.raises(ConfigError, match=r'settings\.json: has no settings'):
+        recipes.main(**arguments)
+
+
+def test_labels_with_capitals_get_their_equalizer(recipes, arguments, tmp_path):
+    """Shards keep labels in lower case, and manifests do not."""
+    shards = tmp_path / 'shards'
+    recipes.build_shards(recipes.read_manifest(arguments['data']), shards, sample_rate=SAMPLE_RATE, name='clips')
+    mixtures = recipes.mix(clips(), 6, {})
+    plain = recipes.floors(shards, mixtures, SAMPLE_RATE)['fixed mask']
+    mixtures.labels[:] = [label.title() for label in mixtures.labels]
+    assert recipes.floors(shards, mixtures, SAMPLE_RATE)['fixed mask'] == plain

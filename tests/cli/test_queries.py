@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(folder, listening, capsys, flags, code, says):
 def test_by_example(folder, monkeypatch):
     """A real CLAP, of a few thousand weights, and a real network."""
     write_tensors(folder / 'model.safetensors', tiny_clap.laion_tensors())
-    config = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=16)
+    config = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 2, condition_size=16)
     separator = Separator(config, init_variables(config, jax.random.key(0)), ClapEncoder.open(folder))
     monkeypatch.setattr(terminal, 'load', lambda path, **options: separator)
     write('in.wav')

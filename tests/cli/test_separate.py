@@ -262,6 +262,29 @@ def test_stopped_in_the_middle_nothing_is_left(folder, quarter, monkeypatch, cap
     assert [path.name for path in folder.iterdir()] == ['a.wav']
 
 
+def test_names_strength_and_bit_rate(folder, quarter, capsys):
+    write('a.wav')
+    write('b.wav')
+    flags = ['--query', 'a dog', '--residual', '--name', '{index:02}-{stem}.{query}', '--strength', 0.5]
+    assert separate('a.wav', 'b.wav', *flags, '-o', 'out', '--format', 'flac') == 0
+    expected = ['01-a.a_dog.flac', '01-b.a_dog.flac', '02-a.residual.flac', '02-b.residual.flac']
+    assert files(folder / 'out') == expected
+    dog, residual = (read_audio(f'out/{name}')[0] for name in (expected[0], expected[2]))
+    np.testing.assert_allclose(dog, (0.5 * 0.25 + 0.5) * read_audio('a.wav')[0], atol=1e-4)
+    np.testing.assert_allclose(residual, (0.5 * 0.75 + 0.5) * read_audio('a.wav')[0], atol=1e-4)
+    write('long.wav', samples=5 * RATE)
+    assert separate('long.wav', '--query', 'a dog', '-o', 'dog.mp3', '--bitrate', '96k') == 0
+    assert separate('long.wav', '--query', 'a dog', '-o', 'good.ogg', '--quality', 9) == 0
+    assert separate('long.wav', '--query', 'a dog', '-o', 'poor.ogg', '--quality', 1) == 0
+    sizes = {name: (folder / name).stat().st_size for name in ('dog.mp3', 'good.ogg', 'poor.ogg')}
+    assert 0.9 < sizes['dog.mp3'] / (5 * 96_000 / 8) < 1.1
+    assert sizes['good.ogg'] > 1.5 * sizes['poor.ogg']
+    assert capsys.readouterr().err == ''
+    # The rate is known only once the file is open; it fails before it is separated.
+    assert separate('long.wav', '--query', 'a dog', '-o', 'x.mp3', '--bitrate', '320k') == 1
+    assert '320k is not one of .mp3 at 16000 Hz with 2 channels: 8k, ' in one_error(capsys)
+
+
 # ---- pipes -----------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +378,19 @@ def test_a_pipe_without_sound(folder, quarter, pipe, capsys, data):
         (['a.wav', '-o', 'x', '--subtype', 'PCM_8'], "unknown subtype 'PCM_8'"),
         (['a.wav', '-o', 'x', '--format', 'flac', '--subtype', 'FLOAT'], 'not FLOAT'),
         (['a.wav', '-o', 'x', '--segments', '0:10'], 'is not a segment'),
+        (['a.wav', '-o', 'x', '--strength', '1.5'], 'the strength must be between 0 and 1, got 1.5'),
+        (['a.wav', '-o', 'x', '--strength', 'nan'], 'the strength must be between 0 and 1'),
+        (['a.wav', '-o', 'x', '--bitrate', '192k'], '.wav files in x: .wav is lossless'),
+        (['a.wav', '-o', 'x', '--format', 'ogg', '--bitrate', '192k'], 'takes a quality from 0 to 10'),
+        (['a.wav', '-o', 'x.opus', '--quality', '5'], 'x.opus: .opus takes a bit rate'),
+        (['a.wav', '-o', 'x', '--format', 'mp3', '--bitrate', '190k'], '190k is not one of .mp3: 8k, 16k'),
+        (['a.wav', '-o', 'x', '--format', 'mp3', '--bitrate', 'high'], 'is not a bit rate'),
+        (['a.wav', '-o', 'x', '--format', 'mp3', '--bitrate', '192k', '--quality', '3'], 'give only one'),
+        (['a.wav', '-o', '-', '--format', 's16le', '--quality', '3'], 'are for files'),
+        (['a.wav', '-o', '-', '--format', 's16le', '--name', '{query}'], 'are for files'),
+        (['a.wav', 'b.wav', '-o', 'x', '--name', '{query}'], 'needs {stem} or {input}'),
+        (['a.wav', '-o', 'x', '--name', '{title}'], 'no field {title}'),
+        (['a.wav', '-o', 'x.wav', '--name', '{query}'], 'names the file already'),
         (['a.wav', '-o', 'x', '--segments', '0:20-0:10'], 'ends before it begins'),
         (['.', '-o', '.'], 'is an input, too'),
     ],

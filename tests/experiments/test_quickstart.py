@@ -26,7 +26,7 @@ def quickstart(monkeypatch):
 
     def small(*args):
         config = full(*args)
-        model = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
+        model = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2)
         return dataclasses.replace(config, model=model)
 
     monkeypatch.setattr(module, 'get_config', small)

@@ -1,5 +1,6 @@
 """The folded network equals the trained one, and in pieces it equals itself on the whole recording."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,22 +14,29 @@ from audiosep_jax.models import folded
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2, 3, 4, 4, 5, 5))
+SHALLOW = dataclasses.replace(CONFIG, widths=(2, 3, 3))
 FRAMES = 352
 COUNT = 337  # frames of the first recording
 
 
-@pytest.fixture(scope='module', params=[1, 8], ids=['plain', 'packed by 4'])
+@pytest.fixture(
+    scope='module', params=[(CONFIG, 1), (CONFIG, 8), (SHALLOW, 1)], ids=['plain', 'packed by 4', 'three blocks']
+)
 def case(request):
-    """Folded weights, spectra, embeddings, numbers of frames, and the spectra masked by the trained network."""
-    variables = noisy_variables(CONFIG)
+    """A network, spectra, embeddings, numbers of frames, and the spectra masked by the trained network.
+
+    The network is its configuration and its folded weights.
+    """
+    config, lanes = request.param
+    variables = noisy_variables(config)
     samples = np.stack([sound((FRAMES - 1) * 64 + 128, seed=seed) for seed in (0, 1)])
     spectra = stft(samples, 128, 64, center=False)
     embeddings = jax.random.normal(jax.random.key(3), (2, 512)) / 20
     counts = jnp.array([COUNT, FRAMES])
-    expected = jax.jit(lambda *x: AudioSep(CONFIG).apply(*x, method='mask'))(variables, spectra, embeddings, counts)
-    network = jax.jit(functools.partial(folded.fold, CONFIG, lanes=request.param))(variables)
-    assert network['pre_conv']['kernel'].shape[0] == (4 if request.param > 1 else 1)
-    return network, spectra, embeddings, counts, np.asarray(expected * spectra)
+    expected = jax.jit(lambda *x: AudioSep(config).apply(*x, method='mask'))(variables, spectra, embeddings, counts)
+    network = jax.jit(functools.partial(folded.fold, config, lanes=lanes))(variables)
+    assert network['pre_conv']['kernel'].shape[0] == (4 if lanes > 1 else 1)
+    return config, network, spectra, embeddings, counts, np.asarray(expected * spectra)
 
 
 def assert_same_sound(actual, expected, counts):
@@ -38,14 +46,14 @@ def assert_same_sound(actual, expected, counts):
 
 
 def test_folded_whole(case):
-    network, spectra, embeddings, counts, expected = case
+    config, network, spectra, embeddings, counts, expected = case
     valid = jnp.arange(FRAMES) < counts[:, None]
 
     @jax.jit
     def masked(network, spectra):
-        shifts = folded.query_shifts(CONFIG, network, embeddings)
+        shifts = folded.query_shifts(config, network, embeddings)
         x = folded.features(network, spectra, valid)
-        return spectra * folded.whole_mask(CONFIG, network, shifts, x, valid)
+        return spectra * folded.whole_mask(config, network, shifts, x, valid)
 
     assert_same_sound(masked(network, spectra), expected, counts)
     gain = np.abs(expected[0, :COUNT, :8] / spectra[0, :COUNT, :8])
@@ -55,12 +63,12 @@ def test_folded_whole(case):
 
 def test_in_pieces(case):
     size = 32
-    network, spectra, embeddings, counts, expected = case
-    late = folded.look_ahead()
-    padded = jnp.pad(spectra[:1], [(0, 0), (0, -(-(COUNT + late) // size) * size - FRAMES), (0, 0)])
-    shifts = folded.query_shifts(CONFIG, network, embeddings[:1])
-    piece = jax.jit(functools.partial(folded.piece_mask, CONFIG))
-    state, masks = folded.initial_state(CONFIG, network, 1), []
+    config, network, spectra, embeddings, counts, expected = case
+    late = folded.look_ahead(config)
+    padded = jnp.pad(spectra[:1], [(0, 0), (0, -(-(FRAMES + late) // size) * size - FRAMES), (0, 0)])
+    shifts = folded.query_shifts(config, network, embeddings[:1])
+    piece = jax.jit(functools.partial(folded.piece_mask, config))
+    state, masks = folded.initial_state(config, network, 1), []
     for start in range(0, padded.shape[1], size):
         # The number of frames is not known until the last piece.
         count = COUNT if start + size > COUNT else 2**30
@@ -79,4 +87,6 @@ def test_the_look_ahead_is_the_reach_of_the_layers():
     """Two 3×3 convolutions at each level on either side, six at the lowest, and two frames for the pooling."""
     levels = [1, 2, 4, 8, 16]
     reach = 2 * sum(levels) + 6 * 32 + 2 * 32 + 2 * sum(levels)
-    assert folded.look_ahead() == reach - 2 * 32 + 2
+    assert folded.look_ahead(CONFIG) == reach - 2 * 32 + 2
+    # With three blocks, the bottleneck is the one level with an eighth of the frames.
+    assert folded.look_ahead(SHALLOW) == 2 * (1 + 2 + 4) + 2 * 8 + 2 * (1 + 2 + 4) + 2

@@ -16,6 +16,7 @@ from audiosep_jax.models.torch_names import torch_tensors
 CONFIGS = [
     ModelConfig(),
     ModelConfig(window_size=128, hop_size=32, widths=(1, 2, 2, 3, 3, 4), condition_size=8),
+    ModelConfig(window_size=128, hop_size=32, widths=(2, 3), condition_size=8),
 ]
 
 
@@ -67,7 +68,7 @@ def test_the_folded_network_has_these_weights(config):
     for (block, name), layer in layers.items():
         if block and layer.kind != 'norm':
             (shape, *bias) = layer.shapes.values()
-            if block == 'decoder_block6' and name != 'upsample':
+            if block == f'decoder_block{len(config.widths)}' and name != 'upsample':
                 # `after_conv` is folded into the last convolution and its shortcut, which then have 3 outputs.
                 shape, bias = ((*shape[:-1], 3), [(3,)] if bias else []) if name != 'conv1' else (shape, bias)
             blocks.setdefault(block, {})[name] = {'kernel': shape, 'bias': bias[0]} if bias else shape

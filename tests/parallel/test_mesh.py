@@ -17,7 +17,7 @@ from audiosep_jax.parallel.mesh import (
 from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.training.train_step import init_state
 
-MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4, 4, 4, 4, 4), condition_size=16)
+MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(4, 4), condition_size=16)
 
 
 def abstract_state(model, ema=True):

@@ -16,7 +16,7 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.separation.separator import Separator
 
-config = ModelConfig(sample_rate=4000, window_size=256, hop_size=128, widths=(1,) * 6)
+config = ModelConfig(sample_rate=4000, window_size=256, hop_size=128, widths=(1,) * 2)
 separator = Separator(config, noisy_variables(config), load_encoder('words'))
 terminal.load = lambda path, **options: separator
 noise = np.random.default_rng(0).uniform(-0.1, 0.1, 8000).astype(np.float32)

@@ -60,3 +60,81 @@ def test_a_file_has_the_other_outputs_next_to_it(folder):
 def test_impossible_outputs_are_refused(folder, out, inputs, error, message):
     with pytest.raises(error, match=message):
         plan_outputs(Path(out), [Path(name) for name in inputs], ['dog'], num_queries=1)
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
+
+
+def planned(template, inputs=('in/a.wav', 'b.flac'), names=('a_dog', 'rain', 'residual'), suffix='.mp3'):
+    queries = len(names) - ('residual' in names)
+    plans = plan_outputs(
+        Path('out'), [Path(name) for name in inputs], names, num_queries=queries, suffix=suffix, template=template
+    )
+    return [path.name for paths in plans.values() for path in paths]
+
+
+@pytest.mark.parametrize(
+    ('template', 'names'),
+    [
+        ('{stem}_{query}', ['a_a_dog', 'a_rain', 'a_residual', 'b_a_dog', 'b_rain', 'b_residual']),
+        ('{input}-{index:02}', ['1-01', '1-02', '1-03', '2-01', '2-02', '2-03']),
+        ('take 1 {{{stem}}} {index}.mp3', ['take 1 {a} 1', *(f'take 1 {{{x}}}' for x in ('a} 2', 'a} 3'))]),
+        ('犬.{stem}.{query}', ['犬.a.a_dog', '犬.a.rain', '犬.a.residual']),
+    ],
+)
+def test_names_by_template(folder, template, names):
+    found = planned(template)
+    if template.startswith('take'):
+        assert found == [f'take 1 {{{stem}}} {index}.mp3' for stem in 'ab' for index in (1, 2, 3)]
+    else:
+        assert found[: len(names)] == [f'{name}.mp3' for name in names]
+
+
+def test_a_long_name_is_cut_and_stays_distinct(folder):
+    found = planned('{query}_{stem}' + 'x' * 250, inputs=['a.wav'])
+    assert len(set(found)) == 3
+    assert all(len(name.encode()) <= 240 and name.endswith('.mp3') for name in found)
+
+
+@pytest.mark.parametrize(
+    ('template', 'says'),
+    [
+        ('{stem}', r"--name '\{stem\}': needs \{query\} or \{index\}, because every input has 3 outputs"),
+        ('{query}', r'needs \{stem\} or \{input\}, because there are 2 inputs'),
+        ('{stem}/{query}', 'a name without folders and control characters is needed; -o names the folder'),
+        ('{stem}\\{query}', 'a name without folders'),
+        ('{stem}\n{query}', 'a name without folders'),
+        ('../{stem}_{query}', 'a name without folders'),
+        ('{stem}_{text}', r'no field \{text\}; use \{stem\}, \{query\}, \{index\}, \{input\}'),
+        ('{stem}_{}', r'no field \{\}'),
+        ('{stem}_{0}', r'no field \{0\}'),
+        ('{stem.__class__}_{query}', r'no field \{stem.__class__\}'),
+        ('{stem!r}_{query}', 'can be padded'),
+        ('{stem}_{query', 'write, for example'),
+        ('{stem}_{query:>99999999}', 'can be padded with zeros'),
+        ('{stem}_{index:2}', 'can be padded'),
+        ('{stem}_{index:d2}', 'can be padded with zeros'),
+        ('{stem}_{query:{index}}', 'can be padded with zeros'),
+        ('{stem}_{query:02}', 'can be padded'),
+        ('{stem}_{query}.wav', 'the files are .mp3; use --format wav'),
+        ('', 'the name is empty'),
+        (' ', 'the name is empty'),
+        ('.mp3', 'the name is empty'),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused_in_one_line(folder, template, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        planned(template)
+    assert '\n' not in str(refused.value)
+
+
+def test_a_template_may_not_make_two_inputs_one(folder):
+    with pytest.raises(ConfigError, match='would both be written to'):
+        planned('{stem}{index}', inputs=['a.wav', 'a1.wav'], names=['x'] * 11)
+    with pytest.raises(ConfigError, match='is an input and would be overwritten'):
+        plan_outputs(Path('.'), [Path('a_dog.wav')], ['dog'], num_queries=1, template='a_{query}')
+
+
+def test_a_template_is_for_a_folder(folder):
+    with pytest.raises(ConfigError, match=r'-o x.wav names the file already; give a folder'):
+        plan_outputs(Path('x.wav'), [Path('a.wav')], ['dog'], num_queries=1, template='{stem}')

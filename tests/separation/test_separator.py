@@ -1,9 +1,12 @@
 """The separator on audio of every rate, length and number of channels."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from support.noisy_separator import CONFIG, noisy_variables, sound
+from support.small_separator import save_small
 
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.run_folder import save_for_inference
@@ -175,7 +178,7 @@ def test_invalid_audio_is_refused(separator, audio, rate, message):
 
 
 def test_a_missing_package_of_the_encoder_is_reported_by_the_first_text(tmp_path, monkeypatch):
-    model = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=256)
+    model = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 2, condition_size=256)
     identity = {'name': 'wordllama', 'version': 1, 'embedding_size': 256, 'stop_weight': 0.1, 'weights': '0' * 16}
     record = describe(TrainConfig(model=model), identity)
     save_for_inference(tmp_path / 'it', variables=init_variables(model, jax.random.key(0)), record=record, step=1)
@@ -185,3 +188,42 @@ def test_a_missing_package_of_the_encoder_is_reported_by_the_first_text(tmp_path
     with pytest.raises(ConfigError, match='not installed: pip install') as caught:
         separator.embed('a dog')
     assert 'put them into' not in str(caught.value)
+
+
+def test_progress_is_in_seconds(variables):
+    calls = []
+    in_pieces = Separator(CONFIG, variables, load_encoder('words'), max_whole_seconds=1)
+    x = sound(40 * 8000)
+    out = in_pieces.separate(x, 'rain', sample_rate=8000, progress=lambda *call: calls.append(call))
+    assert out.targets.shape[-1] == x.shape[-1]
+    assert [total for _, total in calls] == [40] * len(calls)
+    assert calls[0][0] < calls[1][0] < 40
+    assert calls[-1] == (40, 40)
+    assert calls.count((40, 40)) == 1
+
+    def stop(done, total):
+        raise ZeroDivisionError('mine')
+
+    with pytest.raises(ZeroDivisionError, match='mine'):
+        in_pieces.separate(x, 'rain', sample_rate=8000, progress=stop)
+
+
+def test_bfloat16_is_near(variables, separator):
+    """An untrained network in bfloat16: its targets are within 2 % of the float32 ones, and it says what it is."""
+    x = sound(2, 4000)
+    exact = separator.separate(x, ['rain', 'a siren'], sample_rate=8000).targets
+    rough = Separator(
+        dataclasses.replace(CONFIG, dtype='bfloat16'), variables, load_encoder('words'), max_whole_seconds=0.25
+    )
+    found = rough.separate(x, ['rain', 'a siren'], sample_rate=8000).targets
+    assert found.dtype == np.float32
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 1e-6 < error < 0.02
+
+
+def test_the_number_format_of_a_checkpoint_can_be_chosen(tmp_path):
+    save_small(tmp_path)
+    assert load(tmp_path).config.dtype == 'float32'
+    assert load(tmp_path, dtype='bfloat16').config.dtype == 'bfloat16'
+    with pytest.raises(ConfigError, match=r"model.dtype: 'float16' is neither"):
+        load(tmp_path, dtype='float16')

@@ -31,6 +31,7 @@ from audiosep_jax.evaluation.journal import Journal
 from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import _kept
 from audiosep_jax.separation.queries import Query
+from audiosep_jax.separation.query_files import LearntQuery, QueryScores
 from audiosep_jax.training.monitoring.log import TrainingLog
 from audiosep_jax.weights.tensor_files import open_tensors, write_tensors
 from data_prep.datasets.audioset import read_audioset
@@ -111,6 +112,7 @@ FILES = [
     ('scores/scores-00000.jsonl', read_journal, None),
     ('log/log.jsonl', resume_log, None),
     ('query/query.npy', lambda folder: str(Query.vector_file(folder / 'query.npy')) and 1, None),
+    ('learnt/bark.query', lambda folder: str(Query.vector_file(folder / 'bark.query')) and 1, damaged_json),
     ('list/list.json', lambda folder: len(read_manifest(folder / 'list.json')), damaged_json),
     ('list/list.csv', lambda folder: len(read_manifest(folder / 'list.csv')), damaged_csv),
     ('list/ids.json', lambda folder: len(read_ids(folder / 'ids.json')), damaged_json),
@@ -162,6 +164,7 @@ def whole(tmp_path_factory):
     score = {'SDRi': 1.5, 'SDRi_interval': [1.0, 2.0], 'SI-SDR': 2.0, 'n': 3}
     write(root / 'results/results.json', {'benchmark': 'a', 'aggregation': 'mean', 'rows': {'separated': score}})
     np.save(root / 'query' / 'query.npy', np.ones((1, 16), np.float32))
+    _write_learnt(root / 'learnt' / 'bark.query')
     return root
 
 
@@ -195,6 +198,14 @@ def _write_encoders(root):
     write(root / 'clip' / 'preprocessor_config.json', images | {'image_std': [1, 1, 1], 'rescale_factor': 0.1})
     write_tokenizer(root / 'tokens')
     open_tokenizer(root / 'tokens', 'roberta')._backend.save(str(root / 'single' / 'tokenizer.json'))
+
+
+def _write_learnt(path):
+    scores = QueryScores(1.0, 2.0, -3.0)
+    values = {'checkpoint': 'runs/a', 'start': 'the query', 'examples': ('a.wav',), 'backgrounds': ()}
+    numbers = {'step': 3, 'steps': 40, 'learnt': True, 'held_out_mixtures': 64, 'before': scores, 'after': scores}
+    identity = {'encoder': {'name': 'words'}, 'network': '0123'}
+    LearntQuery(embedding=np.ones(16, np.float32), **identity, **values, **numbers).save(path)
 
 
 def _write_lists(root):

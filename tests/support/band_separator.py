@@ -8,7 +8,7 @@ from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.encoders.words import WordsEncoder
 from audiosep_jax.models.audiosep import ModelConfig
 
-CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=64)
+CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 2, condition_size=64)
 HERTZ = {'low hum': 200.0, 'whistle': 1500.0, 'hiss': 3000.0}
 KINDS, OTHERS = ['low hum', 'low hum', 'whistle', 'hiss'], ['whistle', 'hiss', 'hiss', 'low hum']
 

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ _FENCE = re.compile(r'^```(\w*)$', re.M)
 # Programs of others, which a block may name where it is not run.
 _OF_OTHERS = (
     *('pip', 'python3', '.', 'pytest', 'pre-commit', 'hf', 'ffmpeg', 'ffplay', 'sox'),
-    *('cd', 'ssh', 'gcloud', 'sbatch', 'tensorboard'),
+    *('cd', 'ssh', 'gcloud', 'sbatch', 'tensorboard', 'curl'),
 )
 
 
@@ -215,14 +216,15 @@ def furnish(folder: Path) -> None:
     save_small(folder / 'quickstart')
     soundfile.write(folder / 'quickstart' / 'mixture.wav', 0.1 * rng.standard_normal(8000), 8000)
     _save_converted(folder)
+    shutil.copytree(folder / 'official', folder / 'audiosep')  # as README.md calls it
 
 
 def _save_converted(folder: Path) -> None:
-    """`audiosep`: what converting the official checkpoint gives, with the official front end and a few weights."""
+    """`official`: what converting the official checkpoint gives, with the official front end and a few weights."""
     model = ModelConfig(widths=(1,) * 6, condition_size=16)
     state = tensors_from_variables(jax.device_get(init_variables(model, jax.random.key(0))), model)
     tensors = {f'ss_model.{k}': v for k, v in state.items()}
     tensors |= {f'query_encoder.model.{k}': v for k, v in tiny_clap.laion_tensors().items()}
-    write_tensors(folder / 'official.safetensors', tensors)
-    from_torch(folder / 'official.safetensors', folder / 'audiosep')
-    tiny_clap.write_tokenizer(folder / 'audiosep' / 'encoder')
+    write_tensors(folder / 'x.safetensors', tensors)
+    from_torch(folder / 'x.safetensors', folder / 'official')
+    tiny_clap.write_tokenizer(folder / 'official' / 'encoder')

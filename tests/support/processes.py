@@ -27,7 +27,7 @@ _SMALL_RUN = {
     '--model.sample-rate': [SAMPLE_RATE],
     '--model.window-size': [128],
     '--model.hop-size': [64],
-    '--model.widths': [2] * 6,
+    '--model.widths': [2] * 2,
     '--optimizer.schedule': ['constant'],
 }
 

@@ -14,7 +14,7 @@ RATE = 16000
 class QuarterSeparator:
     """Every query gets a quarter of the mixture: what is written can be checked without a network."""
 
-    config = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 6, condition_size=16)
+    config = ModelConfig(sample_rate=8000, window_size=128, hop_size=32, widths=(1,) * 2, condition_size=16)
     encoder = WordsEncoder(16)
     info = {'path': 'somewhere', 'step': 1, 'encoder': encoder.identity(), 'config': {}}  # noqa: RUF012
     gain = 0.25

@@ -12,7 +12,7 @@ from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.training.train_step import TrainState, init_state
 
-MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
+MODEL = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2)
 ENCODER = {'name': 'words', 'version': 1, 'embedding_size': 512, 'stop_weight': 0.1}
 
 

@@ -10,7 +10,7 @@ from audiosep_jax.checkpoints.run_folder import save_for_inference
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 
-CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
+CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2)
 
 
 def small_variables() -> dict:

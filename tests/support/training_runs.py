@@ -20,7 +20,7 @@ from audiosep_jax.training.mixing import SegmentMixer
 from audiosep_jax.training.optim import OptimizerConfig
 from audiosep_jax.training.train_step import Program
 
-MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, widths=(2, 2, 2, 2, 2, 2))
+MODEL = ModelConfig(sample_rate=SAMPLE_RATE, window_size=128, hop_size=64, widths=(2, 2))
 OPTIMIZER = OptimizerConfig(schedule='constant')
 MIXER = SegmentMixer(mix_group=2)
 BATCH_SIZE = 16  # 8 devices, groups of 2

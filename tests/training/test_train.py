@@ -192,14 +192,24 @@ def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
     assert [line['loss'] is None for line in lines] == [False, False, True, True, True]
 
 
-def test_the_logs_say_which_loss_it_is(dataset, uninterrupted, tmp_path, capsys):
-    train(config_of(dataset, tmp_path, steps=2, loss='si-sdr'))
-    assert 'the loss is si-sdr, in place of l1' in capsys.readouterr().err
-    for workdir, name in ((tmp_path, 'si-sdr'), (uninterrupted, 'l1')):
+def test_a_run_says_its_loss_and_which_labels_its_table_lacks(dataset, uninterrupted, tmp_path, capsys):
+    (tmp_path / 'table.csv').write_text('l0,l1,l2\nl3\n')
+    mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'table.csv'))
+    config = dataclasses.replace(config_of(dataset, tmp_path / 'run', steps=2, loss='si-sdr'), mixing=mixing)
+    assert train(config).step == 2
+    said = capsys.readouterr().err
+    assert 'the loss is si-sdr, in place of l1' in said
+    assert 'labels of the data are not in it' in said
+    for workdir, name in ((tmp_path / 'run', 'si-sdr'), (uninterrupted, 'l1')):
         lines = [json.loads(line) for line in (workdir / 'log.jsonl').read_text().splitlines()]
         assert {line['loss_function'] for line in lines} == {name}
         assert json.loads((workdir / 'config.json').read_text())['config']['loss'] == name
-    assert all(-30 <= loss <= 30 for loss in losses_in(tmp_path).values())
+    assert all(-30 <= loss <= 30 for loss in losses_in(tmp_path / 'run').values())
+    (tmp_path / 'other.csv').write_text('owl,whale\n')
+    mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'other.csv'))
+    with pytest.raises(ConfigError, match="none of its labels, such as 'owl', 'whale', is one of the data"):
+        train(dataclasses.replace(config, mixing=mixing, workdir=str(tmp_path / 'other')))
+    assert not (tmp_path / 'other' / 'checkpoints').exists()
 
 
 def test_a_run_of_an_earlier_version_had_the_loss_l1():
@@ -209,19 +219,6 @@ def test_a_run_of_an_earlier_version_had_the_loss_l1():
     train_module._check_same_run(older, record, Path('run'))
     with pytest.raises(CheckpointError, match='loss was l1, is snr'):
         train_module._check_same_run(older, describe(TrainConfig(loss='snr'), None), Path('run'))
-
-
-def test_a_run_mixes_by_a_table_and_notes_the_labels_it_lacks(dataset, tmp_path, capsys):
-    (tmp_path / 'table.csv').write_text('l0,l1,l2\nl3\n')
-    mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'table.csv'))
-    config = dataclasses.replace(config_of(dataset, tmp_path / 'run', steps=1), mixing=mixing)
-    assert train(config).step == 1
-    assert 'labels of the data are not in it' in capsys.readouterr().err
-    (tmp_path / 'other.csv').write_text('owl,whale\n')
-    mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'other.csv'))
-    with pytest.raises(ConfigError, match="none of its labels, such as 'owl', 'whale', is one of the data"):
-        train(dataclasses.replace(config, mixing=mixing, workdir=str(tmp_path / 'other')))
-    assert not (tmp_path / 'other' / 'checkpoints').exists()
 
 
 def test_labels_reach_a_mixer_that_avoids_them(dataset, tmp_path, monkeypatch):
@@ -276,6 +273,7 @@ def test_workdir_that_cannot_be_one(dataset, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_rate_and_clipping_may_change_where_a_run_is_continued(dataset, tmp_path):
     """What the error of a diverged run advises."""
     train(config_of(dataset, tmp_path, steps=2))

@@ -96,6 +96,7 @@ def test_a_run_whose_workdir_was_removed_writes_nothing_into_the_next_one(datase
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_program_refuses_a_second_start_and_takes_over_from_a_killed_one(dataset, tmp_path):
     command = command_of(dataset, tmp_path, {'--steps': [100_000]})
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)

@@ -211,3 +211,17 @@ def test_it_fits_wide_and_narrow_windows(page, width, tmp_path):
     beside = boxes[2]['x'] > boxes[0]['x'] + boxes[0]['width']
     assert beside == (width == 1280)
     assert all(a['y'] <= b['y'] for a, b in itertools.pairwise(boxes[:2]))
+
+
+def test_the_token_is_a_password_to_the_browser(browser, checkpoint, downloads, tmp_path):
+    """Scripts, uploads, streams and downloads of the page carry it, too."""
+    (home := tmp_path / 'home').mkdir()
+    with served(checkpoint, home, AUDIOSEP_JAX_TOKEN='secret') as address:
+        browser.get(address)
+        assert not browser.find_elements(By.CSS_SELECTOR, '#separate')
+        browser.get(address.replace('http://', 'http://me:secret@'))
+        found(browser, '#separate')
+        upload(browser, recording(tmp_path))
+        separate(browser, 'rain')
+        sound, name = downloaded(browser, 'target-0', downloads)
+        assert (len(sound), name) == (2, 'street__rain.wav')

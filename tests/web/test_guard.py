@@ -7,13 +7,22 @@ import pytest
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.web.guard import Call, Guard, HostNames, check_root_path, is_local
+from audiosep_jax.web.token import Token
 
 pytest.importorskip('starlette', reason='the extra demo is not installed')
 
-QUEUED, DIRECT = 1, 0
+QUEUED, DIRECT, SEPARATE, HEALTH = 1, 0, 2, 3
 CALLS = {
     DIRECT: Call([lambda value: value == 0], is_queued=False),
     QUEUED: Call([lambda value: value is None, lambda value: isinstance(value, str)], is_queued=True),
+    SEPARATE: Call(
+        [lambda value: isinstance(value, list), lambda value: isinstance(value, float)],
+        is_queued=True,
+        name='separate',
+        parameters={'queries': 'a list of texts', 'strength': 'a number'},
+        required=['queries'],
+    ),
+    HEALTH: Call([], is_queued=False, name='health'),
 }
 GOOD = {'data': [None, 'a dog'], 'fn_index': QUEUED, 'session_hash': 'a1'}
 
@@ -26,10 +35,12 @@ async def generous(scope, receive, send):
     await send({'type': 'http.response.body', 'body': body})
 
 
-def ask(path='/', method='GET', *, body=b'', listen='127.0.0.1', allowed=(), root_path='', query='', **headers):
+def ask(
+    path='/', method='GET', *, body=b'', listen='127.0.0.1', allowed=(), root_path='', query='', options=None, **headers
+):
     """Status, text and headers of the answer."""
     names = HostNames(listen, allowed)
-    guard = Guard(generous, names=names, calls=CALLS, root_path=root_path)
+    guard = Guard(generous, names=names, calls=CALLS, root_path=root_path, **(options or {}))
     sent = []
 
     async def receive():
@@ -239,7 +250,7 @@ def test_a_call_of_the_page_arrives_unchanged():
     assert join(direct)[0] == 400
 
 
-@pytest.mark.parametrize('index', [-1, 2, 10**30, '1', 'x', None, True, 1.0, 1.5, [], {}, float('nan'), float('inf')])
+@pytest.mark.parametrize('index', [-1, 4, 10**30, '1', 'x', None, True, 1.0, 1.5, [], {}, float('nan'), float('inf')])
 def test_odd_functions_are_refused(index):
     status, text = join({**GOOD, 'fn_index': index})
     assert (status, text) == (400, 'fn_index is not a function of this page')
@@ -293,6 +304,90 @@ def test_bodies_that_are_no_json_object_are_refused(body):
 
 def test_a_long_body_is_not_kept():
     assert join(b' ' * 1_000_001)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ('path', 'fields', 'status'),
+    [
+        ('call/v2/separate', {'queries': ['rain']}, 200),
+        ('call/v2/separate/', {'queries': ['rain'], 'strength': 0.5}, 200),
+        ('call/v2/separate', {'strength': 0.5}, 400),
+        ('call/v2/separate', {'queries': ['rain'], 'session_hash': 'a'}, 400),
+        ('call/v2/separate', {'queries': 'rain'}, 400),
+        ('call/separate', {'data': [['rain'], 0.5]}, 200),
+        ('call/separate', {'data': [['rain'], 0.5], 'session_hash': 5}, 400),
+        ('call/separate', {'data': [['rain']]}, 400),
+        ('call/separate', {'queries': ['rain']}, 400),
+        ('call/separate/abc', {'data': [['rain'], 0.5]}, 405),
+        ('call/v2/health', {}, 200),
+        ('call/health', {'data': []}, 200),
+        ('run/health', {'data': []}, 200),
+        ('run/health', {'data': [1]}, 400),
+        ('run/separate', {'data': [['rain'], 0.5]}, 400),
+        ('queue/join', {'data': [['rain'], 0.5], 'fn_index': SEPARATE}, 200),
+        ('queue/join', {'data': [], 'fn_index': HEALTH}, 200),
+        ('queue/join', {'data': ['rain', 0.5], 'fn_index': SEPARATE}, 422),
+        ('call/run', {'data': []}, 403),
+        ('call/v2/run', {}, 403),
+    ],
+)
+def test_programs_call_endpoints_by_name(path, fields, status):
+    answer, text, _ = ask(f'/gradio_api/{path}', 'POST', body=json.dumps(fields).encode())
+    assert (answer, len(text.splitlines())) == (status, 1)
+    if answer == 422:  # in the form that Gradio's clients show
+        (detail,) = json.loads(text)['detail']
+        assert (detail['parameter_name'], detail['message']) == ('queries', 'must be a list of texts')
+
+
+def test_programs_read_events_of_endpoints():
+    for path in ('call/separate/5f0a', 'call/v2/separate/5f0a', 'call/health/5f0a'):
+        assert ask(f'/gradio_api/{path}')[0] == 200
+    for path in ('call/separate', 'run/health', 'run/health/5f0a', 'call/separate/a/b', 'call/separate/%'):
+        assert ask(f'/gradio_api/{path}')[0] in (403, 405)
+
+
+def test_an_unknown_parameter_is_named_without_odd_characters():
+    text = ask('/gradio_api/call/v2/separate', 'POST', body=json.dumps({'a\nb\u202e': 1}).encode())[1]
+    assert text == 'ab is no parameter of separate; it has queries, strength'
+
+
+@pytest.mark.parametrize(
+    ('method', 'path'), [*ROUTES, ('POST', '/gradio_api/mcp/'), ('GET', '/gradio_api/call/health/a')]
+)
+def test_a_token_is_asked_for_on_every_route(method, path):
+    token = Token('abc')
+    for header in ({}, {'authorization': 'Bearer abcd'}, {'authorization': 'abc'}):
+        status, text, answered = ask(path, method, options={'token': token, 'has_mcp': True}, body=b'{}', **header)
+        assert (status, len(text.splitlines())) == (401, 1)
+        assert answered[b'www-authenticate'].startswith(b'Basic')
+    right = {'authorization': 'Bearer abc'}
+    assert ask(path, method, options={'token': token, 'has_mcp': True}, body=b'{}', **right)[0] != 401
+
+
+def test_only_gradio_s_request_at_the_start_needs_no_token():
+    token = Token('abc')
+    assert ask('/gradio_api/startup-events', options={'token': token})[0] == 200
+    token.is_launched = True
+    assert ask('/gradio_api/startup-events', options={'token': token})[0] == 401
+
+
+def test_without_a_page_the_endpoints_are_left():
+    for path in ('/', '', '/theme.css', '/assets/index.js'):
+        assert ask(path, options={'has_page': False})[0] == 404
+    for path in ('/config', '/gradio_api/info', '/gradio_api/call/separate/a', '/gradio_api/file=/tmp/x.wav'):
+        assert ask(path, options={'has_page': False})[0] == 200
+
+
+def test_assistants_have_a_route_if_they_are_served():
+    for path, body, status in (
+        ('mcp/', b'{}', 200),
+        ('mcp', b'{}', 200),
+        ('mcp/', b'[]', 400),
+        ('mcp/sse', b'{}', 403),
+    ):
+        assert ask(f'/gradio_api/{path}', 'POST', body=body, options={'has_mcp': True})[0] == status
+    assert ask('/gradio_api/mcp/', options={'has_mcp': True})[0] == 405
+    assert ask('/gradio_api/mcp/', 'POST', body=b'{}')[0] == 403
 
 
 def test_addresses_of_this_machine():

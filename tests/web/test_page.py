@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
 from support.small_separator import CONFIG, small_variables
 
 from audiosep_jax.audio.reading import SoundInput
@@ -12,7 +10,8 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, QueryError
 from audiosep_jax.separation.queries import Query
 from audiosep_jax.separation.separator import Separator
-from audiosep_jax.web.page import Limits, answer, blended, find_examples
+from audiosep_jax.web.extraction import Limits
+from audiosep_jax.web.page import answer, find_examples
 
 RATE = 16000
 
@@ -70,14 +69,6 @@ def test_strength_blends_with_the_recording(separator, recording):
     np.testing.assert_allclose(read(half.residual), (rest + mixture) / 2, atol=2 * STEP)
     nothing = ask(separator, recording, strength=0.0)
     np.testing.assert_array_equal(read(nothing.targets['a dog']), mixture)
-
-
-@given(st.floats(0, 1, width=32))
-def test_strength_keeps_what_both_share(strength):
-    """What is in the target and in the recording alike stays; the rest is (1 − s) times as loud."""
-    target = np.array([[0.5, 0.0, -0.25]], np.float32)
-    other = np.array([[0.0, 0.5, 0.125]], np.float32)
-    np.testing.assert_allclose(blended(target, target + other, strength), target + (1 - strength) * other, atol=1e-6)
 
 
 def test_a_loud_answer_is_attenuated_and_said(separator, recording):

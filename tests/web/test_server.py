@@ -18,7 +18,7 @@ from support.small_separator import CONFIG, save_small, small_variables
 from audiosep_jax.cli.main import main
 from audiosep_jax.errors import QueryError
 from audiosep_jax.separation.separator import Separator
-from audiosep_jax.web.page import Limits
+from audiosep_jax.web.extraction import Limits
 from audiosep_jax.web.server import serving
 
 pytest.importorskip('gradio', reason='the extra demo is not installed')

@@ -23,7 +23,7 @@ from audiosep_jax.training.planning.estimate import (
 )
 from audiosep_jax.training.planning.topologies import parse_topology
 
-TINY = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6, condition_size=8, dtype='bfloat16')
+TINY = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2, condition_size=8, dtype='bfloat16')
 
 
 def compiled(*instructions, memory=0):
@@ -94,6 +94,7 @@ def test_the_largest_batch_is_found_from_any_start(monkeypatch, clips, most):
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_whole_pod_is_compiled():
     topology = parse_topology('v5e:16x16')
     config = run_of(topology)
@@ -103,7 +104,7 @@ def test_a_whole_pod_is_compiled():
     found = estimate(config, topology, step)
     assert found.fits
     assert 0 < found.mfu < 1
-    assert any('decoder_block6' in each.module for each in step.instructions)
+    assert any('decoder_block2' in each.module for each in step.instructions)
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
