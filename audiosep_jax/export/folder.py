@@ -115,7 +115,7 @@ def _metadata(found: InferenceCheckpoint) -> dict[str, str]:
         'window_size': str(model.window_size),
         'hop_size': str(model.hop_size),
         'condition_size': str(model.condition_size),
-        'look_ahead': str(look_ahead()),
+        'look_ahead': str(look_ahead(model)),
         'level': json.dumps(None if found.level is None else dataclasses.asdict(found.level)),
         'encoder': json.dumps(found.encoder),
         'step': str(found.step),
