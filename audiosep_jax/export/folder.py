@@ -90,8 +90,7 @@ def export(
             program = export_separation(network.config, network.weights, bounds)
             (folder / 'separate.stablehlo').write_bytes(program)
         if queries:
-            table = json.dumps(dict(zip(queries, vectors, strict=True)), ensure_ascii=False)
-            (folder / 'queries.json').write_text(table, 'utf-8')
+            (folder / 'queries.json').write_text(json.dumps(dict(zip(queries, vectors, strict=True))), 'utf-8')
         write_json(folder / 'metadata.json', metadata)
         names = sorted(path.name for path in folder.iterdir())
     return Exported([out / name for name in names], notes)
@@ -116,7 +115,7 @@ def _metadata(found: InferenceCheckpoint) -> dict[str, str]:
         'window_size': str(model.window_size),
         'hop_size': str(model.hop_size),
         'condition_size': str(model.condition_size),
-        'look_ahead': str(look_ahead()),
+        'look_ahead': str(look_ahead(model)),
         'level': json.dumps(None if found.level is None else dataclasses.asdict(found.level)),
         'encoder': json.dumps(found.encoder),
         'step': str(found.step),

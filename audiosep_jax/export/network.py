@@ -211,8 +211,8 @@ class MaskNetwork:
                 late = graph('Conv', late, kernel, self._typed(block['shortcut']['bias']))
             return dataclasses.replace(y, values=graph('Add', y.values, late))
 
-        skips = []
-        for i, (frames, bins) in enumerate(DOWNSAMPLING, 1):
+        skips, downsampling = [], DOWNSAMPLING[: len(self.config.widths)]
+        for i, (frames, bins) in enumerate(downsampling, 1):
             level = conv_block(level, f'encoder_block{i}')
             # Pooling must group the same frames as in the whole recording.
             level = time.delay_to(level, -(-level.delay // frames) * frames)
@@ -222,7 +222,7 @@ class MaskNetwork:
                 pooled, level.channels, level.bins // bins, level.scale * frames, level.delay // frames
             )
         level = conv_block(level, 'bottleneck')
-        for i, ((frames, bins), skip) in enumerate(zip(reversed(DOWNSAMPLING), reversed(skips), strict=True), 1):
+        for i, ((frames, bins), skip) in enumerate(zip(reversed(downsampling), reversed(skips), strict=True), 1):
             name, delay = f'decoder_block{i}', level.delay * frames
             kernel = self._typed(self.weights['blocks'][name]['upsample'].transpose(0, 3, 1, 2))
             y = activate(level, f'{name}/norm_up').values

@@ -52,7 +52,7 @@ class SeparationGraph:
         return graph
 
     def pieces(self) -> Graph:
-        """Returns the graph from padded samples [B, channels, S] of N frames to those of `look_ahead()` frames before.
+        """Returns the graph from padded samples [B, channels, S] of N frames to those of `look_ahead` frames before.
 
         N is a multiple of 32, S = (N - 1) * hop + window, and N * hop samples come out.
         """

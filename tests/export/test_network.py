@@ -68,7 +68,7 @@ def test_half_precision_changes_the_masks_little(variables):
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 def test_pieces_are_the_whole(variables, dtype):
     """Pieces of different lengths, of a recording whose length is said with the last ones only."""
-    given, late = inputs(2, 70), folded.look_ahead()
+    given, late = inputs(2, 70), folded.look_ahead(CONFIG)
     whole = run(session_of(graph_of(variables, dtype)), **given)
     padded = np.pad(given['magnitude'], [(0, 0), (0, 500), (0, 0)], constant_values=7)
     starts = [0, 32, 96, 256, 288, 480]

@@ -63,11 +63,10 @@ def test_rows_of_a_batch_are_separated_by_their_own_queries(variables):
         np.testing.assert_allclose(together[row], alone[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(('level', 'length'), [(LEVEL, 9001), (None, 64 * 32 * 12 - 1)])
-def test_pieces_are_the_whole(variables, level, length):
-    separation, mixture = graphs(variables, level), rising(2, length)
-    (whole,) = run(session_of(separation.whole()), mixture=mixture[None], embedding=EMBEDDING[None])
-    count, frames, late = 1 + length // HOP, 96, look_ahead()
+def in_pieces(separation, mixture, frames=96):
+    """The target [channels, T] from the graph for pieces."""
+    config, (channels, length) = separation.network.config, mixture.shape
+    count, late = 1 + length // HOP, look_ahead(config)
     padded = np.pad(mixture, [(0, 0), (WINDOW // 2, WINDOW // 2)], mode='reflect')
     padded = np.pad(padded, [(0, 0), (0, (late + 2 * frames) * HOP)])[None]
     pieces = [
@@ -79,10 +78,26 @@ def test_pieces_are_the_whole(variables, level, length):
         }
         for start in range(0, count + late + WINDOW // HOP, frames)
     ]
-    outputs = run_pieces(session_of(separation.pieces()), pieces, batch=1, channels=2)
+    outputs = run_pieces(session_of(separation.pieces()), pieces, batch=1, channels=channels)
     first = late * HOP + WINDOW // 2
-    target = np.concatenate([piece[0] for piece in outputs], axis=-1)[..., first : first + length]
-    np.testing.assert_allclose(target, whole, atol=1e-5 * np.abs(whole).max())
+    return np.concatenate([piece[0][0] for piece in outputs], axis=-1)[:, first : first + length]
+
+
+@pytest.mark.parametrize(('level', 'length'), [(LEVEL, 9001), (None, 64 * 32 * 12 - 1)])
+def test_pieces_are_the_whole(variables, level, length):
+    separation, mixture = graphs(variables, level), rising(2, length)
+    (whole,) = run(session_of(separation.whole()), mixture=mixture[None], embedding=EMBEDDING[None])
+    np.testing.assert_allclose(in_pieces(separation, mixture), whole[0], atol=1e-5 * np.abs(whole).max())
+
+
+def test_a_network_of_fewer_blocks():
+    config = dataclasses.replace(CONFIG, widths=(2, 3, 4))
+    variables, mixture = noisy_variables(config), rising(1, 5000)
+    wanted = Separator(config, variables, None).separate(mixture, EMBEDDING, sample_rate=config.sample_rate).targets[0]
+    separation = graphs(variables, config=config)
+    (whole,) = run(session_of(separation.whole()), mixture=mixture[None], embedding=EMBEDDING[None])
+    for target in (whole[0], in_pieces(separation, mixture)):
+        np.testing.assert_allclose(target, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_half_precision_changes_the_target_little(variables):
