@@ -7,7 +7,7 @@ from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.separation.separator import Separator
 
-CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 2)
+CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6)
 
 
 def noisy_variables(config: ModelConfig = CONFIG) -> dict:
