@@ -11,7 +11,7 @@ level is there already. It is 1 for silence as well, and never above 50 dB.
 Letters: N frames, K blocks of 32 frames, F frequency bins.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from jaxtyping import Complex64, Float32, Int
 
 from audiosep_jax.audio.stft import hann_window
 from audiosep_jax.checkpoints.checkpoint import Level
+from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.layers import TIME_DOWNSAMPLING
 
@@ -30,6 +31,13 @@ ASSUMED = Level(low_db=-30.0, median_db=-23.0, high_db=-15.0, mixtures=0)
 _SECONDS = 10.0
 SILENCE = 1e-9  # mean square below which nothing is amplified, -90 dB
 MAX_GAIN = 10 ** (50 / 20)
+
+
+def check_level(level: LevelRule) -> LevelRule:
+    """Returns the rule. Raises ConfigError if there is none of this name."""
+    if level not in get_args(LevelRule):
+        raise ConfigError(f'level {level!r}: use {" or ".join(map(repr, get_args(LevelRule)))}')
+    return level
 
 
 class LevelState(NamedTuple):

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import fold
 from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.separation.cancellation import warn_of_cancellation
-from audiosep_jax.separation.level import ASSUMED, LevelRule, level_bounds
+from audiosep_jax.separation.level import ASSUMED, LevelRule, check_level, level_bounds
 from audiosep_jax.separation.network import Network, padded_frames, separate_batch, separate_whole
 from audiosep_jax.separation.queries import Embedded, Query, embed, warn_of_other_networks
 from audiosep_jax.separation.streaming import NetworkStream, SoundStream
@@ -135,7 +135,7 @@ class Separator:
         self.info = info or {}
         self.max_whole_seconds = max_whole_seconds
         self.trained_level = trained_level
-        self.level: LevelRule = _check_level(level or ('off' if trained_level is None else 'auto'))
+        self.level: LevelRule = check_level(level or ('off' if trained_level is None else 'auto'))
         self._whole = max_whole_seconds * config.sample_rate
         local = {key: jax.tree.map(_local_copy, variables[key]) for key in ('params', 'batch_stats')}
         lanes = lanes_of(jax.default_backend())
@@ -263,7 +263,7 @@ class Separator:
         """
         embedded = queries if isinstance(queries, Embedded) else self.prepare(queries)
         blocks = _check_blocks(blocks, sample_rate)
-        level = self.level if level is None else _check_level(level)
+        level = self.level if level is None else check_level(level)
         return self._stream(blocks, embedded, sample_rate, per_channel=per_channel, live=live, level=level)
 
     def _stream(
@@ -368,7 +368,7 @@ class Separator:
 
     def _heard_at(self, level: LevelRule | None) -> Level | None:
         """Returns the level at which the network is to hear a recording; None: as it is. Raises ConfigError."""
-        level = self.level if level is None else _check_level(level)
+        level = self.level if level is None else check_level(level)
         return None if level == 'off' else self.trained_level or ASSUMED
 
     def _separate_all(
@@ -440,12 +440,6 @@ def load(
         trained_level=checkpoint.level,
         level=level,
     )
-
-
-def _check_level(level: LevelRule) -> LevelRule:
-    if level not in get_args(LevelRule):
-        raise ConfigError(f'level {level!r}: use {" or ".join(map(repr, get_args(LevelRule)))}')
-    return level
 
 
 def load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:

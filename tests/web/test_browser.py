@@ -219,7 +219,8 @@ def test_the_token_is_a_password_to_the_browser(browser, checkpoint, downloads, 
     with served(checkpoint, home, AUDIOSEP_JAX_TOKEN='secret') as address:
         browser.get(address)
         assert not browser.find_elements(By.CSS_SELECTOR, '#separate')
-        browser.get(address.replace('http://', 'http://me:secret@'))
+        browser.get(address.replace('http://', 'http://me:secret@'))  # as if it were typed into the browser's question
+        browser.get(address)
         found(browser, '#separate')
         upload(browser, recording(tmp_path))
         separate(browser, 'rain')

@@ -7,6 +7,7 @@ from support.small_separator import CONFIG, small_variables
 
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, QueryError
+from audiosep_jax.separation import separator as separator_module
 from audiosep_jax.separation.separator import Separator
 from audiosep_jax.web.extraction import Limits, extract, refusal
 
@@ -21,6 +22,12 @@ def separator():
 
 
 @pytest.fixture
+def in_small_blocks(monkeypatch):
+    """Progress is reported after each second."""
+    monkeypatch.setattr(separator_module, '_BLOCK', CONFIG.sample_rate)
+
+
+@pytest.fixture
 def recording(tmp_path):
     sound = np.random.default_rng(0).integers(-(2**19), 2**19, (SECONDS * RATE, 2)) / 2**23
     soundfile.write(tmp_path / 'street.wav', sound, RATE, subtype='PCM_24')
@@ -32,6 +39,7 @@ def ask(separator, recording, queries=('a dog', 'rain'), unwanted=(), **options)
     return extract(separator, recording, queries, unwanted, 1.0, folder=place, limits=Limits(), **options)
 
 
+@pytest.mark.usefixtures('in_small_blocks')
 def test_progress_is_reported_and_changes_nothing(separator, recording):
     reports = []
     found = ask(separator, recording, has_picture=False, progress=lambda *numbers: reports.append(numbers))
@@ -45,6 +53,7 @@ def test_progress_is_reported_and_changes_nothing(separator, recording):
         np.testing.assert_allclose(soundfile.read(path, dtype='float32')[0].T, expected, atol=2 * STEP)
 
 
+@pytest.mark.usefixtures('in_small_blocks')
 def test_what_reports_may_end_the_work(separator, recording):
     def stop(done, length):
         if done:
