@@ -63,7 +63,7 @@ class LearningConfig:
         ConfigError: a value is out of range.
     """
 
-    steps: int = 100
+    steps: int = 200
     batch_size: int = 8
     seconds: float = 1.0
     learning_rate: float = 0.1
@@ -71,7 +71,7 @@ class LearningConfig:
     snr_db: tuple[float, float] = (-10.0, 10.0)
     absent: float = 0.125
     check_every: int = 10
-    patience: int = 4
+    patience: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
