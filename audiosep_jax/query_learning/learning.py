@@ -130,15 +130,10 @@ def learn_query(
     hears = callable(getattr(separator.encoder, 'encode_audio', None))
     _check_start(start, query, hears)
     rng, rate = np.random.default_rng(config.seed), separator.config.sample_rate
-    sounds, held_out = split(read_sounds(examples, rate, sample_rate, rng))
-    target = [crops_of(part, round(config.seconds * rate)) for part in (sounds, held_out)]
-    if backgrounds:
-        parts = split(read_sounds(backgrounds, rate, sample_rate, rng))
-        background = [crops_of(part, round(config.seconds * rate)) for part in parts]
-    else:
-        background = [lambda rng: procedural_background(rng, round(config.seconds * rate), rate)] * 2
-    mixers = [Mixer(*pair, config.snr_db, config.absent) for pair in zip(target, background, strict=True)]
-    starts = _starts(separator, query, sounds if hears else [], start)
+    parts = split(read_sounds(examples, rate, sample_rate, rng))
+    others = split(read_sounds(backgrounds, rate, sample_rate, rng)) if backgrounds else None
+    mixers = _mixers(parts, others, rate, config)
+    starts = _starts(separator, query, parts[0] if hears else [], start)
     deciding, scored = (
         _HeldOut(separator, dataclasses.replace(mixers[1], absent=0), rng, count) for count in (_SCORED // 2, _SCORED)
     )
@@ -169,6 +164,18 @@ def _each_once(sounds: Sequence[Sound]) -> list[Sound]:
     """Returns the sounds without repeated files, because a file must not be learnt from and held out."""
     found = {Path(sound).resolve() if isinstance(sound, str | Path) else id(sound): sound for sound in sounds}
     return list(found.values())
+
+
+def _mixers(
+    examples: Sequence[list[Waveform]], backgrounds: Sequence[list[Waveform]] | None, rate: int, config: LearningConfig
+) -> list[Mixer]:
+    """Returns what makes mixtures of the parts to learn from, and of those that are held out."""
+    length = round(config.seconds * rate)
+    drawn = [lambda rng: procedural_background(rng, length, rate)] * 2
+    if backgrounds is not None:
+        drawn = [crops_of(part, length) for part in backgrounds]
+    pairs = zip(examples, drawn, strict=True)
+    return [Mixer(crops_of(part, length), background, config.snr_db, config.absent) for part, background in pairs]
 
 
 def _names(sounds: Sequence[Sound]) -> tuple[str, ...]:
