@@ -105,7 +105,7 @@ def crop(rng: np.random.Generator, waveform: Waveform, length: int) -> Waveform:
 
 def crops_of(waveforms: Sequence[Waveform], length: int) -> Background:
     """Returns a function that draws a crop of one of the waveforms, each as often as the others."""
-    return lambda rng: crop(rng, waveforms[rng.integers(len(waveforms))], length)
+    return lambda rng: crop(rng, waveforms[int(rng.integers(len(waveforms)))], length)
 
 
 @dataclasses.dataclass(frozen=True)
