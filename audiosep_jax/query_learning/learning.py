@@ -27,7 +27,7 @@ from audiosep_jax import metrics
 from audiosep_jax.errors import ConfigError, QueryError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import Weights
-from audiosep_jax.query_learning.mixtures import Mixer, Sound, Waveform, crops_of, read_sounds, split
+from audiosep_jax.query_learning.mixtures import Background, Mixer, Sound, Waveform, crops_of, read_sounds, split
 from audiosep_jax.query_learning.procedural import procedural_background
 from audiosep_jax.separation.level import level_bounds
 from audiosep_jax.separation.network import pad_mixtures, separate_rows
@@ -131,8 +131,7 @@ def learn_query(
     _check_start(start, query, hears)
     rng, rate = np.random.default_rng(config.seed), separator.config.sample_rate
     parts = split(read_sounds(examples, rate, sample_rate, rng))
-    others = split(read_sounds(backgrounds, rate, sample_rate, rng)) if backgrounds else None
-    mixers = _mixers(parts, others, rate, config)
+    mixers = _mixers(parts, split(read_sounds(backgrounds, rate, sample_rate, rng)), rate, config)
     starts = _starts(separator, query, parts[0] if hears else [], start)
     deciding, scored = (
         _HeldOut(separator, dataclasses.replace(mixers[1], absent=0), rng, count) for count in (_SCORED // 2, _SCORED)
@@ -167,15 +166,19 @@ def _each_once(sounds: Sequence[Sound]) -> list[Sound]:
 
 
 def _mixers(
-    examples: Sequence[list[Waveform]], backgrounds: Sequence[list[Waveform]] | None, rate: int, config: LearningConfig
+    examples: Sequence[list[Waveform]], backgrounds: Sequence[list[Waveform]], rate: int, config: LearningConfig
 ) -> list[Mixer]:
-    """Returns what makes mixtures of the parts to learn from, and of those that are held out."""
+    """Returns what makes mixtures of the parts to learn from, and of those that are held out.
+
+    Without backgrounds, they are procedural.
+    """
     length = round(config.seconds * rate)
-    drawn = [lambda rng: procedural_background(rng, length, rate)] * 2
-    if backgrounds is not None:
-        drawn = [crops_of(part, length) for part in backgrounds]
-    pairs = zip(examples, drawn, strict=True)
-    return [Mixer(crops_of(part, length), background, config.snr_db, config.absent) for part, background in pairs]
+
+    def draw(part: list[Waveform]) -> Background:
+        return crops_of(part, length) if part else lambda rng: procedural_background(rng, length, rate)
+
+    pairs = zip(examples, backgrounds, strict=True)
+    return [Mixer(crops_of(part, length), draw(others), config.snr_db, config.absent) for part, others in pairs]
 
 
 def _names(sounds: Sequence[Sound]) -> tuple[str, ...]:

@@ -79,6 +79,8 @@ def read_sounds(
 
 def split(waveforms: Sequence[Waveform]) -> tuple[list[Waveform], list[Waveform]]:
     """Splits sounds into those to learn from and those to measure on: by file, or a single one by time."""
+    if not waveforms:
+        return [], []
     if len(waveforms) == 1:
         whole = waveforms[0]
         place = max(1, len(whole) - max(1, round(_HELD_OUT * len(whole))))
