@@ -45,7 +45,7 @@ class LearnQuery:
     start: Literal['auto', 'text', 'sounds', 'both'] = 'auto'
     """Where learning starts: from --query, from the CLAP embedding of the recordings, from the mean of both, or from
     the best of those that the model understands (auto)."""
-    steps: int = 100
+    steps: int = 200
     """Steps at most; learning stops earlier if the held-out recordings gain nothing more."""
     seed: int = 0
     """Of the random crops, levels and splits."""

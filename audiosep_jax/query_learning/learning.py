@@ -27,7 +27,7 @@ from audiosep_jax import metrics
 from audiosep_jax.errors import ConfigError, QueryError
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.models.folded import Weights
-from audiosep_jax.query_learning.mixtures import Mixer, Sound, Waveform, crops_of, read_sounds, split
+from audiosep_jax.query_learning.mixtures import Background, Mixer, Sound, Waveform, crops_of, read_sounds, split
 from audiosep_jax.query_learning.procedural import procedural_background
 from audiosep_jax.separation.level import level_bounds
 from audiosep_jax.separation.network import pad_mixtures, separate_rows
@@ -63,7 +63,7 @@ class LearningConfig:
         ConfigError: a value is out of range.
     """
 
-    steps: int = 100
+    steps: int = 200
     batch_size: int = 8
     seconds: float = 1.0
     learning_rate: float = 0.1
@@ -71,7 +71,7 @@ class LearningConfig:
     snr_db: tuple[float, float] = (-10.0, 10.0)
     absent: float = 0.125
     check_every: int = 10
-    patience: int = 4
+    patience: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -130,15 +130,9 @@ def learn_query(
     hears = callable(getattr(separator.encoder, 'encode_audio', None))
     _check_start(start, query, hears)
     rng, rate = np.random.default_rng(config.seed), separator.config.sample_rate
-    sounds, held_out = split(read_sounds(examples, rate, sample_rate, rng))
-    target = [crops_of(part, round(config.seconds * rate)) for part in (sounds, held_out)]
-    if backgrounds:
-        parts = split(read_sounds(backgrounds, rate, sample_rate, rng))
-        background = [crops_of(part, round(config.seconds * rate)) for part in parts]
-    else:
-        background = [lambda rng: procedural_background(rng, round(config.seconds * rate), rate)] * 2
-    mixers = [Mixer(*pair, config.snr_db, config.absent) for pair in zip(target, background, strict=True)]
-    starts = _starts(separator, query, sounds if hears else [], start)
+    parts = split(read_sounds(examples, rate, sample_rate, rng))
+    mixers = _mixers(parts, split(read_sounds(backgrounds, rate, sample_rate, rng)), rate, config)
+    starts = _starts(separator, query, parts[0] if hears else [], start)
     deciding, scored = (
         _HeldOut(separator, dataclasses.replace(mixers[1], absent=0), rng, count) for count in (_SCORED // 2, _SCORED)
     )
@@ -169,6 +163,22 @@ def _each_once(sounds: Sequence[Sound]) -> list[Sound]:
     """Returns the sounds without repeated files, because a file must not be learnt from and held out."""
     found = {Path(sound).resolve() if isinstance(sound, str | Path) else id(sound): sound for sound in sounds}
     return list(found.values())
+
+
+def _mixers(
+    examples: Sequence[list[Waveform]], backgrounds: Sequence[list[Waveform]], rate: int, config: LearningConfig
+) -> list[Mixer]:
+    """Returns what makes mixtures of the parts to learn from, and of those that are held out.
+
+    Without backgrounds, they are procedural.
+    """
+    length = round(config.seconds * rate)
+
+    def draw(part: list[Waveform]) -> Background:
+        return crops_of(part, length) if part else lambda rng: procedural_background(rng, length, rate)
+
+    pairs = zip(examples, backgrounds, strict=True)
+    return [Mixer(crops_of(part, length), draw(others), config.snr_db, config.absent) for part, others in pairs]
 
 
 def _names(sounds: Sequence[Sound]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ _HELD_OUT = 0.3  # the share of files, or of the only file, that scores are meas
 _SILENCE = 1e-9  # mean square at which a file counts as silent, -90 dB
 _EDGE = 1e-3  # of the peak, -60 dB: what is below at both ends of a file is cut off, so that no part of it is silent
 _MIN_SECONDS = 0.05
-_TRIES = 8  # places tried for a crop with some sound in it
+_TRIES = 32  # places tried for a crop with some sound in it
 _LOUD_ENOUGH = 0.1  # of the mean square of the whole file
 _DECLIPPED_PEAK = 0.9  # as in training (training/mixing.py)
 
@@ -61,7 +61,10 @@ def read_sounds(
             name = f'sound {i + 1}'
             if rate_of_arrays is None:
                 raise ConfigError('arrays of samples need sample_rate, in Hz')
-            audio, rate = check_audio(sound, rate_of_arrays), rate_of_arrays
+            try:
+                audio, rate = check_audio(sound, rate_of_arrays), rate_of_arrays
+            except AudioFileError as error:
+                raise AudioFileError(f'{name}: {error}') from None
         waveform = resample(audio.mean(axis=0, keepdims=True, dtype=np.float32), rate, sample_rate)[0]
         if not waveform.size or np.mean(np.square(waveform, dtype=np.float64)) < _SILENCE:
             raise AudioFileError(f'{name}: silent: leave it out, or give another recording')
@@ -76,6 +79,8 @@ def read_sounds(
 
 def split(waveforms: Sequence[Waveform]) -> tuple[list[Waveform], list[Waveform]]:
     """Splits sounds into those to learn from and those to measure on: by file, or a single one by time."""
+    if not waveforms:
+        return [], []
     if len(waveforms) == 1:
         whole = waveforms[0]
         place = max(1, len(whole) - max(1, round(_HELD_OUT * len(whole))))
@@ -102,7 +107,7 @@ def crop(rng: np.random.Generator, waveform: Waveform, length: int) -> Waveform:
 
 def crops_of(waveforms: Sequence[Waveform], length: int) -> Background:
     """Returns a function that draws a crop of one of the waveforms, each as often as the others."""
-    return lambda rng: crop(rng, waveforms[rng.integers(len(waveforms))], length)
+    return lambda rng: crop(rng, waveforms[int(rng.integers(len(waveforms)))], length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,8 @@ class LearntQuery:
 
     def save(self, path: str | Path) -> None:
         """Writes the file; an existing one is replaced. Raises DataError if it cannot be written."""
-        fields = dataclasses.asdict(self) | {'embedding': [float(x) for x in self.embedding]}
+        fields = dataclasses.asdict(self)
+        fields['embedding'] = [float(x) for x in fields.pop('embedding')]  # last, because it is long
         record = {'format': _FORMAT, 'version': _VERSION, **fields}
         try:
             write_json(Path(path), record)

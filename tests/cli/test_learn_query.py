@@ -122,7 +122,7 @@ def store(path):
         (['barks', '-o', 'missing/bark.query'], 1, 'does not exist'),
         (['barks', '-o', 'old.query'], 2, '--force'),
         (['none/*.wav'], 1, 'nothing matches'),
-        (['missing.wav'], 1, 'no such file'),
+        (['missing.wav', '--query', 'low'], 1, 'no such file'),
         (['empty'], 1, 'no sound files'),
         (['barks', '--background', 'barks/1.wav'], 2, 'as an example and as a background'),
         (['barks'], 2, 'give --query'),

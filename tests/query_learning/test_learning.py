@@ -45,7 +45,7 @@ def test_learning_finds_the_sound_from_a_wrong_start(separator, sounds, tmp_path
     assert learnt.learnt
     assert learnt.steps > 10
     assert learnt.before.sdri < -2
-    assert learnt.after.sdri > 20  # the embedding of `low` has about 36 dB
+    assert learnt.after.sdri > 10  # the best one of this length has about 18 dB
     assert learnt.after.si_sdr > learnt.before.si_sdr + 20
     assert learnt.after.background < -15 < learnt.before.background
     assert learnt.embedding[0] > learnt.embedding[1]

@@ -13,7 +13,7 @@ from audiosep_jax.separation.separator import Separator
 
 CONFIG = ModelConfig(sample_rate=8000, window_size=128, hop_size=64, widths=(2,) * 6, condition_size=2)
 STEEPNESS = 5.0  # of the mask, from one half of the spectrum to the other
-EMBEDDINGS = {'low': (1, -1), 'high': (-0.7, 0.8)}
+EMBEDDINGS = {'low': (1, -1), 'high': (-0.5, 0.6)}
 
 
 class TwoWords:
