@@ -213,6 +213,7 @@ def test_it_fits_wide_and_narrow_windows(page, width, tmp_path):
     assert all(a['y'] <= b['y'] for a, b in itertools.pairwise(boxes[:2]))
 
 
+@pytest.mark.slow
 def test_the_token_is_a_password_to_the_browser(browser, checkpoint, downloads, tmp_path):
     """Scripts, uploads, streams and downloads of the page carry it, too."""
     (home := tmp_path / 'home').mkdir()
