@@ -35,6 +35,8 @@ EXTRAS = {
     'cuda13': 'jax-cuda13-plugin',
     'tpu': 'libtpu',
     'demo': 'gradio',
+    'mcp': 'mcp',
+    'export': 'onnx',
     'speech': 'pesq',
     'wandb': 'wandb',
     'gcs': 'gcsfs',

@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,7 +215,6 @@ def furnish(folder: Path) -> None:
     save_small(folder / 'quickstart')
     soundfile.write(folder / 'quickstart' / 'mixture.wav', 0.1 * rng.standard_normal(8000), 8000)
     _save_converted(folder)
-    shutil.copytree(folder / 'official', folder / 'audiosep')  # as README.md calls it
 
 
 def _save_converted(folder: Path) -> None:
