@@ -144,7 +144,7 @@ def reporter(page: 'gradio.Blocks') -> Progress:
     def report(done: float, length: float) -> None:
         if not any(event._id == request and event.alive for job in page._queue.active_jobs for event in job or ()):
             raise gr.Error('The client has gone.', print_exception=False)
-        progress((done, length), desc='Separating', unit='s')
+        progress((int(done), max(1, round(length))), desc='Separating', unit='s')
 
     return report
 
