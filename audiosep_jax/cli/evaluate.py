@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import LevelFlag
+from audiosep_jax.cli.flags import CheckpointFlag, LevelFlag
 from audiosep_jax.errors import ConfigError, DataError, listed
 from audiosep_jax.storage.atomic import check_writable
 
@@ -41,11 +41,7 @@ class Evaluate:
 
     data: Annotated[Path, tyro.conf.arg(metavar='DIR')]
     """The benchmark's folder; for csv a table `mixture,target,query` or its folder; for all a folder of benchmarks."""
-    checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
-    ] = None
-    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
-    repository on the hub."""
+    checkpoint: CheckpointFlag = None
     benchmark: _Benchmark = None
     """The benchmark, which sets the protocol."""
     out: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('evaluation')

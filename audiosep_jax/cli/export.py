@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from audiosep_jax.cli import terminal
+from audiosep_jax.cli.flags import CheckpointArgument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +18,7 @@ class Export:
     of any length. text.onnx is the text encoder. docs/export.md shows how to run them.
     """
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='DIR')]
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    checkpoint: CheckpointArgument
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar='OUT')]
     """The folder to write, which must not exist or be empty."""
     # Written out, because `export.folder` would import JAX.

@@ -2,21 +2,19 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from audiosep_jax.cli import terminal
+from audiosep_jax.cli.flags import CheckpointArgument
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
     """Describe a checkpoint: its step, query encoder, number of parameters and configuration."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='NAME|DIR')]
-    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
-    repository on the hub."""
+    checkpoint: CheckpointArgument
 
 
 def run(command: Inspect) -> int:

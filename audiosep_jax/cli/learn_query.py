@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from audiosep_jax.cli import terminal
+from audiosep_jax.cli.flags import CheckpointFlag
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.separation.outputs import check_input, expand_inputs
 from audiosep_jax.separation.query_files import QUERY_SUFFIX
@@ -36,10 +37,7 @@ class LearnQuery:
         tuple[Path, ...], tyro.conf.arg(metavar='FILE [FILE ...]', help_behavior_hint='(default: procedural sounds)')
     ] = ()
     """Recordings without the sound, best of those from which it will be extracted; files, folders or patterns."""
-    checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='DIR', help_behavior_hint='(default: official weights, fetched once)')
-    ] = None
-    """A training run's folder, one step's folder in it, a converted checkpoint, or a repository on the hub."""
+    checkpoint: CheckpointFlag = None
     output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='FILE')] = Path('learnt.query')
     """The query file to write."""
     start: Literal['auto', 'text', 'sounds', 'both'] = 'auto'

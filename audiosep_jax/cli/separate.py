@@ -18,7 +18,7 @@ from audiosep_jax.audio.raw import RAW_FORMATS, RawFormat, encoded, read_raw
 from audiosep_jax.audio.reading import SoundInput, open_sound
 from audiosep_jax.audio.writing import Subtype, has_subtypes
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import DtypeFlag, LevelFlag
+from audiosep_jax.cli.flags import CheckpointFlag, DtypeFlag, LevelFlag
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 from audiosep_jax.separation.files import FileOptions, FileProgress, separated_pieces, write_sounds
 from audiosep_jax.separation.outputs import (
@@ -72,11 +72,7 @@ class Separate:
         tuple[float, ...], tyro.conf.arg(metavar='W [W ...]', help_behavior_hint='(default: equal)')
     ] = ()
     """The weights of the queries in the blend, in the order --query, --like, --image, --vector."""
-    checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
-    ] = None
-    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
-    repository on the hub."""
+    checkpoint: CheckpointFlag = None
     output: Annotated[Path, tyro.conf.arg(aliases=['-o'], metavar='OUT')] = Path('separated')
     """A sound file, a folder (created if its parent exists), or - for raw samples on standard output."""
     name: Annotated[

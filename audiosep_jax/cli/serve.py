@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import LevelFlag
+from audiosep_jax.cli.flags import CheckpointFlag, LevelFlag
 from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,11 +26,7 @@ class Serve:
     stops the server and deletes the uploads.
     """
 
-    checkpoint: Annotated[
-        str | None, tyro.conf.arg(metavar='NAME|DIR', help_behavior_hint='(default: audiosep, fetched once)')
-    ] = None
-    """A name of `audiosep-jax models`, a training run's folder, one step's folder in it, a converted checkpoint, or a
-    repository on the hub."""
+    checkpoint: CheckpointFlag = None
     host: str = '127.0.0.1'
     """The address to listen on, also an IPv6 one such as ::1. 0.0.0.0, or :: for IPv6, admits everybody who can reach
     this machine."""
