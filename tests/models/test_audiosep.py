@@ -91,6 +91,7 @@ def test_training_updates_every_statistic_and_evaluation_none(variables):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_remat_changes_memory_and_nothing_else(variables):
     x, e = mixture(2, 600), mixture(2, 16)
 

@@ -151,6 +151,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_program_ends_with_one_line_where_the_disk_is_full(dataset, tmp_path, small_disk):
     workdir = small_disk / 'run'
     changes = {'--steps': [10_000], '--checkpoint-every': [2]}

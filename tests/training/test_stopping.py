@@ -128,6 +128,7 @@ def last_logged(workdir: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_data_worker_ends_the_run_with_a_checkpoint(dataset, tmp_path):
     environment = {**os.environ, 'XLA_FLAGS': xla_flags(devices=1)}
     command = long_run(dataset, tmp_path)

@@ -214,6 +214,7 @@ def test_it_fits_wide_and_narrow_windows(page, width, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_token_is_a_password_to_the_browser(browser, checkpoint, downloads, tmp_path):
     """Scripts, uploads, streams and downloads of the page carry it, too."""
     (home := tmp_path / 'home').mkdir()
