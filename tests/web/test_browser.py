@@ -218,6 +218,8 @@ def test_it_fits_wide_and_narrow_windows(page, width, tmp_path):
 def test_the_token_is_a_password_to_the_browser(browser, checkpoint, downloads, tmp_path):
     """Scripts, uploads, streams and downloads of the page carry it, too."""
     (home := tmp_path / 'home').mkdir()
+    for earlier in downloads.iterdir():  # the browser would number a second file of the same name
+        earlier.unlink()
     with served(checkpoint, home, AUDIOSEP_JAX_TOKEN='secret') as address:
         browser.get(address)
         assert not browser.find_elements(By.CSS_SELECTOR, '#separate')

@@ -38,7 +38,7 @@ async def generous(scope, receive, send):
 def ask(
     path='/', method='GET', *, body=b'', listen='127.0.0.1', allowed=(), root_path='', query='', options=None, **headers
 ):
-    """Status, text and headers of the answer."""
+    """Status, text and headers of the answer; values of a header that is there twice are joined by commas."""
     names = HostNames(listen, allowed)
     guard = Guard(generous, names=names, calls=CALLS, root_path=root_path, **(options or {}))
     sent = []
@@ -59,7 +59,10 @@ def ask(
     }
     asyncio.run(guard(scope, receive, send))
     text = b''.join(message.get('body', b'') for message in sent).decode()
-    return sent[0]['status'], text, dict(sent[0]['headers'])
+    answered: dict[bytes, bytes] = {}
+    for key, value in sent[0]['headers']:
+        answered[key] = b', '.join([answered[key], value] if key in answered else [value])
+    return sent[0]['status'], text, answered
 
 
 def join(body, **options):
@@ -359,7 +362,7 @@ def test_a_token_is_asked_for_on_every_route(method, path):
     for header in ({}, {'authorization': 'Bearer abcd'}, {'authorization': 'abc'}):
         status, text, answered = ask(path, method, options={'token': token, 'has_mcp': True}, body=b'{}', **header)
         assert (status, len(text.splitlines())) == (401, 1)
-        assert answered[b'www-authenticate'].startswith(b'Basic')
+        assert answered[b'www-authenticate'] == b'Basic realm="audiosep-jax", charset="UTF-8", Bearer'
     right = {'authorization': 'Bearer abc'}
     assert ask(path, method, options={'token': token, 'has_mcp': True}, body=b'{}', **right)[0] != 401
 
