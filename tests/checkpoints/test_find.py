@@ -46,6 +46,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / 'cache' / 'audiosep_jax' / 'checkpoints'
 
 
+@pytest.mark.slow
 def test_the_official_weights_are_fetched_and_converted_once(weights, offline, cache, monkeypatch):
     snapshot = offline('Audio-AGI/AudioSep', {'checkpoint/readme': ''}, kind='spaces')
     write_torch(snapshot / 'checkpoint' / 'audiosep_base_4M_steps.ckpt', {'state_dict': weights})
@@ -182,6 +183,7 @@ def command_in(error):
     return str(error.value).split('`')[1].split()
 
 
+@pytest.mark.slow
 def test_the_default_has_a_name_and_keeps_its_place(web, cache):
     folder = find.find_checkpoint('audiosep')
     assert folder == cache / 'spaces-Audio-AGI-AudioSep-checkpoint-audiosep_base_4M_steps-ckpt-fe1e505d'
@@ -322,6 +324,7 @@ def test_two_at_once_fetch_it_once(web):
     assert fetched(web) == [OFFICIAL]
 
 
+@pytest.mark.slow
 def test_a_conversion_that_was_killed_starts_again_and_leaves_nothing(web, cache, tmp_path):
     code = (
         'import os, signal\n'

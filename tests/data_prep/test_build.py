@@ -98,7 +98,8 @@ def test_only_damaged_shards_are_made_again(tmp_path, damage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('jobs', [pytest.param(1, marks=pytest.mark.nightly), 2])
+@pytest.mark.parametrize('jobs', [1, 2])
+@pytest.mark.nightly
 def test_a_killed_build_resumes_to_the_same_bytes(tmp_path, jobs):
     settings = ['--clips', '60', '--seed', '1', '--sample-rate', '8000', '--seconds', '2', '--clips-per-shard', '4']
     command = [sys.executable, '-m', 'data_prep', 'build', 'synthetic', *settings, '--name', 'toy']

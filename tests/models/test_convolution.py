@@ -123,6 +123,7 @@ def test_vmap_over_kernels_of_one_input():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_network_s_gradients_are_those_that_jax_derives(monkeypatch):
     """Compares every leaf, on maps whose widest level uses the gradient by rows."""
     config = ModelConfig(window_size=256, hop_size=64, widths=(4, 4, 6, 6, 8, 8), condition_size=8)

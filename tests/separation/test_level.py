@@ -39,6 +39,7 @@ def assert_near(found, expected, tolerance=1e-5):
 # ---- the gain --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('gain_db', [-35, -20, -6])
 def test_quieter_recordings_give_the_same_sounds_quieter(separator, gain_db):
     x, gain = at(-32, 2, 9000), np.float32(10 ** (gain_db / 20))
@@ -65,6 +66,7 @@ def test_a_recording_as_loud_as_the_training_is_left_alone(separator):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_quiet_recording_is_heard_at_the_median_and_a_loud_one_at_the_90th_percentile():
     """A sine, whose level is the same in all blocks."""
     sine = np.sqrt(2) * np.sin(2 * np.pi * 1000 * np.arange(16_000) / 8000).astype(np.float32)[None]
@@ -141,6 +143,7 @@ def whole():
     return noisy_separator(trained_level=TRAINED, max_whole_seconds=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('live', [True, False])
 @pytest.mark.parametrize('per_channel', [True, False])
 @pytest.mark.parametrize('rate', [8000, 11025])
@@ -161,6 +164,7 @@ def test_a_stream_gives_what_the_whole_gives(separator, whole, live, per_channel
     assert np.abs(off[..., quiet] - expected.targets[..., quiet]).max() > 1e-2 * np.abs(off[..., quiet]).max()
 
 
+@pytest.mark.slow
 def test_long_recordings_in_pieces_are_the_whole(whole):
     in_pieces = noisy_separator(trained_level=TRAINED, max_whole_seconds=0)
     for x in (uneven(2), uneven(2)[:, :700], uneven(1)[:, :1]):
@@ -187,6 +191,7 @@ def test_spans_are_those_of_the_whole(separator, whole, rate):
         assert_near(found[..., inside], expected[..., inside], 1e-4)
 
 
+@pytest.mark.slow
 def test_batches_are_each_mixture_alone(separator):
     mixtures = [at(level, n, seed=n) for level, n in ((-60, 700), (-20, 3000), (0, 2990), (-40, 40), (-70, 90_000))]
     embeddings = separator.embed(['rain', 'a siren', 'rain', 'a dog', 'a cat'])

@@ -31,6 +31,7 @@ for minutes in (10, 60):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_length(folder):
     code = CODE.format(tests=str(TESTS))
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=600)

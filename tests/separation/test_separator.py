@@ -96,7 +96,8 @@ def test_batches_of_any_lengths(separator):
     together = separator.separate_batch(mixtures, embeddings, batch_size=2)
     for mixture, embedding, out in zip(mixtures, embeddings, together, strict=True):
         alone = separator.separate(mixture, embedding, sample_rate=8000).targets[0, 0]
-        np.testing.assert_allclose(out, alone, atol=1e-6)
+        # Batches are padded to other lengths, and so computed by another program, which rounds differently.
+        np.testing.assert_allclose(out, alone, atol=2e-6)
 
 
 def test_a_batch_for_all_devices_is_split_over_them(separator):

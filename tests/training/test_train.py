@@ -192,6 +192,7 @@ def test_non_finite_steps_in_a_row_end_the_run(dataset, tmp_path, monkeypatch):
     assert [line['loss'] is None for line in lines] == [False, False, True, True, True]
 
 
+@pytest.mark.slow
 def test_a_run_says_its_loss_and_which_labels_its_table_lacks(dataset, uninterrupted, tmp_path, capsys):
     (tmp_path / 'table.csv').write_text('l0,l1,l2\nl3\n')
     mixing = dataclasses.replace(MIXER, together=str(tmp_path / 'table.csv'))
@@ -308,6 +309,7 @@ def run(dataset, tmp_path_factory):
     return workdir, at_step
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_step(run):
     _, at_step = run
     assert at_step[1] > 0

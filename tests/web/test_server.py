@@ -244,7 +244,7 @@ def test_behind_a_proxy(tmp_path):
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason='no IPv6 here')
-@pytest.mark.parametrize('host', ['::1', '::'])
+@pytest.mark.parametrize('host', ['::1', pytest.param('::', marks=[pytest.mark.slow, pytest.mark.nightly])])
 def test_an_ipv6_address_is_printed_in_brackets(tmp_path, host):
     try:
         socket.create_server((host, 0), family=socket.AF_INET6).close()
@@ -258,6 +258,8 @@ def test_an_ipv6_address_is_printed_in_brackets(tmp_path, host):
         assert get(address, Host='evil.example')[0] == 400
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path):
     checkpoint, home = save_small(tmp_path / 'checkpoint'), home_of(tmp_path)
     killed = start(checkpoint, home)
