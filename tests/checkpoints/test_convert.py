@@ -203,7 +203,6 @@ def test_an_unusable_step_counts_as_0(separator, step, tmp_path):
     assert from_torch(tmp_path / 'x.safetensors', tmp_path / 'ours', front_end=FRONT_END).step == 0
 
 
-@pytest.mark.slow
 def test_the_full_size_separator_gives_the_original_s_output(reference, reference_state, tmp_path):
     entries = zip(reference['state_names'], reference['state_shapes'], strict=True)
     shapes = {str(name): json.loads(str(shape)) for name, shape in entries}
