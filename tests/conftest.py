@@ -25,11 +25,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # glibc gives every thread an arena, and XLA, PyTorch and Grain have many threads. With two, a worker holds a third
-# less.
+# less. It also keeps what is freed, of ever larger blocks; with a fixed threshold, those over 1 MiB go back at once.
 _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
-_M_ARENA_MAX = -8  # of <malloc.h>
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of <malloc.h>
 if hasattr(_LIBC, 'mallopt'):
     _LIBC.mallopt(_M_ARENA_MAX, 2)
+    _LIBC.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 import hypothesis  # noqa: E402
 import psutil  # noqa: E402
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
+def _peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+_peak = 0, 'no test'
+_peaks = []
 _GROWTH_BYTES = 400 << 20
 _after_freeing = psutil.Process().memory_info().rss
 
@@ -65,8 +72,9 @@ def pytest_runtest_teardown(item, nextitem):
     A worker would otherwise keep the programs of every file, several GB. Compiling again is cheap: they are cached on
     disk.
     """
-    global _after_freeing
+    global _after_freeing, _peak
     yield
+    _peak = max(_peak, (_peak_bytes(), item.nodeid), key=lambda peak: peak[0])
     file_ends = nextitem is None or nextitem.path != item.path
     if 'jax' in sys.modules and (file_ends or psutil.Process().memory_info().rss > _after_freeing + _GROWTH_BYTES):
         sys.modules['jax'].clear_caches()
@@ -76,24 +84,21 @@ def pytest_runtest_teardown(item, nextitem):
         _after_freeing = psutil.Process().memory_info().rss
 
 
-_peaks = []
-
-
 def pytest_sessionfinish(session):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
     if hasattr(session.config, 'workeroutput'):  # in a worker of pytest-xdist
-        session.config.workeroutput['peak'] = peak
+        session.config.workeroutput['peak'] = _peak
     else:
-        _peaks.append(peak)
+        _peaks.append(_peak)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    _peaks.append(getattr(node, 'workeroutput', {}).get('peak', 0))
+    _peaks.append(tuple(getattr(node, 'workeroutput', {}).get('peak', _peak)))
 
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(f'peak memory of a process that ran tests: {max(_peaks) / 1e9:.2f} GB')
+    peak, test = max(_peaks)
+    terminalreporter.write_line(f'peak memory of a process that ran tests: {peak / 1e9:.2f} GB, in {test}')
 
 
 @pytest.fixture(scope='module')
