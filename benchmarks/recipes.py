@@ -10,7 +10,8 @@ table.
 
 Each clip for validation is mixed at equal energy with a random one of another label. It is asked for by its caption, by
 words that are in no caption (`--paraphrases`), and by the caption of a label that is not in the mixture. `blended` is
-what its caption gives with a tenth of the mixture left in, as by the web page's strength of 0.9.
+what its caption gives with a tenth of the mixture left in, as by the web page's strength of 0.9. `with mask` is the
+mean of what its caption gives and of the fixed mask, an equalizer that is told the label.
 """
 
 import dataclasses
@@ -100,12 +101,13 @@ def main(
     build_shards(read_manifest(data), shards, sample_rate=sample_rate, name='recipes')
     embed_captions(shards, load_encoder(encoder))
     mixtures = mix(read_clips(validation, sample_rate), count, read_json(paraphrases, dict, error=ConfigError))
+    masked = equalized(shards, mixtures, sample_rate)
     results = {}
     for seed in seeds:
         for name, own in chosen.items():
             arguments = [*shlex.split(own), *shlex.split(flags), '--seed', str(seed), '--encoder', encoder]
-            results[name, seed] = scores_of_run(experiment, shards, arguments, out / f'{name}-{seed}', mixtures)
-    results |= {(name, 0): scores for name, scores in floors(shards, mixtures, sample_rate).items()}
+            results[name, seed] = scores_of_run(experiment, shards, arguments, out / f'{name}-{seed}', mixtures, masked)
+    results |= {(name, 0): scores for name, scores in floors(mixtures, masked).items()}
     Console().print(table(results, next(iter(chosen))))
 
 
@@ -152,7 +154,21 @@ def _another(clips: Sequence[Clip], labels: set[str], rng: np.random.Generator) 
     return others[rng.integers(len(others))]
 
 
-def scores_of_run(experiment: Path, shards: Path, arguments: list[str], folder: Path, mixtures: Mixtures) -> Scores:
+def equalized(shards: Path, mixtures: Mixtures, sample_rate: int) -> list[np.ndarray]:
+    """Returns what the fixed mask of each target's label makes of the mixtures; float32 [T_i]."""
+    mask = fit_training_mask([shards], sample_rate=sample_rate, window_size=1024, hop_size=256)
+    classes = [mask.class_of(Item('', {}, None, None, label)) for label in mixtures.labels]
+    return [mask.separate(mixture[None], [name])[0] for mixture, name in zip(mixtures.mixtures, classes, strict=True)]
+
+
+def scores_of_run(
+    experiment: Path,
+    shards: Path,
+    arguments: list[str],
+    folder: Path,
+    mixtures: Mixtures,
+    masked: Sequence[np.ndarray],
+) -> Scores:
     """Trains one run and scores it, or reads the scores that it has.
 
     Raises:
@@ -172,12 +188,12 @@ def scores_of_run(experiment: Path, shards: Path, arguments: list[str], folder: 
     if code:
         print(f'{folder.name}: ended with exit code {code}; see {log.name}', file=sys.stderr)
         raise SystemExit(code)
-    scores = score(load(folder / 'run'), mixtures)
+    scores = score(load(folder / 'run'), mixtures, masked)
     write_json(path, {'arguments': arguments, 'scores': scores})
     return scores
 
 
-def score(separator: Separator, mixtures: Mixtures) -> Scores:
+def score(separator: Separator, mixtures: Mixtures, masked: Sequence[np.ndarray]) -> Scores:
     """Separates the mixtures by each kind of query."""
     scores = {}
     for kind, texts in mixtures.queries.items():
@@ -186,10 +202,9 @@ def score(separator: Separator, mixtures: Mixtures) -> Scores:
         estimates = separator.separate_batch([mixtures.mixtures[i] for i in some], embeddings)
         scores[kind] = _scores(estimates, mixtures, some)
         if kind == 'caption':
-            blends = [
-                blended(estimate, mixtures.mixtures[i], STRENGTH) for i, estimate in zip(some, estimates, strict=True)
-            ]
-            scores['blended'] = _scores(blends, mixtures, some)
+            pairs = list(zip(some, estimates, strict=True))
+            scores['blended'] = _scores([blended(x, mixtures.mixtures[i], STRENGTH) for i, x in pairs], mixtures, some)
+            scores['with mask'] = _scores([(x + masked[i]) / 2 for i, x in pairs], mixtures, some)
     return scores
 
 
@@ -202,12 +217,9 @@ def _scores(estimates: Sequence[np.ndarray], mixtures: Mixtures, which: Sequence
     return found
 
 
-def floors(shards: Path, mixtures: Mixtures, sample_rate: int) -> dict[str, Scores]:
+def floors(mixtures: Mixtures, masked: Sequence[np.ndarray]) -> dict[str, Scores]:
     """Scores two methods that need no training: half of the mixture, and an equalizer for each label."""
     everything = range(len(mixtures.labels))
-    mask = fit_training_mask([shards], sample_rate=sample_rate, window_size=1024, hop_size=256)
-    classes = [mask.class_of(Item('', {}, None, None, label)) for label in mixtures.labels]
-    masked = [mask.separate(mixture[None], [name])[0] for mixture, name in zip(mixtures.mixtures, classes, strict=True)]
     return {
         'half of the mixture': {'caption': _scores([x / 2 for x in mixtures.mixtures], mixtures, everything)},
         'fixed mask': {'caption': _scores(masked, mixtures, everything)},
@@ -216,7 +228,9 @@ def floors(shards: Path, mixtures: Mixtures, sample_rate: int) -> dict[str, Scor
 
 def table(results: dict[tuple[str, int], Scores], first: str) -> Table:
     """Returns means with 95 % intervals over the mixtures, each averaged over the seeds; differences are paired."""
-    columns = [(kind, metric) for kind in ('caption', 'blended', 'new words', 'wrong') for metric in METRICS]
+    columns = [
+        (kind, metric) for kind in ('caption', 'blended', 'with mask', 'new words', 'wrong') for metric in METRICS
+    ]
     columns.remove(('wrong', 'si_sdr'))
     titles = {'sdri': 'SDRi', 'si_sdr': 'SI-SDR'}
     made = Table('setting', 'seeds', *(f'{kind}, {titles[metric]}' for kind, metric in columns), title='dB')
