@@ -1,5 +1,6 @@
 """The wheel and the source archive hold what their users need, and nothing else."""
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,22 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel):
     names, _ = wheel
     assert {name for name in names if '.dist-info/' not in name} == source_files()
     assert {f'{package}/py.typed' for package in PACKAGES} < names
+
+
+def test_a_version_is_known_for_whatever_is_installed():
+    """`pip install -c constraints.txt` takes the newest version of what the file does not name."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / 'constraints.txt').read_text().splitlines()
+    versions = {canonicalize_name(name): version for name, _, version in (line.partition('==') for line in lines[1:])}
+    settings = configparser.RawConfigParser()
+    settings.read(ROOT / 'setup.cfg')
+    extras = (settings['options.extras_require'][name] for name in ('demo', 'mcp', 'speech', 'export', 'test'))
+    for text in '\n'.join([settings['options']['install_requires'], *extras]).splitlines():
+        if text and not text.startswith(('#', '%')):
+            wanted = Requirement(text)
+            assert versions.get(canonicalize_name(wanted.name), 'none') in wanted.specifier, text
 
 
 def test_the_wheel_s_metadata(wheel):
