@@ -108,7 +108,8 @@ def main(
             arguments = [*shlex.split(own), *shlex.split(flags), '--seed', str(seed), '--encoder', encoder]
             results[name, seed] = scores_of_run(experiment, shards, arguments, out / f'{name}-{seed}', mixtures, masked)
     results |= {(name, 0): scores for name, scores in floors(mixtures, masked).items()}
-    Console().print(table(results, next(iter(chosen))))
+    # A file has no width, for which rich takes 80 columns.
+    Console(width=None if sys.stdout.isatty() else 250).print(table(results, next(iter(chosen))))
 
 
 def read_clips(manifest: Path, sample_rate: int) -> list[Clip]:
