@@ -93,6 +93,9 @@ def _tpus(topology: Topology) -> Any:
         raise ConfigError(f"--topology {topology} needs the compiler for TPUs: pip install 'audiosep_jax[aot]'")
     # libtpu would ask Google Cloud for minutes what this machine is, and complain that it is none of theirs.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    # It also complains where these are unset; their values do not matter.
+    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
+    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     # Nor is there a chip, which only one program at a time may use.
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     options: dict[str, Any] = {}

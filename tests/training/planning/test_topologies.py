@@ -1,6 +1,9 @@
 """What a topology is called, and what is said where its compiler is missing."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -108,3 +111,15 @@ def test_programs_for_absent_devices_are_not_cached(tmp_path):
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
         compilation_cache.reset_cache()
+
+
+@pytest.mark.skipif(not has_tpu_compiler, reason='libtpu is not installed')
+def test_the_compiler_for_tpus_does_not_complain_of_this_machine():
+    program = (
+        'from audiosep_jax.training.planning.topologies import *\n'
+        'look_for_no_devices()\n'
+        'print(len(topology_devices(parse_topology("v5e:2x4"))))'
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('TPU_')}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ('8\n', '')
