@@ -47,12 +47,16 @@ hypothesis.settings.load_profile('suite')
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no worker has one left when the others have nothing more to do."""
+    """Sorts the files: those that take much memory, then those with slow tests, then the others.
+
+    A worker holds least in the beginning, and none should have slow tests left when the others have nothing more to do.
+    """
     for item in items:
         # `-m "not slow"` replaces the `-m "not nightly"` of setup.cfg.
         assert not item.get_closest_marker('nightly') or item.get_closest_marker('slow'), f'{item.nodeid} is not slow?'
     slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))
-    items.sort(key=lambda item: -slow[item.path])
+    large = {item.path for item in items if item.get_closest_marker('large')}
+    items.sort(key=lambda item: (item.path not in large, -slow[item.path]))
 
 
 def _peak_bytes():

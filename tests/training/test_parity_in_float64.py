@@ -14,6 +14,7 @@ from audiosep_jax.models.torch_names import tensors_from_variables, variables_fr
 
 
 @pytest.mark.slow
+@pytest.mark.large
 def test_every_gradient(reference_state, reference, monkeypatch):
     """In double precision rounding flips no activation's sign, so every tensor is compared, on any version of JAX.
 

@@ -9,6 +9,8 @@ from support.tiny_clap import write_tokenizer
 
 from audiosep_jax.encoders.clap.encoder import ClapEncoder
 
+pytestmark = pytest.mark.large
+
 RATE = 48000
 SIZES = {
     # A small model with unusual numbers of stages and heads.
