@@ -99,6 +99,7 @@ def test_a_folder_of_ours_is_read_by_transformers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.large
 def test_full_size_vit_b_32(tmp_path):
     model, state = clip_model(BASE)
     rng = np.random.default_rng(0)
@@ -107,5 +108,6 @@ def test_full_size_vit_b_32(tmp_path):
     images = [rng.integers(0, 256, (250, 301, 3), np.uint8)]
     text, image = of_transformers(model, ids, images=images)
     encoder = encoder_of(BASE, state, tmp_path)
+    del model, state  # 0.6 GB, which ours takes as well
     np.testing.assert_allclose(encoder.encode_token_ids(ids), text, atol=1e-6)
     np.testing.assert_allclose(encoder.encode_image(images), image, atol=1e-6)
