@@ -244,9 +244,10 @@ def score(separator: Separator, mixtures: Mixtures, equalizer: Equalizer) -> Sco
         if kind == 'caption':
             blends = [blended(x, sound, STRENGTH) for x, sound in zip(estimates, sounds, strict=True)]
             scores['blended'] = _scores(blends, mixtures, some)
-        equalized = equalizer.by_meaning(separator, sounds, queries) if some else []
-        means = [(x + y) / 2 for x, y in zip(estimates, equalized, strict=True)]
-        scores[f'{kind} + equalizer'] = _scores(means, mixtures, some)
+        if kind != 'wrong' and some:
+            equalized = equalizer.by_meaning(separator, sounds, queries)
+            means = [(x + y) / 2 for x, y in zip(estimates, equalized, strict=True)]
+            scores[f'{kind} + equalizer'] = _scores(means, mixtures, some)
     return scores
 
 

@@ -89,8 +89,7 @@ def test_mixtures_are_of_two_labels_at_equal_energy(recipes):
     assert all(np.array_equal(a, b) for a, b in zip(made.mixtures, again.mixtures, strict=True))
 
 
-def test_every_run_is_made_once_and_compared(recipes, arguments, capsys, monkeypatch):
-    monkeypatch.setenv('COLUMNS', '320')
+def test_every_run_is_made_once_and_compared(recipes, arguments, capsys):
     recipes.main(**arguments, seeds=(0,))
     recipes.main(**arguments, seeds=(0, 1))
     starts = (arguments['out'] / 'starts').read_text().split()
