@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from audiosep_jax.models.resunet import ResUNet30
     from audiosep_jax.query_learning.learning import learn_query
     from audiosep_jax.separation.files import separate_file
+    from audiosep_jax.separation.loading import load
     from audiosep_jax.separation.queries import Query
     from audiosep_jax.separation.query_files import LearntQuery
-    from audiosep_jax.separation.separator import Separation, Separator, load
+    from audiosep_jax.separation.separator import Separation, Separator
     from audiosep_jax.training.mixing import SegmentMixer
 
 _HOMES = {
@@ -63,7 +64,7 @@ _HOMES = {
     'Separator': 'separation.separator',
     'istft': 'audio.stft',
     'learn_query': 'query_learning.learning',
-    'load': 'separation.separator',
+    'load': 'separation.loading',
     'load_encoder': 'encoders.registry',
     'push': 'checkpoints.publish',
     'read_audio': 'audio.reading',

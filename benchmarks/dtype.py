@@ -23,7 +23,8 @@ from rich.table import Table
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.errors import reported
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.loading import load
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.storage.cache import enable_compilation_cache
 
 SECONDS = 5.0

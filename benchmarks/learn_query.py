@@ -29,7 +29,8 @@ from audiosep_jax.errors import DataError, reported
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.query_learning.learning import LearningConfig, learn_query
 from audiosep_jax.query_learning.mixtures import Mixer, crops_of
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.loading import load
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.json_files import read_json, write_json
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from audiosep_jax.metrics import sdr
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.loading import load
+from audiosep_jax.separation.separator import Separator
 from data_prep.datasets.synthetic import SyntheticClips
 
 SCRIPT = Path(__file__).parents[1] / 'experiments' / 'quickstart.py'

@@ -38,8 +38,9 @@ from audiosep_jax.evaluation.query_texts import wrong_queries
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.metrics import sdri
 from audiosep_jax.separation.exclusion import exclude
+from audiosep_jax.separation.loading import load
 from audiosep_jax.separation.queries import Query, embed
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.storage.cache import enable_compilation_cache
 from data_prep.datasets.synthetic import SyntheticClips
 

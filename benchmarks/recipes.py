@@ -35,7 +35,8 @@ from audiosep_jax.evaluation.benchmark import Item
 from audiosep_jax.evaluation.scoring import sdr_family
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.evaluation.training_mask import TrainingMask, fit_training_mask
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.loading import load
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.separation.strength import blended
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.json_files import read_json, write_json

@@ -32,7 +32,8 @@ from audiosep_jax.evaluation.results import FIXED_MASK, HALF, Results, Row, writ
 from audiosep_jax.evaluation.run import Options, evaluate_arrays, score_estimates
 from audiosep_jax.models.audiosep import ModelConfig
 from audiosep_jax.plots import spectrogram_panels
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.loading import load
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer

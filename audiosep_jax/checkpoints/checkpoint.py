@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from audiosep_jax import config as configs
 from audiosep_jax.errors import CheckpointError
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.storage.atomic import check_writable
 
 FORMAT_VERSION = 2  # version 1 stored `model.remat` as a bool
@@ -76,6 +77,7 @@ class InferenceCheckpoint:
         path: the folder that the weights were read from.
         verified: whether checksums were stored with it, and are right.
         level: of the mixtures that the network was trained on, if the checkpoint says it.
+        equalizer: of the training set, if there is one beside the checkpoint (`equalizer_file.py`).
     """
 
     model: ModelConfig
@@ -86,6 +88,7 @@ class InferenceCheckpoint:
     path: Path
     verified: bool = False
     level: Level | None = None
+    equalizer: Equalizer | None = None
 
     @property
     def root(self) -> Path:

@@ -3,6 +3,7 @@
 Files of the original code are converted once, into the user's cache.
 """
 
+import dataclasses
 import glob
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint
+from audiosep_jax.checkpoints.equalizer_file import read_equalizer
 from audiosep_jax.checkpoints.hub_folder import check_config, is_hub_folder, is_hub_repository, read_hub_folder
 from audiosep_jax.checkpoints.named import DEFAULT, NAMED, NamedCheckpoint, at_address, conversion_folder, nearest_name
 from audiosep_jax.checkpoints.run_folder import load_for_inference
@@ -36,11 +38,13 @@ def open_checkpoint(path: str | Path | None, *, step: int | None = None) -> Infe
         DownloadError: the checkpoint has to be downloaded, which fails.
     """
     folder = find_checkpoint(path)
-    if not is_bucket(folder):
-        if is_hub_folder(folder):
-            return read_hub_folder(folder, step=step)
-        check_config(folder)
-    return load_for_inference(folder, step=step)
+    if not is_bucket(folder) and is_hub_folder(folder):
+        checkpoint = read_hub_folder(folder, step=step)
+    else:
+        if not is_bucket(folder):
+            check_config(folder)
+        checkpoint = load_for_inference(folder, step=step)
+    return dataclasses.replace(checkpoint, equalizer=read_equalizer(checkpoint.root, checkpoint.model))
 
 
 def find_checkpoint(path: str | Path | None) -> Path:

@@ -1,10 +1,11 @@
 """A separator as a repository of the hub holds it: tensors in safetensors, settings in JSON, and no code.
 
-    model.safetensors   the separator's tensors under the original's names (`ss_model.*`), so PyTorch reads them too
-    config.json         the network's configuration, the query encoder's identity, the step, the training's level
-    encoder/            the query encoder's own files, if they cannot be downloaded elsewhere
-    examples/           sounds to try out (`audiosep-jax serve`)
-    README.md           the model card (`model_card.py`)
+    model.safetensors      the separator's tensors under the original's names (`ss_model.*`), so PyTorch reads them too
+    config.json            the network's configuration, the query encoder's identity, the step, the training's level
+    equalizer.safetensors  the equalizer of the training set, if there is one (`equalizer_file.py`)
+    encoder/               the query encoder's own files, if they cannot be downloaded elsewhere
+    examples/              sounds to try out (`audiosep-jax serve`)
+    README.md              the model card (`model_card.py`)
 
 The run's configuration is left out, because it names folders of the machine that trained.
 """
@@ -19,6 +20,7 @@ import numpy as np
 
 from audiosep_jax import config as configs
 from audiosep_jax.checkpoints.checkpoint import SEPARATOR_PREFIX, InferenceCheckpoint, Level, LevelRecord, errors_about
+from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.encoders.base import Identity
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig
@@ -99,6 +101,8 @@ def write_hub_folder(folder: Path, checkpoint: InferenceCheckpoint, encoder: dic
     tensors = tensors_from_variables(checkpoint.variables, checkpoint.model, step=checkpoint.step)
     named = {SEPARATOR_PREFIX + name: value for name, value in tensors.items()}
     write_tensors(folder / WEIGHTS, named, {'format': 'pt'})
+    if checkpoint.equalizer is not None:
+        write_equalizer(folder, checkpoint.equalizer)
     settings = {
         'model_type': _MODEL_TYPE,
         'format_version': _FORMAT_VERSION,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import CheckpointFlag, LevelFlag
+from audiosep_jax.cli.flags import CheckpointFlag, EqualizerFlag, LevelFlag
 from audiosep_jax.errors import ConfigError, DataError, listed
 from audiosep_jax.storage.atomic import check_writable
 
@@ -75,6 +75,8 @@ class Evaluate:
     """Longer mixtures are separated in pieces, with the same result and less memory."""
     level: LevelFlag = None
     """Let the network hear mixtures at the level that it was trained at (auto), or as they are (off)."""
+    equalizer: EqualizerFlag = None
+    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/recipes.md)."""
     skip_shuffled: bool = False
     """Omit the row of shuffled queries, which takes half of the time."""
     skip_pictures: bool = False
@@ -120,7 +122,12 @@ def _evaluate(command: Evaluate) -> int:
         check_installed()
     alone = command.benchmark != 'all'
     types = {benchmark.name: _query_types(command.query_type, benchmark, alone=alone) for benchmark in benchmarks}
-    separator = terminal.load(command.checkpoint, max_whole_seconds=command.max_whole_seconds, level=command.level)
+    separator = terminal.load(
+        command.checkpoint,
+        max_whole_seconds=command.max_whole_seconds,
+        level=command.level,
+        equalizer=command.equalizer,
+    )
     options = Options(
         seed=command.seed,
         batch_size=command.batch_size,

@@ -22,3 +22,6 @@ DtypeFlag = Annotated[
     Literal['float32', 'bfloat16'] | None,
     tyro.conf.arg(metavar='{float32,bfloat16}', help_behavior_hint="(default: the checkpoint's)"),
 ]
+EqualizerFlag = Annotated[
+    float | None, tyro.conf.arg(metavar='SHARE', help_behavior_hint="(default: the checkpoint's, 0 if it has none)")
+]

@@ -39,6 +39,10 @@ def run(command: Inspect) -> int:
     if checkpoint.level is not None:
         level = checkpoint.level
         terminal.say(f'level       {level.low_db:.1f}, {level.median_db:.1f}, {level.high_db:.1f} dBFS (see --level)')
+    if checkpoint.equalizer is not None:
+        equalizer = checkpoint.equalizer
+        about = f'{equalizer.share:g} of the result, of {len(equalizer.counts)} captions (see --equalizer)'
+        terminal.say(f'equalizer   {about}')
     terminal.say(f'checksums   {"verified" if checkpoint.verified else "unverified (written without checksums)"}')
     terminal.say('config')
     for line in _indented(checkpoint.record['config']):

@@ -18,7 +18,7 @@ from audiosep_jax.audio.raw import RAW_FORMATS, RawFormat, encoded, read_raw
 from audiosep_jax.audio.reading import SoundInput, open_sound
 from audiosep_jax.audio.writing import Subtype, has_subtypes
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import CheckpointFlag, DtypeFlag, LevelFlag
+from audiosep_jax.cli.flags import CheckpointFlag, DtypeFlag, EqualizerFlag, LevelFlag
 from audiosep_jax.errors import AudioFileError, AudioSepError, ConfigError, DataError, QueryError
 from audiosep_jax.separation.files import FileOptions, FileProgress, separated_pieces, write_sounds
 from audiosep_jax.separation.outputs import (
@@ -112,6 +112,8 @@ class Separate:
     level: LevelFlag = None
     """Let the network hear quiet and loud recordings at the level that it was trained at (auto), or as they are (off).
     The level of the outputs stays in proportion to the input."""
+    equalizer: EqualizerFlag = None
+    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/recipes.md)."""
     dtype: DtypeFlag = None
     """Number format of the network. bfloat16 is for accelerators, and less accurate (docs/separate.md)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
@@ -146,7 +148,7 @@ def run(command: Separate) -> int:
     plans = {} if command.output == _PIPE else _plans(command, inputs, list(names), len(queries), options)
     if command.output != _PIPE and looks_like_a_file(command.output):
         terminal.note(f'{command.output} is treated as a folder, because its suffix is not that of a sound format')
-    separator = terminal.load(command.checkpoint, level=command.level, dtype=command.dtype)
+    separator = terminal.load(command.checkpoint, level=command.level, dtype=command.dtype, equalizer=command.equalizer)
     # An unusable query is not the fault of any input, so it ends the command here.
     with terminal.warnings_as_notes('--vector'):
         embedded = separator.prepare(list(queries.values()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from audiosep_jax.cli import terminal
-from audiosep_jax.cli.flags import CheckpointFlag, LevelFlag
+from audiosep_jax.cli.flags import CheckpointFlag, EqualizerFlag, LevelFlag
 from audiosep_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Serve:
     `examples` of the checkpoint, if it has one."""
     level: LevelFlag = None
     """Let the network hear recordings at the level that it was trained at (auto), or as they are (off)."""
+    equalizer: EqualizerFlag = None
+    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/recipes.md)."""
     max_seconds: float = 600.0
     """The longest recording accepted."""
     max_megabytes: int = 200
@@ -84,7 +86,8 @@ def run(command: Serve) -> int:
         find_examples(command.examples)
     give_libraries_a_cache()
     import_gradio(mcp=command.mcp)
-    separator = terminal.load(command.checkpoint, level=command.level)  # last, because it takes seconds
+    # Last, because it takes seconds.
+    separator = terminal.load(command.checkpoint, level=command.level, equalizer=command.equalizer)
     examples = find_examples(command.examples) if command.examples is not None else _examples_of(separator)
     with (
         contextlib.suppress(KeyboardInterrupt),

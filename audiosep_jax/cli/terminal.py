@@ -83,14 +83,15 @@ def load(
     max_whole_seconds: float | None = None,
     level: 'LevelRule | None' = None,
     dtype: Literal['float32', 'bfloat16'] | None = None,
+    equalizer: float | None = None,
 ) -> 'Separator':
     """Returns the separator of a checkpoint, with the compilation cache on; see `asj.load`."""
-    from audiosep_jax.separation.separator import load
+    from audiosep_jax.separation.loading import load
     from audiosep_jax.storage.cache import enable_compilation_cache
 
     silence_orbax()
     enable_compilation_cache()
-    return load(path, max_whole_seconds=max_whole_seconds, level=level, dtype=dtype)
+    return load(path, max_whole_seconds=max_whole_seconds, level=level, dtype=dtype, equalizer=equalizer)
 
 
 def silence_orbax() -> None:

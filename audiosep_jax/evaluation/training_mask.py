@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from audiosep_jax.audio.resampling import resample
-from audiosep_jax.audio.samples import INT16_SCALE
-from audiosep_jax.audio.stft import hann_window, reflect_pad
 from audiosep_jax.data.layout import split_names
-from audiosep_jax.data.records import Record, decode_audio
+from audiosep_jax.data.mean_spectra import mean_power, samples, some_clips
+from audiosep_jax.data.records import Record
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError, listed
 from audiosep_jax.evaluation.baselines import SpectralMask
@@ -24,8 +22,6 @@ from audiosep_jax.evaluation.benchmark import Item
 
 _MOST_CLIPS = 10_000  # of a dataset; more do not change mean spectra
 _MOST_SECONDS = 60  # of a clip
-_FRAMES = 512  # at a time
-_SILENCE = 1e-10  # mean square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +89,7 @@ def fit_training_mask(
     by_caption: dict[str, collections.Counter[str]] = {}
     num_clips = 0
     for record in _records(datasets):
-        power = _power(_samples(record, sample_rate), window_size, hop_size)
+        power = mean_power(samples(record, sample_rate, _MOST_SECONDS), window_size, hop_size)
         if power is None:
             continue
         num_clips += 1
@@ -117,30 +113,7 @@ def fit_training_mask(
 def _records(datasets: Sequence[str | os.PathLike]) -> Iterator[Record]:
     for folder in datasets:
         names = split_names(folder)
-        shards = Shards(folder, names[0] if len(names) == 1 else 'train')
-        count = min(len(shards), _MOST_CLIPS)
-        for i in range(count):
-            yield shards.read(i * len(shards) // count)
-
-
-def _samples(record: Record, sample_rate: int) -> np.ndarray:
-    count = min(record.num_samples, _MOST_SECONDS * record.sample_rate)
-    return resample(decode_audio(record, 0, count).astype(np.float32) / INT16_SCALE, record.sample_rate, sample_rate)
-
-
-def _power(samples: np.ndarray, window_size: int, hop_size: int) -> np.ndarray | None:
-    """Returns the mean power spectrum [F] of samples [T] at unit energy; None if they are silent."""
-    energy = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
-    if energy <= _SILENCE:
-        return None
-    window = hann_window(window_size)
-    padded = reflect_pad(np.asarray(samples / np.sqrt(energy), np.float32), window_size)
-    padded = np.pad(padded, (0, max(window_size - len(padded), 0)))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window_size)[::hop_size]
-    total = np.zeros(window_size // 2 + 1)
-    for start in range(0, len(frames), _FRAMES):
-        total += np.sum(np.abs(np.fft.rfft(frames[start : start + _FRAMES] * window)) ** 2, axis=0)
-    return total / len(frames)
+        yield from some_clips(Shards(folder, names[0] if len(names) == 1 else 'train'), _MOST_CLIPS)
 
 
 def _key(text: str) -> str:

@@ -18,8 +18,8 @@ from audiosep_jax.export.text import text_graph, why_not_exported
 from audiosep_jax.export.waveform import SeparationGraph
 from audiosep_jax.models.folded import look_ahead
 from audiosep_jax.separation.level import level_bounds
+from audiosep_jax.separation.loading import load_encoder_of
 from audiosep_jax.separation.queries import embed
-from audiosep_jax.separation.separator import load_encoder_of
 from audiosep_jax.storage.atomic import new_folder
 from audiosep_jax.storage.json_files import write_json
 
@@ -78,7 +78,7 @@ def export(
     notes: list[str] = []
     metadata = _metadata(found)
     with new_folder(out) as folder, errors_about(found.path):
-        network = MaskNetwork.fold(found.model, found.variables, dtype)
+        network = MaskNetwork.fold(found.model, found.variables, dtype, found.equalizer)
         if onnx:
             weights = WeightsFile(folder / 'weights.bin') if external_weights else None
             for graph in _graphs(network, found):

@@ -17,6 +17,7 @@ import numpy as np
 
 from audiosep_jax.export.graph import Graph, Value, as_type, cast_to
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.equalizer import LEAST, Equalizer
 from audiosep_jax.models.folded import Weights
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, block_layers
 from audiosep_jax.models.normalization import LEAKY_SLOPE
@@ -128,12 +129,21 @@ class MaskNetwork:
     dtype: np.dtype
 
     @classmethod
-    def fold(cls, config: ModelConfig, variables: dict[str, Any], dtype: str = 'float32') -> 'MaskNetwork':
-        """Folds a model's variables."""
+    def fold(
+        cls,
+        config: ModelConfig,
+        variables: dict[str, Any],
+        dtype: str = 'float32',
+        equalizer: Equalizer | None = None,
+    ) -> 'MaskNetwork':
+        """Folds a model's variables, with the equalizer of its checkpoint."""
         from audiosep_jax.models.folded import fold
 
         config = dataclasses.replace(config, dtype='float32')
-        return cls(config, jax.device_get(jax.jit(lambda v: fold(config, v))(variables)), np.dtype(dtype))
+        weights = jax.device_get(jax.jit(lambda v: fold(config, v))(variables))
+        if equalizer is not None and equalizer.share:
+            weights['equalizer'] = equalizer.weights()
+        return cls(config, weights, np.dtype(dtype))
 
     def add(
         self, graph: Graph, magnitude: str, embedding: str, position: Position | None = None
@@ -156,13 +166,29 @@ class MaskNetwork:
         if position is None:
             values = graph.cut(values, 2, 0, graph.size(magnitude, 1))
         real, imaginary = _complex_mask(graph, graph('Cast', values, to=cast_to(np.float32)))
+        # The network does not see the top bin; its mask is zero.
+        real, imaginary = graph.pad_end(real, 3, 2, 1), graph.pad_end(imaginary, 3, 2, 1)
+        if 'equalizer' in self.weights:
+            share = self.weights['equalizer']['share']
+            real, imaginary = graph('Mul', real, 1 - share), graph('Mul', imaginary, 1 - share)
+            real = graph('Add', real, graph('Mul', self._gains(graph, embedding), share))
         if position is not None:
             first = graph('Sub', position.start, np.array([maps.delay]))
             inside = inside_recording(graph, real, 1, first, position.count)
             inside = graph('Cast', inside, to=cast_to(np.float32))
             real, imaginary = graph('Mul', real, inside), graph('Mul', imaginary, inside)
-        # The network does not see the top bin; its mask is zero.
-        return graph.pad_end(real, 3, 2, 1), graph.pad_end(imaginary, 3, 2, 1), maps.delay
+        return real, imaginary, maps.delay
+
+    def _gains(self, graph: Graph, embedding: str) -> str:
+        """Does what `equalizer.gains` does: [B, 1, F]."""
+        equalizer, least = self.weights['equalizer'], np.float32(LEAST)
+        squared = graph('ReduceSum', graph('Mul', embedding, embedding), np.array([1]), keepdims=1)
+        unit = graph('Div', embedding, graph('Sqrt', graph('Max', squared, least)))
+        captions = graph.constant(equalizer['embeddings'].T / equalizer['temperature'], 'equalizer/embeddings')
+        nearness = graph('Softmax', graph('Add', graph('MatMul', unit, captions), equalizer['log_counts']), axis=1)
+        power = graph('MatMul', nearness, graph.constant(equalizer['power'], 'equalizer/power'))
+        total = graph('Max', graph('Add', power, equalizer['mean']), least)
+        return graph('Unsqueeze', graph('Div', power, total), np.array([1]))
 
     def _features(self, graph: Graph, magnitude: str, position: Position | None) -> _Activations:
         """Does what `folded.features` does, and pads whole recordings to a multiple of 32 frames."""

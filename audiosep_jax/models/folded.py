@@ -13,6 +13,9 @@ far ahead the network looks.
 **Packing.** For TPUs, neighboring bins are packed into the channels, as in training (packing.py). `fold` makes kernels
 and norms for packed arrays; how far they are packed shows in the first layer's kernel.
 
+**Equalizer.** If the weights have an entry `equalizer` (equalizer.py), its gains are computed along with the shifts,
+and the masks are those of the network and the equalizer together.
+
 Frames before the beginning and past the end are zeros to every convolution, as they are when the recording is whole.
 
 Letters: B rows, N frames, F frequency bins, G groups of bins, C channels, p packing, E embedding size.
@@ -31,6 +34,7 @@ from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
 from audiosep_jax.models.convolution import average_pool, conv1x1, joined, matmul, native_conv3x3, product, upsample
+from audiosep_jax.models.equalizer import gains, shared
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
 from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, tile
@@ -38,7 +42,8 @@ from audiosep_jax.models.resunet import complex_mask
 
 Weights = dict[str, Any]  # what `fold` returns
 Frame = int | Int[Array, '']
-Shifts = dict[str, Array]  # 'block/norm' -> [B, C]: running mean, bias and FiLM in one
+# 'block/norm' -> [B, C]: running mean, bias and FiLM in one; 'equalizer' -> [B, F + 1]: its gains, if there is one
+Shifts = dict[str, Array]
 _UNKNOWN_END = 2**30  # frames; the end of a recording whose length is not known yet
 
 
@@ -134,7 +139,7 @@ def _inputs(layer: Layer) -> int:
 
 
 def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array | np.ndarray, 'B E']) -> Shifts:
-    """Computes the shifts [B, pC] of every batch norm from the query embeddings."""
+    """Computes what depends on the query embeddings alone: the shifts [B, pC] of every batch norm, and the gains."""
     layers = [layer for layer in block_layers(config.widths) if layer.kind == 'norm']
     sizes, first = [layer.outputs for layer in layers], _first_packing(weights)
     fused = matmul(embedding.astype(jnp.float32), weights['film']['kernel']) + weights['film']['bias']
@@ -142,6 +147,8 @@ def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array |
     for layer, share in zip(layers, jnp.split(fused, np.cumsum(sizes)[:-1], axis=-1), strict=True):
         name = f'{layer.block}/{layer.name}'
         shifts[name] = weights['norms'][name]['shift'] + _tile(share, layer, first)
+    if 'equalizer' in weights:
+        shifts['equalizer'] = gains(weights['equalizer'], embedding)
     return shifts
 
 
@@ -158,7 +165,7 @@ def whole_mask(
 ) -> Complex64[Array, 'B N F+1']:
     """Computes the masks of whole recordings from their `features`, where N is a multiple of 32."""
     maps = _maps(config, weights, shifts, x, _Whole()).values
-    return _as_mask(maps, valid)
+    return _as_mask(weights, shifts, maps, valid)
 
 
 def piece_mask(
@@ -188,7 +195,7 @@ def piece_mask(
     time = _Pieces(start, -(-count // TIME_DOWNSAMPLING) * TIME_DOWNSAMPLING, state)
     maps = _maps(config, weights, shifts, x, time)
     frame = start - maps.delay + jnp.arange(x.shape[1])
-    return _as_mask(maps.values, (frame >= 0) & (frame < count)), time.new_state
+    return _as_mask(weights, shifts, maps.values, (frame >= 0) & (frame < count)), time.new_state
 
 
 def look_ahead(config: ModelConfig) -> int:
@@ -354,7 +361,12 @@ def _ends(inputs: list[_Activations]) -> list[int]:
     return list(np.cumsum([x.values.shape[-1] for x in inputs])[:-1])
 
 
-def _as_mask(maps: Float[Array, 'B N F 3'], valid: Bool[Array, '... N']) -> Complex64[Array, 'B N F+1']:
-    mask = jnp.where(valid[..., None], complex_mask(maps), 0)
+def _as_mask(
+    weights: Weights, shifts: Shifts, maps: Float[Array, 'B N F 3'], valid: Bool[Array, '... N']
+) -> Complex64[Array, 'B N F+1']:
+    valid = valid[..., None]
     # The network does not see the top bin; its mask is zero.
-    return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])
+    mask = jnp.pad(jnp.where(valid, complex_mask(maps), 0), [(0, 0), (0, 0), (0, 1)])
+    if 'equalizer' in weights:
+        mask = jnp.where(valid, shared(weights['equalizer'], mask, shifts['equalizer']), 0)
+    return mask

@@ -11,8 +11,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,18 +19,11 @@ from jaxtyping import Float, Float32
 
 from audiosep_jax.audio.resampling import Resampler, resample
 from audiosep_jax.audio.samples import check_audio
-from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, Level
-from audiosep_jax.checkpoints.find import open_checkpoint
-from audiosep_jax.encoders.base import QueryEncoder, UnavailableEncoder
-from audiosep_jax.encoders.registry import encoder_names, load_encoder
-from audiosep_jax.errors import (
-    AudioFileError,
-    CheckpointError,
-    ConfigError,
-    DownloadError,
-    EncoderMismatchError,
-)
+from audiosep_jax.checkpoints.checkpoint import Level
+from audiosep_jax.encoders.base import QueryEncoder
+from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.models.folded import fold
 from audiosep_jax.models.packing import lanes_of
 from audiosep_jax.separation.cancellation import warn_of_cancellation
@@ -81,7 +73,7 @@ class Separation:
 
 
 class Separator:
-    """A trained model that separates what queries ask for. `load` makes one from a checkpoint.
+    """A trained model that separates what queries ask for. `loading.load` makes one from a checkpoint.
 
     Attributes:
         config: of the model.
@@ -91,6 +83,7 @@ class Separator:
         trained_level: of the mixtures that the network was trained on; None if it is not known.
         level: what the methods do unless they are told: `auto` lets the network hear each recording at the level that
             it was trained at (`level.py` says how), `off` as it is.
+        equalizer: has its share in all results; None: they are the network's alone.
     """
 
     def __init__(
@@ -103,6 +96,7 @@ class Separator:
         max_whole_seconds: float | None = None,
         trained_level: Level | None = None,
         level: LevelRule | None = None,
+        equalizer: Equalizer | None = None,
     ):
         """Folds the weights and puts them on the device.
 
@@ -116,6 +110,7 @@ class Separator:
                 needs about 100 MB for each second that it takes at once. By default 8 on a CPU and 30 elsewhere.
             trained_level: see the class.
             level: see the class; by default `auto` if trained_level is known, otherwise `off`.
+            equalizer: see the class.
 
         Raises:
             EncoderMismatchError: the encoder's embeddings do not have the model's size.
@@ -139,7 +134,11 @@ class Separator:
         self._whole = max_whole_seconds * config.sample_rate
         local = {key: jax.tree.map(_local_copy, variables[key]) for key in ('params', 'batch_stats')}
         lanes = lanes_of(jax.default_backend())
-        self._network = Network(config, jax.jit(functools.partial(fold, config, lanes=lanes))(local))
+        weights = jax.jit(functools.partial(fold, config, lanes=lanes))(local)
+        self.equalizer = equalizer if equalizer is not None and equalizer.share else None
+        if self.equalizer is not None:
+            weights['equalizer'] = jax.device_put(self.equalizer.weights())
+        self._network = Network(config, weights)
 
     def embed(self, queries: Queries) -> Float32[np.ndarray, 'Q E']:
         """Computes the embeddings of queries. Arrays [E] or [Q, E] stay as they are.
@@ -396,73 +395,6 @@ class Separator:
                 report(start)
             blocks.append(stream.push(mixture[:, start : start + _BLOCK]))
         return np.concatenate([*blocks, stream.finish()], axis=-1)
-
-
-def load(
-    path: str | Path | None = None,
-    *,
-    step: int | None = None,
-    max_whole_seconds: float | None = None,
-    level: LevelRule | None = None,
-    dtype: Literal['float32', 'bfloat16'] | None = None,
-) -> Separator:
-    """Loads a Separator from a checkpoint.
-
-    Args:
-        path: a name of `audiosep-jax models`, which is fetched and converted once; a run's workdir, its `checkpoints`
-            folder, one step's folder, a converted checkpoint, or a repository of the hub. None means `audiosep`.
-        step: which step to load, by default the newest.
-        max_whole_seconds: see `Separator`.
-        level: see `Separator`; by default `auto` if the checkpoint says at which level it was trained.
-        dtype: of the network's activations; by default the checkpoint's. bfloat16 is for accelerators, and costs some
-            accuracy (docs/separate.md has it measured).
-
-    Raises:
-        ConfigError: an unknown level or dtype.
-        CheckpointError: the path is not a checkpoint, the checkpoint is damaged, or this version does not have its
-            encoder.
-        DownloadError: the checkpoint is in the hub, which cannot be reached.
-        EncoderMismatchError: this version has the checkpoint's encoder, but gives other embeddings.
-    """
-    checkpoint = open_checkpoint(path, step=step)
-    info = {
-        'step': checkpoint.step,
-        'encoder': checkpoint.encoder,
-        'config': checkpoint.record['config'],
-        'path': str(checkpoint.path),
-    }
-    return Separator(
-        checkpoint.model if dtype is None else dataclasses.replace(checkpoint.model, dtype=dtype),
-        checkpoint.variables,
-        load_encoder_of(checkpoint),
-        info=info,
-        max_whole_seconds=max_whole_seconds,
-        trained_level=checkpoint.level,
-        level=level,
-    )
-
-
-def load_encoder_of(checkpoint: InferenceCheckpoint) -> QueryEncoder | None:
-    """Returns the query encoder of a checkpoint; one that only has an identity if its weights are missing.
-
-    Raises:
-        CheckpointError: this version does not have the encoder.
-        EncoderMismatchError: this version has the encoder, but gives other embeddings.
-    """
-    if checkpoint.encoder is None:
-        return None
-    try:
-        return load_encoder(checkpoint.encoder, folders=[checkpoint.root / 'encoder'])
-    except EncoderMismatchError:
-        raise
-    except (ConfigError, DownloadError, CheckpointError) as error:
-        if checkpoint.encoder.get('name') not in encoder_names():
-            raise CheckpointError(f'{checkpoint.path}: {error}') from error
-        # Queries by embedding work without the encoder. A query by text will raise this error.
-        if 'source' in checkpoint.encoder:
-            place = checkpoint.root / 'encoder'
-            error = type(error)(f'the weights of its query encoder are missing: put them into {place} ({error})')
-        return UnavailableEncoder(checkpoint.encoder, error)
 
 
 def _local_copy(array: Any) -> Any:

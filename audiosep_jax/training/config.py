@@ -12,6 +12,7 @@ from audiosep_jax.data.batches import DataConfig
 from audiosep_jax.data.co_occurrence import read_co_occurrence
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.equalizer import check_share
 from audiosep_jax.parallel.mesh import MeshConfig
 from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.losses import LossName
@@ -36,6 +37,8 @@ class TrainConfig:
             weights a new run starts from.
         loss: how estimates are compared with their targets: by the mean absolute error (`l1`), as in the article, or by
             another loss (docs/train.md); a run that is resumed keeps its loss.
+        equalizer: share, in what the checkpoints of this run separate, of an equalizer that knows the mean spectra of
+            its clips by caption (docs/recipes.md); the network is trained as without. 0: there is none.
         ema_decay: decay of the moving average of the weights, which evaluation and separation then use; 0: no average.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -67,6 +70,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     loss: LossName = 'l1'
+    equalizer: float = 0.0
     ema_decay: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 5000
@@ -103,6 +107,7 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f'ema_decay must be at least 0 and below 1, got {self.ema_decay} (--ema-decay)')
+        check_share(self.equalizer)
 
     def check(self, mesh: Mesh, encoder: Mapping[str, Any] | None = None) -> None:
         """Checks that the parts of the configuration fit together, on these devices and with these embeddings.

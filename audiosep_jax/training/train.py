@@ -5,6 +5,7 @@
            /tensorboard/  the same as curves, with audio and spectrograms of some validation mixtures
            /checkpoints/  see checkpoints/run_folder.py
            /profile/      with `profile` or `profile_every`, traces of a few steps
+           /equalizer.safetensors   with `equalizer`, the one that the checkpoints are loaded with
 
 Started again with the same workdir, a run resumes after its newest checkpoint: bit for bit on the same devices, and
 with the same clips in the same order on any others. The same program runs on one device and on all hosts of a cluster
@@ -23,16 +24,20 @@ from jax import Array
 from jax.sharding import Mesh
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
+from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.checkpoints.run_folder import absolute_path, read_record
 from audiosep_jax.checkpoints.steps import complete_steps
-from audiosep_jax.data.batches import Batches, encoder_identity, make_batches, staged
+from audiosep_jax.data.batches import Batches, DataConfig, encoder_identity, make_batches, staged
 from audiosep_jax.data.co_occurrence import compare_labels, read_co_occurrence
+from audiosep_jax.data.shards import Shards
 from audiosep_jax.encoders.base import comparable
 from audiosep_jax.errors import CheckpointError, ConfigError, TrainingDivergedError
+from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.parallel.hosts import Votes, check_same, check_shared, wait_for_all
 from audiosep_jax.parallel.mesh import make_mesh, place_of_process
 from audiosep_jax.progress import explained_compilation
+from audiosep_jax.separation.fit_equalizer import fit_equalizer
 from audiosep_jax.storage.buckets import as_path
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.config import TrainConfig
@@ -109,19 +114,13 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             batches.set_state(position)
         else:
             state, resumed = program.initial_state(run.variables), None
+        if run.equalizer is not None and jax.process_index() == 0:
+            write_equalizer(run.workdir, run.equalizer)
         if step >= config.steps:
             return TrainResult(step, float('nan'), False, checkpoints)
         votes = Votes(mesh)
         progress = TrainingProgress(step, config.steps, quiet=jax.process_index() > 0)
-        log = TrainingLog(
-            run.workdir,
-            run.record,
-            after_step=step,
-            started=run.started,
-            tensorboard=config.tensorboard,
-            wandb=config.wandb,
-            before_writing=check_lock,
-        )
+        log = _open_log(config, run, step, check_lock)
         report, levels = _Report(config, run, log, progress), MixtureLevels(config, mesh, resumed, run.record)
 
         # ---- The loop ----
@@ -163,6 +162,18 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
     return TrainResult(step, report.loss, stopping, checkpoints)
 
 
+def _open_log(config: TrainConfig, run: '_Run', step: int, check_lock: Callable[[], None]) -> TrainingLog:
+    return TrainingLog(
+        run.workdir,
+        run.record,
+        after_step=step,
+        started=run.started,
+        tensorboard=config.tensorboard,
+        wandb=config.wandb,
+        before_writing=check_lock,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """What `_prepare` makes of a configuration.
@@ -177,6 +188,7 @@ class _Run:
     record: dict[str, Any]
     workdir: Path
     variables: dict[str, Any] | None
+    equalizer: Equalizer | None
     validation: Validation | None
     notes: list[str]
 
@@ -200,7 +212,10 @@ def _prepare(config: TrainConfig) -> _Run:
     checkpoint = starting_checkpoint(config, encoder)
     variables = jax.device_get(checkpoint.variables) if checkpoint else None
     del checkpoint  # frees the device memory of its arrays
-    validation = Validation(config.validation, config.model, encoder) if config.validation else None
+    equalizer = _fit_equalizer(config, data, encoder['name'])
+    validation = None
+    if config.validation:
+        validation = Validation(config.validation, config.model, encoder, equalizer=equalizer)
     process_index, process_count = place_of_process(mesh)
     batches = make_batches(
         data,
@@ -214,7 +229,14 @@ def _prepare(config: TrainConfig) -> _Run:
     wait_for_all('data is here')
     check_same({**record, 'data': batches.get_state(), 'together': together})
     check_shared(workdir)
-    return _Run(started, mesh, batches, record, workdir, variables, validation, notes)
+    return _Run(started, mesh, batches, record, workdir, variables, equalizer, validation, notes)
+
+
+def _fit_equalizer(config: TrainConfig, data: DataConfig, encoder: str) -> Equalizer | None:
+    if not config.equalizer:
+        return None
+    shards = [Shards(directory, data.split) for directory in data.data]
+    return fit_equalizer(shards, encoder, data.weights, config.model, config.equalizer)
 
 
 def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> InferenceCheckpoint | None:

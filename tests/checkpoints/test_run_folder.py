@@ -10,7 +10,7 @@ from support.saved_steps import ENCODER, Run, initial_state, state_at
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.checkpoints.run_folder import load_for_inference
 from audiosep_jax.errors import CheckpointError
-from audiosep_jax.separation.separator import load
+from audiosep_jax.separation.loading import load
 from audiosep_jax.storage.checksums import CHECKSUMS
 from audiosep_jax.training.checkpointer import Checkpointer
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from support.band_separator import make_music
 from support.quarter_separator import QuarterSeparator, one_error, sound, write
+from support.small_separator import CONFIG as SMALL
 from support.small_separator import save_small
 
 from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.checkpoints.checkpoint import Level, describe
+from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.cli.main import main
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
+from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.training.train_step import init_state
@@ -91,6 +94,37 @@ def test_inspect_says_the_level_if_there_is_one(folder, capsys):
     out = capsys.readouterr().out
     assert out.count('level  ') == 1
     assert 'level       -40.0, -30.0, -20.0 dBFS' in out
+
+
+def test_the_equalizer_is_shown_and_has_the_share_that_a_flag_says(folder, capsys):
+    save_small(folder / 'with')
+    bins = SMALL.window_size // 2 + 1
+    power = np.random.default_rng(0).uniform(0, 1, (3, bins)).astype(np.float32)
+    embeddings = np.eye(3, SMALL.condition_size, dtype=np.float32)
+    write_equalizer(folder / 'with', Equalizer(embeddings, power, np.ones(3, np.float32), 0.1, 0.5))
+    save_small(folder / 'without')
+    assert main(['inspect', 'with']) == main(['inspect', 'without']) == 0
+    out = capsys.readouterr().out
+    assert out.count('equalizer  ') == 1
+    assert 'equalizer   0.5 of the result, of 3 captions (see --equalizer)' in out
+    write('in.wav', channels=1, samples=8000)
+
+    def separated(checkpoint, *flags):
+        command = ['separate', 'in.wav', '--query', 'rain', '--checkpoint', checkpoint, '-o', 'out.wav', '--force']
+        assert main([*command, '--subtype', 'FLOAT', *flags]) == 0
+        return read_audio('out.wav')[0]
+
+    plain, half = separated('without'), separated('with')
+    np.testing.assert_allclose(separated('with', '--equalizer', '0'), plain, atol=1e-7)
+    alone = separated('with', '--equalizer', '1')
+    np.testing.assert_allclose(half, (plain + alone) / 2, atol=1e-6)
+    assert np.abs(half - plain).max() > 1e-4
+    capsys.readouterr()
+    command = ['separate', 'in.wav', '--query', 'rain', '-o', 'out.wav', '--force']
+    assert main([*command, '--checkpoint', 'without', '--equalizer', '0.5']) == 2
+    assert 'without has no equalizer' in one_error(capsys)
+    assert main([*command, '--checkpoint', 'with', '--equalizer', '2']) == 2
+    assert 'between 0 and 1, got 2.0 (--equalizer)' in one_error(capsys)
 
 
 def test_separate_at_the_level_of_the_training(folder, capsys):

@@ -16,7 +16,7 @@ from audiosep_jax.checkpoints.checkpoint import Level
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import CheckpointError, ConfigError, QueryError
 from audiosep_jax.export.folder import export
-from audiosep_jax.separation.separator import load
+from audiosep_jax.separation.loading import load
 
 ONNX = ['mask.onnx', 'mask_pieces.onnx', 'separate.onnx', 'separate_pieces.onnx']
 EXAMPLE = next(block for block in blocks(ROOT / 'docs' / 'export.md') if 'separate_pieces' in block.code)

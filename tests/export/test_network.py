@@ -11,6 +11,7 @@ from support.onnx_runs import run, run_pieces, session_of
 
 from audiosep_jax.export.network import MaskNetwork, mask_graph
 from audiosep_jax.models import folded
+from audiosep_jax.models.equalizer import Equalizer
 
 BINS = CONFIG.window_size // 2 + 1
 
@@ -20,8 +21,17 @@ def variables():
     return noisy_variables()
 
 
-def graph_of(variables, dtype='float32', *, pieces=False):
-    return mask_graph(MaskNetwork.fold(CONFIG, variables, dtype), pieces=pieces)[0]
+@pytest.fixture(scope='module')
+def equalizer():
+    rng = np.random.default_rng(1)
+    embeddings = rng.standard_normal((3, CONFIG.condition_size)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    power = rng.uniform(0, 2, (3, BINS)).astype(np.float32)
+    return Equalizer(embeddings, power, np.array([1, 2, 3], np.float32), 0.1, 0.4)
+
+
+def graph_of(variables, dtype='float32', equalizer=None, *, pieces=False):
+    return mask_graph(MaskNetwork.fold(CONFIG, variables, dtype, equalizer), pieces=pieces)[0]
 
 
 def inputs(rows, frames):
@@ -38,11 +48,14 @@ def jax_mask(weights, magnitude, embedding, valid):
     return folded.whole_mask(CONFIG, weights, folded.query_shifts(CONFIG, weights, embedding), x, valid)
 
 
-def expected(variables, magnitude, embedding):
+def expected(variables, magnitude, embedding, equalizer=None):
     frames = magnitude.shape[1]
     padded = np.pad(magnitude, [(0, 0), (0, -frames % 32), (0, 0)])
     valid = np.broadcast_to(np.arange(padded.shape[1]) < frames, padded.shape[:2])
-    return np.asarray(jax_mask(folded.fold(CONFIG, variables), padded, embedding, valid))[:, :frames]
+    weights = folded.fold(CONFIG, variables)
+    if equalizer is not None:
+        weights['equalizer'] = equalizer.weights()
+    return np.asarray(jax_mask(weights, padded, embedding, valid))[:, :frames]
 
 
 def test_masks_are_those_of_the_folded_network_for_any_number_of_frames_and_rows(variables):
@@ -56,6 +69,15 @@ def test_masks_are_those_of_the_folded_network_for_any_number_of_frames_and_rows
             np.testing.assert_allclose(real + 1j * imaginary, wanted[:rows], atol=1e-4 * np.abs(wanted).max())
 
 
+def test_the_equalizer_has_its_share(variables, equalizer):
+    given = inputs(2, 33)
+    given['embedding'][0] = equalizer.embeddings[2] + 0.2 * given['embedding'][0]
+    real, imaginary = run(session_of(graph_of(variables, equalizer=equalizer)), **given)
+    wanted = expected(variables, **given, equalizer=equalizer)
+    np.testing.assert_allclose(real + 1j * imaginary, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert np.abs(wanted - expected(variables, **given)).max() > 0.1
+
+
 def test_half_precision_changes_the_masks_little(variables):
     given = inputs(2, 33)
     real, imaginary = run(session_of(graph_of(variables, 'float16')), **given)
@@ -65,11 +87,12 @@ def test_half_precision_changes_the_masks_little(variables):
     assert real.dtype == np.float32
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
-def test_pieces_are_the_whole(variables, dtype):
+@pytest.mark.parametrize(('dtype', 'equalized'), [('float32', False), ('float32', True), ('float16', False)])
+def test_pieces_are_the_whole(variables, equalizer, dtype, equalized):
     """Pieces of different lengths, of a recording whose length is said with the last ones only."""
     given, late = inputs(2, 70), folded.look_ahead(CONFIG)
-    whole = run(session_of(graph_of(variables, dtype)), **given)
+    network = variables, dtype, equalizer if equalized else None
+    whole = run(session_of(graph_of(*network)), **given)
     padded = np.pad(given['magnitude'], [(0, 0), (0, 500), (0, 0)], constant_values=7)
     starts = [0, 32, 96, 256, 288, 480]
     pieces = [
@@ -81,7 +104,7 @@ def test_pieces_are_the_whole(variables, dtype):
         }
         for start, end in itertools.pairwise(starts)
     ]
-    outputs = run_pieces(session_of(graph_of(variables, dtype, pieces=True)), pieces, batch=2)
+    outputs = run_pieces(session_of(graph_of(*network, pieces=True)), pieces, batch=2)
     for masks, wanted in zip(zip(*outputs, strict=True), whole, strict=True):
         mask = np.concatenate(masks, axis=1)
         error = np.abs(mask[:, late : late + 70] - wanted)

@@ -14,7 +14,8 @@ from audiosep_jax.encoders import wordllama
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import AudioFileError, ConfigError, EncoderMismatchError, QueryError
 from audiosep_jax.models.audiosep import AudioSep, ModelConfig, init_variables
-from audiosep_jax.separation.separator import Separator, load
+from audiosep_jax.separation.loading import load
+from audiosep_jax.separation.separator import Separator
 from audiosep_jax.training.config import TrainConfig
 
 

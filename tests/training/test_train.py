@@ -20,7 +20,7 @@ import audiosep_jax.training.train as train_module
 from audiosep_jax.checkpoints.checkpoint import describe
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.separation.separator import load
+from audiosep_jax.separation.loading import load
 from audiosep_jax.training.config import TrainConfig
 from audiosep_jax.training.mixing import AbsentQueries, SegmentMixer
 from audiosep_jax.training.monitoring import profiling, speed
@@ -69,6 +69,19 @@ def continued(dataset, tmp_path_factory):
 
 def test_continued_run_is_the_uninterrupted_one_bit_for_bit(continued, uninterrupted):
     assert_same_run(continued, uninterrupted)
+
+
+def test_an_equalizer_leaves_the_network_as_it_is_and_a_finished_run_gets_one(dataset, tmp_path, uninterrupted):
+    workdir = tmp_path / 'run'
+    train(config_of(dataset, workdir))
+    assert load(workdir).equalizer is None
+    train(config_of(dataset, workdir, equalizer=0.5))
+    assert_same_run(workdir, uninterrupted)
+    separator = load(workdir)
+    assert separator.equalizer.share == 0.5
+    assert len(separator.equalizer.counts) == 24  # all captions
+    train(config_of(dataset, workdir, equalizer=0.25))
+    assert load(workdir).equalizer.share == 0.25
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from support.training_runs import config_of
 
 import audiosep_jax.training.train as train_module
 from audiosep_jax.errors import CheckpointError, DataError
-from audiosep_jax.separation.separator import load
+from audiosep_jax.separation.loading import load
 from audiosep_jax.storage import run_lock
 from audiosep_jax.storage.run_lock import LOCK_FILE, RunLock
 from audiosep_jax.training.train import train

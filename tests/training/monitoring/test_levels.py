@@ -10,7 +10,7 @@ from support.training_runs import MIXER, MODEL, config_of
 from audiosep_jax.checkpoints.checkpoint import Level, describe
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.parallel.mesh import make_mesh, put_batch
-from audiosep_jax.separation.separator import load
+from audiosep_jax.separation.loading import load
 from audiosep_jax.training.augmentation import Augmentation
 from audiosep_jax.training.mixing import SegmentMixer
 from audiosep_jax.training.monitoring.levels import MixtureLevels

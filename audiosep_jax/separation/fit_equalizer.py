@@ -1,0 +1,74 @@
+"""Fits an equalizer (models/equalizer.py) to the clips of a training set and the embeddings of their captions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from audiosep_jax.data.mean_spectra import CaptionSpectra, caption_spectra
+from audiosep_jax.data.shards import Shards
+from audiosep_jax.models.audiosep import ModelConfig
+from audiosep_jax.models.equalizer import Equalizer
+
+_TEMPERATURES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+_MOST_JUDGED = 1024  # clips
+
+
+def fit_equalizer(
+    shards: Sequence[Shards], encoder: str, weights: Sequence[float], model: ModelConfig, share: float
+) -> Equalizer:
+    """Fits an equalizer. It is the same for the same data.
+
+    The temperature is the one at which the clips' own captions, without the clips themselves, predict their spectra
+    best.
+
+    Args:
+        shards: the splits to train on.
+        encoder: name of the encoder whose embeddings of the captions are cached.
+        weights: how often training draws clips from each; none: as often as they have clips.
+        model: whose STFT the equalizer is for.
+        share: see `Equalizer`.
+
+    Raises:
+        ConfigError: the share is not between 0 and 1.
+        DataError: a dataset or its embeddings cannot be read, or all clips of one are silent.
+    """
+    spectra = caption_spectra(shards, encoder, weights, sample_rate=model.sample_rate, window_size=model.window_size)
+    counts, sums = _by_caption(spectra)
+    temperature = max(_TEMPERATURES, key=lambda temperature: _mean_sdr(spectra, temperature))
+    power = (sums / counts[:, None]).astype(np.float32)
+    return Equalizer(spectra.embeddings, power, counts.astype(np.float32), temperature, share)
+
+
+def _by_caption(spectra: CaptionSpectra) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how often each caption is used, and the sum of the spectra of its uses."""
+    counts = np.bincount(spectra.captions, spectra.uses, len(spectra.embeddings))
+    sums = np.zeros((len(counts), spectra.power.shape[1]))
+    np.add.at(sums, spectra.captions, spectra.uses[:, None] * spectra.power[spectra.clips])
+    return counts, sums
+
+
+def _mean_sdr(spectra: CaptionSpectra, temperature: float) -> float:
+    """Returns the SDR in dB with which each clip is found in a mixture with the mean clip, averaged over clips.
+
+    The gains are those of one of its captions and of all clips but itself.
+    """
+    counts, sums = _by_caption(spectra)
+    mean = sums.sum(0)
+    judged = np.unique(spectra.clips, return_index=True)[1]
+    judged = judged[:: -(-len(judged) // _MOST_JUDGED)]
+    queries = spectra.embeddings[spectra.captions[judged]]
+    nearness = np.exp((queries @ spectra.embeddings.T - 1) / temperature)
+    power, total = nearness @ sums, nearness @ counts
+    rounding = 1e-9 * total
+    for row, clip in enumerate(spectra.clips[judged]):
+        own = np.flatnonzero(spectra.clips == clip)
+        share = nearness[row, spectra.captions[own]] @ spectra.uses[own]
+        power[row] -= share * spectra.power[clip]
+        total[row] -= share
+    # Where no other caption is near, rounding is all that is left.
+    known = (total > rounding)[:, None]
+    power = np.where(known, np.maximum(power, 0) / np.where(known, total[:, None], 1), mean)
+    gains = power / np.maximum(power + mean, 1e-12)
+    target = spectra.power[spectra.clips[judged]]
+    error = np.sum((1 - gains) ** 2 * target + gains**2 * mean, axis=1)
+    return float(np.mean(10 * np.log10(target.sum(1) / np.maximum(error, 1e-12))))
