@@ -10,9 +10,8 @@ table.
 
 Each clip for validation is mixed at equal energy with a random one of another label. It is asked for by its caption, by
 words that are in no caption (`--paraphrases`), and by the caption of a label that is not in the mixture. `blended` is
-what its caption gives with a tenth of the mixture left in, as by the web page's strength of 0.9. `+ equalizer` is the
-mean of what the network gives and of what an equalizer gives that knows the query alone: the mean of the fixed masks of
-the training captions, weighted by how near in meaning they are.
+what its caption gives with a tenth of the mixture left in, as by the web page's strength of 0.9. `+ equalizer` is what
+the whole checkpoint gives if it has an equalizer; the other columns are of the network alone.
 """
 
 import dataclasses
@@ -27,7 +26,6 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from scipy.special import softmax
 
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError, reported
@@ -36,7 +34,6 @@ from audiosep_jax.evaluation.scoring import sdr_family
 from audiosep_jax.evaluation.statistics import bootstrap_interval
 from audiosep_jax.evaluation.training_mask import TrainingMask, fit_training_mask
 from audiosep_jax.separation.loading import load
-from audiosep_jax.separation.separator import Separator
 from audiosep_jax.separation.strength import blended
 from audiosep_jax.storage.cache import enable_compilation_cache
 from audiosep_jax.storage.json_files import read_json, write_json
@@ -104,15 +101,13 @@ def main(
     build_shards(read_manifest(data), shards, sample_rate=sample_rate, name='recipes')
     embed_captions(shards, load_encoder(encoder))
     mixtures = mix(read_clips(validation, sample_rate), count, read_json(paraphrases, dict, error=ConfigError))
-    equalizer = Equalizer.fit(shards, sample_rate)
     results = {}
     for seed in seeds:
         for name, own in chosen.items():
             arguments = [*shlex.split(own), *shlex.split(flags), '--seed', str(seed), '--encoder', encoder]
-            results[name, seed] = scores_of_run(
-                experiment, shards, arguments, out / f'{name}-{seed}', mixtures, equalizer
-            )
-    results |= {(name, 0): scores for name, scores in floors(mixtures, equalizer).items()}
+            results[name, seed] = scores_of_run(experiment, shards, arguments, out / f'{name}-{seed}', mixtures)
+    fixed = fit_training_mask([shards], sample_rate=sample_rate, window_size=1024, hop_size=256)
+    results |= {(name, 0): scores for name, scores in floors(mixtures, fixed).items()}
     # A file has no width, for which rich takes 80 columns.
     Console(width=None if sys.stdout.isatty() else 320).print(table(results, next(iter(chosen))))
 
@@ -160,56 +155,7 @@ def _another(clips: Sequence[Clip], labels: set[str], rng: np.random.Generator) 
     return others[rng.integers(len(others))]
 
 
-@dataclasses.dataclass(frozen=True)
-class Equalizer:
-    """The fixed masks of a training set, to be chosen by a label or by the meaning of a query."""
-
-    mask: TrainingMask
-
-    @classmethod
-    def fit(cls, shards: Path, sample_rate: int) -> 'Equalizer':
-        return cls(fit_training_mask([shards], sample_rate=sample_rate, window_size=1024, hop_size=256))
-
-    def by_label(self, mixtures: Mixtures) -> list[np.ndarray]:
-        """Returns the estimates of the fixed mask of each target's label; float32 [T_i]."""
-        classes = [self.mask.class_of(Item('', {}, None, None, label)) for label in mixtures.labels]
-        return [
-            self.mask.separate(mixture[None], [name])[0]
-            for mixture, name in zip(mixtures.mixtures, classes, strict=True)
-        ]
-
-    def by_meaning(
-        self, separator: Separator, mixtures: Sequence[np.ndarray], texts: Sequence[str]
-    ) -> list[np.ndarray]:
-        """Returns the estimates of masks that are means over the training texts, weighted by exp(cosine / 0.05).
-
-        Args:
-            separator: its encoder is used.
-            mixtures: float32 [T_i].
-            texts: a query for each.
-        """
-        known = list(self.mask.names)
-        masks = np.stack([self.mask.mask.masks[self.mask.names[text]] for text in known])
-        cosines = _unit(separator.embed(list(texts))) @ _unit(separator.embed(known)).T
-        estimates = []
-        for mixture, gains in zip(mixtures, softmax(cosines / 0.05, axis=1) @ masks, strict=True):
-            own = dataclasses.replace(self.mask.mask, masks={'': gains.astype(np.float32)})
-            estimates.append(own.separate(mixture[None], [''])[0])
-        return estimates
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-
-
-def scores_of_run(
-    experiment: Path,
-    shards: Path,
-    arguments: list[str],
-    folder: Path,
-    mixtures: Mixtures,
-    equalizer: Equalizer,
-) -> Scores:
+def scores_of_run(experiment: Path, shards: Path, arguments: list[str], folder: Path, mixtures: Mixtures) -> Scores:
     """Trains one run and scores it, or reads the scores that it has.
 
     Raises:
@@ -229,26 +175,28 @@ def scores_of_run(
     if code:
         print(f'{folder.name}: ended with exit code {code}; see {log.name}', file=sys.stderr)
         raise SystemExit(code)
-    scores = score(load(folder / 'run'), mixtures, equalizer)
+    scores = score(folder / 'run', mixtures)
     write_json(path, {'arguments': arguments, 'scores': scores})
     return scores
 
 
-def score(separator: Separator, mixtures: Mixtures, equalizer: Equalizer) -> Scores:
-    """Separates the mixtures by each kind of query."""
+def score(run: Path, mixtures: Mixtures) -> Scores:
+    """Separates the mixtures by each kind of query, by the network alone and with its equalizer."""
+    network, whole = load(run, equalizer=0), load(run)
     scores = {}
     for kind, texts in mixtures.queries.items():
         some = [i for i, text in enumerate(texts) if text]
-        queries, sounds = [texts[i] for i in some], [mixtures.mixtures[i] for i in some]
-        estimates = separator.separate_batch(sounds, separator.embed(queries))
+        if not some:
+            continue
+        embeddings = network.embed([texts[i] for i in some])
+        sounds = [mixtures.mixtures[i] for i in some]
+        estimates = network.separate_batch(sounds, embeddings)
         scores[kind] = _scores(estimates, mixtures, some)
         if kind == 'caption':
             blends = [blended(x, sound, STRENGTH) for x, sound in zip(estimates, sounds, strict=True)]
             scores['blended'] = _scores(blends, mixtures, some)
-        if kind != 'wrong' and some:
-            equalized = equalizer.by_meaning(separator, sounds, queries)
-            means = [(x + y) / 2 for x, y in zip(estimates, equalized, strict=True)]
-            scores[f'{kind} + equalizer'] = _scores(means, mixtures, some)
+        if whole.equalizer is not None:
+            scores[f'{kind} + equalizer'] = _scores(whole.separate_batch(sounds, embeddings), mixtures, some)
     return scores
 
 
@@ -261,20 +209,24 @@ def _scores(estimates: Sequence[np.ndarray], mixtures: Mixtures, which: Sequence
     return found
 
 
-def floors(mixtures: Mixtures, equalizer: Equalizer) -> dict[str, Scores]:
-    """Scores two methods that need no training: half of the mixture, and an equalizer for each label."""
+def floors(mixtures: Mixtures, fixed: TrainingMask) -> dict[str, Scores]:
+    """Scores two methods that need no training: half of the mixture, and an equalizer that is told the label."""
     everything = range(len(mixtures.labels))
+    classes = [fixed.class_of(Item('', {}, None, None, label)) for label in mixtures.labels]
+    estimates = [
+        fixed.separate(mixture[None], [name])[0] for mixture, name in zip(mixtures.mixtures, classes, strict=True)
+    ]
     return {
         'half of the mixture': {'caption': _scores([x / 2 for x in mixtures.mixtures], mixtures, everything)},
-        'fixed mask': {'caption': _scores(equalizer.by_label(mixtures), mixtures, everything)},
+        'fixed mask': {'caption': _scores(estimates, mixtures, everything)},
     }
 
 
 def table(results: dict[tuple[str, int], Scores], first: str) -> Table:
     """Returns means with 95 % intervals over the mixtures, each averaged over the seeds; differences are paired."""
-    kinds = 'caption', 'blended', 'caption + equalizer', 'new words', 'new words + equalizer', 'wrong'
+    kinds = 'caption', 'blended', 'caption + equalizer', 'new words', 'new words + equalizer'
     columns = [(kind, metric) for kind in kinds for metric in METRICS]
-    columns.remove(('wrong', 'si_sdr'))
+    columns += [('wrong', 'sdri'), ('wrong + equalizer', 'sdri')]
     titles = {'sdri': 'SDRi', 'si_sdr': 'SI-SDR'}
     made = Table('setting', 'seeds', *(f'{kind}, {titles[metric]}' for kind, metric in columns), title='dB')
     for name in dict.fromkeys(name for name, _ in results):

@@ -46,6 +46,7 @@ def get_config() -> TrainConfig:
         mixing=SegmentMixer(mix_group=4, lower_db=-5, upper_db=5),
         augmentation=Augmentation(pitch_semitones=4, equalizer_db=10, reverberation_ms=200, share=0.7),
         loss='snr',
+        equalizer=0.5,
         optimizer=OptimizerConfig(
             learning_rate=3e-3, schedule='cosine', warmup_steps=100, clip_norm=1.0, amsgrad=False
         ),

@@ -2,14 +2,15 @@
 
 import json
 import re
-import types
 
 import numpy as np
 import pytest
-from support.small_separator import save_small
+from support.small_separator import CONFIG, save_small
 
 from audiosep_jax.audio.writing import write_audio
+from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.errors import ConfigError, DataError
+from audiosep_jax.models.equalizer import Equalizer
 from data_prep.clips.base import Clip
 
 SAMPLE_RATE = 8000
@@ -137,26 +138,26 @@ def test_labels_with_capitals_get_their_equalizer(recipes, arguments, tmp_path):
     shards = tmp_path / 'shards'
     recipes.build_shards(recipes.read_manifest(arguments['data']), shards, sample_rate=SAMPLE_RATE, name='clips')
     mixtures = recipes.mix(clips(), 6, {})
-    equalizer = recipes.Equalizer.fit(shards, SAMPLE_RATE)
-    plain = equalizer.by_label(mixtures)
+    fixed = recipes.fit_training_mask([shards], sample_rate=SAMPLE_RATE, window_size=1024, hop_size=256)
+    plain = recipes.floors(mixtures, fixed)
     mixtures.labels[:] = [label.title() for label in mixtures.labels]
-    for found, expected in zip(equalizer.by_label(mixtures), plain, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    assert recipes.floors(mixtures, fixed) == plain
+    assert plain['fixed mask'] != plain['half of the mixture']
 
 
-def test_the_equalizer_of_a_meaning_is_that_of_the_nearest_captions(recipes, arguments, tmp_path):
-    shards = tmp_path / 'shards'
-    recipes.build_shards(recipes.read_manifest(arguments['data']), shards, sample_rate=SAMPLE_RATE, name='clips')
+def test_the_network_is_scored_alone_and_with_its_equalizer(recipes, small, tmp_path):
     mixtures = recipes.mix(clips(), 6, {})
-    equalizer = recipes.Equalizer.fit(shards, SAMPLE_RATE)
-
-    def embed(texts):
-        """Knows labels alone, and is sure of them."""
-        return np.array([[label in text for label in LABELS] for text in texts], np.float32).reshape(-1, 3)
-
-    silent = types.SimpleNamespace(embed=embed, separate_batch=lambda sounds, embeddings: [0 * x for x in sounds])
-    by_meaning = equalizer.by_meaning(silent, mixtures.mixtures, mixtures.queries['caption'])
-    for found, expected in zip(by_meaning, equalizer.by_label(mixtures), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-    scores = recipes.score(silent, mixtures, equalizer)['caption + equalizer']
-    assert scores == recipes._scores([x / 2 for x in by_meaning], mixtures, range(6))
+    assert set(recipes.score(small, mixtures)) == {'caption', 'blended', 'wrong'}
+    run = tmp_path / 'run'
+    save_small(run)
+    bins = CONFIG.window_size // 2 + 1
+    embeddings = np.eye(2, CONFIG.condition_size, dtype=np.float32)
+    # Of two captions with the same spectra, every query gets half of the mixture.
+    same = Equalizer(embeddings, np.ones((2, bins), np.float32), np.ones(2, np.float32), 0.1, 1.0)
+    write_equalizer(run, same)
+    scores = recipes.score(run, mixtures)
+    assert scores['caption'] == recipes.score(small, mixtures)['caption']
+    half = recipes._scores([x / 2 for x in mixtures.mixtures], mixtures, range(6))
+    for metric in recipes.METRICS:
+        np.testing.assert_allclose(scores['caption + equalizer'][metric], half[metric], atol=1e-3)
+        np.testing.assert_allclose(scores['wrong + equalizer'][metric], half[metric], atol=1e-3)
