@@ -65,7 +65,10 @@ def run(command: Convert) -> int:
         given += ['--ignore-unknown'] * command.ignore_unknown
         if given:
             raise ConfigError(f'{given[0]} only applies to conversions from PyTorch: omit it')
-        count, notes = to_torch(open_checkpoint(command.source), command.destination, force=command.force)
+        found = open_checkpoint(command.source)
+        count, notes = to_torch(found, command.destination, force=command.force)
+        if found.equalizer is not None:
+            notes = [*notes, 'the equalizer was left out: PyTorch gets the network alone']
         terminal.say(f'{command.destination}: {count} tensors')
         for note in notes:
             terminal.note(note)

@@ -120,6 +120,8 @@ def test_the_equalizer_is_shown_and_has_the_share_that_a_flag_says(folder, capsy
     np.testing.assert_allclose(half, (plain + alone) / 2, atol=1e-6)
     assert np.abs(half - plain).max() > 1e-4
     capsys.readouterr()
+    assert main(['convert', 'with', 'network.ckpt']) == main(['convert', 'without', 'same.ckpt']) == 0
+    assert capsys.readouterr().err.count('the equalizer was left out') == 1
     command = ['separate', 'in.wav', '--query', 'rain', '-o', 'out.wav', '--force']
     assert main([*command, '--checkpoint', 'without', '--equalizer', '0.5']) == 2
     assert 'without has no equalizer' in one_error(capsys)
