@@ -91,5 +91,5 @@ def shared(
     weights: Mapping[str, Array | np.ndarray], mask: Complex64[Array, 'B N F'], gain: Float32[Array, '#B F']
 ) -> Complex64[Array, 'B N F']:
     """Returns the mask whose result is the mean of the network's and the equalizer's, in the shares of both."""
-    share = weights['share']
+    share = jnp.asarray(weights['share'])
     return (1 - share) * mask + share * gain[:, None]
