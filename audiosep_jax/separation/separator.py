@@ -133,8 +133,9 @@ class Separator:
         self.level: LevelRule = check_level(level or ('off' if trained_level is None else 'auto'))
         self._whole = max_whole_seconds * config.sample_rate
         local = {key: jax.tree.map(_local_copy, variables[key]) for key in ('params', 'batch_stats')}
-        lanes = lanes_of(jax.default_backend())
-        weights = jax.jit(functools.partial(fold, config, lanes=lanes))(local)
+        backend = jax.default_backend()
+        folded = functools.partial(fold, config, lanes=lanes_of(backend), transformed=backend == 'cpu')
+        weights = jax.jit(folded)(local)
         self.equalizer = equalizer if equalizer is not None and equalizer.share else None
         if self.equalizer is not None:
             weights['equalizer'] = jax.device_put(self.equalizer.weights())
