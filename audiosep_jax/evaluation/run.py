@@ -37,6 +37,7 @@ from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.query_texts import query_texts
 from audiosep_jax.evaluation.results import EXCLUDED, TARGET, ItemScore, Results, Row, make_rows
 from audiosep_jax.evaluation.scoring import BatchScorer, embed_exclusions, sdr_family, stft_sizes
+from audiosep_jax.evaluation.statistics import interval_notes
 from audiosep_jax.evaluation.training_mask import TrainingMask, fit_training_mask
 from audiosep_jax.parallel.hosts import gathered
 from audiosep_jax.storage.json_files import check_shape
@@ -439,7 +440,13 @@ class _Evaluation:
             sample_rate=self._rate,
             seed=seed,
             info={**self._separator.info, 'hash': self._hash},
-            notes=(*benchmark.notes, *self._rate_notes(benchmark), *self._mask_notes(), *self._damage_notes()),
+            notes=(
+                *benchmark.notes,
+                *self._rate_notes(benchmark),
+                *interval_notes([item.item.label for item in scored], statistic),
+                *self._mask_notes(),
+                *self._damage_notes(),
+            ),
         )
 
     def _rate_notes(self, benchmark: Benchmark) -> list[str]:

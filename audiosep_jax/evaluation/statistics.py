@@ -66,6 +66,15 @@ def bootstrap_interval(values: np.ndarray, labels: Sequence[str] | None, seed: i
     return float(low), float(high)
 
 
+def interval_notes(labels: Sequence[str], statistic: Statistic) -> list[str]:
+    """Returns a note if intervals are too narrow, because they are drawn within classes and many have one item."""
+    sizes = [len(rows) for rows in _rows_of(labels)]
+    alone = sizes.count(1)
+    if statistic == 'mean' or 10 * alone < len(sizes):
+        return []
+    return [f'{alone} of {len(sizes)} classes have one item, whose spread is not known: the intervals are too narrow']
+
+
 def _mean_resamples(values: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the means of resamples that draw groups [n] of values [n, M] with replacement, [resamples, M]."""
     _, codes = np.unique(groups, return_inverse=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiosep_jax.evaluation.statistics import aggregate, bootstrap_interval, intervals
+from audiosep_jax.evaluation.statistics import aggregate, bootstrap_interval, interval_notes, intervals
 
 SCORES = st.lists(st.tuples(st.sampled_from('abcd'), st.floats(-50, 50)), min_size=1, max_size=30)
 
@@ -66,3 +66,12 @@ def test_classes_are_fixed_and_not_drawn():
         assert intervals(values, labels, [''] * 33, statistic, seed=0).tolist() == [[5.0], [5.0]]
     low, high = intervals(values, labels, [''] * 33, 'mean', seed=0)[:, 0]
     assert low < 10 / 11 < high
+
+
+def test_a_note_where_many_classes_have_one_item():
+    labels = ['a', 'b', 'b', 'c', 'c']
+    assert interval_notes(labels, 'mean') == []
+    (note,) = interval_notes(labels, 'mean of class means')
+    assert note.startswith('1 of 3 classes have one item')
+    assert interval_notes([f'{n % 20}' for n in range(39)], 'mean of class medians') == []
+    assert interval_notes(['a'] * 3, 'mean of class means') == []
