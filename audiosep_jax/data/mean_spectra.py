@@ -17,6 +17,7 @@ from audiosep_jax.data.embeddings import EmbeddingCache
 from audiosep_jax.data.records import Record, decode_audio
 from audiosep_jax.data.shards import Shards
 from audiosep_jax.errors import DataError
+from audiosep_jax.progress import printed_progress, progress_bar
 
 # More than these hardly change means.
 _MOST_CLIPS = 4096
@@ -50,7 +51,8 @@ def caption_spectra(
 ) -> CaptionSpectra:
     """Measures the spectra of the clips of datasets and groups their captions, of which equal embeddings are one.
 
-    Of large datasets, it takes some thousands of clips and of captions.
+    Of large datasets, it takes some thousands of clips and of captions. Clips that cannot be read are left out, as in
+    training, which counts them.
 
     Args:
         shards: the splits to train on.
@@ -60,7 +62,7 @@ def caption_spectra(
         window_size: samples of the STFT's window.
 
     Raises:
-        DataError: a dataset or its embeddings cannot be read, or all clips of one are silent.
+        DataError: the embeddings of a dataset cannot be read, or all of its clips are silent or unreadable.
     """
     shares = np.asarray([*weights] or [len(split) for split in shards], np.float64)
     power: list[np.ndarray] = []
@@ -70,17 +72,14 @@ def caption_spectra(
     for split, share in zip(shards, shares / shares.sum(), strict=True):
         cache, first = EmbeddingCache(split, encoder), len(power)
         uses_of_split: list[float] = []
-        for index in _spread(len(split), max(_MOST_CLIPS // len(shards), 1)):
-            spectrum = mean_power(samples(split.read(index), sample_rate, _MOST_SECONDS), window_size, window_size // 2)
-            if spectrum is None:
-                continue
+        for index, spectrum in _spectra(split, max(_MOST_CLIPS // len(shards), 1), sample_rate, window_size):
             embeddings = cache.rows(index)
             rows.append(embeddings)
             uses_of_split += [1 / len(embeddings)] * len(embeddings)
             clips += [len(power)] * len(embeddings)
             power.append(spectrum)
         if len(power) == first:
-            raise DataError(f'{split.directory}: all clips are silent, so they have no spectra')
+            raise DataError(f'{split.directory}: all clips are silent or unreadable, so they have no spectra')
         uses += [share * use / (len(power) - first) for use in uses_of_split]
     embeddings, captions = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
     kept = np.ones(len(captions), bool)
@@ -98,6 +97,24 @@ def caption_spectra(
         captions[kept],
         np.asarray(clips)[kept],
     )
+
+
+def _spectra(split: Shards, most: int, sample_rate: int, window_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index, mean power spectrum) of some clips of a split that are neither silent nor unreadable."""
+    indices = [*_spread(len(split), most)]
+    with (
+        progress_bar(f'spectra of {split.directory}') as show,
+        printed_progress('measured the spectra of', show) as report,
+    ):
+        for done, index in enumerate(indices, 1):
+            try:
+                clip = samples(split.read(index), sample_rate, _MOST_SECONDS)
+            except DataError:
+                continue
+            spectrum = mean_power(clip, window_size, window_size // 2)
+            report(done, len(indices))
+            if spectrum is not None:
+                yield index, spectrum
 
 
 def _spread(count: int, most: int) -> Iterator[int]:

@@ -30,7 +30,7 @@ def fit_equalizer(
 
     Raises:
         ConfigError: the share is not between 0 and 1.
-        DataError: a dataset or its embeddings cannot be read, or all clips of one are silent.
+        DataError: the embeddings of a dataset cannot be read, or all of its clips are silent or unreadable.
     """
     spectra = caption_spectra(shards, encoder, weights, sample_rate=model.sample_rate, window_size=model.window_size)
     counts, sums = _by_caption(spectra)

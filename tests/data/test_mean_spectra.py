@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.data_batches import damage_clips
 from support.small_dataset import SAMPLE_RATE
 
 from audiosep_jax.data import mean_spectra
@@ -86,7 +87,17 @@ def test_of_many_clips_and_captions_it_takes_some(tmp_path, monkeypatch):
     assert len(measure(shards).power) == 2
 
 
+def test_clips_that_cannot_be_read_are_left_out(tmp_path):
+    clips = [(tone(500), ('a low tone',)), (tone(3000), ('a whistle',)), (tone(2500), ('a bird',))]
+    shards = build(tmp_path / 'a', clips)
+    damage_clips(tmp_path / 'a', ['clip-1'])
+    spectra = measure(Shards(tmp_path / 'a'))
+    assert len(spectra.power) == len(spectra.embeddings) == 2
+    np.testing.assert_allclose(spectra.uses, [1 / 2] * 2, rtol=1e-5)
+    assert len(shards) == 3
+
+
 def test_nothing_but_silence_is_an_error(tmp_path):
     shards = build(tmp_path / 'quiet', [(np.zeros(2000, np.float32), ('silence',))])
-    with pytest.raises(DataError, match='quiet: all clips are silent'):
+    with pytest.raises(DataError, match='quiet: all clips are silent or unreadable'):
         measure(shards)
