@@ -123,3 +123,38 @@ def test_the_compiler_for_tpus_does_not_complain_of_this_machine():
     environment = {name: value for name, value in os.environ.items() if not name.startswith('TPU_')}
     done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ('8\n', '')
+
+
+# An upsampling of the article's network, and the statistics of its result, at the size of 8 clips.
+UPSAMPLED = """
+import sys
+import jax
+import jax.numpy as jnp
+from audiosep_jax.models.convolution import upsample
+from audiosep_jax.models.normalization import batch_norm_shift_activate
+from audiosep_jax.training.planning.topologies import *
+
+look_for_no_devices()
+topology = parse_topology(sys.argv[1])
+sharding = jax.sharding.SingleDeviceSharding(topology_devices(topology)[0])
+
+
+def program(x, kernel, vectors, shift):
+    y = upsample(jax.nn.leaky_relu(x), kernel, (1, 2))
+    scale, bias, center = vectors
+    return batch_norm_shift_activate(y, scale, bias, shift, center, jnp.bfloat16)
+
+
+like = (8, 128, 256, 64), (64, 2, 2, 64), (3, 64), (8, 64)
+shapes = zip(like, [jnp.bfloat16] + 3 * [jnp.float32], strict=True)
+arguments = [jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes]
+compile_lowered(jax.jit(program).lower(*arguments), topology)
+"""
+
+
+@pytest.mark.skipif(not has_tpu_compiler, reason='libtpu is not installed')
+@pytest.mark.parametrize('text', ['v5e:1x1', 'v6e:1x1'])
+def test_an_upsampling_and_its_statistics_compile(text):
+    """The compiler of a v6e crashed when all of it was one operation."""
+    done = subprocess.run([sys.executable, '-c', UPSAMPLED, text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
