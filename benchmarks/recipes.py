@@ -44,6 +44,7 @@ from data_prep.embed import embed_captions
 
 HERE = Path(__file__).parent
 METRICS = ('sdri', 'si_sdr')
+_VERSION = 2  # of the scores: increases when a column comes to mean something else
 STRENGTH = 0.9  # see `blended`
 Scores = dict[str, dict[str, list[float]]]  # kind of query -> metric -> dB, for each mixture
 
@@ -165,6 +166,8 @@ def scores_of_run(experiment: Path, shards: Path, arguments: list[str], folder: 
     path = folder / 'scores.json'
     if path.exists():
         stored = read_json(path, dict, error=DataError)
+        if stored.get('version') != _VERSION:
+            raise DataError(f'{path}: was scored by another version: remove it, and the run is scored again')
         if stored['arguments'] != arguments:
             raise ConfigError(f'{path}: is of other flags, {shlex.join(stored["arguments"])}: use another --out')
         return stored['scores']
@@ -176,7 +179,7 @@ def scores_of_run(experiment: Path, shards: Path, arguments: list[str], folder: 
         print(f'{folder.name}: ended with exit code {code}; see {log.name}', file=sys.stderr)
         raise SystemExit(code)
     scores = score(folder / 'run', mixtures)
-    write_json(path, {'arguments': arguments, 'scores': scores})
+    write_json(path, {'version': _VERSION, 'arguments': arguments, 'scores': scores})
     return scores
 
 

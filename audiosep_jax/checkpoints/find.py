@@ -38,13 +38,12 @@ def open_checkpoint(path: str | Path | None, *, step: int | None = None) -> Infe
         DownloadError: the checkpoint has to be downloaded, which fails.
     """
     folder = find_checkpoint(path)
-    if not is_bucket(folder) and is_hub_folder(folder):
-        checkpoint = read_hub_folder(folder, step=step)
-    else:
-        if not is_bucket(folder):
-            check_config(folder)
-        checkpoint = load_for_inference(folder, step=step)
-    return dataclasses.replace(checkpoint, equalizer=read_equalizer(checkpoint.root, checkpoint.model))
+    if not is_bucket(folder):
+        if is_hub_folder(folder):
+            return read_hub_folder(folder, step=step)
+        check_config(folder)
+    found = load_for_inference(folder, step=step)
+    return dataclasses.replace(found, equalizer=read_equalizer(found.root, found.model, found.encoder))
 
 
 def find_checkpoint(path: str | Path | None) -> Path:

@@ -20,7 +20,7 @@ import numpy as np
 
 from audiosep_jax import config as configs
 from audiosep_jax.checkpoints.checkpoint import SEPARATOR_PREFIX, InferenceCheckpoint, Level, LevelRecord, errors_about
-from audiosep_jax.checkpoints.equalizer_file import write_equalizer
+from audiosep_jax.checkpoints.equalizer_file import read_equalizer, write_equalizer
 from audiosep_jax.encoders.base import Identity
 from audiosep_jax.errors import CheckpointError, ConfigError, DataError
 from audiosep_jax.models.audiosep import ModelConfig
@@ -48,6 +48,7 @@ class _Settings(_Version):
     encoder: Identity | None
     step: int
     level: NotRequired[LevelRecord]
+    equalizer: NotRequired[bool]
 
 
 def is_hub_folder(folder: Path) -> bool:
@@ -102,13 +103,15 @@ def write_hub_folder(folder: Path, checkpoint: InferenceCheckpoint, encoder: dic
     named = {SEPARATOR_PREFIX + name: value for name, value in tensors.items()}
     write_tensors(folder / WEIGHTS, named, {'format': 'pt'})
     if checkpoint.equalizer is not None:
-        write_equalizer(folder, checkpoint.equalizer)
+        write_equalizer(folder, checkpoint.equalizer, encoder)
     settings = {
         'model_type': _MODEL_TYPE,
         'format_version': _FORMAT_VERSION,
         'model': configs.to_dict(checkpoint.model),
         'encoder': encoder,
         'step': checkpoint.step,
+        # An upload deletes nothing, so a repository may hold the equalizer of an earlier one.
+        'equalizer': checkpoint.equalizer is not None,
         **(checkpoint.level.record() if checkpoint.level is not None else {}),
     }
     try:
@@ -154,6 +157,7 @@ def read_hub_folder(folder: Path, *, step: int | None = None) -> InferenceCheckp
     # Copy: the file is only memory-mapped, and may be replaced while the separator is in use.
     variables = jax.tree.map(np.array, variables)
     record = {'config': {'model': settings['model']}, 'encoder': encoder, 'step': found}
+    equalizer = read_equalizer(folder, model, encoder) if settings.get('equalizer') else None
     return InferenceCheckpoint(
-        model, variables, encoder, found, record, folder.absolute(), verified and file.verified, level
+        model, variables, encoder, found, record, folder.absolute(), verified and file.verified, level, equalizer
     )

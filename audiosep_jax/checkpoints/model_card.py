@@ -68,8 +68,18 @@ asj.write_audio('target.wav', out.targets[0], rate)
 audiosep-jax separate street.wav --query "{example}" --checkpoint {repository} -o target.wav
 ```
 
-`model.safetensors` has the tensors under the names of the original PyTorch code.
+`model.safetensors` has the tensors under the names of the original PyTorch code.{_equalizer(checkpoint)}
 {_evaluation(tables)}"""
+
+
+def _equalizer(checkpoint: InferenceCheckpoint) -> str:
+    if checkpoint.equalizer is None:
+        return ''
+    share = checkpoint.equalizer.share
+    return (
+        f' They are the network alone: `audiosep_jax` mixes in an equalizer (`equalizer.safetensors`), as {share:.0%} '
+        'of the result.'
+    )
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

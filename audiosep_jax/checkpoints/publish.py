@@ -107,6 +107,10 @@ def _write_repository(
         scored = (table.get('checkpoint') or {}).get('step')
         if scored not in (None, checkpoint.step):
             raise DataError(f'{path}: scores of step {scored}, but the checkpoint is of step {checkpoint.step}')
+        share = (table.get('checkpoint') or {}).get('equalizer')
+        own = checkpoint.equalizer.share if checkpoint.equalizer is not None else 0.0
+        if share not in (None, own):
+            raise DataError(f'{path}: scores with an equalizer of {share:g}, but that of the checkpoint is {own:g}')
     encoder = _add_encoder(checkpoint, folder / 'encoder')
     write_hub_folder(folder, checkpoint, encoder)
     if (checkpoint.root / 'examples').is_dir():

@@ -7,7 +7,8 @@
                              /checksums.sha256          of all these files
 
 Next to `checkpoints` there may be two more folders: `encoder` holds the query encoder's weights and tokenizer, and
-`original`, in a converted checkpoint, holds what only the way back to PyTorch needs (`originals.py`).
+`original`, in a converted checkpoint, holds what only the way back to PyTorch needs (`originals.py`). The file
+`equalizer.safetensors` is that of the run (`equalizer_file.py`).
 
 A step is written under a temporary name and renamed when it is complete. A run that is killed at any moment therefore
 leaves complete checkpoints, and perhaps a remnant that is never mistaken for one (`steps.py`).

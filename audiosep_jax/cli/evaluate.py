@@ -76,7 +76,7 @@ class Evaluate:
     level: LevelFlag = None
     """Let the network hear mixtures at the level that it was trained at (auto), or as they are (off)."""
     equalizer: EqualizerFlag = None
-    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/recipes.md)."""
+    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/train.md)."""
     skip_shuffled: bool = False
     """Omit the row of shuffled queries, which takes half of the time."""
     skip_pictures: bool = False

@@ -41,7 +41,7 @@ def run(command: Inspect) -> int:
         terminal.say(f'level       {level.low_db:.1f}, {level.median_db:.1f}, {level.high_db:.1f} dBFS (see --level)')
     if checkpoint.equalizer is not None:
         equalizer = checkpoint.equalizer
-        about = f'{equalizer.share:g} of the result, of {len(equalizer.counts)} captions (see --equalizer)'
+        about = f'share {equalizer.share:g}, {len(equalizer.counts)} captions (see --equalizer)'
         terminal.say(f'equalizer   {about}')
     terminal.say(f'checksums   {"verified" if checkpoint.verified else "unverified (written without checksums)"}')
     terminal.say('config')

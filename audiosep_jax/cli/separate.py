@@ -113,7 +113,7 @@ class Separate:
     """Let the network hear quiet and loud recordings at the level that it was trained at (auto), or as they are (off).
     The level of the outputs stays in proportion to the input."""
     equalizer: EqualizerFlag = None
-    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/recipes.md)."""
+    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/train.md)."""
     dtype: DtypeFlag = None
     """Number format of the network. bfloat16 is for accelerators, and less accurate (docs/separate.md)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None

@@ -46,7 +46,7 @@ class Serve:
     level: LevelFlag = None
     """Let the network hear recordings at the level that it was trained at (auto), or as they are (off)."""
     equalizer: EqualizerFlag = None
-    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/recipes.md)."""
+    """Share of the checkpoint's equalizer in the results, from 0 to 1 (docs/train.md)."""
     max_seconds: float = 600.0
     """The longest recording accepted."""
     max_megabytes: int = 200

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 
 from audiosep_jax.audio.resampling import resample
 from audiosep_jax.audio.samples import INT16_SCALE
@@ -41,7 +41,7 @@ class CaptionSpectra:
 
     embeddings: Float32[np.ndarray, 'K E']
     power: Float32[np.ndarray, 'clips F']
-    uses: Float32[np.ndarray, ' U']
+    uses: Float64[np.ndarray, ' U']
     captions: Int[np.ndarray, ' U']
     clips: Int[np.ndarray, ' U']
 
@@ -82,6 +82,7 @@ def caption_spectra(
             raise DataError(f'{split.directory}: all clips are silent or unreadable, so they have no spectra')
         uses += [share * use / (len(power) - first) for use in uses_of_split]
     embeddings, captions = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+    captions = captions.reshape(-1)  # which it was not in NumPy 2.0.0
     kept = np.ones(len(captions), bool)
     if len(embeddings) > _MOST_CAPTIONS:
         chosen = np.random.default_rng(0).choice(len(embeddings), _MOST_CAPTIONS, replace=False)
@@ -93,7 +94,7 @@ def caption_spectra(
     return CaptionSpectra(
         embeddings,
         np.asarray(power, np.float32),
-        (counts / counts.sum()).astype(np.float32),
+        counts / counts.sum(),
         captions[kept],
         np.asarray(clips)[kept],
     )
@@ -107,12 +108,12 @@ def _spectra(split: Shards, most: int, sample_rate: int, window_size: int) -> It
         printed_progress('measured the spectra of', show) as report,
     ):
         for done, index in enumerate(indices, 1):
+            report(done, len(indices))
             try:
                 clip = samples(split.read(index), sample_rate, _MOST_SECONDS)
             except DataError:
                 continue
             spectrum = mean_power(clip, window_size, window_size // 2)
-            report(done, len(indices))
             if spectrum is not None:
                 yield index, spectrum
 

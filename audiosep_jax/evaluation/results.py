@@ -174,7 +174,7 @@ class Results:
             'left_out_counts': self.counts,
             'silent_targets': list(self.silent_targets),
             'notes': list(self.notes),
-            'checkpoint': {key: self.info.get(key) for key in ('path', 'step', 'encoder', 'hash')},
+            'checkpoint': {key: self.info.get(key) for key in ('path', 'step', 'encoder', 'equalizer', 'hash')},
             'config': self.info.get('config'),
         }
 

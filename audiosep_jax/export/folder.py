@@ -117,6 +117,7 @@ def _metadata(found: InferenceCheckpoint) -> dict[str, str]:
         'condition_size': str(model.condition_size),
         'look_ahead': str(look_ahead(model)),
         'level': json.dumps(None if found.level is None else dataclasses.asdict(found.level)),
+        'equalizer': str(0.0 if found.equalizer is None else found.equalizer.share),
         'encoder': json.dumps(found.encoder),
         'step': str(found.step),
         'audiosep_jax': __version__,

@@ -61,11 +61,10 @@ class Equalizer:
         }
 
 
-def check_share(share: float, flag: str = '--equalizer') -> float:
-    """Returns a share from 0 to 1. Raises ConfigError for any other, which names the flag."""
+def check_share(share: float) -> None:
+    """Raises ConfigError if the share is not between 0 and 1."""
     if not 0 <= share <= 1:
-        raise ConfigError(f'the share of the equalizer must be between 0 and 1, got {share} ({flag})')
-    return share
+        raise ConfigError(f'the share of the equalizer must be between 0 and 1, got {share} (--equalizer)')
 
 
 def gains(

@@ -42,7 +42,7 @@ _OF_PRODUCTS = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 
 
 
 def pays(kernel: Float[Array, '3 3 C D']) -> bool:
-    """Whether a convolution with this kernel is faster by its transform."""
+    """Whether a convolution with this kernel is faster if the kernel is transformed."""
     return kernel.dtype == jnp.float32 and min(kernel.shape[2:]) >= _LEAST_CHANNELS
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import softmax
 
 from audiosep_jax.data.mean_spectra import CaptionSpectra, caption_spectra
 from audiosep_jax.data.shards import Shards
@@ -56,19 +57,23 @@ def _mean_sdr(spectra: CaptionSpectra, temperature: float) -> float:
     mean = sums.sum(0)
     judged = np.unique(spectra.clips, return_index=True)[1]
     judged = judged[:: -(-len(judged) // _MOST_JUDGED)]
-    queries = spectra.embeddings[spectra.captions[judged]]
-    nearness = np.exp((queries @ spectra.embeddings.T - 1) / temperature)
-    power, total = nearness @ sums, nearness @ counts
-    rounding = 1e-9 * total
-    for row, clip in enumerate(spectra.clips[judged]):
+    ratios = []
+    for use in judged:
+        clip = spectra.clips[use]
         own = np.flatnonzero(spectra.clips == clip)
-        share = nearness[row, spectra.captions[own]] @ spectra.uses[own]
-        power[row] -= share * spectra.power[clip]
-        total[row] -= share
-    # Where no other caption is near, rounding is all that is left.
-    known = (total > rounding)[:, None]
-    power = np.where(known, np.maximum(power, 0) / np.where(known, total[:, None], 1), mean)
-    gains = power / np.maximum(power + mean, 1e-12)
-    target = spectra.power[spectra.clips[judged]]
-    error = np.sum((1 - gains) ** 2 * target + gains**2 * mean, axis=1)
-    return float(np.mean(10 * np.log10(target.sum(1) / np.maximum(error, 1e-12))))
+        others, power = counts.copy(), spectra.power[clip].astype(np.float64)
+        np.subtract.at(others, spectra.captions[own], spectra.uses[own])
+        # Captions of this clip alone are left with a rounding error, which is not a use.
+        others[others < 1e-9 * counts] = 0
+        cosines = spectra.embeddings @ spectra.embeddings[spectra.captions[use]]
+        nearness = np.zeros(len(counts))
+        some = others > 0
+        if not some.any():
+            continue
+        nearness[some] = softmax(cosines[some] / temperature + np.log(others[some])) / others[some]
+        own_share = nearness[spectra.captions[own]] @ spectra.uses[own]
+        predicted = np.maximum(nearness @ sums - own_share * power, 0)
+        gains = predicted / np.maximum(predicted + mean, 1e-12)
+        error = np.sum((1 - gains) ** 2 * power + gains**2 * mean)
+        ratios.append(10 * np.log10(power.sum() / max(error, 1e-12)))
+    return float(np.mean(ratios)) if ratios else 0.0

@@ -46,11 +46,13 @@ def load(
     if equalizer is not None:
         check_share(equalizer)
     checkpoint = open_checkpoint(path, step=step)
+    chosen = _equalizer_of(checkpoint, equalizer)
     info = {
         'step': checkpoint.step,
         'encoder': checkpoint.encoder,
         'config': checkpoint.record['config'],
         'path': str(checkpoint.path),
+        'equalizer': 0.0 if chosen is None else chosen.share,
     }
     return Separator(
         checkpoint.model if dtype is None else dataclasses.replace(checkpoint.model, dtype=dtype),
@@ -60,7 +62,7 @@ def load(
         max_whole_seconds=max_whole_seconds,
         trained_level=checkpoint.level,
         level=level,
-        equalizer=_equalizer_of(checkpoint, equalizer),
+        equalizer=chosen,
     )
 
 
@@ -68,8 +70,7 @@ def _equalizer_of(checkpoint: InferenceCheckpoint, share: float | None) -> Equal
     if share is None or checkpoint.equalizer is None:
         if share:
             raise ConfigError(
-                f'{checkpoint.root} has no equalizer, so --equalizer {share:g} cannot work: omit it, or give the run '
-                'one by starting its command again with that flag'
+                f'{checkpoint.root} has no equalizer: omit --equalizer {share:g} (training makes one by that flag)'
             )
         return checkpoint.equalizer
     return dataclasses.replace(checkpoint.equalizer, share=share)

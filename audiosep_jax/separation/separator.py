@@ -78,12 +78,12 @@ class Separator:
     Attributes:
         config: of the model.
         encoder: turns text into embeddings; None: only embeddings are understood.
-        info: facts about the checkpoint: `step`, `encoder`, `config`, `path`.
+        info: facts about the checkpoint: `step`, `encoder`, `config`, `path`, and the share of its `equalizer`.
         max_whole_seconds: longer recordings go through the network in pieces.
         trained_level: of the mixtures that the network was trained on; None if it is not known.
         level: what the methods do unless they are told: `auto` lets the network hear each recording at the level that
             it was trained at (`level.py` says how), `off` as it is.
-        equalizer: has its share in all results; None: they are the network's alone.
+        equalizer: what is mixed into all results; None: they are the network's alone.
     """
 
     def __init__(

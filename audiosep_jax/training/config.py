@@ -37,8 +37,8 @@ class TrainConfig:
             weights a new run starts from.
         loss: how estimates are compared with their targets: by the mean absolute error (`l1`), as in the article, or by
             another loss (docs/train.md); a run that is resumed keeps its loss.
-        equalizer: share, in what the checkpoints of this run separate, of an equalizer that knows the mean spectra of
-            its clips by caption (docs/recipes.md); the network is trained as without. 0: there is none.
+        equalizer: how much of what the checkpoints of this run separate comes from an equalizer, 0 to 1; it knows the
+            mean spectra of the clips by caption, and the network is trained as without it (docs/train.md).
         ema_decay: decay of the moving average of the weights, which evaluation and separation then use; 0: no average.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
@@ -126,6 +126,8 @@ class TrainConfig:
         check_batch_size(self.batch_size, self.mixing, mesh, accumulate=self.accumulate)
         if self.mixing.together:
             read_co_occurrence(self.mixing.together)
+        if self.equalizer and not self.input.use_text_ratio:
+            raise ConfigError('an equalizer is made from captions, and use_text_ratio is 0: omit --equalizer')
         self.absent.check(self.mixing, self.batch_size)
         self.query.check(self.mixing, self.batch_size)
         if encoder is not None and encoder['embedding_size'] != self.model.condition_size:

@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from audiosep_jax.checkpoints.checkpoint import InferenceCheckpoint, describe
-from audiosep_jax.checkpoints.equalizer_file import write_equalizer
+from audiosep_jax.checkpoints.equalizer_file import remove_equalizer, write_equalizer
 from audiosep_jax.checkpoints.find import open_checkpoint
 from audiosep_jax.checkpoints.run_folder import absolute_path, read_record
 from audiosep_jax.checkpoints.steps import complete_steps
@@ -114,8 +114,7 @@ def _train(config: TrainConfig, check_lock: Callable[[], None]) -> TrainResult:
             batches.set_state(position)
         else:
             state, resumed = program.initial_state(run.variables), None
-        if run.equalizer is not None and jax.process_index() == 0:
-            write_equalizer(run.workdir, run.equalizer)
+        _keep_equalizer(run, check_lock)
         if step >= config.steps:
             return TrainResult(step, float('nan'), False, checkpoints)
         votes = Votes(mesh)
@@ -213,9 +212,7 @@ def _prepare(config: TrainConfig) -> _Run:
     variables = jax.device_get(checkpoint.variables) if checkpoint else None
     del checkpoint  # frees the device memory of its arrays
     equalizer = _fit_equalizer(config, data, encoder['name'])
-    validation = None
-    if config.validation:
-        validation = Validation(config.validation, config.model, encoder, equalizer=equalizer)
+    validation = Validation(config.validation, config.model, encoder) if config.validation else None
     process_index, process_count = place_of_process(mesh)
     batches = make_batches(
         data,
@@ -237,6 +234,17 @@ def _fit_equalizer(config: TrainConfig, data: DataConfig, encoder: str) -> Equal
         return None
     shards = [Shards(directory, data.split) for directory in data.data]
     return fit_equalizer(shards, encoder, data.weights, config.model, config.equalizer)
+
+
+def _keep_equalizer(run: '_Run', check_lock: Callable[[], None]) -> None:
+    """Writes the run's equalizer beside its checkpoints, or removes the one that it had before."""
+    if jax.process_index():
+        return
+    check_lock()
+    if run.equalizer is not None:
+        write_equalizer(run.workdir, run.equalizer, run.record['encoder'])
+    elif remove_equalizer(run.workdir):
+        run.notes.append('the equalizer of this run was removed, because --equalizer is 0')
 
 
 def starting_checkpoint(config: TrainConfig, encoder: dict[str, Any] | None) -> InferenceCheckpoint | None:

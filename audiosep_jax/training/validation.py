@@ -15,7 +15,6 @@ from audiosep_jax.evaluation.protocols import read_benchmark
 from audiosep_jax.evaluation.run import validate
 from audiosep_jax.metrics import sdri, si_sdr
 from audiosep_jax.models.audiosep import ModelConfig
-from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.parallel.mesh import on_this_process
 from audiosep_jax.separation.separator import Separator
 from audiosep_jax.training.train_step import TrainState
@@ -50,23 +49,14 @@ class Validation:
         folder: the folder of a benchmark, in any layout of docs/evaluate.md.
         model: the run's network.
         encoder: the identity of the run's query encoder.
-        equalizer: of the run, if it has one.
         num_panels: how many items, from the first of the benchmark, are also returned as audio.
 
     Raises:
         DataError: there is no such benchmark. Its audio is read only when it is evaluated.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        model: ModelConfig,
-        encoder: dict[str, Any],
-        *,
-        equalizer: Equalizer | None = None,
-        num_panels: int = 4,
-    ):
-        self._folder, self._model, self._encoder, self._equalizer = folder, model, encoder, equalizer
+    def __init__(self, folder: str, model: ModelConfig, encoder: dict[str, Any], *, num_panels: int = 4):
+        self._folder, self._model, self._encoder = folder, model, encoder
         self._items = read_benchmark(folder).items[:num_panels]
 
     def run(self, state: TrainState, mesh: Mesh) -> Scores:
@@ -75,7 +65,7 @@ class Validation:
         A problem with the folder is reported in the result and not raised, because it must not cost the checkpoint.
         """
         variables = on_this_process(state.ema or {'params': state.params, 'batch_stats': state.batch_stats}, mesh)
-        separator = Separator(self._model, variables, load_encoder(self._encoder), equalizer=self._equalizer)
+        separator = Separator(self._model, variables, load_encoder(self._encoder))
         try:
             results = validate(separator, self._folder)
         except AudioSepError as error:  # every process gets the same one

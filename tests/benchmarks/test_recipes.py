@@ -9,6 +9,7 @@ from support.small_separator import CONFIG, save_small
 
 from audiosep_jax.audio.writing import write_audio
 from audiosep_jax.checkpoints.equalizer_file import write_equalizer
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError, DataError
 from audiosep_jax.models.equalizer import Equalizer
 from data_prep.clips.base import Clip
@@ -154,7 +155,7 @@ def test_the_network_is_scored_alone_and_with_its_equalizer(recipes, small, tmp_
     embeddings = np.eye(2, CONFIG.condition_size, dtype=np.float32)
     # Of two captions with the same spectra, every query gets half of the mixture.
     same = Equalizer(embeddings, np.ones((2, bins), np.float32), np.ones(2, np.float32), 0.1, 1.0)
-    write_equalizer(run, same)
+    write_equalizer(run, same, load_encoder('words').identity())
     scores = recipes.score(run, mixtures)
     assert scores['caption'] == recipes.score(small, mixtures)['caption']
     half = recipes._scores([x / 2 for x in mixtures.mixtures], mixtures, range(6))

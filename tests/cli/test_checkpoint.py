@@ -16,6 +16,7 @@ from audiosep_jax.audio.reading import read_audio
 from audiosep_jax.checkpoints.checkpoint import Level, describe
 from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.cli.main import main
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
 from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.training.checkpointer import Checkpointer
@@ -101,12 +102,16 @@ def test_the_equalizer_is_shown_and_has_the_share_that_a_flag_says(folder, capsy
     bins = SMALL.window_size // 2 + 1
     power = np.random.default_rng(0).uniform(0, 1, (3, bins)).astype(np.float32)
     embeddings = np.eye(3, SMALL.condition_size, dtype=np.float32)
-    write_equalizer(folder / 'with', Equalizer(embeddings, power, np.ones(3, np.float32), 0.1, 0.5))
+    write_equalizer(
+        folder / 'with',
+        Equalizer(embeddings, power, np.ones(3, np.float32), 0.1, 0.5),
+        load_encoder('words').identity(),
+    )
     save_small(folder / 'without')
     assert main(['inspect', 'with']) == main(['inspect', 'without']) == 0
     out = capsys.readouterr().out
     assert out.count('equalizer  ') == 1
-    assert 'equalizer   0.5 of the result, of 3 captions (see --equalizer)' in out
+    assert 'equalizer   share 0.5, 3 captions (see --equalizer)' in out
     write('in.wav', channels=1, samples=8000)
 
     def separated(checkpoint, *flags):

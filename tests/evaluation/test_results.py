@@ -22,7 +22,7 @@ def test_json(tmp_path, results):
     assert record['SDRi'] == results.sdri == record['rows']['separated']['SDRi']
     assert record['SI-SDR'] == results.si_sdr
     assert record['checkpoint'] == {
-        'path': 'somewhere', 'step': 3, 'encoder': BandSeparator.encoder.identity(), 'hash': 'band',
+        'path': 'somewhere', 'step': 3, 'encoder': BandSeparator.encoder.identity(), 'equalizer': None, 'hash': 'band',
     }  # fmt: skip
     assert record['config'] == {'steps': 3}
     assert [item['name'] for item in record['items']] == ['0', '1', '2', '3']

@@ -5,6 +5,7 @@ import pytest
 from support.small_separator import CONFIG, save_small
 
 from audiosep_jax.checkpoints.equalizer_file import write_equalizer
+from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.separation.loading import load
@@ -16,7 +17,8 @@ def run(tmp_path_factory):
     bins = CONFIG.window_size // 2 + 1
     power = np.random.default_rng(0).uniform(0, 1, (2, bins)).astype(np.float32)
     embeddings = np.eye(2, CONFIG.condition_size, dtype=np.float32)
-    write_equalizer(folder, Equalizer(embeddings, power, np.ones(2, np.float32), 0.1, 0.5))
+    equalizer = Equalizer(embeddings, power, np.ones(2, np.float32), 0.1, 0.5)
+    write_equalizer(folder, equalizer, load_encoder('words').identity())
     return folder
 
 
@@ -36,5 +38,5 @@ def test_a_checkpoint_without_one(tmp_path):
     folder = save_small(tmp_path)
     assert load(folder).equalizer is None
     assert load(folder, equalizer=0).equalizer is None
-    with pytest.raises(ConfigError, match=r'has no equalizer, so --equalizer 0\.5 cannot work'):
+    with pytest.raises(ConfigError, match=r'has no equalizer: omit --equalizer 0\.5'):
         load(folder, equalizer=0.5)

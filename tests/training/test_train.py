@@ -82,6 +82,8 @@ def test_an_equalizer_leaves_the_network_as_it_is_and_a_finished_run_gets_one(da
     assert len(separator.equalizer.counts) == 24  # all captions
     train(config_of(dataset, workdir, equalizer=0.25))
     assert load(workdir).equalizer.share == 0.25
+    train(config_of(dataset, workdir))
+    assert load(workdir).equalizer is None
 
 
 @pytest.mark.slow

@@ -39,17 +39,3 @@ def test_validation_scores_checkpoints_and_its_faults_cost_none(dataset, tmp_pat
     write_sounds(bench)
     train(config_of(dataset, tmp_path / 'run', steps=4, validation=str(bench)))
     assert 'SDRi' in capsys.readouterr().err
-
-
-def test_an_equalizer_is_scored_along_with_the_network(dataset, tmp_path, capsys):
-    bench = tmp_path / 'bench'
-    bench.mkdir()
-    write_table(bench)
-    write_sounds(bench)
-    scores = []
-    for share in (0.0, 0.5):
-        train(config_of(dataset, tmp_path / f'run-{share}', steps=2, validation=str(bench), equalizer=share))
-        lines = capsys.readouterr().err.splitlines()
-        scores.append([line for line in lines if 'SDRi' in line])
-    assert scores[0]
-    assert scores[0] != scores[1]
