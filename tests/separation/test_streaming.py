@@ -47,7 +47,8 @@ def test_any_blocks_give_the_whole(separator, length, sizes, rate, channels):
     expected = separator.separate(x, QUERIES, sample_rate=rate)
     targets, residual = joined(separator.stream(cut(x, sizes), QUERIES, sample_rate=rate))
     assert targets.shape == (2, channels, length)
-    np.testing.assert_allclose(targets, expected.targets, atol=1e-5)
+    # The last samples may be large, because little of a window reaches them: hence a relative tolerance as well.
+    np.testing.assert_allclose(targets, expected.targets, atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(residual, x - targets.sum(0))
 
 
