@@ -35,7 +35,7 @@ def fit_equalizer(
     """
     spectra = caption_spectra(shards, encoder, weights, sample_rate=model.sample_rate, window_size=model.window_size)
     counts, sums = _by_caption(spectra)
-    temperature = max(_TEMPERATURES, key=lambda temperature: _mean_sdr(spectra, temperature))
+    temperature = _TEMPERATURES[int(np.argmax(_mean_sdrs(spectra, counts, sums)))]
     power = (sums / counts[:, None]).astype(np.float32)
     return Equalizer(spectra.embeddings, power, counts.astype(np.float32), temperature, share)
 
@@ -48,12 +48,19 @@ def _by_caption(spectra: CaptionSpectra) -> tuple[np.ndarray, np.ndarray]:
     return counts, sums
 
 
-def _mean_sdr(spectra: CaptionSpectra, temperature: float) -> float:
+def _mean_sdrs(spectra: CaptionSpectra, counts: np.ndarray, sums: np.ndarray) -> np.ndarray:
     """Returns the SDR in dB with which each clip is found in a mixture with the mean clip, averaged over clips.
 
     The gains are those of one of its captions and of all clips but itself.
+
+    Args:
+        spectra: of the clips.
+        counts: what `_by_caption` returned first.
+        sums: what it returned second.
+
+    Returns:
+        One for each of the temperatures; zeros if there are no other clips.
     """
-    counts, sums = _by_caption(spectra)
     mean = sums.sum(0)
     judged = np.unique(spectra.clips, return_index=True)[1]
     judged = judged[:: -(-len(judged) // _MOST_JUDGED)]
@@ -61,19 +68,19 @@ def _mean_sdr(spectra: CaptionSpectra, temperature: float) -> float:
     for use in judged:
         clip = spectra.clips[use]
         own = np.flatnonzero(spectra.clips == clip)
+        captions, uses = spectra.captions[own], spectra.uses[own]
         others, power = counts.copy(), spectra.power[clip].astype(np.float64)
-        np.subtract.at(others, spectra.captions[own], spectra.uses[own])
+        np.subtract.at(others, captions, uses)
         # Captions of this clip alone are left with a rounding error, which is not a use.
-        others[others < 1e-9 * counts] = 0
-        cosines = spectra.embeddings @ spectra.embeddings[spectra.captions[use]]
-        nearness = np.zeros(len(counts))
-        some = others > 0
+        some = others > 1e-9 * counts
         if not some.any():
             continue
-        nearness[some] = softmax(cosines[some] / temperature + np.log(others[some])) / others[some]
-        own_share = nearness[spectra.captions[own]] @ spectra.uses[own]
-        predicted = np.maximum(nearness @ sums - own_share * power, 0)
-        gains = predicted / np.maximum(predicted + mean, 1e-12)
-        error = np.sum((1 - gains) ** 2 * power + gains**2 * mean)
-        ratios.append(10 * np.log10(power.sum() / max(error, 1e-12)))
-    return float(np.mean(ratios)) if ratios else 0.0
+        cosines = spectra.embeddings @ spectra.embeddings[spectra.captions[use]]
+        for temperature in _TEMPERATURES:
+            nearness = np.zeros(len(counts))
+            nearness[some] = softmax(cosines[some] / temperature + np.log(others[some])) / others[some]
+            predicted = np.maximum(nearness @ sums - (nearness[captions] @ uses) * power, 0)
+            gains = predicted / np.maximum(predicted + mean, 1e-12)
+            error = np.sum((1 - gains) ** 2 * power + gains**2 * mean)
+            ratios.append(10 * np.log10(power.sum() / max(error, 1e-12)))
+    return np.reshape(ratios, (-1, len(_TEMPERATURES))).mean(0) if ratios else np.zeros(len(_TEMPERATURES))

@@ -89,7 +89,7 @@ def test_the_temperature_is_the_one_that_predicts_clips_from_the_others(shards, 
         spectra = dataclasses.replace(spectra, embeddings=np.eye(len(captions), 512, dtype=np.float32))
     if meanings == 'equal':
         spectra = dataclasses.replace(spectra, captions=np.zeros(len(spectra.captions), int))
-    found = [fitting._mean_sdr(spectra, temperature) for temperature in fitting._TEMPERATURES]
+    found = fitting._mean_sdrs(spectra, *fitting._by_caption(spectra))
     expected = [left_out(spectra, temperature) for temperature in fitting._TEMPERATURES]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 

@@ -13,17 +13,6 @@ from audiosep_jax.training.train import train
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
-def write_table(bench):
-    lines = ['idx,caption,src_wav,noise_wav', '0,sound 1 take 0,a,b', '1,sound 2 take 0,b,a']
-    (bench / 'music_eval.csv').write_text('\n'.join(lines))
-
-
-def write_sounds(bench):
-    rng = np.random.default_rng(0)
-    for name in ('segment-0', 'segment-1', 'mixture-0', 'mixture-1'):
-        write_audio(bench / f'{name}.wav', rng.uniform(-0.5, 0.5, (1, 2000)).astype(np.float32), SAMPLE_RATE)
-
-
 def test_validation_scores_checkpoints_and_its_faults_cost_none(dataset, tmp_path, capsys):
     bench = tmp_path / 'bench'
     bench.mkdir()
@@ -31,11 +20,14 @@ def test_validation_scores_checkpoints_and_its_faults_cost_none(dataset, tmp_pat
         train(config_of(dataset, tmp_path / 'run', validation=str(bench)))
     assert not (tmp_path / 'run').exists()
 
-    write_table(bench)
+    lines = ['idx,caption,src_wav,noise_wav', '0,sound 1 take 0,a,b', '1,sound 2 take 0,b,a']
+    (bench / 'music_eval.csv').write_text('\n'.join(lines))
     train(config_of(dataset, tmp_path / 'run', steps=2, validation=str(bench)))
     assert 'not validated' in capsys.readouterr().err
     assert load(tmp_path / 'run').info['step'] == 2
 
-    write_sounds(bench)
+    rng = np.random.default_rng(0)
+    for name in ('segment-0', 'segment-1', 'mixture-0', 'mixture-1'):
+        write_audio(bench / f'{name}.wav', rng.uniform(-0.5, 0.5, (1, 2000)).astype(np.float32), SAMPLE_RATE)
     train(config_of(dataset, tmp_path / 'run', steps=4, validation=str(bench)))
     assert 'SDRi' in capsys.readouterr().err
