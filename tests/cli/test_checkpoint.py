@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.band_separator import make_music
 from support.quarter_separator import QuarterSeparator, one_error, sound, write
+from support.random_equalizer import random_equalizer
 from support.small_separator import CONFIG as SMALL
 from support.small_separator import save_small
 
@@ -18,7 +19,6 @@ from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.cli.main import main
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.models.audiosep import ModelConfig, init_variables
-from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.training.checkpointer import Checkpointer
 from audiosep_jax.training.optim import OptimizerConfig, make_optimizer
 from audiosep_jax.training.train_step import init_state
@@ -99,14 +99,7 @@ def test_inspect_says_the_level_if_there_is_one(folder, capsys):
 
 def test_the_equalizer_is_shown_and_has_the_share_that_a_flag_says(folder, capsys):
     save_small(folder / 'with')
-    bins = SMALL.window_size // 2 + 1
-    power = np.random.default_rng(0).uniform(0, 1, (3, bins)).astype(np.float32)
-    embeddings = np.eye(3, SMALL.condition_size, dtype=np.float32)
-    write_equalizer(
-        folder / 'with',
-        Equalizer(embeddings, power, np.ones(3, np.float32), 0.1, 0.5),
-        load_encoder('words').identity(),
-    )
+    write_equalizer(folder / 'with', random_equalizer(SMALL, share=0.5), load_encoder('words').identity())
     save_small(folder / 'without')
     assert main(['inspect', 'with']) == main(['inspect', 'without']) == 0
     out = capsys.readouterr().out

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from support.noisy_separator import CONFIG, noisy_variables
 from support.onnx_runs import run, run_pieces, session_of
+from support.random_equalizer import random_equalizer
 
 from audiosep_jax.export.network import MaskNetwork, mask_graph
 from audiosep_jax.models import folded
-from audiosep_jax.models.equalizer import Equalizer
 
 BINS = CONFIG.window_size // 2 + 1
 
@@ -23,11 +23,7 @@ def variables():
 
 @pytest.fixture(scope='module')
 def equalizer():
-    rng = np.random.default_rng(1)
-    embeddings = rng.standard_normal((3, CONFIG.condition_size)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    power = rng.uniform(0, 2, (3, BINS)).astype(np.float32)
-    return Equalizer(embeddings, power, np.array([1, 2, 3], np.float32), 0.1, 0.4)
+    return random_equalizer(CONFIG)
 
 
 def graph_of(variables, dtype='float32', equalizer=None, *, pieces=False):

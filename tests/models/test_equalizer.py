@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.noisy_separator import CONFIG, noisy_separator, noisy_variables, sound
+from support.random_equalizer import random_equalizer
 
 from audiosep_jax.errors import ConfigError
 from audiosep_jax.models import folded
-from audiosep_jax.models.equalizer import Equalizer, gains
+from audiosep_jax.models.equalizer import gains
 from audiosep_jax.separation.separator import Separator
 
 BINS = CONFIG.window_size // 2 + 1
@@ -18,17 +19,6 @@ BINS = CONFIG.window_size // 2 + 1
 
 def unit(x):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def random_equalizer(config=CONFIG, *, captions=3, share=0.4) -> Equalizer:
-    rng = np.random.default_rng(1)
-    return Equalizer(
-        unit(rng.standard_normal((captions, config.condition_size))),
-        rng.uniform(0, 2, (captions, config.window_size // 2 + 1)).astype(np.float32),
-        np.arange(1, captions + 1, dtype=np.float32),
-        0.1,
-        share,
-    )
 
 
 def expected_gains(equalizer, query):
@@ -40,7 +30,7 @@ def expected_gains(equalizer, query):
 
 
 def test_gains_are_those_of_the_formula():
-    equalizer = random_equalizer()
+    equalizer = random_equalizer(CONFIG)
     queries = np.stack([5 * equalizer.embeddings[0], equalizer.embeddings[1] + 0.3 * equalizer.embeddings[2]])
     found = gains(equalizer.weights(), queries)
     np.testing.assert_allclose(found, [expected_gains(equalizer, query) for query in queries], atol=1e-6)
@@ -48,7 +38,7 @@ def test_gains_are_those_of_the_formula():
 
 
 def test_a_query_without_meaning_is_the_mean_and_a_bin_without_power_stays_out():
-    equalizer = random_equalizer()
+    equalizer = random_equalizer(CONFIG)
     equalizer.power[:, 7] = 0
     found = np.asarray(gains(equalizer.weights(), np.zeros((1, CONFIG.condition_size), np.float32)))[0]
     assert found[7] == 0
@@ -58,11 +48,11 @@ def test_a_query_without_meaning_is_the_mean_and_a_bin_without_power_stays_out()
 @pytest.mark.parametrize('share', [-0.1, 1.5, float('nan')])
 def test_a_share_that_is_none(share):
     with pytest.raises(ConfigError, match=r'between 0 and 1, got .* \(--equalizer\)'):
-        random_equalizer(share=share)
+        random_equalizer(CONFIG, share=share)
 
 
 def test_masks_are_the_weighted_mean_of_both():
-    equalizer = random_equalizer()
+    equalizer = random_equalizer(CONFIG)
     plain = folded.fold(CONFIG, noisy_variables())
     with_it = {**plain, 'equalizer': equalizer.weights()}
     embedding = np.random.default_rng(2).standard_normal((2, CONFIG.condition_size)).astype(np.float32)
@@ -80,7 +70,7 @@ def test_masks_are_the_weighted_mean_of_both():
 
 
 def test_a_separator_mixes_it_into_whole_recordings_pieces_streams_and_batches():
-    equalizer, x = random_equalizer(), sound(9000)
+    equalizer, x = random_equalizer(CONFIG), sound(9000)
     separator = noisy_separator(equalizer=equalizer)
     network = noisy_separator().separate(x, 'rain', sample_rate=8000).targets
     alone = noisy_separator(equalizer=dataclasses.replace(equalizer, share=1.0))
@@ -99,14 +89,14 @@ def test_a_separator_mixes_it_into_whole_recordings_pieces_streams_and_batches()
 
 
 def test_no_share_is_no_equalizer():
-    separator = noisy_separator(equalizer=random_equalizer(share=0.0))
+    separator = noisy_separator(equalizer=random_equalizer(CONFIG, share=0.0))
     assert separator.equalizer is None
     assert separator.fingerprint() == noisy_separator().fingerprint()
 
 
 def test_it_is_on_every_device_that_shares_a_batch():
     """The tests have eight devices."""
-    separator = Separator(CONFIG, noisy_variables(), equalizer=random_equalizer())
+    separator = Separator(CONFIG, noisy_variables(), equalizer=random_equalizer(CONFIG))
     mixtures = [sound(700, seed=n) for n in range(8)]
     embeddings = np.random.default_rng(3).standard_normal((8, CONFIG.condition_size)).astype(np.float32)
     together = separator.separate_batch(mixtures, embeddings, batch_size=8)
@@ -116,7 +106,7 @@ def test_it_is_on_every_device_that_shares_a_batch():
 
 
 def test_gradients_of_a_query_go_through_it():
-    weights = random_equalizer().weights()
+    weights = random_equalizer(CONFIG).weights()
     slope = jax.grad(lambda query: gains(weights, query[None])[0, 3])(jnp.ones(CONFIG.condition_size))
     assert np.isfinite(slope).all()
     assert np.abs(slope).max() > 0

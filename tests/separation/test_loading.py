@@ -1,24 +1,19 @@
 """Loading a separator: the share of its equalizer. tests/separation/test_separator.py has the encoder's part."""
 
-import numpy as np
 import pytest
+from support.random_equalizer import random_equalizer
 from support.small_separator import CONFIG, save_small
 
 from audiosep_jax.checkpoints.equalizer_file import write_equalizer
 from audiosep_jax.encoders.registry import load_encoder
 from audiosep_jax.errors import ConfigError
-from audiosep_jax.models.equalizer import Equalizer
 from audiosep_jax.separation.loading import load
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     folder = save_small(tmp_path_factory.mktemp('run'))
-    bins = CONFIG.window_size // 2 + 1
-    power = np.random.default_rng(0).uniform(0, 1, (2, bins)).astype(np.float32)
-    embeddings = np.eye(2, CONFIG.condition_size, dtype=np.float32)
-    equalizer = Equalizer(embeddings, power, np.ones(2, np.float32), 0.1, 0.5)
-    write_equalizer(folder, equalizer, load_encoder('words').identity())
+    write_equalizer(folder, random_equalizer(CONFIG, share=0.5), load_encoder('words').identity())
     return folder
 
 
