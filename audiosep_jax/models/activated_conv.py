@@ -13,8 +13,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from audiosep_jax.models.barriers import barrier_except_on_tpus
 from audiosep_jax.models.convolution import conv3x3_gradients, joined, native_conv3x3
-from audiosep_jax.models.normalization import NormInputs, Saved, activated, behind_barrier, norm_gradients, normalized
+from audiosep_jax.models.normalization import (
+    NormInputs,
+    Saved,
+    activated,
+    behind_barrier,
+    norm_gradients,
+    with_statistics,
+)
+from audiosep_jax.models.packing import repack
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -29,7 +38,7 @@ def activated_conv3x3(
     Args:
         norms: for each array the arguments of `normalization.batch_norm_shift_activate`: x [B, N, G, p·C], scale,
             bias, shift and center.
-        kernels: [3, 3, p·C, p·D] for each array.
+        kernels: [3, 3, p·C, p·D] for each array. If there is only one array, they may be packed otherwise.
         dtype: of the activations.
         keep_inputs: whether the arrays are kept for the gradient as they are. Otherwise XLA may compute them again.
         keep_activations: whether the activations are kept.
@@ -45,12 +54,13 @@ def _forward(norms, kernels, dtype, keep_inputs, keep_activations):
     means: list[Array] = []
     variances: list[Array] = []
     saved: list[Saved] = []
-    for norm in norms:
+    for norm, kernel in zip(norms, kernels, strict=True):
         if means:
-            # One after the other: XLA for GPUs would pair the sums of different arrays, and read both arrays twice.
-            norm, _ = lax.optimization_barrier((norm, means[-1]))
-        y, mean, var, kept = normalized(norm, dtype)
-        activations.append(y)
+            # One after the other: XLA for GPUs would pair the sums of different arrays, and read both arrays twice. For
+            # TPUs it adds them up where the arrays are made.
+            norm, _ = barrier_except_on_tpus((norm, means[-1]))
+        mean, var, kept = with_statistics(norm)
+        activations.append(_activated(kept, kernel, dtype))
         means.append(mean)
         variances.append(var)
         saved.append(kept)
@@ -65,15 +75,31 @@ def _backward(dtype, keep_inputs, keep_activations, saved, gradients):
     if not keep_activations:
         # The barrier has them computed again, and not before their gradient is there.
         activations = []
-        for norm in norms:
+        for norm, kernel in zip(norms, kernels, strict=True):
             again, g = behind_barrier(norm, g, keep_inputs)
-            activations.append(activated(again, dtype))
+            activations.append(_activated(again, kernel, dtype))
         y = joined(activations, -1)
     dys, dkernels = conv3x3_gradients(y, kernels, g)
     dnorms = []
     for norm, dy in zip(norms, dys, strict=True):
-        dnorms.append((*norm_gradients(norm, dy, keep_inputs), jnp.zeros_like(norm[3])))
+        gradients_ = norm_gradients(norm, _repacked(dy, norm[0].shape[-1]), keep_inputs)
+        dnorms.append((*gradients_, jnp.zeros_like(norm[3])))
     return dnorms, dkernels
+
+
+def _activated(saved: Saved, kernel: Array, dtype: DTypeLike) -> Array:
+    """Computes the activations, packed as the kernel is.
+
+    XLA for TPUs makes one operation of an activation and its convolution only if nothing comes between, be it a new
+    name for the same numbers. The sums over x are packed as x is, for the same reason.
+    """
+    x, *vectors = saved
+    return activated((_repacked(x, kernel.shape[2]), *vectors), dtype)
+
+
+def _repacked(x: Array, channels: int) -> Array:
+    # Without the barrier, XLA for TPUs would keep x in float32, in which both the sums and the rest are computed.
+    return x if x.shape[-1] == channels else lax.optimization_barrier(repack(x, channels))
 
 
 activated_conv3x3.defvjp(_forward, _backward)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from audiosep_jax.models.barriers import barrier_except_on_tpus, barrier_on_tpus
 from audiosep_jax.models.packing import pack_upsampling
 
 _FEW_CHANNELS = 3  # as many as there are maps
@@ -94,8 +95,10 @@ def conv3x3_gradients(
         # The choice is made at lowering, for the platform that the program is lowered for.
         dkernel = lax.platform_dependent(x, g, cpu=_kernel_gradient_by_rows, default=by_convolution)
     ends = np.cumsum([kernel.shape[2] for kernel in kernels])[:-1]
-    # The barrier has the kernel's gradient computed now, while x is there, rather than at the end of the step.
-    dx, dkernel = lax.optimization_barrier(([input_gradient(kernel) for kernel in kernels], dkernel))
+    # A barrier has the kernel's gradient computed now, while x is there, rather than at the end of the step. On a TPU
+    # it must not be between dx and what is computed of it, which is one operation with the convolution.
+    dkernel, g = barrier_on_tpus((dkernel, g))
+    dx, dkernel = barrier_except_on_tpus(([input_gradient(kernel) for kernel in kernels], dkernel))
     return dx, jnp.split(dkernel, ends, axis=2)
 
 

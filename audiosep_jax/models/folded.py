@@ -38,8 +38,8 @@ from audiosep_jax.models.convolution import average_pool, conv1x1, joined, matmu
 from audiosep_jax.models.equalizer import gains, shared
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
-from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, tile
-from audiosep_jax.models.resunet import complex_mask
+from audiosep_jax.models.packing import Packings, pack_conv1x1, pack_conv3x3, packing_at, packings_of, repack, tile
+from audiosep_jax.models.resunet import complex_mask, maps_first, unpacked_maps
 
 Weights = dict[str, Any]  # what `fold` returns
 Frame = int | Int[Array, '']
@@ -60,6 +60,11 @@ def fold(config: ModelConfig, variables: Mapping[str, Any], lanes: int = 1, *, t
         transformed: transform the 3×3 kernels for which that is faster on a CPU (winograd.py). They get four times as
             large, and the weights of the article's network 330 MB instead of 100.
     """
+    packings = packings_of(lanes, config.widths[0], config.window_size // 2)
+    return _fold(config, variables, packings, transformed=transformed)
+
+
+def _fold(config: ModelConfig, variables: Mapping[str, Any], packings: Packings, *, transformed: bool) -> Weights:
     params, statistics = variables['params'], variables['batch_stats']
 
     def affine(scale_bias: dict, running: dict) -> dict:
@@ -77,15 +82,17 @@ def fold(config: ModelConfig, variables: Mapping[str, Any], lanes: int = 1, *, t
     params, statistics = params['resunet'], statistics['resunet']
     last = f'decoder_block{len(config.widths)}'
     blocks[last] = _with_last_layer(blocks[last], params['after_conv'])
-    packing = packing_of(lanes, config.widths[0], config.window_size // 2)
     for layer in block_layers(config.widths):
         if layer.kind == 'norm':
             name = f'{layer.block}/{layer.name}'
-            norms[name] = {key: _tile(x, layer, packing) for key, x in norms[name].items()}
+            norms[name] = {key: _tile(x, layer, packings.first) for key, x in norms[name].items()}
         else:
-            blocks[layer.block][layer.name] = _packed(blocks[layer.block][layer.name], layer, packing)
+            makes_maps = layer.block == last and layer.name in ('conv2', 'shortcut')
+            blocks[layer.block][layer.name] = _packed(
+                blocks[layer.block][layer.name], layer, packings, makes_maps=makes_maps
+            )
     dtype, first = jnp.dtype(config.dtype), params['pre_conv']
-    first = {'kernel': pack_conv1x1(first['kernel'], packing), 'bias': tile(first['bias'], packing)}
+    first = {'kernel': pack_conv1x1(first['kernel'], packings.bins), 'bias': tile(first['bias'], packings.bins)}
     blocks = jax.tree.map(lambda x: x.astype(dtype), blocks)
     if transformed:
         for block in blocks.values():
@@ -121,17 +128,19 @@ def _with_last_layer(block: dict, layer: dict) -> dict:
     }
 
 
-def _packed(weights: Any, layer: Layer, first: int) -> Any:
+def _packed(weights: Any, layer: Layer, packings: Packings, *, makes_maps: bool) -> Any:
     """Returns a layer's weights for packed arrays. `upsample` packs its kernel itself."""
     if layer.kind == 'transposed':
         return weights
-    packing = packing_at(first, layer.scale[1])
+    packing = packings.maps if makes_maps else packing_at(packings.first, layer.scale[1])
     if layer.kind == 'conv3x3':
         parts = jnp.split(weights, _inputs(layer), axis=2)
-        return jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
-    parts = jnp.split(weights['kernel'], _inputs(layer))
-    kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
-    return {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
+        packed = jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
+    else:
+        parts = jnp.split(weights['kernel'], _inputs(layer))
+        kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
+        packed = {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
+    return jax.tree.map(lambda x: maps_first(x, packing), packed) if makes_maps else packed
 
 
 def _tile(x: Float[Array, '*B C'], layer: Layer, first: int) -> Float[Array, '*B pC']:
@@ -140,9 +149,14 @@ def _tile(x: Float[Array, '*B C'], layer: Layer, first: int) -> Float[Array, '*B
     return jnp.concatenate([tile(part, packing) for part in jnp.split(x, _inputs(layer), axis=-1)], axis=-1)
 
 
-def _first_packing(weights: Weights) -> int:
-    """Returns the packing at the full resolution."""
-    return weights['pre_conv']['kernel'].shape[0]
+def _packings(config: ModelConfig, weights: Weights) -> Packings:
+    """Returns the packings that the weights were made for."""
+    last = weights['blocks'][f'decoder_block{len(config.widths)}']
+    return Packings(
+        bins=weights['pre_conv']['kernel'].shape[0],
+        first=weights['norms']['encoder_block1/norm1']['scale'].size // config.widths[0],
+        maps=last['conv2'].shape[-1] // 3,
+    )
 
 
 def _inputs(layer: Layer) -> int:
@@ -153,7 +167,7 @@ def _inputs(layer: Layer) -> int:
 def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array | np.ndarray, 'B E']) -> Shifts:
     """Computes what depends on the query embeddings alone: the shifts [B, pC] of every batch norm, and the gains."""
     layers = [layer for layer in block_layers(config.widths) if layer.kind == 'norm']
-    sizes, first = [layer.outputs for layer in layers], _first_packing(weights)
+    sizes, first = [layer.outputs for layer in layers], _packings(config, weights).first
     fused = matmul(embedding.astype(jnp.float32), weights['film']['kernel']) + weights['film']['bias']
     shifts: Shifts = {}
     for layer, share in zip(layers, jnp.split(fused, np.cumsum(sizes)[:-1], axis=-1), strict=True):
@@ -217,17 +231,17 @@ def look_ahead(config: ModelConfig) -> int:
 
 @functools.cache
 def _look_ahead(blocks: int) -> int:
-    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * blocks), 1, 1)[0]
+    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * blocks), 1, Packings(1, 1, 1))[0]
 
 
 def initial_state(config: ModelConfig, weights: Weights, rows: int) -> list[Array]:
     """Returns the state of `piece_mask` at the beginning of `rows` recordings: zeros."""
-    lanes = _first_packing(weights) * config.widths[0]
-    return [jnp.zeros(shape.shape, shape.dtype) for shape in _trace_pieces(config, rows, lanes)[1]]
+    _, state = _trace_pieces(config, rows, _packings(config, weights))
+    return [jnp.zeros(shape.shape, shape.dtype) for shape in state]
 
 
 @functools.cache
-def _trace_pieces(config: ModelConfig, rows: int, lanes: int) -> tuple[int, list[jax.ShapeDtypeStruct]]:
+def _trace_pieces(config: ModelConfig, rows: int, packings: Packings) -> tuple[int, list[jax.ShapeDtypeStruct]]:
     """Finds the delay and the shapes of the state by tracing the network without computing anything."""
     delays: list[int] = []
 
@@ -238,7 +252,7 @@ def _trace_pieces(config: ModelConfig, rows: int, lanes: int) -> tuple[int, list
         return time.new_state
 
     variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    weights = jax.eval_shape(functools.partial(fold, config, lanes=lanes), variables)
+    weights = jax.eval_shape(functools.partial(_fold, config, packings=packings, transformed=False), variables)
     x = jax.ShapeDtypeStruct((rows, TIME_DOWNSAMPLING, config.window_size // 2), jnp.float32)
     state = jax.eval_shape(run, weights, x)
     return delays[0], state
@@ -317,6 +331,7 @@ class _Pieces:
 
 
 def _convolve3x3(x: Array, kernel: Array, *, frame_padding: int = 1) -> Array:
+    x = repack(x, kernel.shape[2])
     convolve = winograd.convolve if winograd.is_transformed(kernel) else native_conv3x3
     return convolve(x, kernel, frame_padding=frame_padding)
 
@@ -345,14 +360,15 @@ def _maps(
         y = time.conv3x3(activate([y], f'{name}/norm2'), block['conv2'])
         late = [time.delay_to(x, y.delay).values for x in inputs]
         if 'shortcut' in block:
-            kernels = jnp.split(block['shortcut']['kernel'], _ends(inputs))
-            late = [product(x, kernel) for x, kernel in zip(late, kernels, strict=True)]
+            kernels = jnp.split(block['shortcut']['kernel'], len(inputs))
+            late = [product(repack(x, kernel.shape[0]), kernel) for x, kernel in zip(late, kernels, strict=True)]
             late[0] = late[0] + block['shortcut']['bias']
         return y.map(lambda v: functools.reduce(jnp.add, late, v))
 
-    packing = _first_packing(weights)
-    groups = x.astype(dtype).reshape(*x.shape[:2], -1, packing)
-    level = _Activations(conv1x1(groups, **weights['pre_conv']), packing)
+    packings = _packings(config, weights)
+    groups = x.astype(dtype).reshape(*x.shape[:2], -1, packings.bins)
+    values = repack(conv1x1(groups, **weights['pre_conv']), packings.first * config.widths[0])
+    level = _Activations(values, packings.first)
     skips, downsampling = [], DOWNSAMPLING[: len(config.widths)]
     for i, (frames, bins) in enumerate(downsampling, 1):
         level = conv_block([level], f'encoder_block{i}')
@@ -370,7 +386,7 @@ def _maps(
         delay = level.delay * frames
         skip = time.delay_to(skip, delay)
         level = conv_block([dataclasses.replace(skip, values=y, delay=delay), skip], name)
-    return level.map(lambda v: v.astype(jnp.float32).reshape(*x.shape, 3))
+    return level.map(lambda v: unpacked_maps(v.astype(jnp.float32)))
 
 
 def _ends(inputs: list[_Activations]) -> list[int]:

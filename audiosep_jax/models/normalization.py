@@ -62,15 +62,14 @@ def batch_norm_shift_activate(
         dtype: of the output.
         keep_x: whether x is kept for the gradient as it is. Otherwise XLA may compute it again.
     """
-    return normalized((x, scale, bias, shift, center), dtype)[:3]
+    return _forward(x, scale, bias, shift, center, dtype, keep_x)[0]
 
 
-def normalized(inputs: NormInputs, dtype: DTypeLike) -> tuple[Array, Array, Array, Saved]:
-    """Returns output, mean and variance, and what `norm_gradients` needs."""
+def with_statistics(inputs: NormInputs) -> tuple[Array, Array, Saved]:
+    """Returns mean and variance of the batch, and what `activated` and `norm_gradients` need."""
     x, scale, bias, shift, center = inputs
     mean, var = batch_statistics(x, center)
-    saved = (x, scale, bias + shift, mean, lax.rsqrt(var + NORM_EPSILON))
-    return activated(saved, dtype), mean, var, saved
+    return mean, var, (x, scale, bias + shift, mean, lax.rsqrt(var + NORM_EPSILON))
 
 
 def activated(saved: Saved, dtype: DTypeLike) -> Array:
@@ -116,8 +115,8 @@ def _sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _forward(x, scale, bias, shift, center, dtype, keep_x):
-    y, mean, var, saved = normalized((x, scale, bias, shift, center), dtype)
-    return (y, mean, var), saved
+    mean, var, saved = with_statistics((x, scale, bias, shift, center))
+    return (activated(saved, dtype), mean, var), saved
 
 
 def _backward(dtype, keep_x, saved, gradients):

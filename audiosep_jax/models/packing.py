@@ -9,6 +9,8 @@ Zeros make up the rest; the matrix unit multiplies them faster than it would lea
 Letters: B clips, N frames, F bins, C and D channels, p packing (a power of two).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -28,12 +30,36 @@ def packing_of(lanes: int, channels: int, bins: int) -> int:
     return packing
 
 
+class Packings(NamedTuple):
+    """By how much arrays of all bins are packed.
+
+    Attributes:
+        bins: the spectrogram itself, which has one channel.
+        first: the activations of the first and the last block.
+        maps: the three maps that the network ends with.
+    """
+
+    bins: int
+    first: int
+    maps: int
+
+
+def packings_of(lanes: int, channels: int, bins: int) -> Packings:
+    """Returns the packings of a network with so many channels in its first block."""
+    return Packings(*(packing_of(lanes, each, bins) for each in (1, channels, 3)))
+
+
 def packing_at(first: int, bins: int) -> int:
     """Returns the packing at a level whose bins stand for so many of those that are packed by `first`.
 
     Pooling bins that are packed together leaves fewer of them together.
     """
     return max(first // bins, 1)
+
+
+def repack(x: Float[Array, 'B N G _'], channels: int) -> Float[Array, 'B N _ {channels}']:
+    """Packs more or fewer bins, so that there are so many channels with them. No number moves in memory."""
+    return x if x.shape[-1] == channels else x.reshape(*x.shape[:2], -1, channels)
 
 
 def tile(x: Float[Array, '*B C'], packing: int) -> Float[Array, '*B pC']:

@@ -24,7 +24,7 @@ from audiosep_jax.models.activated_conv import activated_conv3x3
 from audiosep_jax.models.convolution import average_pool, conv1x1, conv3x3, joined, matmul, product, upsample
 from audiosep_jax.models.layers import DOWNSAMPLING, FREQUENCY_DOWNSAMPLING, TIME_DOWNSAMPLING, film_layout
 from audiosep_jax.models.normalization import NORM_EPSILON, batch_norm_shift_activate, normalize_shift_activate
-from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, tile
+from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packings_of, repack, tile
 
 _NORM_MOMENTUM = 0.99  # PyTorch calls it 0.01
 _CONVOLVED = 'convolved'  # names the outputs of convolutions, which the backward pass keeps under remat 'norms'
@@ -119,13 +119,16 @@ class NormShiftActivate(nn.Module):
         kernels: Sequence[Float[Array, '3 3 _ D']] = (),
         *,
         train: bool,
-    ) -> Float[Array, 'B N G _']:
+    ) -> Float[Array, 'B N _ _']:
         norm, dtype, ends = self.norm, self.dtype, np.cumsum(self.channels)[:-1]
         of_all = norm.scale, norm.bias, shift, norm.mean.value, norm.var.value
         of_each = [*zip(arrays, *(jnp.split(vector, ends, axis=-1) for vector in of_all), strict=True)]
         if not train:
             y = joined([normalize_shift_activate(*each, dtype=dtype) for each in of_each], -1)
-            return conv3x3(y, joined(kernels, 2)) if kernels else y
+            if not kernels:
+                return y
+            kernel = joined(kernels, 2)
+            return conv3x3(repack(y, kernel.shape[2]), kernel)
         inputs = [each[:-1] for each in of_each]
         if kernels:
             keep = self.keep_inputs, self.keep_activations
@@ -161,43 +164,42 @@ class ConvBlock(nn.Module):
         inputs: Sequence[Float[Array, 'B N G _']],
         shifts: dict[str, Float[Array, 'B _']],
         then: 'Linear | None' = None,
+        then_packing: int = 1,
         *,
         train: bool,
-    ) -> Float[Array, 'B N G pD']:
-        """Computes the block, and the 1×1 convolution `then` if one follows it.
+    ) -> Float[Array, 'B N _ _']:
+        """Computes the block, and the 1×1 convolution `then` if one follows it, whose results have their own packing.
 
         The last operations of the block are linear, so what follows is a matter of other kernels for them.
         """
         init, into = nn.initializers.xavier_uniform(), sum(self.inputs)
         kernel1 = self.param('conv1', init, (3, 3, into, self.features))
         kernel2 = self.param('conv2', init, (3, 3, self.features, self.features))
+        packing = self.packing
         if then is not None:
-            kernel2 = matmul(kernel2, then.kernel)
+            kernel2, packing = matmul(kernel2, then.kernel), then_packing
         keep_inputs, *keep_activations = self.keep
         norm1 = NormShiftActivate(self.inputs, self.dtype, keep_inputs, keep_activations[0], name='norm1')
         norm2 = NormShiftActivate((self.features,), self.dtype, True, keep_activations[1], name='norm2')
-        kernels1 = [self._packed(kernel) for kernel in self._of_inputs(kernel1)]
+        kernels1 = [pack_conv3x3(kernel, self.packing).astype(self.dtype) for kernel in self._of_inputs(kernel1)]
         y = checkpoint_name(norm1(inputs, shifts['norm1'], kernels1, train=train), _CONVOLVED)
 
         def in_order(of_outputs: Array) -> Array:
-            return of_outputs if then is None else maps_first(of_outputs, self.packing)
+            return (of_outputs if then is None else maps_first(of_outputs, packing)).astype(self.dtype)
 
-        y = norm2([y], shifts['norm2'], [in_order(self._packed(kernel2))], train=train)
+        y = norm2([y], shifts['norm2'], [in_order(pack_conv3x3(kernel2, packing))], train=train)
         if into == self.features:
             return checkpoint_name(inputs[0] + y, _CONVOLVED)
         shortcut = _Linear(into, self.features, name='shortcut')()
         if then is not None:
             shortcut = Linear(matmul(shortcut.kernel, then.kernel), matmul(shortcut.bias, then.kernel) + then.bias)
         for x, kernel in zip(inputs, self._of_inputs(shortcut.kernel), strict=True):
-            y = y + product(x, in_order(pack_conv1x1(kernel, self.packing).astype(self.dtype)))
-        bias = tile(shortcut.bias, self.packing).astype(self.dtype)
-        return checkpoint_name(y + in_order(bias), _CONVOLVED)
+            kernel = in_order(pack_conv1x1(kernel, packing))
+            y = y + product(repack(x, kernel.shape[0]), kernel)
+        return checkpoint_name(y + in_order(tile(shortcut.bias, packing)), _CONVOLVED)
 
     def _of_inputs(self, kernel: Float[Array, '... C D']) -> list[Array]:
         return jnp.split(kernel, np.cumsum(self.inputs)[:-1], axis=-2)
-
-    def _packed(self, kernel: Array) -> Array:
-        return pack_conv3x3(kernel, self.packing).astype(self.dtype)
 
 
 class EncoderBlock(nn.Module):
@@ -237,14 +239,15 @@ class DecoderBlock(nn.Module):
         shifts: dict[str, Float[Array, 'B _']],
         train: bool,
         then: 'Linear | None',
-    ) -> Float[Array, 'B N_up G_up _']:
+        then_packing: int,
+    ) -> Float[Array, 'B N_up _ _']:
         init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=3)
         kernel = self.param('upsample', init, (self.inputs, *self.upsampling, self.features))
         x = NormShiftActivate((self.inputs,), self.dtype, name='norm_up')([x], shifts['norm_up'], train=train)
         x = checkpoint_name(upsample(x, kernel, self.packing), _CONVOLVED)
         widths = self.features, self.features
         block = ConvBlock(widths, self.features, self.packing[1], self.dtype, self.keep, name='conv_block')
-        return block([x, skip], shifts, then, train=train)
+        return block([x, skip], shifts, then, then_packing, train=train)
 
 
 class FiLM(nn.Module):
@@ -330,32 +333,32 @@ class ResUNet30(nn.Module):
             valid = (jnp.arange(n) < frame_count[:, None])[..., None]
             x = jnp.where(valid, x, 0)
         x = jnp.pad(x[..., : f - 1], [(0, 0), (0, -n % TIME_DOWNSAMPLING), (0, 0)])
-        packings = _packings(self.lanes, self.widths, f - 1)
-        x = _spread(x, _Linear(1, self.widths[0], name='pre_conv')(), packings[0], self.dtype)
+        packings = packings_of(self.lanes, self.widths[0], f - 1)
+        x = _spread(x, _Linear(1, self.widths[0], name='pre_conv')(), packings.bins, self.dtype)
+        x = repack(x, packings.first * self.widths[0])
 
         skips, channels, of_blocks = [], self.widths[0], DOWNSAMPLING[: len(self.widths)]
+        of_levels = _packings_of_levels(packings.first, of_blocks)
         for i, (width, downsampling) in enumerate(zip(self.widths, of_blocks, strict=True), 1):
             name = f'encoder_block{i}'
             keep = _KEPT if i > 1 else _KEPT_OF_FIRST
-            encoder = encoder_block(channels, width, packings[i - 1], downsampling, self.dtype, keep, name=name)
+            encoder = encoder_block(channels, width, of_levels[i - 1], downsampling, self.dtype, keep, name=name)
             x, skip = encoder(x, shifts[name], train)
             skips.append(skip)
             channels = width
-        bottleneck = ConvBlock((channels,), channels, packings[-1], self.dtype, name='bottleneck')
+        bottleneck = ConvBlock((channels,), channels, of_levels[-1], self.dtype, name='bottleneck')
         x = bottleneck([x], shifts['bottleneck'], train=train)
         mirrored = zip(reversed(self.widths), reversed(of_blocks), reversed(skips), strict=True)
         for i, (width, upsampling, skip) in enumerate(mirrored, 1):
             name = f'decoder_block{i}'
-            packing = packings[-i], packings[-i - 1]
+            packing = of_levels[-i], of_levels[-i - 1]
             keep = _KEPT if i < len(self.widths) else _KEPT_OF_LAST
             decoder = decoder_block(channels, width, packing, upsampling, self.dtype, keep, name=name)
             then = _Linear(width, 3, name='after_conv')() if i == len(self.widths) else None
-            x = decoder(x, skip, shifts[name], train, then)
+            x = decoder(x, skip, shifts[name], train, then, packings.maps)
             channels = width
 
-        maps = x.reshape(*x.shape[:3], 3, packings[0]).astype(jnp.float32)[:, :n]
-        maps = jnp.moveaxis(maps, 3, -1).reshape(*maps.shape[:2], f - 1, 3)
-        mask = complex_mask(maps)
+        mask = complex_mask(unpacked_maps(x.astype(jnp.float32)[:, :n]))
         if valid is not None:
             mask = jnp.where(valid, mask, 0)
         # The network does not see the top bin; its mask is zero. The mask is padded instead of the maps, because the
@@ -363,10 +366,9 @@ class ResUNet30(nn.Module):
         return jnp.pad(mask, [(0, 0), (0, 0), (0, 1)])
 
 
-def _packings(lanes: int, widths: tuple[int, ...], bins: int) -> list[int]:
-    """Returns the packing of each level."""
-    packings = [packing_of(lanes, widths[0], bins)]
-    for _, bins_pooled in DOWNSAMPLING[: len(widths)]:
+def _packings_of_levels(first: int, downsampling: Sequence[tuple[int, int]]) -> list[int]:
+    packings = [first]
+    for _, bins_pooled in downsampling:
         packings.append(packing_at(packings[-1], bins_pooled))
     return packings
 
@@ -401,6 +403,12 @@ class _Linear(nn.Module):
 def maps_first(x: Float[Array, '*shape D'], packing: int) -> Float[Array, '*shape D']:
     """Orders packed channels by map, and then by bin, so that the bins of a map are side by side."""
     return x.reshape(*x.shape[:-1], packing, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def unpacked_maps(x: Float[Array, 'B N G _']) -> Float[Array, 'B N F 3']:
+    """Turns three packed maps in the order of `maps_first` into others."""
+    b, n, groups, width = x.shape
+    return jnp.moveaxis(x.reshape(b, n, groups, 3, width // 3), 3, -1).reshape(b, n, -1, 3)
 
 
 def _spread(x: Float[Array, 'B N F'], layer: Linear, packing: int, dtype: DTypeLike) -> Float[Array, 'B N G pC']:

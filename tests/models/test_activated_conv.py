@@ -1,5 +1,7 @@
 """The fused block of norm, activation and convolution against its parts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from audiosep_jax.models.activated_conv import activated_conv3x3
 from audiosep_jax.models.convolution import native_conv3x3
 from audiosep_jax.models.normalization import batch_norm_shift_activate
+from audiosep_jax.models.packing import pack_conv3x3, repack
 
 
 def arguments(channels):
@@ -43,6 +46,22 @@ def test_output_statistics_and_gradients(channels, keep_inputs, keep_activations
     for norm, mean, var in zip(norms, means, variances, strict=True):
         np.testing.assert_allclose(mean, norm[0].mean((0, 1, 2)), atol=1e-5)
         np.testing.assert_allclose(var, norm[0].var((0, 1, 2)), atol=1e-5)
+
+
+def test_the_kernel_may_be_packed_otherwise_than_the_array():
+    (norm,), (kernel,) = arguments((3,))
+    x, *vectors = norm
+
+    def packed(x, kernel, packing):
+        kernels = [pack_conv3x3(kernel, packing)]
+        return activated_conv3x3([(repack(x, 6), *vectors)], kernels, jnp.float32, True, True)[0]
+
+    y, pull = jax.vjp(lambda x, kernel: in_parts([(x, *vectors)], [kernel]), x, kernel)
+    for packing in (1, 4, 8):
+        found, found_pull = jax.vjp(functools.partial(packed, packing=packing), x, kernel)
+        np.testing.assert_allclose(repack(found, 4), y, atol=1e-5)
+        for ours, theirs in zip(found_pull(found), pull(y), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_activations_that_are_not_kept_take_no_memory():

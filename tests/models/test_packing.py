@@ -14,6 +14,8 @@ from audiosep_jax.models.packing import (
     pack_conv3x3,
     pack_upsampling,
     packing_of,
+    packings_of,
+    repack,
     tile,
     untile_sum,
 )
@@ -59,6 +61,12 @@ def test_pooling_and_upsampling_change_the_packing(packing):
     assert pack_upsampling(kernel, packing).shape == (3 * packing, 2, 2 * packing * 5)
 
 
+def test_packing_again_is_packing_otherwise():
+    x = noise(2, 4, 16, 3)
+    for channels in (6, 12, 48):
+        np.testing.assert_array_equal(repack(pack(x, 4), channels), pack(x, channels // 3))
+
+
 def test_what_belongs_to_a_channel():
     x = noise(2, 3, 8, 5)
     vector = noise(5, seed=1)
@@ -70,8 +78,9 @@ def test_what_belongs_to_a_channel():
 
 @pytest.mark.slow
 def test_the_network_is_the_same_packed():
-    """Output, statistics and every gradient, with all packings from 16 to 1."""
-    config = ModelConfig(sample_rate=8000, window_size=256, hop_size=64, widths=(4, 8, 8, 8, 8, 8), condition_size=8)
+    """Output, statistics and every gradient, with all packings from 64 to 1."""
+    config = ModelConfig(sample_rate=8000, window_size=256, hop_size=64, widths=(8,) * 6, condition_size=8)
+    assert packings_of(64, 8, 128) == (64, 8, 16)
     variables = init_variables(config, jax.random.key(0))
     mixtures, embeddings, targets = noise(2, 2000), noise(2, 8, seed=1), noise(2, 2000, seed=2)
 
