@@ -93,8 +93,8 @@ def _activated(saved: Saved, kernel: Array, dtype: DTypeLike) -> Array:
     XLA for TPUs makes one operation of an activation and its convolution only if nothing comes between, be it a new
     name for the same numbers. The sums over x are packed as x is, for the same reason.
     """
-    x, *vectors = saved
-    return activated((_repacked(x, kernel.shape[2]), *vectors), dtype)
+    x, scale, shift, mean, inverse = saved
+    return activated((_repacked(x, kernel.shape[2]), scale, shift, mean, inverse), dtype)
 
 
 def _repacked(x: Array, channels: int) -> Array:

@@ -135,7 +135,7 @@ def _packed(weights: Any, layer: Layer, packings: Packings, *, makes_maps: bool)
     packing = packings.maps if makes_maps else packing_at(packings.first, layer.scale[1])
     if layer.kind == 'conv3x3':
         parts = jnp.split(weights, _inputs(layer), axis=2)
-        packed = jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
+        packed: Any = jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
     else:
         parts = jnp.split(weights['kernel'], _inputs(layer))
         kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
