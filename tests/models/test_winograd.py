@@ -1,5 +1,6 @@
 """Winograd's convolution against XLA's, by itself and in the folded network."""
 
+import dataclasses
 import functools
 
 import jax
@@ -70,6 +71,15 @@ def test_only_wide_kernels_in_float32_are_transformed():
     found = {name for name in found if winograd.is_transformed(blocks[name.split('/')[0]][name.split('/')[1]])}
     expected = ['encoder_block2/conv2', 'decoder_block1/conv1', 'decoder_block1/conv2']
     assert found == {*expected, 'bottleneck/conv1', 'bottleneck/conv2'}
+
+
+def test_kernels_of_the_deepest_blocks_are_left_as_they_are():
+    """There, a piece of a recording has one to four frames."""
+    deep = dataclasses.replace(WIDE, widths=(128,) * 6)
+    variables = jax.eval_shape(functools.partial(init_variables, deep), jax.random.key(0))
+    blocks = jax.eval_shape(functools.partial(folded.fold, deep, transformed=True), variables)['blocks']
+    plain = {name for name, block in blocks.items() if block['conv1'].shape[0] == 3}
+    assert plain == {'encoder_block6', 'bottleneck', 'decoder_block1'}
 
 
 def test_recordings_and_pieces_are_those_of_the_plain_network():
