@@ -74,15 +74,18 @@ class AudioSep(nn.Module):
         by_clip: wraps a function that treats each clip of its arrays [B, …] by itself, so that each device runs it on
             its own clips (`parallel.mesh.by_clip`). XLA cannot split an FFT: without the wrapper it sends all clips to
             all devices, and each device transforms all of them.
+        lanes: see `ResUNet30`.
+        devices: see `ResUNet30`.
     """
 
     config: ModelConfig
     by_clip: Callable[[Callable], Callable] = lambda function: function
     lanes: int = 1
+    devices: int = 1
 
     def setup(self) -> None:
         config = self.config
-        self.resunet = ResUNet30(config.widths, jnp.dtype(config.dtype), config.remat, self.lanes)
+        self.resunet = ResUNet30(config.widths, jnp.dtype(config.dtype), config.remat, self.lanes, self.devices)
 
     def mask(
         self,

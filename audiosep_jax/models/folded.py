@@ -34,17 +34,18 @@ from jaxtyping import Bool, Complex, Complex64, Float, Int
 
 from audiosep_jax.models import winograd
 from audiosep_jax.models.audiosep import POWER_FLOOR, ModelConfig, init_variables
-from audiosep_jax.models.convolution import average_pool, conv1x1, joined, matmul, native_conv3x3, product, upsample
+from audiosep_jax.models.convolution import average_pool, joined, matmul, native_conv3x3, product, upsample
 from audiosep_jax.models.equalizer import gains, shared
 from audiosep_jax.models.layers import DOWNSAMPLING, TIME_DOWNSAMPLING, Layer, block_layers
 from audiosep_jax.models.normalization import LEAKY_SLOPE, NORM_EPSILON
-from audiosep_jax.models.packing import Packings, pack_conv1x1, pack_conv3x3, packing_at, packings_of, repack, tile
-from audiosep_jax.models.resunet import complex_mask, maps_first, unpacked_maps
+from audiosep_jax.models.packing import pack_conv1x1, pack_conv3x3, packing_at, packing_of, packings_of, repack, tile
+from audiosep_jax.models.resunet import Linear, complex_mask, maps_first, unpacked_maps
 
 Weights = dict[str, Any]  # what `fold` returns
 Frame = int | Int[Array, '']
 # 'block/norm' -> [B, C]: running mean, bias and FiLM in one; 'equalizer' -> [B, F + 1]: its gains, if there is one
 Shifts = dict[str, Array]
+_MAKES_MAPS = ('conv2', 'shortcut')  # of the last block
 _UNKNOWN_END = 2**30  # frames; the end of a recording whose length is not known yet
 
 
@@ -60,11 +61,7 @@ def fold(config: ModelConfig, variables: Mapping[str, Any], lanes: int = 1, *, t
         transformed: transform the 3×3 kernels for which that is faster on a CPU (winograd.py). They get four times as
             large, and the weights of the article's network 216 MB instead of 102.
     """
-    packings = packings_of(lanes, config.widths[0], config.window_size // 2)
-    return _fold(config, variables, packings, transformed=transformed)
-
-
-def _fold(config: ModelConfig, variables: Mapping[str, Any], packings: Packings, *, transformed: bool) -> Weights:
+    packing = _first_packing(config, lanes)
     params, statistics = variables['params'], variables['batch_stats']
 
     def affine(scale_bias: dict, running: dict) -> dict:
@@ -85,14 +82,10 @@ def _fold(config: ModelConfig, variables: Mapping[str, Any], packings: Packings,
     for layer in block_layers(config.widths):
         if layer.kind == 'norm':
             name = f'{layer.block}/{layer.name}'
-            norms[name] = {key: _tile(x, layer, packings.first) for key, x in norms[name].items()}
-        else:
-            makes_maps = layer.block == last and layer.name in ('conv2', 'shortcut')
-            blocks[layer.block][layer.name] = _packed(
-                blocks[layer.block][layer.name], layer, packings, makes_maps=makes_maps
-            )
-    dtype, first = jnp.dtype(config.dtype), params['pre_conv']
-    first = {'kernel': pack_conv1x1(first['kernel'], packings.bins), 'bias': tile(first['bias'], packings.bins)}
+            norms[name] = {key: _tile(x, layer, packing) for key, x in norms[name].items()}
+        elif layer.block != last or layer.name not in _MAKES_MAPS:
+            blocks[layer.block][layer.name] = _packed(blocks[layer.block][layer.name], layer, packing)
+    dtype = jnp.dtype(config.dtype)
     blocks = jax.tree.map(lambda x: x.astype(dtype), blocks)
     if transformed:
         for layer in block_layers(config.widths):
@@ -105,7 +98,7 @@ def _fold(config: ModelConfig, variables: Mapping[str, Any], packings: Packings,
         'norm0': affine(params['norm0'], statistics['norm0']),
         'norms': norms,
         'film': params['film'],
-        'pre_conv': jax.tree.map(lambda x: x.astype(dtype), first),
+        'pre_conv': jax.tree.map(lambda x: x.astype(dtype), params['pre_conv']),
         'blocks': blocks,
     }
 
@@ -127,19 +120,28 @@ def _with_last_layer(block: dict, layer: dict) -> dict:
     }
 
 
-def _packed(weights: Any, layer: Layer, packings: Packings, *, makes_maps: bool) -> Any:
+def _packed(weights: Any, layer: Layer, first: int) -> Any:
     """Returns a layer's weights for packed arrays. `upsample` packs its kernel itself."""
     if layer.kind == 'transposed':
         return weights
-    packing = packings.maps if makes_maps else packing_at(packings.first, layer.scale[1])
+    packing = packing_at(first, layer.scale[1])
     if layer.kind == 'conv3x3':
         parts = jnp.split(weights, _inputs(layer), axis=2)
-        packed: Any = jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
-    else:
-        parts = jnp.split(weights['kernel'], _inputs(layer))
-        kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
-        packed = {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
-    return jax.tree.map(lambda x: maps_first(x, packing), packed) if makes_maps else packed
+        return jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
+    parts = jnp.split(weights['kernel'], _inputs(layer))
+    kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
+    return {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
+
+
+def _with_packed_maps(block: dict, packing: int) -> dict:
+    """Packs the kernels of the last block whose results are the maps. They were left to who knows the rows."""
+    kernel, bias = block['shortcut']['kernel'], block['shortcut']['bias']
+    kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in jnp.split(kernel, 2)])
+    packed = {
+        'conv2': pack_conv3x3(block['conv2'], packing),
+        'shortcut': {'kernel': kernel, 'bias': tile(bias, packing)},
+    }
+    return {**block, **jax.tree.map(lambda x: maps_first(x, packing), packed)}
 
 
 def _tile(x: Float[Array, '*B C'], layer: Layer, first: int) -> Float[Array, '*B pC']:
@@ -148,14 +150,14 @@ def _tile(x: Float[Array, '*B C'], layer: Layer, first: int) -> Float[Array, '*B
     return jnp.concatenate([tile(part, packing) for part in jnp.split(x, _inputs(layer), axis=-1)], axis=-1)
 
 
-def _packings(config: ModelConfig, weights: Weights) -> Packings:
-    """Returns the packings that the weights were made for."""
-    last = weights['blocks'][f'decoder_block{len(config.widths)}']
-    return Packings(
-        bins=weights['pre_conv']['kernel'].shape[0],
-        first=weights['norms']['encoder_block1/norm1']['scale'].size // config.widths[0],
-        maps=last['conv2'].shape[-1] // 3,
-    )
+def _lanes(config: ModelConfig, weights: Weights) -> int:
+    """Returns how many channels the first block computes at once, or 1 if nothing is packed."""
+    channels = weights['norms']['encoder_block1/norm1']['scale'].size
+    return channels if channels > config.widths[0] else 1
+
+
+def _first_packing(config: ModelConfig, lanes: int) -> int:
+    return packing_of(lanes, config.widths[0], config.window_size // 2)
 
 
 def _inputs(layer: Layer) -> int:
@@ -166,7 +168,7 @@ def _inputs(layer: Layer) -> int:
 def query_shifts(config: ModelConfig, weights: Weights, embedding: Float[Array | np.ndarray, 'B E']) -> Shifts:
     """Computes what depends on the query embeddings alone: the shifts [B, pC] of every batch norm, and the gains."""
     layers = [layer for layer in block_layers(config.widths) if layer.kind == 'norm']
-    sizes, first = [layer.outputs for layer in layers], _packings(config, weights).first
+    sizes, first = [layer.outputs for layer in layers], _first_packing(config, _lanes(config, weights))
     fused = matmul(embedding.astype(jnp.float32), weights['film']['kernel']) + weights['film']['bias']
     shifts: Shifts = {}
     for layer, share in zip(layers, jnp.split(fused, np.cumsum(sizes)[:-1], axis=-1), strict=True):
@@ -230,17 +232,17 @@ def look_ahead(config: ModelConfig) -> int:
 
 @functools.cache
 def _look_ahead(blocks: int) -> int:
-    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * blocks), 1, Packings(1, 1, 1))[0]
+    return _trace_pieces(ModelConfig(window_size=128, hop_size=64, widths=(1,) * blocks), 1, 1)[0]
 
 
 def initial_state(config: ModelConfig, weights: Weights, rows: int) -> list[Array]:
     """Returns the state of `piece_mask` at the beginning of `rows` recordings: zeros."""
-    _, state = _trace_pieces(config, rows, _packings(config, weights))
+    _, state = _trace_pieces(config, rows, _lanes(config, weights))
     return [jnp.zeros(shape.shape, shape.dtype) for shape in state]
 
 
 @functools.cache
-def _trace_pieces(config: ModelConfig, rows: int, packings: Packings) -> tuple[int, list[jax.ShapeDtypeStruct]]:
+def _trace_pieces(config: ModelConfig, rows: int, lanes: int) -> tuple[int, list[jax.ShapeDtypeStruct]]:
     """Finds the delay and the shapes of the state by tracing the network without computing anything."""
     delays: list[int] = []
 
@@ -251,7 +253,7 @@ def _trace_pieces(config: ModelConfig, rows: int, packings: Packings) -> tuple[i
         return time.new_state
 
     variables = jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
-    weights = jax.eval_shape(functools.partial(_fold, config, packings=packings, transformed=False), variables)
+    weights = jax.eval_shape(functools.partial(fold, config, lanes=lanes), variables)
     x = jax.ShapeDtypeStruct((rows, TIME_DOWNSAMPLING, config.window_size // 2), jnp.float32)
     state = jax.eval_shape(run, weights, x)
     return delays[0], state
@@ -339,7 +341,9 @@ def _maps(
     config: ModelConfig, weights: Weights, shifts: Shifts, x: Float[Array, 'B N F'], time: _Whole | _Pieces
 ) -> _Activations:
     """Computes the three output maps float32 [B, N, F, 3] from `features`, as `ResUNet30` in resunet.py does."""
-    dtype, blocks = jnp.dtype(config.dtype), weights['blocks']
+    dtype, last = jnp.dtype(config.dtype), f'decoder_block{len(config.widths)}'
+    packings = packings_of(_lanes(config, weights), config.widths[0], x.shape[2], len(x))
+    blocks = {**weights['blocks'], last: _with_packed_maps(weights['blocks'][last], packings.maps)}
 
     def activate(inputs: list[_Activations], name: str) -> _Activations:
         ends = _ends(inputs)
@@ -366,9 +370,8 @@ def _maps(
         around = time.delay_to(around, y.delay)
         return y.map(lambda v: v + around.values)
 
-    packings = _packings(config, weights)
-    groups = x.astype(dtype).reshape(*x.shape[:2], -1, packings.bins)
-    values = repack(conv1x1(groups, **weights['pre_conv']), packings.first * config.widths[0])
+    first = Linear(**weights['pre_conv']).packed(packings.bins, dtype)
+    values = repack(first(repack(x[..., None].astype(dtype), packings.bins)), packings.first * config.widths[0])
     level = _Activations(values, packings.first)
     skips, downsampling = [], DOWNSAMPLING[: len(config.widths)]
     for i, (frames, bins) in enumerate(downsampling, 1):

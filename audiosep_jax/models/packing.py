@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+_SUBLANES = 8  # of a TPU
+
 
 def lanes_of(platform: str) -> int:
     """Returns how many channels a platform computes at once, or 1 where packing would only add zeros to multiply."""
@@ -44,9 +46,22 @@ class Packings(NamedTuple):
     maps: int
 
 
-def packings_of(lanes: int, channels: int, bins: int) -> Packings:
-    """Returns the packings of a network with so many channels in its first block."""
-    return Packings(*(packing_of(lanes, each, bins) for each in (1, channels, 3)))
+def packings_of(lanes: int, channels: int, bins: int, rows: int) -> Packings:
+    """Returns the packings of a network.
+
+    A TPU keeps eight rows in its sublanes, so that packing their arrays anew moves nothing. With more or fewer rows it
+    is a copy, which costs more than full lanes save; then bins and maps are packed as the activations are.
+
+    Args:
+        lanes: how many channels the hardware computes at once.
+        channels: of the first block.
+        bins: of the spectrogram, without the top one.
+        rows: clips on each device.
+    """
+    first = packing_of(lanes, channels, bins)
+    if rows != _SUBLANES:
+        return Packings(first, first, first)
+    return Packings(packing_of(lanes, 1, bins), first, packing_of(lanes, 3, bins))
 
 
 def packing_at(first: int, bins: int) -> int:
@@ -58,7 +73,7 @@ def packing_at(first: int, bins: int) -> int:
 
 
 def repack(x: Float[Array, 'B N G _'], channels: int) -> Float[Array, 'B N _ {channels}']:
-    """Packs more or fewer bins, so that there are so many channels with them. No number moves in memory."""
+    """Packs more or fewer bins, so that there are so many channels with them."""
     return x if x.shape[-1] == channels else x.reshape(*x.shape[:2], -1, channels)
 
 

@@ -288,12 +288,14 @@ class ResUNet30(nn.Module):
         remat: `none`, `norms` or `blocks`; see `ModelConfig`.
         lanes: how many channels the hardware computes at once; arrays with fewer are packed (packing.py). It changes
             how the network is computed, and nothing else. 1: nothing is packed.
+        devices: over how many the clips are split. Arrays are packed by how many clips each has.
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 384, 384)
     dtype: DTypeLike = jnp.float32
     remat: Literal['none', 'norms', 'blocks'] = 'none'
     lanes: int = 1
+    devices: int = 1
 
     @nn.compact
     def __call__(
@@ -333,7 +335,7 @@ class ResUNet30(nn.Module):
             valid = (jnp.arange(n) < frame_count[:, None])[..., None]
             x = jnp.where(valid, x, 0)
         x = jnp.pad(x[..., : f - 1], [(0, 0), (0, -n % TIME_DOWNSAMPLING), (0, 0)])
-        packings = packings_of(self.lanes, self.widths[0], f - 1)
+        packings = packings_of(self.lanes, self.widths[0], f - 1, len(x) // self.devices)
         x = _spread(x, _Linear(1, self.widths[0], name='pre_conv')(), packings.bins, self.dtype)
         x = repack(x, packings.first * self.widths[0])
 

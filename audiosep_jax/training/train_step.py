@@ -114,7 +114,8 @@ def make_train_step(
     """
     lanes = lanes_of(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
     split = by_clip(mesh)
-    model, compare = AudioSep(config, split, lanes), mean_loss(loss, config.sample_rate, split)
+    model = AudioSep(config, split, lanes, devices=1 if mesh is None else mesh.size)
+    compare = mean_loss(loss, config.sample_rate, split)
 
     def loss_fn(
         params: Any,

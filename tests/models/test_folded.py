@@ -45,8 +45,13 @@ def assert_same_sound(actual, expected, counts):
     np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
-def test_folded_whole(case):
+@pytest.mark.parametrize('copies', [1, 4])
+def test_folded_whole(case, copies):
+    """On eight rows, bins and maps are packed otherwise than on two."""
     config, network, spectra, embeddings, counts, expected = case
+    spectra, embeddings, counts, expected = (
+        np.concatenate([x] * copies) for x in (spectra, embeddings, counts, expected)
+    )
     valid = jnp.arange(FRAMES) < counts[:, None]
 
     @jax.jit
