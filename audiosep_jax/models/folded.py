@@ -342,7 +342,9 @@ def _maps(
 ) -> _Activations:
     """Computes the three output maps float32 [B, N, F, 3] from `features`, as `ResUNet30` in resunet.py does."""
     dtype, last = jnp.dtype(config.dtype), f'decoder_block{len(config.widths)}'
-    packings = packings_of(_lanes(config, weights), config.widths[0], x.shape[2], len(x))
+    lanes = _lanes(config, weights)
+    rows = x.shape[0] if lanes > 1 else 1  # exported programs, where nothing is packed, take any number of rows
+    packings = packings_of(lanes, config.widths[0], x.shape[2], rows)
     blocks = {**weights['blocks'], last: _with_packed_maps(weights['blocks'][last], packings.maps)}
 
     def activate(inputs: list[_Activations], name: str) -> _Activations:

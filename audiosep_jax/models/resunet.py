@@ -335,7 +335,7 @@ class ResUNet30(nn.Module):
             valid = (jnp.arange(n) < frame_count[:, None])[..., None]
             x = jnp.where(valid, x, 0)
         x = jnp.pad(x[..., : f - 1], [(0, 0), (0, -n % TIME_DOWNSAMPLING), (0, 0)])
-        packings = packings_of(self.lanes, self.widths[0], f - 1, len(x) // self.devices)
+        packings = packings_of(self.lanes, self.widths[0], f - 1, x.shape[0] // self.devices)
         x = _spread(x, _Linear(1, self.widths[0], name='pre_conv')(), packings.bins, self.dtype)
         x = repack(x, packings.first * self.widths[0])
 
