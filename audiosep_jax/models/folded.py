@@ -83,8 +83,10 @@ def fold(config: ModelConfig, variables: Mapping[str, Any], lanes: int = 1, *, t
         if layer.kind == 'norm':
             name = f'{layer.block}/{layer.name}'
             norms[name] = {key: _tile(x, layer, packing) for key, x in norms[name].items()}
-        elif layer.block != last or layer.name not in _MAKES_MAPS:
-            blocks[layer.block][layer.name] = _packed(blocks[layer.block][layer.name], layer, packing)
+        elif layer.kind != 'transposed' and (layer.block != last or layer.name not in _MAKES_MAPS):
+            # `upsample` packs its kernel itself.
+            block = blocks[layer.block]
+            block[layer.name] = _packed(block[layer.name], _inputs(layer), packing_at(packing, layer.scale[1]))
     dtype = jnp.dtype(config.dtype)
     blocks = jax.tree.map(lambda x: x.astype(dtype), blocks)
     if transformed:
@@ -120,27 +122,18 @@ def _with_last_layer(block: dict, layer: dict) -> dict:
     }
 
 
-def _packed(weights: Any, layer: Layer, first: int) -> Any:
-    """Returns a layer's weights for packed arrays. `upsample` packs its kernel itself."""
-    if layer.kind == 'transposed':
-        return weights
-    packing = packing_at(first, layer.scale[1])
-    if layer.kind == 'conv3x3':
-        parts = jnp.split(weights, _inputs(layer), axis=2)
-        return jnp.concatenate([pack_conv3x3(part, packing) for part in parts], axis=2)
-    parts = jnp.split(weights['kernel'], _inputs(layer))
-    kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
-    return {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
+def _packed(weights: Any, inputs: int, packing: int) -> Any:
+    """Returns a convolution's weights for packed arrays, of which so many lie side by side in its input."""
+    if isinstance(weights, dict):
+        parts = jnp.split(weights['kernel'], inputs)
+        kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in parts])
+        return {'kernel': kernel, 'bias': tile(weights['bias'], packing)}
+    return jnp.concatenate([pack_conv3x3(part, packing) for part in jnp.split(weights, inputs, axis=2)], axis=2)
 
 
 def _with_packed_maps(block: dict, packing: int) -> dict:
     """Packs the kernels of the last block whose results are the maps. They were left to who knows the rows."""
-    kernel, bias = block['shortcut']['kernel'], block['shortcut']['bias']
-    kernel = jnp.concatenate([pack_conv1x1(part, packing) for part in jnp.split(kernel, 2)])
-    packed = {
-        'conv2': pack_conv3x3(block['conv2'], packing),
-        'shortcut': {'kernel': kernel, 'bias': tile(bias, packing)},
-    }
+    packed = {'conv2': _packed(block['conv2'], 1, packing), 'shortcut': _packed(block['shortcut'], 2, packing)}
     return {**block, **jax.tree.map(lambda x: maps_first(x, packing), packed)}
 
 
